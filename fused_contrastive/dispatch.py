@@ -1,0 +1,98 @@
+"""Which backend serves a call. A backend is a module of functions with identical signatures (ops.py); every refusal
+carries its reason, and `backends()` shows them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+
+import torch
+
+_MODULES = {
+    "panels": "fused_contrastive.panels",
+    "cpu": "fused_contrastive.native",
+    "triton": "fused_contrastive.triton_kernels",
+}
+NAMES = ("eager", *_MODULES)
+_PREFERENCE = {"cpu": ("cpu", "panels"), "cuda": ("triton", "panels")}
+_forced: str | None = None
+_loaded: dict[str, object] = {}
+
+
+def module(name: str):
+    """The backend's module, imported on first use."""
+    if name not in _loaded:
+        _loaded[name] = importlib.import_module(_MODULES[name])
+    return _loaded[name]
+
+
+def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why backend `name` cannot serve tensors of this device and matrix dtype, or None when it can."""
+    if name == "eager":
+        return None
+    try:
+        return module(name).refusal(device, dtype)
+    except ImportError as error:
+        return str(error)
+
+
+def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that serves this call: `name` if given, else the one of `use_backend`, else the device's default.
+
+    Raises ValueError for an unknown name and RuntimeError, with the reason, where the named backend cannot serve.
+    """
+    name = name or _forced
+    if name is None:
+        for candidate in _PREFERENCE.get(device.type, ("panels",)):
+            if refusal(candidate, device, dtype) is None:
+                return candidate
+        return "panels"
+    check_name(name)
+    reason = refusal(name, device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"backend={name!r} cannot serve {dtype} on {device}: {reason}")
+    return name
+
+
+def check_name(name: str) -> None:
+    if name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+
+
+def is_eager(name: str | None) -> bool:
+    """Whether the call asks for the dense reference."""
+    return (name or _forced) == "eager"
+
+
+def backends() -> dict[str, str]:
+    """Every backend and what it can do here: ``"available ..."`` or ``"unavailable: "`` and the reason.
+
+    >>> import fused_contrastive
+    >>> fused_contrastive.backends()["panels"]
+    'available: any device'
+    """
+    report = {"eager": "available: any device (dense reference, by name only)", "panels": "available: any device"}
+    for name in _MODULES:
+        if name == "panels":
+            continue
+        try:
+            report[name] = module(name).status()
+        except ImportError as error:
+            report[name] = f"unavailable: {error}"
+    return report
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None):
+    """Use backend `name` for every call inside the ``with`` block that names none; None restores the default choice.
+
+    Process-wide (not per thread). Raises ValueError for an unknown name.
+    """
+    global _forced
+    if name is not None:
+        check_name(name)
+    previous, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = previous

@@ -1,0 +1,119 @@
+"""The registered torch ops: one forward and one backward for the similarity family, with schemas and fakes.
+
+The autograd functions call these, so `torch.compile(fullgraph=True)`, `opcheck` and export see single opaque nodes. The
+implementation hands every call to the backend named in its last argument: a module with functions
+`similarity_forward` and `similarity_backward` of exactly these arguments (less ``backend``).
+
+Contract, for every backend
+---------------------------
+Inputs: ``a [G, M, D]``, ``b [G, N, D]`` or None (b is a, N = M), any strides, G, M, N, D >= 1. ``scale []`` and ``bias [G, N]``
+in the accumulation dtype (float64 for a float64 ``dtype``, else float32), on the device of ``a``. ``key_a [G, M]``,
+``key_b [G, N]`` int64 (with ``b=None`` the keys are ``key_a``). ``kind, offset, stride, positive``: candidates.py.
+``dtype`` is the matrix dtype: what the products read.
+
+Definitions, in the accumulation dtype: ``inv = 1 / max(|x|, 1e-12)`` per row with ``normalize``; ``hat = round(x * inv)`` to ``dtype``
+(``round(x)`` without ``normalize``); ``s_ij = scale * <a_hat_i, b_hat_j> + bias_j``; p(i) the positive's column.
+
+Forward returns eleven tensors, each empty (``[0]``) when absent:
+
+    rows [G, M]        log-sum-exp of s over the candidate columns; -inf where there are none
+    cols [G, N]        the same over the candidate rows of each column            with ``columns``
+    pos [G, M]         s at the positive                                          with ``positive >= 0``
+    loss [G, M]        softplus(rows - pos); with ``columns`` (then M = N) the mean of it and
+                       softplus(cols[p(i)] - pos)                                 with ``positive >= 0``
+    row_max [G, M]     maximum of s over the candidates, -inf where none          with ``extrema``
+    col_max [G, N]     the same for columns                                       with ``extrema`` and ``columns``
+    a_hat [G, M, D]    in ``dtype``, contiguous; absent when ``a`` is it already (not ``normalize``, same dtype)
+    b_hat [G, N, D]    likewise for b; absent with ``b=None``
+    a_inv [G, M]       with ``normalize``
+    b_inv [G, N]       with ``normalize`` and b
+    mean [G, M, D]     sum_j softmax_ij b_hat_j, unscaled (rows without candidates: 0)   with ``weighted``
+                       (``weighted`` only with b, without ``columns`` and without a positive)
+
+Backward takes the upstream gradients and what forward saved (absent tensors are the empty ones) and returns
+``da [G, M, D]`` and ``db [G, N, D]`` in the dtypes of a and b, ``dscale []`` and ``dbias [G, N]`` in the accumulation dtype, each empty
+unless its ``need_*`` is set. Without a positive ``g_rows`` and ``g_cols`` (empty unless ``columns``) belong to rows and cols; with one,
+``g_rows`` belongs to loss and ``g_cols`` is empty. With ``mean`` present and only a and scale needed no tile is computed.
+With b=None ``da`` is the whole gradient of the set. Rows (columns) without candidates get no gradient from their lse.
+Below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from . import dispatch
+
+_LIBRARY = torch.library.Library("fused_contrastive", "DEF")
+
+_CANDIDATES = "str kind, SymInt offset, SymInt stride, SymInt positive"
+_LIBRARY.define(
+    "similarity_forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, "
+    + _CANDIDATES
+    + ", bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype, str backend) -> ("
+    + ", ".join(["Tensor"] * 11)
+    + ")"
+)
+_LIBRARY.define(
+    "similarity_backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, "
+    "Tensor? key_a, Tensor? key_b, Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, "
+    "Tensor b_inv, Tensor mean, "
+    + _CANDIDATES
+    + ", bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.impl(_LIBRARY, "similarity_forward", "CompositeExplicitAutograd")
+def _similarity_forward(*arguments):
+    return dispatch.module(arguments[-1]).similarity_forward(*arguments[:-1])
+
+
+@torch.library.impl(_LIBRARY, "similarity_backward", "CompositeExplicitAutograd")
+def _similarity_backward(*arguments):
+    return dispatch.module(arguments[-1]).similarity_backward(*arguments[:-1])
+
+
+@torch.library.register_fake("fused_contrastive::similarity_forward", lib=_LIBRARY)
+def _(a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema, weighted, dtype, backend):
+    G, M, D = a.shape
+    N = M if b is None else b.shape[1]
+    accumulate = accumulation_dtype(dtype)
+
+    def tensor(present, *shape, dtype=accumulate):
+        return a.new_empty(shape if present else (0,), dtype=dtype)
+
+    paired = positive >= 0
+    return (
+        tensor(True, G, M),
+        tensor(columns, G, N),
+        tensor(paired, G, M),
+        tensor(paired, G, M),
+        tensor(extrema, G, M),
+        tensor(extrema and columns, G, N),
+        tensor(normalize or a.dtype != dtype, G, M, D, dtype=dtype),
+        tensor(b is not None and (normalize or b.dtype != dtype), G, N, D, dtype=dtype),
+        tensor(normalize, G, M),
+        tensor(normalize and b is not None, G, N),
+        tensor(weighted, G, M, D),
+    )
+
+
+@torch.library.register_fake("fused_contrastive::similarity_backward", lib=_LIBRARY)
+def _(
+    g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
+    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
+):  # fmt: skip
+    G, M, D = a.shape
+    N = M if b is None else b.shape[1]
+    return (
+        a.new_empty((G, M, D) if need_a else (0,)),
+        a.new_empty((G, N, D) if need_b else (0,), dtype=a.dtype if b is None else b.dtype),
+        scale.new_empty(() if need_scale else (0,)),
+        scale.new_empty((G, N) if need_bias else (0,)),
+    )
