@@ -8,7 +8,8 @@ Contract, for every backend
 ---------------------------
 Inputs: ``a [G, M, D]``, ``b [G, N, D]`` or None (b is a, N = M), any strides, G, M, N, D >= 1. ``scale []`` and ``bias [G, N]``
 in the accumulation dtype (float64 for a float64 ``dtype``, else float32), on the device of ``a``. ``key_a [G, M]``,
-``key_b [G, N]`` int64 (with ``b=None`` the keys are ``key_a``). ``kind, offset, stride, positive``: candidates.py.
+``key_b [G, N]`` int64 (with ``b=None`` the keys are ``key_a``). ``kind, offset, stride, positive``: candidates.py. With ``b=None`` the
+problem is symmetric: no bias, no ``columns``, offset 0 or NO_SELF (functions.py passes a copy as b otherwise). A positive needs M <= N.
 ``dtype`` is the matrix dtype: what the products read.
 
 Definitions, in the accumulation dtype: ``inv = 1 / max(|x|, 1e-12)`` per row with ``normalize``; ``hat = round(x * inv)`` to ``dtype``

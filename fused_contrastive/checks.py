@@ -1,0 +1,70 @@
+"""Argument checks shared by the public functions: each error names the argument, what was given and what is expected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def embeddings(name: str, x, *, dim: int | None = None, at_least: int | None = None, like: tuple | None = None) -> None:
+    """Floating tensor of `dim` (or `at_least`) dimensions, with the device and, outside autocast, the dtype of ``like = (name, tensor)``."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
+    if dim is not None and x.dim() != dim:
+        raise ValueError(f"{name} must have {dim} dimensions, got shape {tuple(x.shape)}")
+    if at_least is not None and x.dim() < at_least:
+        raise ValueError(f"{name} must have at least {at_least} dimensions, got shape {tuple(x.shape)}")
+    if like is None:
+        return
+    other, reference = like
+    if x.device != reference.device:
+        raise ValueError(f"{name} must be on the device of {other} ({reference.device}), got {x.device}")
+    if x.dtype != reference.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{name} must have the dtype of {other} ({reference.dtype}), got {x.dtype}")
+
+
+def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:
+    if x.shape != reference.shape:
+        raise ValueError(f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}")
+
+
+def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
+    """Integer tensor broadcastable to `shape`, ``[..., rows]``."""
+    if not isinstance(key, torch.Tensor) or key.is_floating_point() or key.is_complex():
+        raise TypeError(f"{name} must be an integer tensor, got {getattr(key, 'dtype', type(key).__name__)}")
+    if key.device != device:
+        raise ValueError(f"{name} must be on {device}, got {key.device}")
+    if key.dim() == 0 or key.shape[-1] != shape[-1] or not broadcastable(key.shape, shape):
+        raise ValueError(f"{name} must be broadcastable to shape {tuple(shape)}, got {tuple(key.shape)}")
+
+
+def broadcastable(shape: torch.Size, target: torch.Size) -> bool:
+    return len(shape) <= len(target) and all(
+        s in (1, t) for s, t in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+def number(name: str, value, device: torch.device, *, divisor: bool = False) -> None:
+    """A finite number, or a 0-d floating tensor on `device` or the CPU, whose value is never read."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() != 0 or not value.is_floating_point():
+            raise ValueError(f"{name} must be a 0-d floating-point tensor, got {value.dtype}, shape {tuple(value.shape)}")
+        if value.device != device and value.device.type != "cpu":
+            raise ValueError(f"{name} must be on {device} or the CPU, got {value.device}")
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if divisor and abs(value) < 1e-8:
+        raise ValueError(f"{name} must not be smaller than 1e-8 in magnitude, got {value}")
+
+
+def choice(name: str, value, options: tuple) -> None:
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")

@@ -1,0 +1,234 @@
+"""The autograd function of the similarity family and the primitive over it.
+
+`similarity` is what every loss calls: it resolves dtype, autocast, groups and backend and returns row and column log-sum-exp, or the
+one-positive loss ``softplus(lse - pos)`` where the positive never enters the sum (accurate relative to itself; docs/maths.md).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from . import checks, dispatch, reference
+from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
+from .ops import accumulation_dtype
+
+_forward = torch.ops.fused_contrastive.similarity_forward.default
+_backward = torch.ops.fused_contrastive.similarity_backward.default
+
+
+class Similarity(torch.autograd.Function):
+    """Outputs are those of the forward op (ops.py). Differentiable: rows and cols, or loss where there is a positive."""
+
+    @staticmethod
+    def forward(*arguments):
+        return _forward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, _, _, dtype, backend = inputs
+        rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean = outputs
+        constant = (rows, cols) if positive >= 0 else (loss,)
+        ctx.mark_non_differentiable(*constant, pos, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean)
+        ctx.options = (kind, offset, stride, positive, normalize, dtype)
+        ctx.backend = backend
+
+    @staticmethod
+    def backward(ctx, g_rows, g_cols, _pos, g_loss, *_):
+        saved = ctx.saved_tensors
+        a, b, scale, rows, cols = saved[0], saved[1], saved[2], saved[6], saved[7]
+        nothing = rows.new_empty(0)
+        if ctx.options[3] >= 0:
+            g_rows, g_cols = g_loss, nothing
+        elif cols.numel() == 0:
+            g_cols = nothing
+        elif g_cols is None:
+            g_cols = torch.zeros_like(cols)
+        if g_rows is None:
+            g_rows = torch.zeros_like(rows)
+        need_a, need_b, need_scale, need_bias = ctx.needs_input_grad[:4]
+        da, db, dscale, dbias = _backward(
+            g_rows, g_cols, *saved, *ctx.options, need_a, need_b, need_scale, need_bias, ctx.backend
+        )
+        return (
+            da if need_a else None,
+            db if need_b else None,
+            dscale if need_scale else None,
+            dbias if need_bias else None,
+            *(None,) * 12,
+        )
+
+
+class Result(NamedTuple):
+    """What `similarity` returns; tensors of the accumulation dtype, None when not asked for."""
+
+    rows: torch.Tensor
+    cols: torch.Tensor | None
+    loss: torch.Tensor | None
+    pos: torch.Tensor | None
+    row_max: torch.Tensor | None
+    col_max: torch.Tensor | None
+
+
+def matrix_dtype(x: torch.Tensor) -> torch.dtype:
+    """What products of x are computed in: the autocast dtype inside autocast (float64 stays), else the dtype of x."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def as_scalar(value, like: torch.Tensor) -> torch.Tensor:
+    """A number or 0-d tensor in the accumulation dtype and on the device of `like`; gradients flow to a tensor."""
+    dtype = accumulation_dtype(like.dtype)
+    if isinstance(value, torch.Tensor):
+        return value.to(device=like.device, dtype=dtype)
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def inverse_scale(temperature, like: torch.Tensor) -> torch.Tensor:
+    """``1 / temperature`` as `as_scalar` gives it."""
+    if isinstance(temperature, torch.Tensor):
+        return as_scalar(temperature, like).reciprocal()
+    return as_scalar(1.0 / temperature, like)
+
+
+def similarity(
+    a: torch.Tensor,
+    b: torch.Tensor | None,
+    scale: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    key_a: torch.Tensor | None = None,
+    key_b: torch.Tensor | None = None,
+    kind: str = "all",
+    offset: int = 0,
+    stride: int = 1,
+    positive: int = -1,
+    normalize: bool = False,
+    columns: bool = False,
+    extrema: bool = False,
+    backend: str | None = None,
+) -> Result:
+    """Checked tensors in, `Result` out: ``a [..., M, D]``, ``b [..., N, D]`` or None, scale from `as_scalar`, bias ``[..., N]``.
+
+    Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py.
+    """
+    dtype = matrix_dtype(a)
+    M, D = a.shape[-2:]
+    N = M if b is None else b.shape[-2]
+    lead = a.shape[:-2]
+    if a.numel() == 0 or N == 0:
+        return reference.similarity(
+            a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
+        )
+    name = dispatch.select(backend, a.device, dtype)
+    both = columns and b is None
+    if b is None and (bias is not None or offset not in (0, NO_SELF)):  # not symmetric
+        b, key_b, both = a.clone(), key_a, False
+    fixed = not columns and positive < 0 and b is not None and not b.requires_grad
+    weighted = fixed and a.requires_grad and (bias is None or not bias.requires_grad) and torch.is_grad_enabled()
+    rows, cols, pos, loss, row_max, col_max, *_ = Similarity.apply(
+        a.reshape(-1, M, D),
+        None if b is None else b.reshape(-1, N, D),
+        scale,
+        None if bias is None else bias.to(scale.dtype).expand(*lead, N).reshape(-1, N),
+        _group_keys(key_a, lead, M),
+        None if b is None else _group_keys(key_b, lead, N),
+        kind, offset, stride, positive, normalize, columns and not both, extrema, weighted, dtype, name,
+    )  # fmt: skip
+    if both:
+        cols, col_max = rows, row_max
+
+    def restore(x, present, size):
+        return x.reshape(*lead, size) if present else None
+
+    paired = positive >= 0
+    return Result(
+        restore(rows, True, M),
+        restore(cols, columns, N),
+        restore(loss, paired, M),
+        restore(pos, paired, M),
+        restore(row_max, extrema, M),
+        restore(col_max, extrema and columns, N),
+    )
+
+
+def _group_keys(key, lead, size):
+    return None if key is None else key.to(torch.int64).expand(*lead, size).reshape(-1, size)
+
+
+def similarity_logsumexp(
+    a: torch.Tensor,
+    b: torch.Tensor | None = None,
+    *,
+    scale: float | torch.Tensor = 1.0,
+    bias: torch.Tensor | None = None,
+    normalize: bool = False,
+    candidates: str = "all",
+    self_offset: int | None = None,
+    pair_stride: int | None = None,
+    key_a: torch.Tensor | None = None,
+    key_b: torch.Tensor | None = None,
+    return_columns: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """``logsumexp_j(scale * <a_i, b_j> + bias_j)`` over the candidate columns of each row, in O((M + N) D) memory.
+
+    The primitive every loss here is made of; differentiable in `a`, `b`, `scale` and `bias`.
+
+    Args:
+        a: ``[..., M, D]`` embeddings.
+        b: ``[..., N, D]``, same leading dimensions, dtype and device; None: b is a.
+        scale: number or 0-d tensor (its value is never read).
+        bias: ``[N]`` or ``[..., N]`` added to the logits of each column; ``-inf`` removes a column.
+        normalize: divide every row of a and b by ``max(|x|, 1e-12)`` first.
+        candidates: ``"all"``; ``"not_self"`` (j != i + self_offset); ``"not_pair"`` (j - i - self_offset not a multiple of `pair_stride`);
+            ``"other_key"`` (key_b[j] != key_a[i]); ``"same_key"`` (equal keys, self left out where there is a self).
+        self_offset: column of row 0's self; None: 0 for one set, no self for two.
+        pair_stride: rows per view of a set of stacked views, for ``"not_pair"``.
+        key_a, key_b: integer keys ``[M]`` or ``[..., M]`` and ``[N]`` or ``[..., N]``; with one set only `key_a`.
+        return_columns: also the log-sum-exp over the candidate rows of each column, from the same pass.
+        backend: a name of `backends()`; None: the default of the device.
+
+    Returns:
+        ``[..., M]`` (and ``[..., N]``), float32 (float64 for float64 inputs); −inf, with gradient 0, where there is no candidate.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    checks.embeddings("a", a, at_least=2)
+    if b is not None:
+        checks.embeddings("b", b, at_least=2, like=("a", a))
+        if b.shape[:-2] != a.shape[:-2] or b.shape[-1] != a.shape[-1]:
+            raise ValueError(f"b must have shape [..., N, D] matching a {tuple(a.shape)}, got {tuple(b.shape)}")
+    M, lead = a.shape[-2], a.shape[:-2]
+    N = M if b is None else b.shape[-2]
+    checks.number("scale", scale, a.device)
+    checks.choice("candidates", candidates, KINDS)
+    checks.choice("normalize", normalize, (True, False))
+    if bias is not None:
+        checks.embeddings("bias", bias, at_least=1)
+        if bias.device != a.device:
+            raise ValueError(f"bias must be on the device of a ({a.device}), got {bias.device}")
+        if bias.shape[-1] != N or not checks.broadcastable(bias.shape, (*lead, N)):
+            raise ValueError(f"bias must be broadcastable to shape {(*lead, N)}, got {tuple(bias.shape)}")
+    if (pair_stride is not None) != (candidates == "not_pair") or (pair_stride is not None and pair_stride < 1):
+        raise ValueError(f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}")
+    if candidates in KEYED:
+        checks.keys("key_a", key_a, (*lead, M), a.device)
+        if b is None and key_b is not None:
+            raise ValueError("key_b must be None with one set (b=None): its keys are key_a")
+        if b is not None:
+            checks.keys("key_b", key_b, (*lead, N), a.device)
+    elif key_a is not None or key_b is not None:
+        raise ValueError(f"key_a and key_b need candidates in {KEYED}, got candidates={candidates!r}")
+    kind, offset = resolve_offset(candidates, self_offset, b is None)
+    result = similarity(
+        a, b, as_scalar(scale, a), bias=bias, key_a=key_a, key_b=key_b, kind=kind, offset=offset,
+        stride=pair_stride or 1, normalize=normalize, columns=return_columns, backend=backend,
+    )  # fmt: skip
+    return (result.rows, result.cols) if return_columns else result.rows

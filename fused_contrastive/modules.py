@@ -1,0 +1,106 @@
+"""nn.Module shells of the losses: the function's options as constructor arguments, a learnable temperature on request."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from . import checks, losses
+
+
+class _Loss(nn.Module):
+    """Keeps the options of one loss function; subclasses name the function."""
+
+    def __init__(self, **options):
+        super().__init__()
+        checks.choice("reduction", options["reduction"], checks.REDUCTIONS)
+        self.options = options
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class _TemperatureLoss(_Loss):
+    """A loss with a temperature: fixed, or learned as its logarithm (parameter ``log_temperature``), hence always positive."""
+
+    def __init__(self, temperature: float, learnable: bool, **options):
+        super().__init__(**options)
+        checks.number("temperature", temperature, torch.device("cpu"), divisor=True)
+        if learnable and temperature <= 0:
+            raise ValueError(f"temperature must be positive to be learnable, got {temperature}")
+        self.learnable = learnable
+        if learnable:
+            self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        else:
+            self._temperature = temperature
+
+    @property
+    def temperature(self) -> float | torch.Tensor:
+        """The number, or the current value as a tensor that carries the parameter's gradient."""
+        return self.log_temperature.exp() if self.learnable else self._temperature
+
+    def extra_repr(self) -> str:
+        value = "learnable" if self.learnable else repr(self._temperature)
+        return f"temperature={value}, {super().extra_repr()}"
+
+
+class NTXentLoss(_TemperatureLoss):
+    """Module form of `nt_xent_loss`: ``NTXentLoss(temperature)(z1, z2)``."""
+
+    def __init__(
+        self, temperature=0.5, *, normalize=True, reduction="mean", metrics=False, backend=None, learnable=False
+    ):
+        super().__init__(
+            temperature, learnable, normalize=normalize, reduction=reduction, metrics=metrics, backend=backend
+        )
+
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor):
+        return losses.nt_xent_loss(z1, z2, self.temperature, **self.options)
+
+
+class InfoNCELoss(_TemperatureLoss):
+    """Module form of `info_nce_loss`: ``InfoNCELoss(temperature)(query, positive_key, negative_keys)``."""
+
+    def __init__(
+        self, temperature=0.1, *, negative_mode="unpaired", normalize=True, symmetric=False, reduction="mean",
+        metrics=False, backend=None, learnable=False,
+    ):  # fmt: skip
+        super().__init__(
+            temperature, learnable, negative_mode=negative_mode, normalize=normalize, symmetric=symmetric,
+            reduction=reduction, metrics=metrics, backend=backend,
+        )  # fmt: skip
+
+    def forward(self, query: torch.Tensor, positive_key: torch.Tensor, negative_keys: torch.Tensor | None = None):
+        return losses.info_nce_loss(query, positive_key, negative_keys, self.temperature, **self.options)
+
+
+class ClipLoss(_Loss):
+    """Module form of `clip_loss`: ``ClipLoss()(image_features, text_features, logit_scale)``."""
+
+    def __init__(self, *, reduction="mean", metrics=False, backend=None):
+        super().__init__(reduction=reduction, metrics=metrics, backend=backend)
+
+    def forward(self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale, logit_bias=None):
+        return losses.clip_loss(image_features, text_features, logit_scale, logit_bias, **self.options)
+
+
+class NPairsLoss(_Loss):
+    """Module form of `n_pairs_loss`: ``NPairsLoss()(anchors, positives)``."""
+
+    def __init__(self, *, normalize=True, reduction="mean", metrics=False, backend=None):
+        super().__init__(normalize=normalize, reduction=reduction, metrics=metrics, backend=backend)
+
+    def forward(self, anchors: torch.Tensor, positives: torch.Tensor, target: torch.Tensor | None = None):
+        return losses.n_pairs_loss(anchors, positives, target, **self.options)
+
+
+class CPCLoss(_Loss):
+    """Module form of `cpc_loss`: ``CPCLoss()(predictions, latents)`` returns ``(loss, accuracy)``."""
+
+    def __init__(self, *, reduction="mean", backend=None):
+        super().__init__(reduction=reduction, backend=backend)
+
+    def forward(self, predictions: torch.Tensor, latents: torch.Tensor):
+        return losses.cpc_loss(predictions, latents, **self.options)

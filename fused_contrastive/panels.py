@@ -1,0 +1,235 @@
+"""The streaming algorithm in torch operations over row panels: O(N D) memory on any device, no compiler, no Triton.
+
+A panel is at most ``PANEL`` similarities of consecutive rows against all columns (for one set: the columns from the panel's first row
+on, so that only half the matrix is computed and each tile serves its rows and its columns). Products are library GEMMs.
+Flops, one set: N^2 D forward, 3 N^2 D backward; two sets: 2 M N D and 6 M N D. Derivations: docs/maths.md.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .candidates import candidate_mask, tile_needs_mask
+
+PANEL = 1 << 22
+"""Similarities per panel (16 MiB in float32)."""
+
+EPS = 1e-12
+"""Norm floor, that of torch.nn.functional.normalize."""
+
+
+def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+def status() -> str:
+    return "available: any device"
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def prepare(x: torch.Tensor, normalize: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(hat, inv)``: x ``[G, M, D]`` normalised in the accumulation dtype, rounded to `dtype`; ``inv`` is empty without `normalize`."""
+    if not normalize:
+        return x.to(dtype), x.new_empty(0, dtype=accumulation(dtype))
+    x = x.to(accumulation(dtype))
+    inv = torch.linalg.vector_norm(x, dim=-1).clamp_min(EPS).reciprocal()
+    return (x * inv.unsqueeze(-1)).to(dtype), inv
+
+
+def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """``x @ y`` of ``[G, m, k]`` and ``[G, k, n]`` with the result, and every partial sum, in the accumulation dtype."""
+    accumulate = accumulation(y.dtype)
+    if y.device.type == "cuda" and x.dtype == y.dtype and y.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(x, y, out_dtype=torch.float32)
+    return torch.bmm(x.to(accumulate), y.to(accumulate))
+
+
+def blocks(G: int, M: int, N: int):
+    """``(g0, g1, i0, i1)`` of the panels: whole groups while they fit into PANEL, else row panels of one group."""
+    if M * N <= PANEL:
+        step = max(1, PANEL // (M * N))
+        for g in range(0, G, step):
+            yield g, min(g + step, G), 0, M
+        return
+    step = max(1, PANEL // N)
+    for g in range(G):
+        for i in range(0, M, step):
+            yield g, g + 1, i, min(i + step, M)
+
+
+def logits(x, y, scale, bias, key_x, key_y, kind, offset, stride, g, i, j):
+    """The panel ``s [g, i, j]`` of candidate logits, −inf elsewhere; `g`, `i`, `j` are slices with bounds."""
+    s = product(x[g, i], y[g, j].transpose(1, 2)).mul_(scale)
+    if bias is not None:
+        s += bias[g, None, j]
+    if tile_needs_mask(kind, offset, stride, i.start, i.stop, j.start, j.stop):
+        rows = torch.arange(i.start, i.stop, device=s.device)
+        columns = torch.arange(j.start, j.stop, device=s.device)
+        keys = (None, None) if key_x is None else (key_x[g, i], key_y[g, j])
+        s.masked_fill_(~candidate_mask(kind, offset, stride, rows, columns, *keys), float("-inf"))
+    return s
+
+
+def finite_lse(lse: torch.Tensor) -> torch.Tensor:
+    """lse with 0 in place of −inf (no candidates): every exp(s − lse) of such a row is then exp(−inf) = 0."""
+    return lse.masked_fill(lse == float("-inf"), 0.0)
+
+
+def similarity_forward(
+    a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema, weighted, dtype
+):  # fmt: skip
+    """See ops.py."""
+    G, M, D = a.shape
+    x, a_inv = prepare(a, normalize, dtype)
+    y, b_inv = (x, a_inv[:0]) if b is None else prepare(b, normalize, dtype)
+    key_b = key_a if b is None else key_b
+    N = y.shape[1]
+
+    def full(present, size, value=float("-inf")):
+        return scale.new_full((G, size) if present else (0,), value)
+
+    rows, cols = full(True, M), full(columns, N)
+    row_max, col_max = full(extrema, M), full(extrema and columns, N)
+    mean = scale.new_empty((G, M, D) if weighted else (0,))
+    for g0, g1, i0, i1 in blocks(G, M, N):
+        g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if b is None else 0, N)
+        s = logits(x, y, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)
+        rows[g, i] = torch.logaddexp(rows[g, i], s.logsumexp(2))
+        if extrema:
+            row_max[g, i] = torch.maximum(row_max[g, i], s.amax(2))
+        if weighted:
+            torch.sub(s, finite_lse(rows[g, i]).unsqueeze(2), out=s).exp_()
+            mean[g, i] = product(s, y[g])
+        if b is None and i1 < N:  # the columns after the panel's rows are rows still to come
+            later, s = slice(i1, N), s[:, :, i1 - i0 :]
+            rows[g, later] = torch.logaddexp(rows[g, later], s.logsumexp(1))
+            if extrema:
+                row_max[g, later] = torch.maximum(row_max[g, later], s.amax(1))
+        if columns:
+            cols[g] = torch.logaddexp(cols[g], s.logsumexp(1))
+            if extrema:
+                col_max[g] = torch.maximum(col_max[g], s.amax(1))
+
+    pos = loss = scale.new_empty(0)
+    if positive >= 0:
+        pos = positive_logits(x, y, scale, bias, positive)
+        loss = paired_loss(rows, cols, pos, positive)
+    none = x.new_empty(0)
+    return (
+        rows, cols, pos, loss, row_max, col_max,
+        x.contiguous() if normalize or a.dtype != dtype else none,
+        y.contiguous() if b is not None and (normalize or b.dtype != dtype) else none,
+        a_inv, b_inv, mean,
+    )  # fmt: skip
+
+
+def partners(M: int, N: int, positive: int, device: torch.device) -> torch.Tensor:
+    """p(i): the column of each row's positive, ``[M]``."""
+    return (torch.arange(M, device=device) + positive) % N
+
+
+def positive_logits(x, y, scale, bias, positive: int) -> torch.Tensor:
+    p = partners(x.shape[1], y.shape[1], positive, x.device)
+    pos = scale * (x.to(scale.dtype) * y[:, p].to(scale.dtype)).sum(-1)
+    return pos if bias is None else pos + bias[:, p]
+
+
+def paired_loss(rows, cols, pos, positive: int) -> torch.Tensor:
+    """softplus(lse − pos) per row, the mean of both directions with `cols`: accurate relative to itself when it vanishes."""
+    loss = torch.nn.functional.softplus(rows - pos, threshold=40)
+    if cols.numel():
+        p = partners(rows.shape[1], cols.shape[1], positive, rows.device)
+        loss = (loss + torch.nn.functional.softplus(cols[:, p] - pos, threshold=40)) / 2
+    return loss
+
+
+def upstream(g_rows, g_cols, rows, cols, pos, positive: int):
+    """``(c [G, M], h [G, N] or None, g_pos [G, M] or None)``: the gradients of row lse, column lse and positive logit."""
+    if positive < 0:
+        return g_rows, g_cols if g_cols.numel() else None, None
+    if not cols.numel():
+        c = g_rows * torch.sigmoid(rows - pos)
+        return c, None, -c
+    p = partners(rows.shape[1], cols.shape[1], positive, rows.device)
+    c = g_rows * torch.sigmoid(rows - pos) / 2
+    h_row = g_rows * torch.sigmoid(cols[:, p] - pos) / 2
+    return c, torch.zeros_like(cols).index_copy_(1, p, h_row), -(c + h_row)
+
+
+def similarity_backward(
+    g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
+    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
+):  # fmt: skip
+    """See ops.py."""
+    G, M, D = a.shape
+    x = a_hat if a_hat.numel() else a
+    y = x if b is None else (b_hat if b_hat.numel() else b)
+    key_b = key_a if b is None else key_b
+    N = y.shape[1]
+    c, h, g_pos = upstream(g_rows, g_cols, rows, cols, pos, positive)
+    G_a, G_b, dbias = scale.new_zeros(0), scale.new_zeros(0), scale.new_zeros(0)
+    if mean.numel() and not need_b and not need_bias:
+        G_a = mean * c.unsqueeze(-1)
+    else:
+        G_a, G_b, dbias = weighted_sums(
+            c, h, x, y, scale, bias, key_a, key_b, rows, cols, kind, offset, stride,
+            b is None, need_a or need_scale, need_b, need_bias,
+        )  # fmt: skip
+    if g_pos is not None:
+        p = partners(M, N, positive, a.device)
+        if G_a.numel():
+            G_a += g_pos.unsqueeze(-1) * y[:, p].to(G_a.dtype)
+        if b is None or need_b:
+            (G_a if b is None else G_b).index_add_(1, p, g_pos.unsqueeze(-1) * x.to(G_a.dtype))
+        if need_bias:
+            dbias.index_add_(1, p, g_pos)
+    dscale = scale.new_empty(0)
+    if need_scale:
+        dscale = (x.to(G_a.dtype) * G_a).sum() * (0.5 if b is None else 1.0)
+    return (
+        finish(G_a, x, a_inv, scale, a.dtype) if need_a else a.new_empty(0),
+        finish(G_b, y, b_inv, scale, b.dtype) if need_b else a.new_empty(0),
+        dscale,
+        dbias,
+    )
+
+
+def weighted_sums(
+    c, h, x, y, scale, bias, key_a, key_b, rows, cols, kind, offset, stride, one_set, need_a, need_b, need_bias
+):  # fmt: skip
+    """``W y``, ``Wᵀ x`` and the column sums of W, ``W_ij = c_i exp(s_ij − rows_i) + h_j exp(s_ij − cols_j)``; for one set ``(W + Wᵀ) x``."""
+    (G, M, D), N = x.shape, y.shape[1]
+    G_a = scale.new_zeros((G, M, D) if need_a or one_set else (0,))
+    G_b = scale.new_zeros((G, N, D) if need_b else (0,))
+    dbias = scale.new_zeros((G, N) if need_bias else (0,))
+    c, rows = c.unsqueeze(2), finite_lse(rows).unsqueeze(2)
+    if one_set:
+        h, cols = c.transpose(1, 2), rows.transpose(1, 2)
+    elif h is not None:
+        h, cols = h.unsqueeze(1), finite_lse(cols).unsqueeze(1)
+    for g0, g1, i0, i1 in blocks(G, M, N):
+        g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if one_set else 0, N)
+        s = logits(x, y, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)
+        w = torch.sub(s, rows[g, i]).exp_().mul_(c[g, i])
+        if h is not None:
+            w += s.sub_(cols[g, :, j]).exp_().mul_(h[g, :, j])
+        if need_bias:
+            dbias[g] += w.sum(1)
+        if G_a.numel():
+            G_a[g, i] += product(w, y[g, j])
+        if one_set and i1 < N:
+            G_a[g, i1:] += product(w[:, :, i1 - i0 :].transpose(1, 2), x[g, i])
+        if need_b:
+            G_b[g] += product(w.transpose(1, 2), x[g, i])
+    return G_a, G_b, dbias
+
+
+def finish(gradient, hat, inv, scale, dtype: torch.dtype) -> torch.Tensor:
+    """Gradient of the unrounded input: times scale, through the normalisation where there is one, rounded to `dtype`."""
+    if inv.numel():
+        radial = (hat.to(gradient.dtype) * gradient).sum(-1) * (inv < 1 / EPS)
+        gradient = (gradient - radial.unsqueeze(-1) * hat.to(gradient.dtype)) * inv.unsqueeze(-1)
+    return (gradient * scale).to(dtype)
