@@ -41,7 +41,11 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
 
     Raises ValueError for an unknown name and RuntimeError, with the reason, where the named backend cannot serve.
     """
-    name = name or _forced
+    return _resolve(name or _forced, device, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if name is None:
         for candidate in _PREFERENCE.get(device.type, ("panels",)):
             if refusal(candidate, device, dtype) is None:

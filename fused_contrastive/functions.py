@@ -27,38 +27,47 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, _, _, dtype, backend = inputs
-        rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean = outputs
+        *operands, kind, offset, stride, positive, normalize, _columns, _extrema, _weighted, dtype, backend = inputs
+        rows, cols, pos, loss, row_max, col_max, *prepared = outputs
         constant = (rows, cols) if positive >= 0 else (loss,)
-        ctx.mark_non_differentiable(*constant, pos, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean)
+        ctx.mark_non_differentiable(*constant, pos, row_max, col_max, *prepared)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean)
+        ctx.save_for_backward(*operands, rows, cols, pos, *prepared)
         ctx.options = (kind, offset, stride, positive, normalize, dtype)
         ctx.backend = backend
 
     @staticmethod
     def backward(ctx, g_rows, g_cols, _pos, g_loss, *_):
         saved = ctx.saved_tensors
-        a, b, scale, rows, cols = saved[0], saved[1], saved[2], saved[6], saved[7]
-        nothing = rows.new_empty(0)
-        if ctx.options[3] >= 0:
-            g_rows, g_cols = g_loss, nothing
-        elif cols.numel() == 0:
-            g_cols = nothing
-        elif g_cols is None:
-            g_cols = torch.zeros_like(cols)
+        rows, cols, positive = saved[6], saved[7], ctx.options[3]
+        if positive >= 0:
+            g_rows, g_cols = g_loss, None
         if g_rows is None:
             g_rows = torch.zeros_like(rows)
-        need_a, need_b, need_scale, need_bias = ctx.needs_input_grad[:4]
-        da, db, dscale, dbias = _backward(
-            g_rows, g_cols, *saved, *ctx.options, need_a, need_b, need_scale, need_bias, ctx.backend
-        )
-        return (
-            da if need_a else None,
-            db if need_b else None,
-            dscale if need_scale else None,
-            dbias if need_bias else None,
-            *(None,) * 12,
+        if g_cols is None:
+            g_cols = rows.new_empty(0) if positive >= 0 else torch.zeros_like(cols)
+        needed = ctx.needs_input_grad[:4]
+        gradients = _backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = FirstDerivative.apply(*gradients, g_rows, g_cols, *saved[:4])
+        return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * 12)
+
+
+class FirstDerivative(torch.autograd.Function):
+    """The gradients (first four arguments), tied to what they depend on: differentiating them again raises, never gives a wrong number."""
+
+    @staticmethod
+    def forward(da, db, dscale, dbias, *_dependencies):
+        return da.clone(), db.clone(), dscale.clone(), dbias.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise NotImplementedError(
+            "second derivatives of the fused similarity losses are not available: use backend='eager' where you need them"
         )
 
 

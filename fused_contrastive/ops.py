@@ -15,7 +15,7 @@ problem is symmetric: no bias, no ``columns``, offset 0 or NO_SELF (functions.py
 Definitions, in the accumulation dtype: ``inv = 1 / max(|x|, 1e-12)`` per row with ``normalize``; ``hat = round(x * inv)`` to ``dtype``
 (``round(x)`` without ``normalize``); ``s_ij = scale * <a_hat_i, b_hat_j> + bias_j``; p(i) the positive's column.
 
-Forward returns eleven tensors, each empty (``[0]``) when absent:
+Forward returns eleven tensors that share no memory with each other or the inputs, each empty (``[0]``) when absent:
 
     rows [G, M]        log-sum-exp of s over the candidate columns; -inf where there are none
     cols [G, N]        the same over the candidate rows of each column            with ``columns``
@@ -70,14 +70,22 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@torch.library.impl(_LIBRARY, "similarity_forward", "CompositeExplicitAutograd")
-def _similarity_forward(*arguments):
-    return dispatch.module(arguments[-1]).similarity_forward(*arguments[:-1])
+def _implement(name: str) -> None:
+    """The op `name`: the function of that name in the backend that the last argument names, outside autocast."""
+
+    def call(*arguments):
+        function = getattr(dispatch.module(arguments[-1]), name)
+        device = arguments[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments[:-1])
+        with torch.autocast(device, enabled=False):
+            return function(*arguments[:-1])
+
+    _LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 
 
-@torch.library.impl(_LIBRARY, "similarity_backward", "CompositeExplicitAutograd")
-def _similarity_backward(*arguments):
-    return dispatch.module(arguments[-1]).similarity_backward(*arguments[:-1])
+_implement("similarity_forward")
+_implement("similarity_backward")
 
 
 @torch.library.register_fake("fused_contrastive::similarity_forward", lib=_LIBRARY)

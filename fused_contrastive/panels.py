@@ -84,7 +84,7 @@ def similarity_forward(
     """See ops.py."""
     G, M, D = a.shape
     x, a_inv = prepare(a, normalize, dtype)
-    y, b_inv = (x, a_inv[:0]) if b is None else prepare(b, normalize, dtype)
+    y, b_inv = (x, scale.new_empty(0)) if b is None else prepare(b, normalize, dtype)
     key_b = key_a if b is None else key_b
     N = y.shape[1]
 
@@ -113,15 +113,14 @@ def similarity_forward(
             if extrema:
                 col_max[g] = torch.maximum(col_max[g], s.amax(1))
 
-    pos = loss = scale.new_empty(0)
+    pos, loss = scale.new_empty(0), scale.new_empty(0)
     if positive >= 0:
         pos = positive_logits(x, y, scale, bias, positive)
         loss = paired_loss(rows, cols, pos, positive)
-    none = x.new_empty(0)
     return (
         rows, cols, pos, loss, row_max, col_max,
-        x.contiguous() if normalize or a.dtype != dtype else none,
-        y.contiguous() if b is not None and (normalize or b.dtype != dtype) else none,
+        x.contiguous() if normalize or a.dtype != dtype else x.new_empty(0),
+        y.contiguous() if b is not None and (normalize or b.dtype != dtype) else y.new_empty(0),
         a_inv, b_inv, mean,
     )  # fmt: skip
 
@@ -164,11 +163,10 @@ def similarity_backward(
     kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
 ):  # fmt: skip
     """See ops.py."""
-    G, M, D = a.shape
     x = a_hat if a_hat.numel() else a
     y = x if b is None else (b_hat if b_hat.numel() else b)
     key_b = key_a if b is None else key_b
-    N = y.shape[1]
+    M, N = x.shape[1], y.shape[1]
     c, h, g_pos = upstream(g_rows, g_cols, rows, cols, pos, positive)
     G_a, G_b, dbias = scale.new_zeros(0), scale.new_zeros(0), scale.new_zeros(0)
     if mean.numel() and not need_b and not need_bias:
