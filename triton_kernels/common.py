@@ -1,0 +1,121 @@
+"""Device functions shared by the similarity kernels: tile products, candidate masks, stable scalar functions.
+
+Logits are kept in base 2 inside the kernels (``s2 = s * log2(e)``, folded into scale and bias), so that an exponential is one
+``exp2``. Index arithmetic inside a tile is 32-bit; whatever is multiplied by D is 64-bit.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+EPS = tl.constexpr(1e-12)
+NEG_INF = tl.constexpr(float("-inf"))
+
+
+@triton.jit
+def row_pointers(x, first, BLOCK: tl.constexpr, count, D):
+    """Pointers ``[BLOCK]`` to the rows from `first` on of x ``[count, D]``; rows past the end repeat the last one."""
+    rows = tl.minimum(first + tl.arange(0, BLOCK), count - 1)
+    return x + rows.to(tl.int64) * D
+
+
+@triton.jit
+def load_rows(pointers, k, D, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
+    """``[BLOCK, BLOCK_K]``: features k.. of the rows, zeros past D."""
+    features = k + tl.arange(0, BLOCK_K)
+    if EVEN_K:
+        return tl.load(pointers[:, None] + features[None, :])
+    return tl.load(pointers[:, None] + features[None, :], mask=(features < D)[None, :], other=0.0)
+
+
+@triton.jit
+def multiply(x, y, total, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
+    """``total + x @ y``. The interpreter multiplies bfloat16 payloads as integers, so it gets float32 operands."""
+    if INTERPRET:
+        x = x.to(total.dtype)
+        y = y.to(total.dtype)
+    return tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+def products(
+    a_rows, b_rows, D, ACC: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr, EVEN_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Inner products ``[BLOCK_M, BLOCK_N]`` of the rows behind the pointers."""
+    total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    for k in range(0, D, BLOCK_K):
+        x = load_rows(a_rows, k, D, BLOCK_K, EVEN_K)
+        y = load_rows(b_rows, k, D, BLOCK_K, EVEN_K)
+        total = multiply(x, tl.trans(y), total, PRECISION, INTERPRET)
+    return total
+
+
+@triton.jit
+def tile_is_masked(
+    i, j, M, N, offset, stride, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
+):  # fmt: skip
+    """Whether rows i.. against columns j.. contain a pair that is no candidate or lies outside ``[M, N]`` (a scalar)."""
+    ragged = (i + BLOCK_M > M) | (j + BLOCK_N > N)
+    low = j - (i + BLOCK_M - 1) - offset
+    high = j + BLOCK_N - 1 - i - offset
+    if KIND == "not_self":
+        return ragged | ((low <= 0) & (high >= 0))
+    elif KIND == "not_pair":
+        lift = ((M + stride - 1) // stride + 1) * stride  # makes the operand positive: division rounds towards zero
+        return ragged | ((high + lift) // stride * stride >= low + lift)
+    elif KIND == "all":
+        return ragged
+    return ragged | True
+
+
+@triton.jit
+def candidates(rows, columns, key_rows, key_columns, M, N, offset, stride, KIND: tl.constexpr):
+    """Boolean tile: candidates.py's relation for ``rows [BLOCK_M]`` against ``columns [BLOCK_N]``, inside ``[M, N]``."""
+    keep = (rows < M)[:, None] & (columns < N)[None, :]
+    difference = columns[None, :] - rows[:, None] - offset
+    if KIND == "not_self":
+        keep = keep & (difference != 0)
+    elif KIND == "not_pair":
+        lift = ((M + stride - 1) // stride + 1) * stride
+        keep = keep & ((difference + lift) % stride != 0)
+    elif KIND == "other_key":
+        keep = keep & (key_rows[:, None] != key_columns[None, :])
+    elif KIND == "same_key":
+        keep = keep & (key_rows[:, None] == key_columns[None, :]) & (difference != 0)
+    return keep
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x) for x >= 0, accurate relative to itself for small x."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x))."""
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), accurate relative to itself on both sides."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
+def finite(x):
+    """x, with 0 in place of infinities: the shift of a running sum of exponentials."""
+    return tl.where(tl.abs(x) == float("inf"), 0.0, x)
+
+
+@triton.jit
+def fold(maximum, total, tile_maximum, tile_total):
+    """Merge (maximum, sum of exp2(. - maximum)) of two disjoint parts."""
+    top = tl.maximum(maximum, tile_maximum)
+    shift = finite(top)
+    return top, total * tl.exp2(maximum - shift) + tile_total * tl.exp2(tile_maximum - shift)

@@ -1,0 +1,68 @@
+"""`fused_rows`: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that need no gradient."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import LOG2E, NEG_INF, candidates, finite, load_rows, multiply, row_pointers, tile_is_masked
+
+
+@triton.jit
+def fused_rows(
+    a, b, bias, key_a, key_b, scale, slots, partial, M, N, D, offset, stride, split_columns,
+    KIND: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Per row and split of the columns: (sum, maximum) as pair_reduce's slots, and ``sum_j exp2(s2 - maximum) b_j``, unnormalised.
+
+    One program per BLOCK_M rows and split_columns columns of one group; D <= BLOCK_K. Slots ``[splits, G, M]`` sums, then maxima;
+    partial ``[splits, G, M, D]``. Running maxima, so any logits. The weights go from registers into the second product
+    (guard.py: not before a safe ptxas on sm_90).
+
+    Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split written.
+    """
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    splits = tl.cdiv(N, split_columns)
+    programs = tiles_m * splits
+    group = (tl.program_id(0) // programs).to(tl.int64)
+    row_plane = (tl.num_programs(0) // programs).to(tl.int64) * M
+    split = tl.program_id(0) % programs % splits
+    i = tl.program_id(0) % programs // splits * BLOCK_M
+    rows = i + tl.arange(0, BLOCK_M)
+    x = load_rows(row_pointers(a + group * M * D, i, BLOCK_M, M, D), 0, D, BLOCK_K, EVEN_K)
+    scale2 = tl.load(scale) * LOG2E
+    key_rows = rows
+    if key_a is not None:
+        key_rows = tl.load(key_a + group * M + rows, mask=rows < M, other=0)
+    row_max = tl.full((BLOCK_M,), NEG_INF, ACC)
+    row_sum = tl.zeros((BLOCK_M,), ACC)
+    total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
+    for j in range(split * split_columns, tl.minimum((split + 1) * split_columns, N), BLOCK_N):
+        columns = j + tl.arange(0, BLOCK_N)
+        y = load_rows(row_pointers(b + group * N * D, j, BLOCK_N, N, D), 0, D, BLOCK_K, EVEN_K)
+        s = multiply(x, tl.trans(y), tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
+        if bias is not None:
+            shift = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) * LOG2E
+            s = tl.fma(s, tl.full(s.shape, 0.0, ACC) + scale2, tl.broadcast_to(shift[None, :], s.shape))
+        else:
+            s = s * scale2
+        key_columns = columns
+        if key_b is not None:
+            key_columns = tl.load(key_b + group * N + columns, mask=columns < N, other=0)
+        if tile_is_masked(i, j, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N):
+            keep = candidates(rows, columns, key_rows, key_columns, M, N, offset, stride, KIND)
+            s = tl.where(keep, s, NEG_INF)
+        top = tl.maximum(row_max, tl.max(s, 1))
+        fade = tl.exp2(row_max - finite(top))
+        e = tl.exp2(s - finite(top)[:, None])
+        row_sum = tl.fma(row_sum, fade, tl.sum(e, 1))
+        row_max = top
+        total = multiply(e.to(y.dtype), y, total * fade[:, None], PRECISION, INTERPRET)
+    plane = (tl.num_programs(0) // programs).to(tl.int64) * M
+    place = split * plane + group * M + rows
+    tl.store(slots + place, row_sum, mask=rows < M)
+    tl.store(slots + splits * row_plane + place, row_max, mask=rows < M)
+    features = tl.arange(0, BLOCK_K)
+    kept = (rows < M)[:, None] & (features < D)[None, :]
+    tl.store(partial + (place * D)[:, None] + features[None, :], total, mask=kept)

@@ -1,0 +1,141 @@
+"""`prepare`: normalised, rounded rows and the bound on the logits. `prepare_backward`: per-row terms of the gradient weights."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import EPS, LOG2E, load_rows, log1p, row_pointers, sigmoid
+
+BOUNDS = 3
+"""Per group: largest row norm of a, of b, largest finite |bias|."""
+
+
+@triton.jit
+def _raise_bound(bound, value):
+    """Maximum of non-negative floats through their bits: independent of the order, NaN above everything."""
+    bits = bound.to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_max(bits, value.to(tl.float32).to(tl.int32, bitcast=True), sem="relaxed")
+
+
+@triton.jit
+def _prepare_rows(
+    x, hat, inv, bound, first, count, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr, EVEN_K: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    rows = first + tl.arange(0, BLOCK_R)
+    inside = rows < count
+    pointers = row_pointers(x, first, BLOCK_R, count, D)
+    square = tl.zeros((BLOCK_R,), ACC)
+    for k in range(0, D, BLOCK_K):
+        part = load_rows(pointers, k, D, BLOCK_K, EVEN_K).to(ACC)
+        square += tl.sum(part * part, 1)
+    norm = tl.sqrt(square)
+    factor = tl.full((BLOCK_R,), 1.0, ACC)
+    if NORMALIZE:
+        factor = 1.0 / tl.where(norm < EPS, EPS, norm)
+        tl.store(inv + rows, factor, mask=inside)
+    else:
+        _raise_bound(bound, tl.max(norm, 0))
+    if ROUND:
+        targets = row_pointers(hat, first, BLOCK_R, count, D)
+        for k in range(0, D, BLOCK_K):
+            features = k + tl.arange(0, BLOCK_K)
+            part = load_rows(pointers, k, D, BLOCK_K, EVEN_K).to(ACC) * factor[:, None]
+            kept = inside[:, None] & (features < D)[None, :]
+            tl.store(targets[:, None] + features[None, :], part.to(hat.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def prepare(
+    a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, M, N, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr,
+    EVEN_K: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``inv = 1 / max(|x|, EPS)`` and ``hat = round(x * inv)`` for the rows of a, then of b; maxima for the bound on the logits.
+
+    One program per BLOCK_R rows of one group. Reads x twice (the second time from cache), writes hat: (M + N) D elements each.
+    """
+    blocks_a = tl.cdiv(M, BLOCK_R)
+    blocks = blocks_a + tl.cdiv(N, BLOCK_R)
+    g = tl.program_id(0) // blocks
+    block = tl.program_id(0) % blocks
+    group = g.to(tl.int64)
+    if block < blocks_a:
+        _prepare_rows(
+            a + group * M * D, a_hat + group * M * D, a_inv + group * M, bound + g * 3, block * BLOCK_R, M, D,
+            NORMALIZE, ROUND, EVEN_K, ACC, BLOCK_R, BLOCK_K,
+        )  # fmt: skip
+    else:
+        first = (block - blocks_a) * BLOCK_R
+        if b is not None:
+            _prepare_rows(
+                b + group * N * D, b_hat + group * N * D, b_inv + group * N, bound + g * 3 + 1, first, N, D,
+                NORMALIZE, ROUND, EVEN_K, ACC, BLOCK_R, BLOCK_K,
+            )  # fmt: skip
+        if bias is not None:
+            columns = first + tl.arange(0, BLOCK_R)
+            size = tl.abs(tl.load(bias + group * N + columns, mask=columns < N, other=0.0))
+            removed = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) == float("-inf")
+            _raise_bound(bound + g * 3 + 2, tl.max(tl.where(removed, 0.0, size), 0))
+
+
+@triton.jit
+def prepare_backward(
+    g_rows, g_cols, rows, cols, pos, row_terms, col_terms, pull, unit, M, N, positive, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Upstream gradients as terms of ``W_ij = weight_i exp2(s2_ij - level_i) + weight_j exp2(s2_ij - level_j)``.
+
+    ``row_terms [G, M, 2]`` and ``col_terms [G, N, 2]`` hold (level, weight); ``pull [G, M]`` is minus the gradient of the positive's logit;
+    `unit` becomes the largest total weight of a row or column (float16 panels are stored relative to it). With a positive the level
+    is log2(exp(lse) + exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One program per BLOCK rows
+    of one group; O(M + N) bytes.
+    """
+    blocks = tl.cdiv(tl.maximum(M, N), BLOCK)
+    group = (tl.program_id(0) // blocks).to(tl.int64)
+    index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = index < M
+    row = group * M + index
+    lse = tl.load(rows + row, mask=inside, other=0.0)
+    weight = tl.load(g_rows + row, mask=inside, other=0.0)
+    column = index
+    if pos is not None:
+        column = (index + positive) % N
+        target = tl.load(pos + row, mask=inside, other=0.0)
+        if cols is not None:
+            weight *= 0.5
+            col_lse = tl.load(cols + group * N + column, mask=inside, other=0.0)
+            col_pull = weight * sigmoid(col_lse - target)
+            _store_terms(col_terms + group * N * 2, column, inside, _logaddexp(col_lse, target), weight)
+        row_pull = weight * sigmoid(lse - target)
+        total = row_pull
+        largest = tl.abs(row_pull)
+        if cols is not None:
+            total += col_pull
+            largest = tl.maximum(largest, tl.abs(col_pull))
+        tl.store(pull + row, total, mask=inside)
+        lse = _logaddexp(lse, target)
+    else:
+        largest = tl.abs(weight)
+        if cols is not None:
+            inside_column = column < N
+            col_lse = tl.load(cols + group * N + column, mask=inside_column, other=0.0)
+            col_weight = tl.load(g_cols + group * N + column, mask=inside_column, other=0.0)
+            largest = tl.maximum(largest, tl.abs(col_weight))
+            _store_terms(col_terms + group * N * 2, column, inside_column, col_lse, col_weight)
+    _store_terms(row_terms + group * M * 2, index, inside, lse, weight)
+    if unit is not None:
+        _raise_bound(unit, tl.max(largest, 0))
+
+
+@triton.jit
+def _logaddexp(x, y):
+    top = tl.maximum(x, y)
+    return tl.where(tl.abs(top) == float("inf"), top, top + log1p(tl.exp(-tl.abs(x - y))))
+
+
+@triton.jit
+def _store_terms(terms, index, inside, lse, weight):
+    """A row without candidates has no gradient: level 0, weight 0."""
+    empty = lse == float("-inf")
+    tl.store(terms + 2 * index, tl.where(empty, 0.0, lse * LOG2E), mask=inside)
+    tl.store(terms + 2 * index + 1, tl.where(empty, 0.0, weight), mask=inside)
