@@ -1,0 +1,124 @@
+"""What is measured: each loss with its inputs, its fused and its dense form, and the flops of both.
+
+Flops count the matrix products alone, two per multiply-add, the algorithm's own: what the streaming form computes (half tiles for one
+set, logits once more in the backward pass), and what the dense form computes (two products backward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+import fused_contrastive as fc
+from fused_contrastive import reference
+
+PASSES = ("forward", "backward", "full")
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
+
+
+class Size(NamedTuple):
+    """``N`` rows (both views together for NT-Xent), ``K`` queued keys or prediction steps (0: the loss has neither), ``D`` dimensions."""
+
+    N: int
+    K: int
+    D: int
+
+    def __str__(self):
+        return f"{self.N}x{self.K}x{self.D}" if self.K else f"{self.N}x{self.D}"
+
+
+class Loss(NamedTuple):
+    """One loss. ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` of those that do not;
+    ``cells(size)`` the number of similarities; ``fused`` and ``dense`` the (forward, backward) flops per similarity and dimension."""
+
+    call: Callable
+    eager: Callable
+    embeddings: Callable[[Size], list[tuple[int, ...]]]
+    constants: Callable[[Size], list[tuple[int, ...]]]
+    cells: Callable[[Size], int]
+    fused: tuple[int, int]
+    dense: tuple[int, int]
+    takes_k: bool = False
+
+
+def _two(size: Size):
+    return [(size.N, size.D)] * 2
+
+
+def _none(size: Size):
+    return []
+
+
+def _first(function: Callable) -> Callable:
+    """The loss of a function that returns ``(loss, accuracy)``."""
+    return lambda *tensors, **options: function(*tensors, **options)[0]
+
+
+def _square(size: Size) -> int:
+    return size.N * size.N
+
+
+_symmetric = {"symmetric": True}
+
+LOSSES = {
+    "nt_xent": Loss(
+        fc.nt_xent_loss, reference.nt_xent_loss, lambda s: [(s.N // 2, s.D)] * 2, _none, _square, (1, 3), (2, 4)
+    ),
+    "clip": Loss(
+        lambda a, b, **o: fc.clip_loss(a, b, 20.0, **o),
+        lambda a, b: reference.clip_loss(a, b, 20.0),
+        _two, _none, _square, (2, 6), (2, 4),
+    ),
+    "info_nce": Loss(fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)),
+    "info_nce_symmetric": Loss(
+        partial(fc.info_nce_loss, **_symmetric), partial(reference.info_nce_loss, **_symmetric),
+        _two, _none, _square, (2, 6), (2, 4),
+    ),
+    "info_nce_queue": Loss(
+        fc.info_nce_loss, reference.info_nce_loss, _two, lambda s: [(s.K, s.D)], lambda s: s.N * s.K, (4, 0), (2, 2), True
+    ),
+    "n_pairs": Loss(fc.n_pairs_loss, reference.n_pairs_loss, _two, _none, _square, (2, 6), (2, 4)),
+    "cpc": Loss(
+        _first(fc.cpc_loss), _first(reference.cpc_loss), lambda s: [(s.K, s.N, s.D)] * 2, _none,
+        lambda s: s.K * s.N * s.N, (2, 6), (2, 4), True,
+    ),
+}  # fmt: skip
+
+
+def flops(loss: str, size: Size, which: str, dense: bool) -> int:
+    """Flops of one pass of the fused (or dense) algorithm."""
+    forward, backward = LOSSES[loss].dense if dense else LOSSES[loss].fused
+    per_cell = {"forward": forward, "backward": backward, "full": forward + backward}[which]
+    return per_cell * LOSSES[loss].cells(size) * size.D
+
+
+def make_inputs(loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[torch.Tensor]:
+    """Random unit rows, those of the second embedding near those of the first; embeddings require gradients, constants do not."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: list[torch.Tensor] = []
+    shapes = LOSSES[loss].embeddings(size)
+    for shape in shapes + LOSSES[loss].constants(size):
+        x = torch.randn(shape, generator=generator)
+        if tensors and shape == shapes[0] and len(tensors) < len(shapes):
+            x = x + tensors[0]
+        tensors.append(F.normalize(x, dim=-1))
+    placed = [x.to(device=device, dtype=dtype) for x in tensors]
+    return [x.requires_grad_(i < len(shapes)) for i, x in enumerate(placed)]
+
+
+def parse_size(text: str) -> Size:
+    """``NxD`` or ``NxKxD``. Raises ValueError."""
+    parts = [int(part) for part in text.lower().split("x")]
+    if len(parts) not in (2, 3) or min(parts) < 1:
+        raise ValueError(f"a size is NxD or NxKxD with positive numbers, got {text!r}")
+    return Size(parts[0], 0, parts[1]) if len(parts) == 2 else Size(*parts)

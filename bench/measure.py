@@ -1,0 +1,180 @@
+"""Timing: interleaved samples of several contenders, their medians and quartiles, and paired ratios.
+
+One sample is one training step's forward and backward pass (`torch.autograd.grad`, so that no gradient buffer is added to), timed
+apart; full is their sum. Samples go round-robin over the contenders, so that drift of the machine meets all of them alike, and
+a ratio is the median of the ratios within rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+Sample = tuple[float, float]
+"""Seconds forward and backward."""
+
+MIN_SAMPLE = 1e-3
+"""Seconds: shorter steps are repeated within a sample up to about this."""
+
+
+class Step:
+    """A contender: ``loss = function(*inputs)`` and its gradients to the inputs that require them.
+
+    Calling it with a repeat count returns a `Sample`, the mean of the repeats. ``tf32`` sets torch's float32 matmul precision around
+    the step ("high" against "highest").
+    """
+
+    def __init__(self, function: Callable, inputs: list[torch.Tensor], tf32: bool = False):
+        self.function, self.inputs, self.tf32 = function, inputs, tf32
+        self.differentiable = [x for x in inputs if x.requires_grad]
+
+    def forward(self) -> torch.Tensor:
+        return self.function(*self.inputs)
+
+    def backward(self, loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(loss, self.differentiable)
+
+    def gradients(self) -> tuple[torch.Tensor, ...]:
+        with matmul_precision(self.tf32):
+            return self.backward(self.forward())
+
+    def __call__(self, repeats: int = 1) -> Sample:
+        with matmul_precision(self.tf32):
+            timed = _cuda_sample if self.inputs[0].is_cuda else _host_sample
+            return timed(self.forward, self.backward, repeats)
+
+
+class Product:
+    """The matrix product ``[n, D] @ [D, n]``, n = min(N, 8192), as a contender: the library's rate for this dtype and shape."""
+
+    def __init__(self, N: int, D: int, dtype: torch.dtype, device: torch.device, tf32: bool = False):
+        n = min(N, 8192)
+        generator = torch.Generator().manual_seed(0)
+        self.x, self.y = (torch.randn(n, D, generator=generator).to(device, dtype) for _ in range(2))
+        self.out = torch.empty(n, n, dtype=dtype, device=device)
+        self.flops, self.tf32 = 2 * n * n * D, tf32
+
+    def forward(self):
+        return torch.mm(self.x, self.y.T, out=self.out)
+
+    def __call__(self, repeats: int = 1) -> Sample:
+        with matmul_precision(self.tf32):
+            timed = _cuda_sample if self.x.is_cuda else _host_sample
+            return timed(self.forward, None, repeats)
+
+
+class Copy:
+    """A device copy of ``nbytes``, as a contender; ``moved`` counts the bytes read and written."""
+
+    def __init__(self, nbytes: int, device: torch.device):
+        self.source = torch.randint(0, 255, (nbytes,), dtype=torch.uint8, device=device)
+        self.target = torch.empty_like(self.source)
+        self.moved = 2 * nbytes
+
+    def __call__(self, repeats: int = 1) -> Sample:
+        timed = _cuda_sample if self.source.is_cuda else _host_sample
+        return timed(lambda: self.target.copy_(self.source), None, repeats)
+
+
+@contextlib.contextmanager
+def matmul_precision(tf32: bool):
+    """torch's float32 matmul precision "high" with `tf32`, else as it is."""
+    previous = torch.get_float32_matmul_precision()
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
+
+
+def _host_sample(forward, backward, repeats: int) -> Sample:
+    ahead = behind = 0.0
+    for _ in range(repeats):
+        start = time.perf_counter()
+        loss = forward()
+        middle = time.perf_counter()
+        if backward is not None:
+            gradients = backward(loss)
+            behind += time.perf_counter() - middle
+            del gradients
+        ahead += middle - start
+        del loss
+    return ahead / repeats, behind / repeats
+
+
+def _cuda_sample(forward, backward, repeats: int) -> Sample:
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(repeats)]
+    torch.cuda.synchronize()
+    for start, middle, end in events:
+        start.record()
+        loss = forward()
+        middle.record()
+        if backward is not None:
+            backward(loss)
+        end.record()
+        del loss
+    torch.cuda.synchronize()
+    ahead = sum(start.elapsed_time(middle) for start, middle, _ in events)
+    behind = sum(middle.elapsed_time(end) for _, middle, end in events) if backward is not None else 0.0
+    return ahead / repeats / 1e3, behind / repeats / 1e3
+
+
+def interleave(
+    contenders: dict[str, Callable[[int], Sample]],
+    seconds: float,
+    *,
+    least: int = 5,
+    most: int = 40,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[Sample]]:
+    """Round-robin samples of warmed-up contenders: as many rounds as `seconds` hold, between `least` and `most`.
+
+    The order within a round is shuffled (fixed seed). The first, estimating round is not kept. ``tick(done, total)`` reports rounds.
+    """
+    repeats: dict[str, int] = {}
+    cost = 0.0
+    for name, contender in contenders.items():
+        single = max(sum(contender(1)), 1e-7)
+        repeats[name] = max(1, round(MIN_SAMPLE / single))
+        cost += repeats[name] * single
+    rounds = max(least, min(most, int(seconds / cost)))
+    samples: dict[str, list[Sample]] = {name: [] for name in contenders}
+    order, generator = list(contenders), random.Random(0)
+    for done in range(rounds):
+        generator.shuffle(order)
+        for name in order:
+            samples[name].append(contenders[name](repeats[name]))
+        tick(done + 1, rounds)
+    return samples
+
+
+def seconds_of(samples: list[Sample], which: str) -> list[float]:
+    """The seconds of one pass in every sample."""
+    return [{"forward": f, "backward": b, "full": f + b}[which] for f, b in samples]
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """First quartile, median and third quartile (inclusive method); one value is all three."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, statistics.median(values), high
+
+
+def paired_ratio(baseline: list[float], values: list[float]) -> tuple[float, float, float]:
+    """Quartiles of ``baseline / value`` within rounds: how many times faster than the baseline."""
+    if len(baseline) != len(values):
+        raise ValueError(f"paired samples must be of the same rounds, got {len(baseline)} and {len(values)}")
+    return quartiles([b / v for b, v in zip(baseline, values, strict=True)])
+
+
+def relative_error(gradients, truth) -> float:
+    """Norm of the difference over the norm of `truth`, all gradients together, in float64."""
+    difference = sum(float((g.double() - t).norm()) ** 2 for g, t in zip(gradients, truth, strict=True))
+    return (difference / sum(float(t.norm()) ** 2 for t in truth)) ** 0.5

@@ -1,0 +1,97 @@
+"""``make readme``: the README's tables, written between their markers from the newest committed results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .environment import ROOT
+from .report import cell, milliseconds, summary, table
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results"
+UNMEASURED = {"cpu": "not yet measured on a CPU", "gpu": "not yet measured on a GPU"}
+PREFERRED = {"cpu": ("cpu", "panels"), "gpu": ("triton", "panels")}
+BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
+
+
+def newest(kind: str, folder: Path) -> tuple[str, dict] | None:
+    """``(file name, result)`` of the latest result of this kind that has rows of the full NT-Xent pass."""
+    found = []
+    for path in folder.glob(f"{kind}-*.json"):
+        result = json.loads(path.read_text())
+        if chosen(result):
+            found.append((result["date"], result["time"], path.name, result))
+    return max(found, key=lambda entry: entry[:3])[2:] if found else None
+
+
+def chosen(result: dict) -> list[dict[str, dict]]:
+    """One entry per size and dtype: the full-pass NT-Xent rows of each contender, ours under "ours"; largest first."""
+    cells: dict[tuple, dict[str, dict]] = {}
+    for row in result["rows"]:
+        if row["loss"] == "nt_xent" and row["pass"] == "full":
+            cells.setdefault((-row["N"], row["D"], row["dtype"] != "fp32", row["dtype"]), {})[row["backend"]] = row
+    entries = []
+    for key in sorted(cells):
+        ours = next((cells[key][name] for name in PREFERRED[result["kind"]] if name in cells[key]), None)
+        if ours is not None:
+            entries.append({**cells[key], "ours": ours})
+    return entries
+
+
+def section(kind: str, folder: Path = RESULTS) -> str:
+    """The Markdown between the markers of `kind`."""
+    latest = newest(kind, folder)
+    if latest is None:
+        return UNMEASURED[kind]
+    name, result = latest
+    entries = chosen(result)
+    header = ["N", "D", "dtype", "eager ms", "torch.compile ms", f"{entries[0]['ours']['backend']} ms"]
+    header += ["x eager", "x torch.compile", "of GEMM rate", "eager MB", "ours MB"]
+    lines = []
+    for entry in entries:
+        ours = entry["ours"]
+        line = [str(ours["N"]), str(ours["D"]), ours["dtype"]]
+        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [milliseconds(ours["ms"])]
+        line += [cell(key, ours[key]) for key in ("x_eager", "x_compile", "gemm_fraction")]
+        line += [
+            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-" for b in ("eager", "ours")
+        ]
+        lines.append(line)
+    source = f"NT-Xent, forward + backward; N counts the rows of both views. {summary(result['environment'])} Measured {result['date']}"
+    return f"{table(header, lines)}\n\n{source} by `{result['command'].strip()}` ([data](bench/results/{name}))."
+
+
+def replace(text: str, kind: str, content: str) -> str:
+    """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one pair of markers."""
+    begin, end = f"<!-- bench:{kind} -->", f"<!-- /bench:{kind} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the text needs one {begin} followed by one {end}")
+    return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
+
+
+def generated(text: str, folder: Path = RESULTS) -> str:
+    """`text` with all its tables."""
+    for kind in UNMEASURED:
+        text = replace(text, kind, section(kind, folder))
+    return text
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
+    p.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where the tables differ from the results"
+    )
+    options = p.parse_args()
+    text = README.read_text()
+    new = generated(text)
+    if options.check:
+        return int(new != text)
+    README.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Output: the JSON result, the Markdown table, the plot, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+SCHEMA = 1
+COLUMNS = (
+    ("loss", "loss"), ("N", "N"), ("K", "K"), ("D", "D"), ("dtype", "dtype"), ("pass", "pass"), ("backend", "backend"),
+    ("ms", "median ms"), ("ms_quartiles", "quartiles"), ("x_eager", "x eager"), ("x_compile", "x compile"), ("x_fp32", "x fp32"),
+    ("gflops", "GFLOP/s"), ("gemm_fraction", "of GEMM"), ("peak_extra_bytes", "peak MB"), ("gradient_error", "grad error"),
+)  # fmt: skip
+ROW_KEYS = {
+    "loss", "backend", "dtype", "N", "K", "D", "pass", "ms", "ms_quartiles", "rounds", "flops", "gflops", "gemm_gflops",
+    "gemm_fraction", "peak_extra_bytes", "x_eager", "x_eager_quartiles", "x_compile", "x_compile_quartiles", "x_fp32",
+    "gradient_error",
+}  # fmt: skip
+"""What every row holds; ``kernels`` and ``peak_extra_reason`` are there where they apply."""
+
+
+def new_result(kind: str, command: str, environment: dict) -> dict:
+    """A result without rows; `kind` is "cpu" or "gpu"."""
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "date": time.strftime("%Y-%m-%d"),
+        "time": time.strftime("%H:%M:%S"),
+        "command": command,
+        "environment": environment,
+        "complete": False,
+        "rows": [],
+        "unavailable": [],
+        "compile_seconds": {},
+    }
+
+
+def validate(result: dict) -> None:
+    """Raises ValueError naming what is missing or not of this schema."""
+    missing = set(new_result("cpu", "", {})) - set(result)
+    if missing or result["schema"] != SCHEMA:
+        raise ValueError(f"not a result of schema {SCHEMA}: missing {sorted(missing)}")
+    for row in result["rows"]:
+        if ROW_KEYS - set(row):
+            raise ValueError(f"row {row.get('loss')} {row.get('backend')} lacks {sorted(ROW_KEYS - set(row))}")
+
+
+def write_json(result: dict, path: Path) -> None:
+    """Replaces the file in one step, so that a killed run leaves the last whole state."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".json.part")
+    draft.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(draft, path)
+
+
+def cell(key: str, value) -> str:
+    """One table cell."""
+    if value is None:
+        return "-"
+    if key == "peak_extra_bytes":
+        return f"{value / 1e6:.1f}" if value < 1e8 else f"{value / 1e6:.0f}"
+    if key == "ms_quartiles":
+        return " - ".join(milliseconds(v) for v in value)
+    if key == "ms":
+        return milliseconds(value)
+    if key.startswith("x_"):
+        return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    if key == "gflops":
+        return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    if key == "gemm_fraction":
+        return f"{value:.2f}"
+    if key == "gradient_error":
+        return f"{value:.1e}"
+    if key == "K" and not value:
+        return "-"
+    return str(value)
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits."""
+    return (
+        f"{value:.0f}"
+        if value >= 100
+        else f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 1
+        else f"{value:.3f}"
+    )
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(line[k]) for line in [header, *lines]) for k in range(len(header))]
+
+    def render(line):
+        return "| " + " | ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([render(header), rule, *(render(line) for line in lines)])
+
+
+def markdown(result: dict) -> str:
+    """The whole result as a page: where it was measured, every row, what was not available."""
+    rows = sorted(result["rows"], key=_order)
+    shown = [(key, title) for key, title in COLUMNS if any(row.get(key) for row in rows)]
+    lines = [[cell(key, row.get(key)) for key, _ in shown] for row in rows]
+    parts = [f"# {result['kind'].upper()} benchmark, {result['date']}", "", summary(result["environment"]), ""]
+    parts += [METHOD, "", table([title for _, title in shown], lines) if lines else "No rows."]
+    if result["unavailable"]:
+        parts += ["", "Not available:", ""]
+        grouped: dict[str, list[str]] = {}
+        for entry in result["unavailable"]:
+            grouped.setdefault(f"{entry['backend']} {entry['dtype']}: {entry['reason']}", []).append(
+                f"{entry['loss']} {entry['N']}x{entry['D']}"
+            )
+        parts += [f"- {reason} ({', '.join(places)})" for reason, places in grouped.items()]
+    if not result["complete"]:
+        parts += ["", "The run ended before every group was measured."]
+    return "\n".join(parts) + "\n"
+
+
+def _order(row: dict) -> tuple:
+    """Largest first; the full pass first; slowest first."""
+    dtype, which = row["dtype"], row["pass"]
+    return (
+        row["loss"],
+        -row["N"],
+        -row["K"],
+        row["D"],
+        dtype != "fp32",
+        dtype,
+        which != "full",
+        which != "forward",
+        -row["ms"],
+    )
+
+
+METHOD = (
+    "Medians of interleaved runs in one process, round-robin over all contenders of a size; a ratio is the median of the ratios "
+    "within rounds and is the result, the milliseconds are this machine's. FLOP/s count each algorithm's own matrix products; \"of "
+    "GEMM\" is that rate over the library's for the same dtype and shape in the same rounds. Peak MB: memory above inputs and "
+    "gradients. Gradient error: relative, against the dense loss in float64."
+)
+
+
+def summary(environment: dict) -> str:
+    """One line on hardware and versions."""
+    gpu = environment.get("gpu")
+    parts = [f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']})"] if gpu else []
+    parts += [
+        f"{environment['cpu']}, {environment['threads']} threads ({environment['cpu_capability']})",
+        f"Python {environment['python']}, torch {environment['torch']}, Triton {environment['triton'] or 'none'}",
+        f"commit {environment['commit'] or 'unknown'}",
+    ]
+    return "; ".join(parts) + "."
+
+
+def plot(result: dict, path: Path) -> str | None:
+    """Times faster than eager over N (one panel per loss and D, fp32 solid, others dashed); the reason when it cannot be drawn."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError as error:
+        return f"no plot: {error}"
+    rows = [r for r in result["rows"] if r["pass"] == "full" and r["x_eager"]]
+    if not rows:
+        return "no plot: no rows of the full pass beside eager"
+    panels = sorted({(r["loss"], r["D"]) for r in rows})
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    figure, axes = pyplot.subplots(
+        down, across, figsize=(3.6 * across, 3.0 * down), squeeze=False, layout="constrained"
+    )
+    colours = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(r["backend"] for r in rows))}
+    styles = {"fp32": "-", "tf32": "-.", "bf16": "--", "fp16": ":", "fp64": (0, (1, 3))}
+    for axis, (loss, D) in zip(axes.flat, panels, strict=False):
+        here = [r for r in rows if (r["loss"], r["D"]) == (loss, D)]
+        for backend, dtype in dict.fromkeys((r["backend"], r["dtype"]) for r in here):
+            line = sorted((r["N"], r["x_eager"]) for r in here if (r["backend"], r["dtype"]) == (backend, dtype))
+            axis.plot(
+                *zip(*line, strict=True),
+                styles[dtype],
+                marker="o",
+                ms=4,
+                color=colours[backend],
+                label=f"{backend} {dtype}",
+            )
+        axis.set(title=f"{loss}, D = {D}", xlabel="N", ylabel="times faster than eager", xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=7)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    figure.suptitle(f"forward + backward; {summary(result['environment'])}", fontsize=8, wrap=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return None
+
+
+class Progress:
+    """A one-line bar over `total` groups on stderr; a line per group where stderr is no terminal."""
+
+    def __init__(self, total: int, stream=sys.stderr):
+        self.total, self.done, self.name, self.stream, self.start = total, 0, "", stream, time.monotonic()
+
+    def begin(self, name: str) -> None:
+        self.name = name
+        self.tick("")
+
+    def tick(self, detail: str) -> None:
+        if not self.stream.isatty():
+            return
+        filled = int(24 * self.done / max(self.total, 1))
+        elapsed = time.monotonic() - self.start
+        text = f"[{'#' * filled}{'.' * (24 - filled)}] {self.done}/{self.total} {elapsed:4.0f} s  {self.name}: {detail}"
+        self.stream.write(
+            "\r" + text[: shutil.get_terminal_size().columns - 1].ljust(shutil.get_terminal_size().columns - 1)
+        )
+        self.stream.flush()
+
+    def end(self, note: str = "") -> None:
+        self.done += 1
+        self.tick(note)
+        if not self.stream.isatty():
+            self.stream.write(
+                f"[{self.done}/{self.total}] {time.monotonic() - self.start:4.0f} s  {self.name}: {note}\n"
+            )
+            self.stream.flush()
+
+    def close(self) -> None:
+        if self.stream.isatty():
+            self.stream.write("\n")

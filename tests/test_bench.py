@@ -1,0 +1,343 @@
+"""The benchmark harness on tiny sizes and synthetic timings. No speed is asserted here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bench import __main__ as cli
+from bench import device_tests, environment, gpu, gpu_status, measure, memory, readme, report, rows, test_log
+from bench.losses import LOSSES, Size, flops, make_inputs, parse_size
+from fused_contrastive import dispatch
+
+SIZES = {"cpc": Size(6, 3, 4), "info_nce_queue": Size(6, 10, 4)}
+
+
+def clock(step: float):
+    """A contender whose k-th sample takes k * `step` seconds forward and three times that backward."""
+    calls = []
+
+    def contender(repeats):
+        calls.append(repeats)
+        return step * len(calls), 3 * step * len(calls)
+
+    contender.calls = calls
+    return contender
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_both_forms_of_every_loss_agree(loss):
+    size = SIZES.get(loss, Size(6, 0, 4))
+    inputs = make_inputs(loss, size, torch.float64, torch.device("cpu"))
+    fused = measure.Step(LOSSES[loss].call, inputs).gradients()
+    dense = measure.Step(LOSSES[loss].eager, inputs).gradients()
+    assert len(fused) == 2
+    assert measure.relative_error(fused, dense) < 1e-12
+    assert all(float(g.norm()) > 0 for g in dense)
+
+
+def test_flops_are_those_of_the_algorithms():
+    N, D = 8192, 128
+    size = Size(N, 0, D)
+    assert [flops("nt_xent", size, which, False) for which in ("forward", "backward", "full")] == [
+        N * N * D, 3 * N * N * D, 4 * N * N * D,
+    ]  # fmt: skip
+    assert flops("nt_xent", size, "full", True) == 6 * N * N * D
+    assert flops("clip", size, "full", False) == 8 * N * N * D
+    assert flops("info_nce_queue", Size(256, 65536, D), "full", False) == 4 * 256 * 65536 * D
+    assert flops("cpc", Size(100, 12, D), "forward", False) == 2 * 12 * 100 * 100 * D
+
+
+@pytest.mark.parametrize("text", ["64", "0x4", "axb", "1x2x3x4"])
+def test_malformed_sizes_are_refused(text):
+    with pytest.raises(ValueError):
+        parse_size(text)
+
+
+def test_rounds_interleave_all_contenders():
+    order = []
+
+    def contender(name, seconds):
+        def sample(repeats):
+            order.append(name)
+            return seconds, seconds
+
+        return sample
+
+    samples = measure.interleave(
+        {"a": contender("a", 1.0), "b": contender("b", 2.0), "c": contender("c", 3.0)}, 0.0, least=6
+    )
+    assert {name: len(taken) for name, taken in samples.items()} == {"a": 6, "b": 6, "c": 6}
+    rounds = [order[k : k + 3] for k in range(3, len(order), 3)]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1, "the order within rounds should change"
+
+
+def test_the_budget_sets_the_rounds_and_short_steps_repeat():
+    quick, slow = clock(0.0), clock(0.0)
+    quick_samples = measure.interleave(
+        {"quick": lambda n: (quick(n) and 1e-5, 0.0), "slow": lambda n: (slow(n) and 0.5, 0.5)}, 10.0
+    )
+    assert len(quick_samples["slow"]) == 9  # 10 s over rounds of 1.001 s
+    assert set(slow.calls) == {1}
+    assert quick.calls[1:] == [100] * 9  # a sample lasts about a millisecond
+
+
+def test_quartiles_and_paired_ratios():
+    assert measure.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert measure.quartiles([7.0]) == (7.0, 7.0, 7.0)
+    # the machine is three times slower in the last two rounds: the ratios within rounds do not see it
+    assert measure.paired_ratio([10.0, 10.0, 30.0, 30.0], [2.0, 2.0, 6.0, 6.0]) == (5.0, 5.0, 5.0)
+    with pytest.raises(ValueError):
+        measure.paired_ratio([1.0], [1.0, 2.0])
+
+
+def synthetic_rows():
+    group = rows.Group("nt_xent", Size(1000, 0, 100), ("fp32", "bf16"), ("eager", "compile", "cpu"))
+    samples = {
+        ("eager", "fp32"): [(1.0, 3.0), (2.0, 6.0), (1.0, 3.0)],
+        ("compile", "fp32"): [(0.5, 1.5), (1.0, 3.0), (0.5, 1.5)],
+        ("cpu", "fp32"): [(0.1, 0.3), (0.2, 0.6), (0.1, 0.3)],
+        ("cpu", "bf16"): [(0.05, 0.15), (0.1, 0.3), (0.05, 0.15)],
+        ("gemm", "fp32"): [(0.2, 0.0)] * 3,
+        ("gemm", "bf16"): [(0.1, 0.0)] * 3,
+    }
+    measured = rows.rows_from_samples(
+        group, samples, {"fp32": 2 * 10**8, "bf16": 2 * 10**8}, ("forward", "backward", "full")
+    )
+    for row in measured:
+        row["gradient_error"] = None
+    return measured
+
+
+def test_rows_from_synthetic_samples():
+    measured = {(r["backend"], r["dtype"], r["pass"]): r for r in synthetic_rows()}
+    assert len(measured) == 12
+    row = measured["cpu", "fp32", "full"]
+    assert row["ms"] == pytest.approx(400)
+    assert row["ms_quartiles"] == pytest.approx([400, 600])
+    assert (row["x_eager"], row["x_compile"]) == pytest.approx((10, 5))
+    assert row["flops"] == 4 * 10**8
+    assert row["gflops"] == pytest.approx(1.0)
+    assert row["gemm_gflops"] == pytest.approx(1.0)
+    assert row["gemm_fraction"] == pytest.approx(1.0)
+    assert measured["cpu", "bf16", "backward"]["x_fp32"] == pytest.approx(2)
+    assert measured["cpu", "bf16", "full"]["x_eager"] is None  # no eager run in that dtype
+    assert measured["eager", "fp32", "forward"]["flops"] == 2 * 10**8
+    assert measured["compile", "fp32", "forward"]["x_eager"] == pytest.approx(2)
+
+
+def test_the_command_line_writes_json_markdown_and_plot(tmp_path, capsys):
+    out = tmp_path / "tiny"
+    arguments = [
+        "--losses",
+        "nt_xent,info_nce_queue",
+        "--backends",
+        "eager,panels",
+        "--dtypes",
+        "fp32,tf32",
+        "--seconds",
+        "0.1",
+        "--no-memory",
+    ]
+    assert cli.main([*arguments, "--sizes", "16x8", "--out", str(out)]) == 2  # the queue needs NxKxD
+    assert "NxKxD" in capsys.readouterr().err
+    assert cli.main(["--losses", "nt_xent", *arguments[2:], "--sizes", "16x8,34x5", "--out", str(out)]) == 0
+    result = json.loads((tmp_path / "tiny.json").read_text())
+    report.validate(result)
+    assert result["complete"]
+    assert result["kind"] == "cpu"
+    assert {(r["N"], r["D"], r["backend"], r["pass"]) for r in result["rows"]} == {
+        (N, D, backend, which) for N, D in ((16, 8), (34, 5)) for backend in ("eager", "panels") for which in ("forward", "backward", "full")
+    }  # fmt: skip
+    assert all(r["ms"] > 0 and r["rounds"] >= 5 and r["gradient_error"] < 1e-5 for r in result["rows"])
+    assert {entry["reason"] for entry in result["unavailable"]} == {"tf32 needs a CUDA device"}
+    assert result["environment"]["threads"] == torch.get_num_threads()
+    page = (tmp_path / "tiny.md").read_text()
+    assert page.count("| nt_xent |") == len(result["rows"])
+    assert "tf32 needs a CUDA device" in page
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "tiny.png").stat().st_size > 1000
+
+
+def test_a_failing_contender_is_reported_and_the_others_go_on(monkeypatch):
+    def refuse(*inputs):
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(
+        rows.contenders, "function", lambda loss, name: refuse if name == "compile" else LOSSES[loss].eager
+    )
+    group = rows.Group("nt_xent", Size(16, 0, 4), ("fp32",), ("eager", "compile"))
+    measured = rows.run_group(group, rows.Plan(torch.device("cpu")), 0.0)
+    assert [entry["reason"] for entry in measured["unavailable"]] == ["RuntimeError: no C++ compiler"]
+    assert {row["backend"] for row in measured["rows"]} == {"eager"}
+    assert all(row["x_compile"] is None for row in measured["rows"])
+
+
+def test_validate_names_what_is_missing():
+    result = report.new_result("cpu", "", {})
+    result["rows"] = synthetic_rows()
+    report.validate(result)
+    del result["rows"][0]["gemm_fraction"]
+    with pytest.raises(ValueError, match="gemm_fraction"):
+        report.validate(result)
+    with pytest.raises(ValueError, match="missing"):
+        report.validate({"schema": 1, "rows": []})
+
+
+@pytest.mark.skipif(memory.unsupported() is not None, reason=str(memory.unsupported()))
+def test_resident_peak_sees_the_dense_matrix():
+    jobs = [("nt_xent", name, Size(N, 0, 16), "fp32", "full") for name, N in (("eager", 2048), ("unknown", 2050))]
+    peaks = memory.measure(jobs, 120)
+    matrix = 4 * 2048 * 2048
+    assert matrix <= peaks[jobs[0]] < 12 * matrix
+    assert "ended with 1" in peaks[jobs[1]]
+
+
+def result_file(folder, name, kind, day, **extra):
+    result = report.new_result(
+        kind, f"python -m bench {name}", {**environment.describe(torch.device("cpu")), "gpu": extra.pop("gpu", None)}
+    )
+    result.update(rows=synthetic_rows(), date=day, **extra)
+    (folder / f"{name}.json").write_text(json.dumps(result))
+    return result
+
+
+def test_readme_tables_come_from_the_newest_result(tmp_path):
+    text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n<!-- bench:gpu -->\n<!-- /bench:gpu -->\nc\n"
+    unmeasured = readme.generated(text, tmp_path)
+    assert "not yet measured on a GPU" in unmeasured
+    assert "not yet measured on a CPU" in unmeasured
+    result_file(tmp_path, "cpu-one-2025-01-01", "cpu", "2025-01-01")
+    result_file(tmp_path, "cpu-one-2025-03-01", "cpu", "2025-03-01")
+    new = readme.generated(text, tmp_path)
+    assert "old" not in new
+    assert "cpu-one-2025-03-01.json" in new
+    assert "cpu-one-2025-01-01" not in new
+    lines = [" ".join(line.split()) for line in new.splitlines()]
+    assert "| 1000 | 100 | fp32 | 4000 | 2000 | 400 | 10.0 | 5.00 | 1.00 | - | - |" in lines
+    assert readme.generated(new, tmp_path) == new
+    assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith("<!-- /bench:gpu -->\nc\n")
+    with pytest.raises(ValueError, match="bench:cpu"):
+        readme.generated("no markers", tmp_path)
+
+
+def test_the_readme_holds_what_the_results_say():
+    text = readme.README.read_text()
+    assert readme.generated(text) == text, "run: make readme"
+
+
+def test_committed_results_are_of_this_schema():
+    for path in sorted(readme.RESULTS.glob("[cg]pu-*.json")):
+        report.validate(json.loads(path.read_text()))
+
+
+def test_outcomes_give_the_kernels_that_passed(tmp_path):
+    lines = [
+        {"test": "t1", "outcome": "passed", "when": "teardown", "kernels": ["reduce", "other"]},
+        {"test": "t2", "outcome": "failed", "when": "call", "message": "wrong"},
+        {"test": "t2", "outcome": "passed", "when": "teardown", "kernels": ["weight", "reduce2"]},
+        {"test": "t3", "outcome": "passed", "when": "teardown", "kernels": ["weight"]},
+        {"test": "t4", "outcome": "skipped", "when": "setup", "message": "no such device"},
+    ]
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "torn')
+    outcomes = test_log.read(log)
+    counts = test_log.summary(outcomes)
+    assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 1, 1)
+    assert counts["failures"] == [{"test": "t2", "message": "wrong"}]
+    assert counts["skip_reasons"] == {"no such device": 1}
+    states = test_log.kernels(outcomes, {"reduce": "aa", "weight": "bb", "unused": "cc"})
+    assert states == {
+        "reduce": {"hash": "aa", "passed": True, "tests": 1, "failed": 0},
+        "weight": {"hash": "bb", "passed": False, "tests": 2, "failed": 1},
+        "unused": {"hash": "cc", "passed": False, "tests": 0, "failed": 0},
+    }
+
+
+def test_gpu_status_follows_the_hashes():
+    def run(day, **kernels):
+        return {"date": day, "time": "", "environment": {"gpu": {"name": "G"}}, "kernels": kernels}
+
+    def state(source, passed=True, tests=3):
+        return {"hash": source, "passed": passed, "tests": tests}
+
+    measured = [
+        run(
+            "2025-01-01",
+            same=state("s"),
+            changed=state("old"),
+            broken=state("b", passed=False),
+            idle=state("i", tests=0, passed=False),
+        ),
+        run("2025-02-01", same=state("s")),
+    ]
+    lines = gpu_status.status({"same": "s", "changed": "new", "broken": "b", "idle": "i", "fresh": "f"}, measured)
+    assert lines == {
+        "same": "verified on G, 2025-02-01",
+        "changed": "no GPU has run it since it changed (last run 2025-01-01)",
+        "broken": "failed on G, 2025-01-01",
+        "idle": "never run on a GPU",
+        "fresh": "never run on a GPU",
+    }
+
+
+def test_gpu_status_runs_without_a_gpu(capsys):
+    assert gpu_status.main() == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_run_without_a_gpu_says_why_and_writes_nothing(tmp_path, capsys):
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert "no GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):
+    run = gpu.Run({**report.new_result("gpu", "", {}), "kernels": {}}, tmp_path, "gpu-test", 300, device="cpu")
+    gpu.run_rows(run, gpu.Stage("fp32", ("15x4", "16x4"), 120, 0.1, "eager,panels"))  # an odd N ends the process with 2
+    written = json.loads((tmp_path / "gpu-test.json").read_text())
+    report.validate(written)
+    assert {row["N"] for row in written["rows"]} == {16}
+    assert [(entry["N"], entry["reason"]) for entry in written["unavailable"]] == [(15, "the process ended with 2")]
+
+
+def test_result_names_never_overwrite(tmp_path):
+    assert gpu.unused(tmp_path, "gpu-x").name == "gpu-x.json"
+    (tmp_path / "gpu-x.json").touch()
+    assert gpu.unused(tmp_path, "gpu-x").name == "gpu-x-2.json"
+
+
+def test_device_tests_skip_what_an_earlier_process_recorded(tmp_path, monkeypatch):
+    class Item:
+        def __init__(self, nodeid, *fixtures):
+            self.nodeid, self.fixturenames = nodeid, fixtures
+
+    class Config:
+        class hook:
+            @staticmethod
+            def pytest_deselected(items):
+                pass
+
+    log = tmp_path / "tests.jsonl"
+    monkeypatch.setenv(device_tests.LOG, str(log))
+    device_tests.earlier(log).write_text(json.dumps({"test": "done", "outcome": "passed", "when": "teardown"}) + "\n")
+    items = [Item("done", "device"), Item("left", "device", "backend"), Item("host only", "tmp_path")]
+    device_tests.pytest_collection_modifyitems(Config, items)
+    assert [item.nodeid for item in items] == ["left"]
+
+
+def test_results_name_no_folders(monkeypatch):
+    reason = "cannot import name 'x' (/home/me/tree/a/launch.py), and/or 1/2 of /tmp/b.so"
+    assert environment.without_paths(reason) == "cannot import name 'x' (launch.py), and/or 1/2 of b.so"
+    monkeypatch.setattr("sys.argv", ["bench", "--quick", "--out", "/tmp/x", "--device", "cpu"])
+    assert environment.command_line("bench") == "python -m bench --quick --device cpu"
+
+
+def test_names_of_devices():
+    assert environment.slug("NVIDIA H200") == "h200"
+    assert environment.slug("Intel(R) Xeon(R) Platinum 8488C @ 2.4GHz") == "intel-xeon-platinum-8488c"
+    assert set(cli.contenders.KNOWN) == set(dispatch.NAMES) - {"eager"}
