@@ -1,0 +1,322 @@
+// Forward: log-sum-exp of rows (and columns) over the candidates, positives, loss, and with `mean` the softmax-weighted mean of b.
+//
+// Flops: N^2 D for one set (half the tiles; each serves its rows and its columns), 2 M N D for two, 4 M N D with `mean`. Bytes: every
+// tile of B x B logits reads two blocks of B packed rows, 8 B D for 2 B^2 D flops; the logits themselves stay in the caches.
+// Schedule: team.h. Where |logits| <= 60 is known beforehand (600 in double) no maximum is needed, and one exp per element
+// serves row and column; otherwise sums are kept relative to a power of two that follows the maximum.
+#pragma once
+
+#include "tile.h"
+
+namespace fused_contrastive::FUSED_ISA {
+
+inline double power_of_two(double n) {  // n integral, or not finite
+  if (!(n < 1024)) return n == n ? std::numeric_limits<double>::infinity() : n;
+  if (n < -1022) return 0;
+  const uint64_t bits = uint64_t(int64_t(n) + 1023) << 52;
+  double x;
+  std::memcpy(&x, &bits, 8);
+  return x;
+}
+
+// sum * 2^reference, with an integral reference (-inf: nothing has been added).
+struct RunningSum {
+  double sum, reference;
+  void add(double x, double shift) {  // += x * 2^shift
+    if (x == 0) return;
+    if (shift > reference) {
+      sum = sum * power_of_two(reference - shift) + x;
+      reference = shift;
+    } else {
+      sum += shift == reference ? x : x * power_of_two(shift - reference);
+    }
+  }
+  double log() const { return (sum == 0 ? 0 : reference * LN_2) + std::log(sum); }
+};
+
+inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
+
+// No overflow, and no underflow that matters, without subtracting a maximum.
+template <class T>
+bool needs_no_maximum(const Problem& p, double norm_a, double norm_b, double bias) {
+  return std::fabs(p.scale) * norm_a * norm_b + bias <= (sizeof(T) == 8 ? 600 : 60);
+}
+
+// The logits' additive part in units of log 2, padded to whole panels; the largest finite |bias| (NaN or +inf: itself).
+template <class T>
+double additive(const Problem& p, int64_t g, int64_t size, T* add) {
+  double largest = 0;
+  for (int64_t j = 0; j < size; ++j) {
+    const double x = p.bias && j < p.b.n ? double(static_cast<const T*>(p.bias)[g * p.b.n + j]) : 0;
+    add[j] = T(x * LOG2_E);
+    if (!(std::fabs(x) <= largest) && largest == largest && x != -std::numeric_limits<double>::infinity())
+      largest = std::fabs(x);
+  }
+  return largest;
+}
+
+template <class C>
+class ForwardPass {
+  using T = typename C::T;
+  using V = Vec<T>;
+  static constexpr int P = PANEL<T>, W = V::W;
+  static constexpr T NONE = -std::numeric_limits<T>::infinity();
+
+ public:
+  ForwardPass(const Forward& f, Runtime* runtime, int threads)
+      : f_(f),
+        M_(f.a.n),
+        N_(f.b.n),
+        D_(f.D),
+        size_(block_size(M_, N_, f.one_set)),
+        team_(runtime, threads, TileScratch<C>::bytes(size_, D_)),
+        grid_(M_, N_, size_, true, !f.one_set && f.cols),
+        factor_(f.scale * LOG2_E),
+        a_(runtime, M_, D_, true, false, !f.one_set),
+        b_(runtime, N_, D_, !f.one_set, f.mean, false) {
+    rows_ = allocate<RunningSum>(runtime, grid_.column_parts * M_);
+    add_ = allocate<T>(runtime, N_ + P);
+    if (grid_.columns) columns_ = allocate<RunningSum>(runtime, grid_.row_parts * N_);
+    if (f.row_max) row_top_ = allocate<T>(runtime, grid_.column_parts * M_);
+    if (f.col_max && grid_.columns) column_top_ = allocate<T>(runtime, grid_.row_parts * N_);
+    if (f.mean && grid_.column_parts > 1) mean_ = allocate<T>(runtime, grid_.column_parts * M_ * D_);
+  }
+
+  void run(int64_t g) {
+    prepare(team_, f_.a, g, f_.normalize, f_.matrix, a_);
+    if (!f_.one_set) prepare(team_, f_.b, g, f_.normalize, f_.matrix, b_);
+    const Packed<C>& b = f_.one_set ? a_ : b_;
+    const double bias = additive(f_, g, N_ + P, add_);
+    const bool fast = !f_.row_max && needs_no_maximum<T>(f_, norm(a_), norm(b), bias);
+    const double reference = fast ? 0 : -std::numeric_limits<double>::infinity();
+    std::fill_n(rows_, grid_.column_parts * M_, RunningSum{0, reference});
+    if (columns_) std::fill_n(columns_, grid_.row_parts * N_, RunningSum{0, reference});
+    if (row_top_) std::fill_n(row_top_, grid_.column_parts * M_, NONE);
+    if (column_top_) std::fill_n(column_top_, grid_.row_parts * N_, NONE);
+
+    if (f_.mean && grid_.column_parts == 1) mean_ = static_cast<T*>(f_.mean) + g * M_ * D_;
+    const Candidates<T> candidates(f_, g);
+    const auto tile = [&](const Block& I, const Block& J, RunningSum* rows, RunningSum* columns, T* row_top,
+                          T* column_top, T* mean, int thread) {
+      const TileScratch<C> s(team_.template scratch<T>(thread), size_);
+      if (fast)
+        fast_tile(s, b, candidates, I, J, rows, columns, mean);
+      else
+        shifted_tile(s, b, candidates, I, J, rows, columns, row_top, column_top, mean);
+    };
+    if (f_.one_set)
+      tournament(team_, M_, size_, [&](const Block& I, const Block& J, int thread) {
+        const bool both = I.index != J.index;
+        tile(I, J, rows_, both ? rows_ : nullptr, row_top_, both ? row_top_ : nullptr, nullptr, thread);
+      });
+    else
+      grid_tiles(team_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c, int thread) {
+        tile(I, J, rows_ + c * M_, columns_ ? columns_ + r * N_ : nullptr, row_top_ ? row_top_ + c * M_ : nullptr,
+             column_top_ ? column_top_ + r * N_ : nullptr, mean_ ? mean_ + c * M_ * D_ : nullptr, thread);
+      });
+    finish(g, b);
+  }
+
+ private:
+  static double norm(const Packed<C>& z) {
+    double largest = 0;
+    for (int64_t i = 0; i < z.panels(); ++i)
+      if (!(z.row_norm[i] <= largest) && largest == largest) largest = z.row_norm[i];
+    return std::sqrt(largest);
+  }
+
+  void fast_tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
+                 const Block& J, RunningSum* rows, RunningSum* columns, T* mean) const {
+    std::fill_n(s.row_vectors, size_ * W, T(0));
+    std::fill_n(s.column_sums, size_, T(0));
+    const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
+      constexpr int NR = count();
+      V below[NR];
+      for (int c = 0; c < NR; ++c) below[c] = V::load(s.column_sums + j + c * W);
+      const auto two_rows = [&](int64_t r, bool second) {
+        V x[NR], y[NR], across_x(T(0)), across_y(T(0));
+#pragma GCC unroll 4
+        for (int c = 0; c < NR; ++c) {
+          x[c] = exp2(V::load(t + r * ld + c * W));
+          y[c] = second ? exp2(V::load(t + (r + 1) * ld + c * W)) : V(T(0));
+          across_x = across_x + x[c];
+          across_y = across_y + y[c];
+          below[c] = below[c] + (x[c] + y[c]);
+          if (mean) store_weights<C>(s, size_, i + r, j + c * W, x[c], y[c], second);
+        }
+        T* row = s.row_vectors + (i + r) * W;
+        (V::load(row) + across_x).store(row);
+        if (second) (V::load(row + W) + across_y).store(row + W);
+      };
+      if (m == MR)
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < MR; r += 2) two_rows(r, true);
+      else
+        for (int64_t r = 0; r < m; r += 2) two_rows(r, r + 1 < m);
+      for (int c = 0; c < NR; ++c) below[c].store(s.column_sums + j + c * W);
+    };
+    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, visit);
+    for (int64_t i = 0; i < I.size(); ++i) rows[I.begin + i].sum += sum(V::load(s.row_vectors + i * W));
+    if (columns)
+      for (int64_t j = 0; j < J.size(); ++j) columns[J.begin + j].sum += s.column_sums[j];
+    if (mean) add_rows(s, size_, I, J, b, mean + I.begin * D_, !I.first);
+  }
+
+  void shifted_tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
+                    const Block& J, RunningSum* rows, RunningSum* columns, T* row_top, T* column_top, T* mean) const {
+    T *top = s.u, *column_max = s.v;
+    std::fill_n(s.row_vectors, size_ * W, NONE);
+    std::fill_n(column_max, size_, NONE);
+    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.tile, size_, true,
+                [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
+                  constexpr int NR = count();
+                  for (int64_t r = 0; r < m; ++r)
+                    for (int c = 0; c < NR; ++c) {
+                      const V x = V::load(t + r * ld + c * W);
+                      T *row = s.row_vectors + (i + r) * W, *column = column_max + j + c * W;
+                      maximum(x, V::load(row)).store(row);
+                      maximum(x, V::load(column)).store(column);
+                    }
+                });
+    T highest = NONE, lowest = -NONE;
+    const auto range = [&](T x) {
+      highest = std::max(highest, x);
+      if (x != NONE) lowest = std::min(lowest, x);
+    };
+    for (int64_t i = 0; i < I.size(); ++i) {
+      range(top[i] = maximum_of(V::load(s.row_vectors + i * W)));
+      if (row_top) row_top[I.begin + i] = std::max(row_top[I.begin + i], top[i]);
+    }
+    if (columns)
+      for (int64_t j = 0; j < J.size(); ++j) {
+        range(column_max[j]);
+        if (column_top) column_top[J.begin + j] = std::max(column_top[J.begin + j], column_max[j]);
+      }
+    const int64_t width = (J.size() + W - 1) / W * W;
+    if (mean) return weigh_shifted(s, b, I, J, width, top, rows, mean);
+    const bool one_shift = highest - lowest <= (sizeof(T) == 8 ? 800 : 80);  // every row and column keeps its leading terms
+    const T common = one_shift && highest != NONE ? std::ceil(highest) : T(0);
+    std::fill_n(s.column_sums, size_, T(0));
+    for (int64_t i = 0; i < I.size(); ++i) {
+      const T shift = one_shift ? common : top[i] == NONE ? T(0) : std::ceil(top[i]);
+      V across(T(0));
+      for (int64_t j = 0; j < width; j += W) {
+        const V t = V::load(s.tile + i * size_ + j), x = exp2(t - V(shift));
+        across = across + x;
+        if (columns && one_shift) (V::load(s.column_sums + j) + x).store(s.column_sums + j);
+      }
+      rows[I.begin + i].add(sum(across), shift);
+    }
+    if (!columns) return;
+    for (int64_t j = 0; j < size_; ++j) column_max[j] = one_shift ? common : column_max[j] == NONE ? T(0) : std::ceil(column_max[j]);
+    if (!one_shift)
+      for (int64_t i = 0; i < I.size(); ++i)
+        for (int64_t j = 0; j < width; j += W) {
+          const V x = exp2(V::load(s.tile + i * size_ + j) - V::load(column_max + j));
+          (V::load(s.column_sums + j) + x).store(s.column_sums + j);
+        }
+    for (int64_t j = 0; j < J.size(); ++j) columns[J.begin + j].add(s.column_sums[j], column_max[j]);
+  }
+
+  // Weights 2^(t - reference of the row); what earlier tiles left in `mean` follows a new reference.
+  void weigh_shifted(const TileScratch<C>& s, const Packed<C>& b, const Block& I, const Block& J, int64_t width,
+                     const T* top, RunningSum* rows, T* mean) const {
+    for (int64_t i = 0; i < I.size(); i += 2) {
+      T shift[2];
+      const int64_t m = std::min<int64_t>(2, I.size() - i);
+      for (int64_t r = 0; r < m; ++r) {
+        RunningSum& row = rows[I.begin + i + r];
+        const double reference = std::max(row.reference, double(std::ceil(top[i + r])));
+        shift[r] = std::isinf(reference) && reference < 0 ? T(0) : T(reference);
+        if (!I.first && row.reference < reference) {
+          const T factor = T(power_of_two(row.reference - reference));
+          for (int64_t d = 0; d < D_; ++d) mean[(I.begin + i + r) * D_ + d] *= factor;
+        }
+        row.sum *= row.reference < reference ? power_of_two(row.reference - reference) : 1;
+        row.reference = reference;
+      }
+      V across[2] = {V(T(0)), V(T(0))};
+      for (int64_t j = 0; j < width; j += W) {
+        const V x = exp2(V::load(s.tile + i * size_ + j) - V(shift[0]));
+        const V y = m == 2 ? exp2(V::load(s.tile + (i + 1) * size_ + j) - V(shift[1])) : V(T(0));
+        across[0] = across[0] + x;
+        across[1] = across[1] + y;
+        store_weights<C>(s, size_, i, j, x, y, m == 2);
+      }
+      for (int64_t r = 0; r < m; ++r) rows[I.begin + i + r].sum += sum(across[r]);
+    }
+    add_rows(s, size_, I, J, b, mean + I.begin * D_, !I.first);
+  }
+
+  // Adds up the parts; afterwards the first part's sum is the log-sum-exp.
+  void total(RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g, void* lse, void* maximum) {
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t part = 1; part < parts; ++part) {
+        sums[i].add(sums[part * n + i].sum, sums[part * n + i].reference);
+        if (top) top[i] = std::max(top[i], top[part * n + i]);
+      }
+      const double x = sums[i].log();
+      static_cast<T*>(lse)[g * n + i] = T(x);
+      if (maximum) static_cast<T*>(maximum)[g * n + i] = x == x ? T(double(top[i]) * LN_2) : T(x);
+      sums[i].sum = x;
+    }
+  }
+
+  void finish(int64_t g, const Packed<C>& b) {
+    if (f_.mean) normalise_mean(g);
+    total(rows_, row_top_, M_, grid_.column_parts, g, f_.rows, f_.row_max);
+    if (columns_) total(columns_, column_top_, N_, grid_.row_parts, g, f_.cols, f_.col_max);
+    if (f_.one_set && f_.cols) std::copy_n(static_cast<T*>(f_.rows) + g * M_, M_, static_cast<T*>(f_.cols) + g * M_);
+    if (f_.one_set && f_.col_max)
+      std::copy_n(static_cast<T*>(f_.row_max) + g * M_, M_, static_cast<T*>(f_.col_max) + g * M_);
+    if (f_.positive < 0) return;
+    const RunningSum* columns = !f_.cols ? nullptr : f_.one_set ? rows_ : columns_;
+    team_.tasks((M_ + P - 1) / P, [&](int64_t task, int) {
+      T t[MR * P];
+      for (int64_t i0 = task * P; i0 < std::min(M_, (task + 1) * P); i0 += MR) {
+        int64_t panel = -1;
+        for (int64_t i = i0; i < std::min(M_, i0 + MR); ++i) {
+          const int64_t j = (i + f_.positive) % N_;
+          if (j / P != panel) {  // the same block product as in the tiles: equal pairs have equal logits
+            panel = j / P;
+            logits_block<C, 2>(a_.rows(i0), a_.width, b.rows(panel * P), a_.units, factor_, add_ + panel * P, t, P);
+          }
+          const double pos = double(t[(i - i0) * P + j % P]) * LN_2;
+          double loss = softplus(rows_[i].sum - pos);
+          if (columns) loss = 0.5 * (loss + softplus(columns[j].sum - pos));
+          static_cast<T*>(f_.pos)[g * M_ + i] = T(pos);
+          static_cast<T*>(f_.loss)[g * M_ + i] = T(loss);
+        }
+      }
+    });
+  }
+
+  void normalise_mean(int64_t g) {
+    const int64_t parts = grid_.column_parts;
+    team_.tasks((M_ + P - 1) / P, [&](int64_t task, int) {
+      for (int64_t i = task * P; i < std::min(M_, (task + 1) * P); ++i) {
+        RunningSum all = rows_[i];
+        for (int64_t part = 1; part < parts; ++part) all.add(rows_[part * M_ + i].sum, rows_[part * M_ + i].reference);
+        T* out = static_cast<T*>(f_.mean) + (g * M_ + i) * D_;
+        for (int64_t part = 0; part < parts; ++part) {
+          const RunningSum& sum = rows_[part * M_ + i];
+          const double share = sum.reference == all.reference ? 1 : power_of_two(sum.reference - all.reference);
+          const T factor = sum.sum == 0 ? T(0) : T(share / all.sum);
+          const T* weighted = mean_ + (part * M_ + i) * D_;
+          for (int64_t d = 0; d < D_; ++d) out[d] = factor * weighted[d] + (part ? out[d] : T(0));
+        }
+      }
+    });
+  }
+
+  const Forward& f_;
+  int64_t M_, N_, D_, size_;
+  Team team_;
+  Grid grid_;
+  Factor<T> factor_;
+  Packed<C> a_, b_;
+  RunningSum *rows_ = nullptr, *columns_ = nullptr;
+  T *add_ = nullptr, *row_top_ = nullptr, *column_top_ = nullptr, *mean_ = nullptr;
+};
+
+}  // namespace fused_contrastive::FUSED_ISA

@@ -1,0 +1,299 @@
+// The torch side: op schemas, checks, views of tensors as the kernels' plain structures, threads and memory, and the ISA.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <Python.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "similarity.h"
+
+namespace fused_contrastive {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+// Tensors as memory: a bump allocator over chunks of torch's own, so that its profiler and its NaN fill see the workspaces.
+struct TorchRuntime : Runtime {
+  std::vector<Tensor> chunks;
+  size_t used = 0, size = 0;
+
+  TorchRuntime() : Runtime{at::get_num_threads(), &allocate_bytes, &run_parallel} {}
+
+  static void* allocate_bytes(Runtime* self, size_t bytes) {
+    auto& r = *static_cast<TorchRuntime*>(self);
+    bytes = (bytes + 63) / 64 * 64;
+    if (r.used + bytes > r.size) {
+      r.size = std::max<size_t>(bytes, size_t(1) << 19);
+      r.chunks.push_back(at::empty({int64_t(r.size)}, at::kByte));
+      r.used = 0;
+    }
+    void* p = r.chunks.back().mutable_data_ptr<uint8_t>() + r.used;
+    r.used += bytes;
+    return p;
+  }
+  static void run_parallel(Runtime*, int n, void (*body)(void*, int), void* context) {
+    at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(context, int(i));
+    });
+  }
+};
+
+enum Isa { PORTABLE, AVX2, AVX512, AVX512_BF16 };
+constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+
+// The best of the instruction sets that were compiled and that this CPU has.
+Isa best_isa() {
+  Isa best = PORTABLE;
+#if defined(FUSED_AVX2_KERNELS)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = AVX2;
+#endif
+#if defined(FUSED_AVX512_KERNELS)
+  if (best == AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    best = AVX512;
+#endif
+#if defined(FUSED_AVX512_BF16_KERNELS)
+  if (best == AVX512 && __builtin_cpu_supports("avx512bf16")) best = AVX512_BF16;
+#endif
+  return best;
+}
+
+Isa chosen_isa = best_isa();
+
+std::string isa() { return ISA_NAMES[chosen_isa]; }
+
+void set_isa(const std::string& name) {
+  const auto* found = std::find(std::begin(ISA_NAMES), std::end(ISA_NAMES), name);
+  TORCH_CHECK_VALUE(found != std::end(ISA_NAMES), "isa must be portable, avx2, avx512 or avx512_bf16, got ", name);
+  const Isa wanted = Isa(found - ISA_NAMES);
+  TORCH_CHECK_VALUE(wanted <= best_isa(), "this CPU has no ", name, ": its best is ", ISA_NAMES[best_isa()]);
+  chosen_isa = wanted;
+}
+
+Kernels kernels_for(Type matrix) {
+#if defined(FUSED_AVX512_BF16_KERNELS)
+  if (chosen_isa == AVX512_BF16 && matrix == Type::BFloat16) return avx512_bf16::kernels(matrix);
+#endif
+#if defined(FUSED_AVX512_KERNELS)
+  if (chosen_isa >= AVX512) return avx512::kernels(matrix);
+#endif
+#if defined(FUSED_AVX2_KERNELS)
+  if (chosen_isa == AVX2) return avx2::kernels(matrix);
+#endif
+  return portable::kernels(matrix);
+}
+
+Type type_of(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat: return Type::Float;
+    case at::kDouble: return Type::Double;
+    case at::kBFloat16: return Type::BFloat16;
+    case at::kHalf: return Type::Half;
+    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
+  }
+}
+
+Kind kind_of(const std::string& kind) {
+  if (kind == "all") return Kind::All;
+  if (kind == "not_self") return Kind::NotSelf;
+  if (kind == "not_pair") return Kind::NotPair;
+  if (kind == "other_key") return Kind::OtherKey;
+  TORCH_CHECK_VALUE(kind == "same_key", "unknown candidates ", kind);
+  return Kind::SameKey;
+}
+
+at::ScalarType accumulation(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+Tensor rows_contiguous(const Tensor& x) { return x.size(2) == 1 || x.stride(2) == 1 ? x : x.contiguous(); }
+
+void* data(const Tensor& x) { return x.defined() && x.numel() ? x.mutable_data_ptr() : nullptr; }
+
+// int32 keys that are equal exactly where the int64 keys are.
+struct Keys {
+  std::vector<int32_t> a, b;
+
+  Keys(const optional<Tensor>& key_a, const optional<Tensor>& key_b, bool one_set) {
+    if (!key_a) return;
+    const Tensor x = key_a->contiguous(), y = one_set ? x : key_b->contiguous();
+    const int64_t *p = x.const_data_ptr<int64_t>(), *q = y.const_data_ptr<int64_t>();
+    const int64_t n = x.numel(), m = one_set ? 0 : y.numel();
+    const auto small = [](int64_t k) { return k == int32_t(k); };
+    std::vector<int64_t> values;
+    if (!std::all_of(p, p + n, small) || !std::all_of(q, q + m, small)) {
+      values.assign(p, p + n);
+      values.insert(values.end(), q, q + m);
+      std::sort(values.begin(), values.end());
+    }
+    const auto rank = [&](int64_t k) {
+      return values.empty() ? int32_t(k) : int32_t(std::lower_bound(values.begin(), values.end(), k) - values.begin());
+    };
+    std::transform(p, p + n, std::back_inserter(a), rank);
+    std::transform(q, q + m, std::back_inserter(b), rank);
+    if (one_set) b = a;
+  }
+};
+
+// Whether one set's logits and candidates are symmetric, so that half the tiles are enough.
+bool symmetric(Kind kind, int64_t offset, int64_t stride, bool bias) {
+  if (bias) return false;
+  if (kind == Kind::NotPair) return 2 * offset % stride == 0;
+  return kind == Kind::All || kind == Kind::OtherKey || offset == 0 || offset == std::numeric_limits<int32_t>::min();
+}
+
+Set set_of(const Tensor& x, const Tensor& hat, const Tensor& inv, const Tensor& gradient) {
+  return {x.const_data_ptr(), type_of(x.scalar_type()), x.stride(0), x.stride(1), x.size(1), data(hat), data(inv), data(gradient)};
+}
+
+// Fields that forward and backward share; `bias` is kept alive by the caller.
+void describe(Problem& p, const Tensor& a, const Tensor& scale, const Tensor& bias, const Keys& keys, Kind kind,
+              int64_t offset, int64_t stride, int64_t positive, at::ScalarType dtype) {
+  p.G = a.size(0);
+  p.D = a.size(2);
+  p.matrix = type_of(dtype);
+  p.scale = scale.item<double>();
+  p.bias = data(bias);
+  p.kind = kind;
+  p.offset = offset;
+  p.stride = stride;
+  p.positive = positive;
+  p.key_a = keys.a.empty() ? nullptr : keys.a.data();
+  p.key_b = keys.b.empty() ? nullptr : keys.b.data();
+}
+
+void check(const Tensor& a, const optional<Tensor>& b, Kind kind, int64_t stride, const optional<Tensor>& key_a,
+           const optional<Tensor>& key_b) {
+  TORCH_CHECK(a.dim() == 3 && a.numel() > 0, "a must be [G, M, D] and not empty, got ", a.sizes());
+  if (b)
+    TORCH_CHECK(b->dim() == 3 && b->numel() > 0 && b->size(0) == a.size(0) && b->size(2) == a.size(2),
+                "b must be [G, N, D] and not empty with G and D of a ", a.sizes(), ", got ", b->sizes());
+  TORCH_CHECK(kind != Kind::NotPair || stride > 0, "stride must be positive, got ", stride);
+  const bool keyed = kind == Kind::OtherKey || kind == Kind::SameKey;
+  TORCH_CHECK(keyed == key_a.has_value() && (!b || keyed == key_b.has_value()), "keys and kind do not agree");
+}
+
+using Outputs = std::vector<Tensor>;
+
+Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale, const optional<Tensor>& bias_,
+                const optional<Tensor>& key_a, const optional<Tensor>& key_b, const std::string& kind_name,
+                int64_t offset, int64_t stride, int64_t positive, bool normalize, bool columns, bool extrema,
+                bool weighted, at::ScalarType dtype) {
+  const Kind kind = kind_of(kind_name);
+  check(a_, b_, kind, stride, key_a, key_b);
+  const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
+  const at::ScalarType acc = accumulation(dtype);
+  const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
+  const Tensor none = at::empty({0}, a.options().dtype(acc));
+  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
+    return present ? at::empty(sizes, a.options().dtype(type)) : type == acc ? none : at::empty({0}, a.options().dtype(type));
+  };
+  const bool paired = positive >= 0;
+  const Tensor rows = make(true, {G, M}, acc), cols = make(columns, {G, N}, acc);
+  const Tensor pos = make(paired, {G, M}, acc), loss = make(paired, {G, M}, acc);
+  const Tensor row_max = make(extrema, {G, M}, acc), col_max = make(extrema && columns, {G, N}, acc);
+  const Tensor a_hat = make(normalize || a.scalar_type() != dtype, {G, M, D}, dtype);
+  const Tensor b_hat = make(b_ && (normalize || b.scalar_type() != dtype), {G, N, D}, dtype);
+  const Tensor a_inv = make(normalize, {G, M}, acc), b_inv = make(normalize && b_, {G, N}, acc);
+  const Tensor mean = make(weighted, {G, M, D}, acc);
+  const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
+
+  Forward f{};
+  const Keys keys(key_a, key_b, !b_);
+  describe(f, a, scale, bias, keys, kind, offset, stride, positive, dtype);
+  f.one_set = !b_ && symmetric(kind, offset, stride, bias.defined());
+  f.a = set_of(a, a_hat, a_inv, Tensor());
+  f.b = b_ ? set_of(b, b_hat, b_inv, Tensor()) : f.a;
+  f.normalize = normalize;
+  f.rows = data(rows), f.cols = data(cols), f.pos = data(pos), f.loss = data(loss);
+  f.row_max = data(row_max), f.col_max = data(col_max), f.mean = data(mean);
+  TorchRuntime runtime;
+  kernels_for(f.matrix).forward(f, &runtime);
+  return {rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean};
+}
+
+Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, const optional<Tensor>& b_,
+                 const Tensor& scale, const optional<Tensor>& bias_, const optional<Tensor>& key_a,
+                 const optional<Tensor>& key_b, const Tensor& rows, const Tensor& cols, const Tensor& pos,
+                 const Tensor& a_hat, const Tensor& b_hat, const Tensor& a_inv, const Tensor& b_inv, const Tensor& mean,
+                 const std::string& kind_name, int64_t offset, int64_t stride, int64_t positive, bool normalize,
+                 at::ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias) {
+  const Kind kind = kind_of(kind_name);
+  check(a_, b_, kind, stride, key_a, key_b);
+  const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
+  const at::ScalarType acc = accumulation(dtype);
+  const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
+  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
+    return present ? at::empty(sizes, a.options().dtype(type)) : at::empty({0}, a.options().dtype(type));
+  };
+  need_b = need_b && b_;
+  const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
+  need_bias = need_bias && bias.defined();
+  const bool one_set = !b_ && symmetric(kind, offset, stride, bias.defined());
+  const Tensor da = make(need_a, {G, M, D}, a.scalar_type());
+  Tensor db = make(need_b, {G, N, D}, b.scalar_type());
+  const Tensor second = make(need_a && !b_ && !one_set, {G, M, D}, a.scalar_type());  // one set, its gradient as columns
+  const Tensor dbias = make(need_bias, {G, N}, acc);
+  std::vector<double> dscale(size_t(G), 0.0);
+  if (need_a || need_b || need_scale || need_bias) {
+    Backward f{};
+    const Keys keys(key_a, key_b, !b_);
+    describe(f, a, scale, bias, keys, kind, offset, stride, positive, dtype);
+    f.one_set = one_set;
+    f.a = set_of(a, a_hat, a_inv, da);
+    f.b = b_ ? set_of(b, b_hat, b_inv, db) : f.a;
+    if (!b_ && !one_set) f.b.gradient = data(second);
+    const auto vector = [&](const Tensor& x) { return x.numel() ? x.to(acc).contiguous() : x; };
+    const Tensor saved[] = {vector(g_rows), vector(g_cols), vector(rows), vector(cols), vector(pos), vector(mean)};
+    f.g_rows = data(saved[0]), f.g_cols = data(saved[1]), f.rows = data(saved[2]), f.cols = data(saved[3]);
+    f.pos = data(saved[4]), f.mean = data(saved[5]);
+    f.need_scale = need_scale;
+    f.dscale = dscale.data();
+    f.dbias = data(dbias);
+    TorchRuntime runtime;
+    kernels_for(f.matrix).backward(f, &runtime);
+    if (second.numel()) da.add_(second);
+  }
+  Tensor total = make(need_scale, {}, acc);
+  if (need_scale) {
+    double sum = 0;
+    for (double x : dscale) sum += x;
+    total.fill_(sum);
+  }
+  return {da, db, total, dbias};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(fused_contrastive_cpu, m) {
+  m.def("isa() -> str", &isa);
+  m.def("set_isa(str name) -> ()", &set_isa);
+  m.def(
+      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, str kind, int offset, int stride, "
+      "int positive, bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype) -> Tensor[]");
+  m.def(
+      "backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, "
+      "Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, str kind, "
+      "int offset, int stride, int positive, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, "
+      "bool need_bias) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(fused_contrastive_cpu, CPU, m) {
+  m.impl("forward", &forward);
+  m.impl("backward", &backward);
+}
+
+}  // namespace fused_contrastive
+
+// Importing the module runs the registrations above; it has no Python functions of its own.
+PyMODINIT_FUNC PyInit__C_cpu(void) {
+  // native.py looks for this mark in the file before it loads the library.
+  static const char* const mark = "fused_contrastive for torch " FUSED_TORCH_VERSION ";";
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cpu", mark, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

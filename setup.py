@@ -1,0 +1,136 @@
+"""Builds the native kernels where it can and says what it decided and why.
+
+FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ compiler are present), cpu (they must build), cuda (the
+CUDA kernels must build, too), none.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CPU = Path("csrc/cpu")
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX512 = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
+ISAS = {
+    "portable": ([], []),
+    "avx2": (["-mavx2", "-mfma", "-mf16c"], ["FUSED_AVX2"]),
+    "avx512": (AVX512, ["FUSED_AVX512"]),
+    "avx512_bf16": ([*AVX512, "-mavx512bf16"], ["FUSED_AVX512", "FUSED_BF16"]),
+}
+
+
+def say(message):
+    print(f"fused_contrastive: {message}", file=sys.stderr, flush=True)
+
+
+def compiler():
+    """The C++ compiler setuptools will call, or None."""
+    if os.name == "nt":
+        return "cl"
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    return shutil.which(command.split()[0])
+
+
+def decide():
+    """What to build: "cpu" or "none", and whether a failure to build it is an error."""
+    wanted = os.environ.get("FUSED_CONTRASTIVE_BUILD", "auto")
+    if wanted not in ("auto", "cpu", "cuda", "none"):
+        raise SystemExit(f"FUSED_CONTRASTIVE_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
+    if wanted == "cuda" and not Path("csrc/cuda").is_dir():
+        raise SystemExit("FUSED_CONTRASTIVE_BUILD=cuda: there are no CUDA kernels yet; the Triton backend serves NVIDIA GPUs")
+    if wanted == "none":
+        say("no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; the panels and Triton backends need none")
+        return "none", False
+    missing = []
+    try:
+        import torch
+    except ImportError:
+        missing.append("torch in the build environment (pip install --no-build-isolation)")
+    if compiler() is None:
+        missing.append("a C++ compiler")
+    if missing:
+        reason = "CPU kernels need " + " and ".join(missing)
+        if wanted != "auto":
+            raise SystemExit(f"FUSED_CONTRASTIVE_BUILD={wanted}: {reason}")
+        say(f"no native kernels: {reason}; the panels and Triton backends work without them")
+        return "none", False
+    say(f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} (FUSED_CONTRASTIVE_BUILD={wanted})")
+    return "cpu", wanted != "auto"
+
+
+def supports(flags):
+    """Whether the compiler takes these flags."""
+    command = [compiler(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def isas():
+    """The instruction sets this compiler can target here; the run-time choice among them is the library's."""
+    if not X86 or os.name == "nt":
+        return ["portable"]
+    return [name for name, (flags, _) in ISAS.items() if supports(flags)]
+
+
+class BuildKernels(build_ext):
+    """Compiles kernels.cpp once for each ISA and ops.cpp against torch, all at once, and links them."""
+
+    def build_extension(self, extension):
+        import torch
+
+        root = Path(torch.__file__).parent
+        include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+        names = isas()
+        version = torch.__version__.partition("+")[0]
+        macros = [("FUSED_TORCH_VERSION", f'"{version}"')]
+        macros += [("FUSED_" + name.upper() + "_KERNELS", None) for name in names]
+        if os.name == "nt":
+            common, openmp, link = ["/O2", "/std:c++20", "/EHsc", "/permissive-"], ["/openmp"], []
+        else:
+            abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+            common = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+            macros.append(("_GLIBCXX_USE_CXX11_ABI", str(abi)))
+            openmp = ["-fopenmp"] if supports(["-fopenmp"]) else []
+            link = ["-s", *openmp] if sys.platform == "linux" else openmp
+        headers = [str(path) for path in CPU.glob("*.h")]
+        jobs = [("ops", CPU / "ops.cpp", [*common, *openmp], macros)]
+        for name in names:
+            flags, defines = ISAS[name]
+            isa = [("FUSED_ISA", name), *((define, None) for define in defines)]
+            jobs.append((name, CPU / "kernels.cpp", [*common, *flags], isa))
+
+        def compile_one(job):
+            name, source, flags, defines = job
+            return self.compiler.compile(
+                [str(source)],
+                output_dir=str(Path(self.build_temp, name)),
+                macros=defines,
+                include_dirs=[str(path) for path in include] if name == "ops" else [],
+                extra_postargs=flags,
+                depends=headers,
+            )
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = [path for paths in pool.map(compile_one, jobs) for path in paths]
+        self.compiler.link_shared_object(
+            objects,
+            self.get_ext_fullpath(extension.name),
+            libraries=["c10", "torch_cpu", "torch"],
+            library_dirs=[str(root / "lib")],
+            extra_postargs=link,
+            export_symbols=self.get_export_symbols(extension),
+            target_lang="c++",
+        )
+
+
+what, required = decide()
+sources = [str(CPU / "ops.cpp"), str(CPU / "kernels.cpp")]
+extensions = [Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)] if what == "cpu" else []
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
