@@ -12,9 +12,10 @@ _MODULES = {
     "panels": "fused_contrastive.panels",
     "cpu": "fused_contrastive.native",
     "triton": "fused_contrastive.triton_kernels",
+    "cuda": "fused_contrastive.cuda",
 }
 NAMES = ("eager", *_MODULES)
-_PREFERENCE = {"cpu": ("cpu", "panels"), "cuda": ("triton", "panels")}
+_PREFERENCE = {"cpu": ("cpu", "panels"), "cuda": ("triton", "cuda", "panels")}
 _forced: str | None = None
 _loaded: dict[str, object] = {}
 

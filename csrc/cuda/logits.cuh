@@ -1,0 +1,89 @@
+// Logits of a tile: scale, bias and candidates (fused_contrastive/candidates.py) applied to the products. In base 2,
+// s2 = s log2(e), so that an exponential is one exp2.
+#pragma once
+
+#include "params.h"
+#include "tile_loop.cuh"
+
+namespace fused_contrastive {
+
+__device__ inline float infinity(float) { return __int_as_float(0x7f800000); }
+__device__ inline double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
+
+// x, with 0 in place of infinities: the shift of a sum of exponentials.
+template <class Acc>
+__device__ inline Acc finite(Acc x) {
+  return fabs(x) == infinity(x) ? Acc(0) : x;
+}
+
+// Merges (maximum, sum of exp2(. - maximum)) of two disjoint parts.
+template <class Acc>
+__device__ inline void fold(Acc& maximum, Acc& sum, Acc other_maximum, Acc other_sum) {
+  const Acc top = other_maximum > maximum ? other_maximum : maximum;
+  const Acc shift = finite(top);
+  sum = sum * exp_2(maximum - shift) + other_sum * exp_2(other_maximum - shift);
+  maximum = top;
+}
+
+// The relation for one pair, less the keys.
+__device__ inline bool is_candidate(const Problem& p, int row, int column) {
+  const int difference = column - row - p.offset;
+  if (p.kind == NOT_PAIR) return difference % p.stride != 0;
+  if (p.kind == NOT_SELF || p.kind == SAME_KEY) return difference != 0;
+  return true;
+}
+
+// Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is no candidate (keys: may).
+template <int BM, int BN>
+__device__ inline bool needs_mask(const Problem& p, int i, int j) {
+  if (i + BM > p.M || j + BN > p.N || p.kind >= OTHER_KEY) return true;
+  const int low = j - (i + BM - 1) - p.offset, high = j + BN - 1 - i - p.offset;
+  if (p.kind == NOT_SELF) return low <= 0 && high >= 0;
+  if (p.kind == NOT_PAIR) {
+    const int above = high % p.stride;  // high less this is the last multiple of stride up to high
+    return high - (above < 0 ? above + p.stride : above) >= low;
+  }
+  return false;
+}
+
+// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a candidate, with
+// `upper` also where column < row. KEYED kinds compare keys.
+template <bool KEYED, int MB, int NB, class Acc>
+__device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j, bool mask, bool upper) {
+  i += lane_id() >> 2;
+  j += 2 * (lane_id() & 3);
+  const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N;
+#pragma unroll
+  for (int n = 0; n < NB; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int column = j + 8 * n + e;
+      const Acc shift = bias == nullptr ? Acc(0) : bias[min(column, p.N - 1)] * Acc(LOG2E);
+#pragma unroll
+      for (int m = 0; m < MB; ++m) s[m][n][e] = fma(s[m][n][e], scale2, shift);
+    }
+  }
+  if (!mask) return;
+  int64_t keys[MB];
+  if (KEYED) {
+#pragma unroll
+    for (int m = 0; m < MB; ++m) keys[m] = p.key_a[g * p.M + min(i + 8 * m, p.M - 1)];
+  }
+#pragma unroll
+  for (int n = 0; n < NB; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int column = j + 8 * n + e;
+      const int64_t key = KEYED ? p.key_b[g * p.N + min(column, p.N - 1)] : 0;
+#pragma unroll
+      for (int m = 0; m < MB; ++m) {
+        const int row = i + 8 * m;
+        bool keep = row < p.M && column < p.N && is_candidate(p, row, column) && !(upper && column < row);
+        if (KEYED) keep = keep && (key == keys[m]) == (p.kind == SAME_KEY);
+        if (!keep) s[m][n][e] = -infinity(Acc(0));
+      }
+    }
+  }
+}
+
+}  // namespace fused_contrastive

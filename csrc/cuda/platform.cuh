@@ -1,0 +1,73 @@
+// What kernels are written against: CUDA, or with FUSED_CONTRASTIVE_HOST the shim of tests/cuda_host that runs the same
+// sources on the CPU, block by block.
+#pragma once
+
+#include <cstdint>
+
+#ifdef FUSED_CONTRASTIVE_HOST
+#include "shim.h"
+#else
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
+#endif
+
+namespace fused_contrastive {
+
+#ifdef FUSED_CONTRASTIVE_HOST
+using Stream = void*;
+#else
+using Stream = cudaStream_t;
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+#endif
+
+// Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Asynchronous, no allocation.
+template <class Params>
+void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Stream stream, const Params& params) {
+  if (blocks <= 0) return;
+#ifdef FUSED_CONTRASTIVE_HOST
+  shim::run(kernel, blocks, threads, shared, params);
+#else
+  const void* function = reinterpret_cast<const void*>(kernel);
+  if (shared > 48 * 1024) {
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  }
+  void* arguments[] = {const_cast<Params*>(&params)};
+  check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, shared, stream), "launch");
+#endif
+}
+
+// Element types of the matrices, as the host names them.
+enum class Type { f16, bf16, f32, f64 };
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct Accumulation {
+  using type = float;
+};
+template <>
+struct Accumulation<double> {
+  using type = double;
+};
+
+constexpr double LOG2E = 1.4426950408889634;
+constexpr double LN2 = 0.6931471805599453;
+
+template <class T>
+__host__ __device__ inline T ceil_div(T x, T y) {
+  return (x + y - 1) / y;
+}
+
+}  // namespace fused_contrastive

@@ -1,0 +1,152 @@
+// prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the maxima that bound the logits.
+// terms: upstream gradients as what pair_weight reads.
+#include "rows.cuh"
+
+namespace fused_contrastive {
+namespace {
+
+constexpr int ROWS_PER_WARP = 4;
+constexpr int BLOCK_ROWS = WARPS * ROWS_PER_WARP;
+
+template <class In, class Out>
+__device__ typename Accumulation<Out>::type prepare_row(const In* x, Out* hat, typename Accumulation<Out>::type* inv, int D,
+                                                        bool normalize) {
+  using Acc = typename Accumulation<Out>::type;
+  Acc square = 0;
+  for (int d = lane_id(); d < D; d += 32) {
+    const Acc value = static_cast<Acc>(to_float(x[d]));
+    square = fma(value, value, square);
+  }
+  const Acc norm = sqrt(warp_sum(square));
+  // not fmax, which would lose a NaN
+  const Acc factor = normalize ? Acc(1) / (norm < smallest_norm(norm) ? smallest_norm(norm) : norm) : Acc(1);
+  if (normalize && lane_id() == 0) *inv = factor;
+  if (hat != nullptr) {
+    for (int d = lane_id(); d < D; d += 32) from_float(static_cast<Acc>(to_float(x[d])) * factor, hat[d]);
+  }
+  return norm;
+}
+
+// One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice (the second time from cache), hat
+// written once. Memory-bound: predicted 70 % of the copy rate for D >= 128 at 16 bit (2-byte accesses below that).
+template <class Out>
+__global__ void __launch_bounds__(32 * WARPS) prepare(const __grid_constant__ PrepareParams p) {
+  using Acc = typename Accumulation<Out>::type;
+  SHARED_MEMORY(shared);
+  float* largest = reinterpret_cast<float*>(shared);
+  const int blocks_a = ceil_div(p.set[0].count, BLOCK_ROWS), blocks_b = ceil_div(p.set[1].count, BLOCK_ROWS);
+  const int blocks = blocks_a + blocks_b + ceil_div(p.bias_count, 32 * WARPS);
+  const int g = static_cast<int>(blockIdx.x) / blocks, warp = static_cast<int>(threadIdx.x) / 32;
+  int block = static_cast<int>(blockIdx.x) % blocks, target = 0;
+  float top = 0;
+  if (block < blocks_a + blocks_b) {
+    target = block < blocks_a ? 0 : 1;
+    if (target == 1) block -= blocks_a;
+    const PrepareSet& set = p.set[target];
+    for (int n = 0; n < ROWS_PER_WARP; ++n) {
+      const int row = block * BLOCK_ROWS + n * WARPS + warp;
+      if (row >= set.count) break;
+      const int64_t place = static_cast<int64_t>(g) * set.count + row;
+      Out* hat = set.hat == nullptr ? nullptr : static_cast<Out*>(set.hat) + place * p.D;
+      Acc* inv = static_cast<Acc*>(set.inv) + (p.normalize ? place : 0);
+      with_type(set.input, [&](auto zero) {
+        using In = decltype(zero);
+        const float norm = static_cast<float>(
+            prepare_row<In, Out>(static_cast<const In*>(set.x) + place * p.D, hat, inv, p.D, p.normalize));
+        top = norm <= top ? top : norm;  // keeps a NaN
+      });
+    }
+    if (p.normalize) return;  // the norms are 1
+  } else {
+    target = 2;
+    const int column = (block - blocks_a - blocks_b) * 32 * WARPS + static_cast<int>(threadIdx.x);
+    if (column < p.bias_count) {
+      const Acc value = static_cast<const Acc*>(p.bias)[static_cast<int64_t>(g) * p.bias_count + column];
+      top = value == -infinity(value) ? 0.0f : static_cast<float>(fabs(value));
+    }
+  }
+#pragma unroll
+  for (int bit = 16; bit > 0; bit /= 2) {
+    const float other = shuffle_xor(top, bit);
+    top = other <= top ? top : other;
+  }
+  if (lane_id() == 0) largest[warp] = top;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < WARPS; ++w) top = largest[w] <= top ? top : largest[w];
+  atomic_raise(p.bound + 3 * g + target, top);
+}
+
+// A row without candidates has no gradient: level 0, weight 0.
+template <class Acc>
+__device__ void store_terms(void* terms, int64_t index, Acc lse, Acc weight) {
+  Acc* target = static_cast<Acc*>(terms) + 2 * index;
+  const bool empty = lse == -infinity(lse);
+  target[0] = empty ? Acc(0) : lse * Acc(LOG2E);
+  target[1] = empty ? Acc(0) : weight;
+}
+
+// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, weight); pull [G, M] is minus the gradient of the positive's logit; `unit`
+// becomes the largest total weight of a row or column. With a positive the level is log2(exp(lse) + exp(pos)): nothing cancels,
+// and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
+template <class Acc>
+__global__ void __launch_bounds__(32 * WARPS) terms(const __grid_constant__ TermsParams p) {
+  const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;
+  const int index = static_cast<int>(blockIdx.x) % blocks * 32 * WARPS + static_cast<int>(threadIdx.x);
+  const int64_t row = static_cast<int64_t>(g) * p.M + index;
+  const Acc* rows = static_cast<const Acc*>(p.rows);
+  const Acc* cols = static_cast<const Acc*>(p.cols);
+  Acc largest = 0;
+  if (index < p.M) {
+    Acc lse = rows[row], weight = static_cast<const Acc*>(p.g_rows)[row];
+    if (p.pos != nullptr) {
+      const Acc target = static_cast<const Acc*>(p.pos)[row];
+      if (p.cols != nullptr) weight *= Acc(0.5);
+      Acc total = weight * sigmoid(lse - target);
+      largest = fabs(total);
+      if (p.cols != nullptr) {
+        const int64_t column = static_cast<int64_t>(g) * p.N + (index + p.positive) % p.N;
+        const Acc pull = weight * sigmoid(cols[column] - target);
+        store_terms(p.col_terms, column, logaddexp(cols[column], target), weight);
+        total += pull;
+        largest = largest >= fabs(pull) ? largest : fabs(pull);
+      }
+      static_cast<Acc*>(p.pull)[row] = total;
+      lse = logaddexp(lse, target);
+    } else {
+      largest = fabs(weight);
+    }
+    store_terms(p.row_terms, row, lse, weight);
+  }
+  if (p.pos == nullptr && p.cols != nullptr && index < p.N) {
+    const int64_t column = static_cast<int64_t>(g) * p.N + index;
+    const Acc weight = static_cast<const Acc*>(p.g_cols)[column];
+    store_terms(p.col_terms, column, cols[column], weight);
+    largest = largest >= fabs(weight) ? largest : fabs(weight);
+  }
+  if (p.unit == nullptr) return;
+  float top = static_cast<float>(largest);
+#pragma unroll
+  for (int bit = 16; bit > 0; bit /= 2) {
+    const float other = shuffle_xor(top, bit);
+    top = other <= top ? top : other;
+  }
+  if (lane_id() == 0) atomic_raise(p.unit, top);
+}
+
+}  // namespace
+
+void launch_prepare(const PrepareParams& p, Type matrix, Stream stream) {
+  const int64_t blocks = ceil_div(p.set[0].count, BLOCK_ROWS) + ceil_div(p.set[1].count, BLOCK_ROWS) +
+                         ceil_div(p.bias_count, 32 * WARPS);
+  with_matrix(matrix, [&](auto zero) {
+    launch(prepare<decltype(zero)>, p.G * blocks, 32 * WARPS, WARPS * static_cast<int>(sizeof(float)), stream, p);
+  });
+}
+
+void launch_terms(const TermsParams& p, Type matrix, Stream stream) {
+  const int64_t blocks = static_cast<int64_t>(p.G) * ceil_div(p.M > p.N ? p.M : p.N, 32 * WARPS);
+  launch(matrix == Type::f64 ? terms<double> : terms<float>, blocks, 32 * WARPS, 0, stream, p);
+}
+
+}  // namespace fused_contrastive

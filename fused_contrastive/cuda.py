@@ -1,0 +1,289 @@
+"""The native CUDA backend: fused_contrastive/ops.py has the contract, csrc/cuda the kernels.
+
+Every output and workspace is allocated here and filled by operators of one kernel each; products with panels of weights are library
+GEMMs. One set, below one panel: 3 kernels forward (prepare, pair_reduce, finish_forward), 5 kernels and products backward (terms, pair_weight, one
+product, finish_backward and, for the scale, a sum). No host synchronisation. Workspace: WORKSPACE bytes of weights, 16 bytes per row and super-tile.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import torch
+
+from . import tiling
+from .candidates import KEYED, KINDS
+from .panels import product
+from .tiling import ceil_div, is_symmetric, resolve
+
+LIBRARIES: dict[str, object] = {}
+"""Namespace of the operators by device type: "cuda" once the library is loaded (the tests add their host library for "cpu")."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+TF32, TF32X3, FMA = range(3)
+TF32_CORES = ((8, 0), (9, 0), (10, 0), (10, 3))
+"""Compute capabilities whose tensor cores run tf32 at four times the float32 rate or more: three products beat one multiply-add."""
+
+TILE = 128
+TILE_F64 = 64
+FINISH_ROWS = 8
+HALF_RANGE = 8192.0
+
+
+@functools.cache
+def _load() -> str | None:
+    """Load the library; the reason where there is none."""
+    try:
+        importlib.import_module("fused_contrastive._C_cuda")
+    except ImportError as error:
+        return f"the CUDA library is not built (FUSED_CONTRASTIVE_BUILD=cuda): {error}"
+    LIBRARIES["cuda"] = torch.ops.fused_contrastive_cuda
+    return None
+
+
+def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot serve tensors of this device and matrix dtype, or None when it can."""
+    if dtype not in DTYPES:
+        return f"{dtype} is none of float16, bfloat16, float32, float64"
+    if device.type in LIBRARIES and device.type != "cuda":
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"no kernels for {device.type} tensors"
+    reason = _load()
+    if reason is None and torch.cuda.get_device_capability(device) < (8, 0):
+        reason = "needs compute capability 8.0 or newer"
+    return reason
+
+
+def status() -> str:
+    """One line for `fused_contrastive.backends()`."""
+    reason = _load()
+    if reason is not None:
+        return f"unavailable: {reason}"
+    if not torch.cuda.is_available():
+        return "unavailable: the CUDA library is loaded, but there is no CUDA device"
+    return "available: CUDA library loaded"
+
+
+def float32_products(device: torch.device) -> int:
+    """How float32 is multiplied: `torch.set_float32_matmul_precision` "highest": float32-class accuracy (three tf32 products, or plain
+    multiply-adds where tensor cores do not make that faster); "high" and "medium": one tf32 product."""
+    if torch.get_float32_matmul_precision() != "highest":
+        return TF32
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) not in TF32_CORES:
+        return FMA
+    return TF32X3
+
+
+def similarity_forward(
+    a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema, weighted, dtype
+):  # fmt: skip
+    """See ops.py."""
+    G, M, D = a.shape
+    one_set = b is None
+    N = M if one_set else b.shape[1]
+    kind, offset, stride = resolve(kind, offset, stride, M, N)
+    symmetric = one_set and is_symmetric(kind, offset, stride)
+    a, b = a.contiguous(), None if one_set else b.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    key_a, key_b = _keys(kind, key_a, key_b, one_set)
+    operators = LIBRARIES[a.device.type]
+
+    def empty(present, *shape, dtype=scale.dtype):
+        return torch.empty(shape if present else (0,), dtype=dtype, device=a.device)
+
+    rounded = normalize or a.dtype != dtype
+    rounded_b = not one_set and (normalize or b.dtype != dtype)
+    a_hat, b_hat = empty(rounded, G, M, D, dtype=dtype), empty(rounded_b, G, N, D, dtype=dtype)
+    a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
+    bound = torch.zeros((G, 3), dtype=torch.float32, device=a.device)
+    like = empty(False, dtype=dtype)
+    operators.prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, like, normalize)
+    x = a_hat if rounded else a
+    y = x if one_set else (b_hat if rounded_b else b)
+
+    rows, cols = empty(True, G, M), empty(columns, G, N)
+    row_max, col_max = empty(extrema, G, M), empty(extrema and columns, G, N)
+    pos, loss = empty(positive >= 0, G, M), empty(positive >= 0, G, M)
+    mean = empty(weighted, G, M, D)
+    operands = (x, y, bias, key_a, key_b, scale)
+    candidates = (KINDS.index(kind), offset, stride)
+    float32 = float32_products(x.device)
+    if weighted and fits_fused_rows(x):
+        _weighted_rows(operators, operands, rows, row_max, mean, candidates, float32)
+    else:
+        super_rows = tiling.super_tile(M, N, symmetric, TILE_F64 if dtype == torch.float64 else TILE)
+        supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
+        slots = empty(True, 2 * G * ((supers_n + symmetric) * M + (supers_m * N if columns else 0)))
+        operators.pair_reduce(
+            *operands, bound, slots, *candidates, super_rows, symmetric, symmetric or columns, normalize, one_set, extrema, float32
+        )
+        operators.finish_forward(
+            slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, max(positive, 0) % N, super_rows, symmetric
+        )
+        if weighted:
+            mean = _weighted_mean(operators, operands, rows, (kind, offset, stride))
+    return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
+
+
+def fits_fused_rows(x: torch.Tensor) -> bool:
+    return x.shape[2] <= (64 if x.dtype == torch.float64 else 128)
+
+
+def _keys(kind, key_a, key_b, one_set):
+    if kind not in KEYED:
+        return None, None
+    key_a = key_a.contiguous()
+    return key_a, key_a if one_set else key_b.contiguous()
+
+
+def _weighted_rows(operators, operands, rows, row_max, mean, candidates, float32):
+    """Log-sum-exp, maximum and weighted mean by `fused_rows`: the columns split so that about 512 blocks are under way."""
+    x, y = operands[:2]
+    (G, M, D), N = x.shape, y.shape[1]
+    tiles = G * ceil_div(M, 64)
+    columns = ceil_div(ceil_div(N, min(ceil_div(N, 64), ceil_div(512, tiles))), 64) * 64
+    splits = ceil_div(N, columns)
+    slots, partial = rows.new_empty(2, splits, G, M), rows.new_empty(splits, G, M, D)
+    operators.fused_rows(*operands, slots, partial, *candidates, columns, float32)
+    operators.finish_weighted(slots, partial, rows, row_max, mean, x.new_empty(0))
+
+
+def _weighted_mean(operators, operands, rows, candidates):
+    """Softmax-weighted mean of the columns by panels, for any D."""
+    x, y = operands[:2]
+    none = rows.new_empty(0)
+    row_terms, _, _, unit = _terms(operators, torch.ones_like(rows), none, rows, none, none, 0, x.dtype, y.shape[1])
+    mean, _, _ = weighted_sums(operators, operands, row_terms, none, unit, candidates, False, False, True, False, False)
+    return mean.mul_(unit / HALF_RANGE) if unit.numel() else mean
+
+
+def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
+    """(row_terms, col_terms, pull, unit) of the kernel `terms`; absent ones are empty."""
+    G, M = rows.shape
+    none = rows.new_empty(0)
+    row_terms = rows.new_empty(G, M, 2)
+    col_terms = rows.new_empty(G, N, 2) if cols.numel() else none
+    pull = torch.empty_like(pos)
+    unit = rows.new_zeros(1) if dtype == torch.float16 else none
+    operators.terms(g_rows.contiguous(), g_cols.contiguous(), rows, cols, pos, row_terms, col_terms, pull, unit, positive)
+    return row_terms, col_terms, pull, unit
+
+
+def similarity_backward(
+    g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
+    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
+):  # fmt: skip
+    """See ops.py."""
+    one_set = b is None
+    x = a_hat if a_hat.numel() else a.contiguous()
+    y = x if one_set else (b_hat if b_hat.numel() else b.contiguous())
+    (_, M, _), N = x.shape, y.shape[1]
+    kind, offset, stride = resolve(kind, offset, stride, M, N)
+    symmetric = one_set and is_symmetric(kind, offset, stride)
+    bias = None if bias is None else bias.contiguous()
+    operands = (x, y, bias, *_keys(kind, key_a, key_b, one_set), scale)
+    operators = LIBRARIES[x.device.type]
+    positive = positive % N if positive >= 0 else 0
+    need_b = need_b and not one_set
+    from_a = need_a or (need_scale and not need_b)
+    pull = unit = scale.new_empty(0)
+    if mean.numel() and not need_b and not need_bias:
+        sum_a, sum_b, dbias = mean * g_rows.unsqueeze(-1), None, None
+    else:
+        row_terms, col_terms, pull, unit = _terms(operators, g_rows, g_cols, rows, cols, pos, positive, x.dtype, N)
+        sum_a, sum_b, dbias = weighted_sums(
+            operators, operands, row_terms, row_terms if symmetric else col_terms, unit, (kind, offset, stride),
+            one_set, symmetric, from_a, need_b, need_bias,
+        )  # fmt: skip
+    finish = functools.partial(_finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
+    da, db, radial = a.new_empty(0), a.new_empty(0), None
+    if from_a:
+        da, radial = finish(sum_a, x, y, a_inv, dtype=a.dtype, near=True, far=one_set, need_x=need_a, need_scale=need_scale)
+    if need_b:
+        db, other = finish(
+            sum_b, y, x, b_inv, dtype=b.dtype, near=False, far=True, need_x=True, need_scale=need_scale and not from_a
+        )
+        radial = other if radial is None else radial
+    if need_bias:
+        dbias = _finish_bias(dbias, pull, unit, positive)
+    dscale = radial.sum() if need_scale else scale.new_empty(0)
+    return da, db, dscale, dbias if need_bias else scale.new_empty(0)
+
+
+def _finish_set(operators, gradient, x, y, inv, *, pull, scale, unit, positive, dtype, near, far, need_x, need_scale):
+    """(gradient of one set in `dtype` or empty, partial sums of the scale's gradient or empty)."""
+    G, X, _ = x.shape
+    dx = torch.empty(x.shape if need_x else (0,), dtype=dtype, device=x.device)
+    radial = scale.new_empty(G * ceil_div(X, FINISH_ROWS) if need_scale else 0)
+    paired = pull.numel() > 0
+    operators.finish_backward(
+        gradient, x, y, inv, pull, scale, unit, dx, radial, positive, near and paired, far and paired, near and far
+    )
+    return dx, radial
+
+
+def _finish_bias(column_sums, pull, unit, positive):
+    """Gradient of the bias: column sums of W less the positives' pull."""
+    if unit.numel():
+        column_sums = column_sums * (unit / HALF_RANGE)
+    if not pull.numel():
+        return column_sums
+    column = (torch.arange(pull.shape[1], device=pull.device) + positive) % column_sums.shape[1]
+    return column_sums.index_add_(1, column, pull, alpha=-1)
+
+
+def weighted_sums(
+    operators, operands, row_terms, col_terms, unit, candidates,
+    one_set: bool, symmetric: bool, need_a: bool, need_b: bool, need_bias: bool,
+):  # fmt: skip
+    """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W ``[G, N]``, each None unless needed.
+
+    W is `pair_weight`'s; with `unit` (float16) the results are multiples of it. `symmetric`: W is symmetric, ``col_terms`` are the
+    row terms and half of it is computed; one set without symmetry gets ``(W + W^T) x`` as the first result.
+    """
+    x, y, bias, key_a, key_b, scale = operands
+    (G, M, D), N = x.shape, y.shape[1]
+    kind, offset, stride = candidates
+    both = one_set and not symmetric
+    need_b = need_a if both else need_b
+    plan = tiling.panels(G, M, N, symmetric, tiling.WORKSPACE // x.element_size())
+    single = len(plan) == 1
+    workspace = x.new_empty(max(_panel_size(g, i, j) for g, i, j in plan))
+    float32 = float32_products(x.device)
+
+    def zeros(*shape):
+        return torch.zeros(shape, dtype=scale.dtype, device=x.device)
+
+    sum_a = zeros(G, M, D) if need_a and not single else None
+    sum_b = sum_a if both else (zeros(G, N, D) if need_b and not single else None)
+    sum_bias = zeros(G, N) if need_bias else None
+    for g, i, j in plan:
+        shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        panel = workspace[: _panel_size(g, i, j)].view(g.stop - g.start, i.stop - i.start, -1)
+        operators.pair_weight(
+            x[g, i], y[g, j], None if bias is None else bias[g, j], None if key_a is None else key_a[g, i],
+            None if key_b is None else key_b[g, j], scale, row_terms[g, i], col_terms[g, j] if col_terms.numel() else col_terms, unit,
+            panel, KINDS.index(kind), shifted % stride if kind == "not_pair" else shifted, stride, symmetric and i == j, float32,
+        )  # fmt: skip
+        w = panel[:, :, : j.stop - j.start]
+        if need_bias:
+            sum_bias[g, j] += w.sum(1, dtype=scale.dtype)
+        if single:
+            sum_a = product(w, y) if need_a else None
+            if need_b:
+                sum_b = product(w.transpose(1, 2), x)
+                sum_a = sum_a + sum_b if both else sum_a
+            continue
+        if need_a:
+            sum_a[g, i] += product(w, y[g, j])
+        if need_b:
+            sum_b[g, j] += product(w.transpose(1, 2), x[g, i])
+        elif symmetric and i != j:
+            sum_a[g, j] += product(w.transpose(1, 2), x[g, i])
+    return sum_a, sum_b, sum_bias
+
+
+def _panel_size(g: slice, i: slice, j: slice) -> int:
+    return (g.stop - g.start) * (i.stop - i.start) * ceil_div(j.stop - j.start, 16) * 16

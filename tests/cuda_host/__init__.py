@@ -1,0 +1,79 @@
+"""The CUDA kernels as a library for CPU tensors: csrc/cuda compiled with the host compiler and the shim beside this file."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sysconfig
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SOURCES = ROOT / "csrc/cuda"
+FLAGS = [
+    "-std=c++17", "-O2", "-g0", "-fPIC", "-w", "-DFUSED_CONTRASTIVE_HOST", "-DPy_LIMITED_API=0x030a0000",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-fvisibility=hidden", "-fno-math-errno",
+]  # fmt: skip
+
+
+def compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+
+
+def sources() -> list[Path]:
+    return [HERE / "shim.cpp", SOURCES / "library.cpp", *sorted(SOURCES.glob("*.cu"))]
+
+
+def fingerprint() -> str:
+    digest = hashlib.sha256(f"{torch.__version__} {FLAGS}".encode())
+    for path in sorted([*HERE.glob("*.[ch]*"), *SOURCES.iterdir()]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build() -> Path:
+    """The library, compiled unless these sources were before."""
+    folder = ROOT / "build/cuda_host" / fingerprint()
+    library = folder / "_C_cuda_host.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    root = Path(torch.__file__).parent
+    include = [HERE, SOURCES, root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+    common = [compiler(), *FLAGS, *(f"-I{path}" for path in include)]
+
+    def compile_one(source: Path) -> str:
+        target = folder / (source.stem + ".o")
+        run([*common, "-x", "c++", "-c", str(source), "-o", str(target)])
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources()))
+    part = folder / f"part-{os.getpid()}.so"
+    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    run([compiler(), "-shared", *objects, "-o", str(part), *libraries])
+    part.rename(library)
+    return library
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-4000:]}")
+
+
+@functools.cache
+def load() -> types.SimpleNamespace:
+    """``operators``: the namespace of torch operators; ``options(order, copies_at_once)``: how threads take turns (shim.cpp)."""
+    path = build()
+    torch.ops.load_library(str(path))
+    library = ctypes.CDLL(str(path))
+    return types.SimpleNamespace(operators=torch.ops.fused_contrastive_cuda_host, options=library.shim_options)

@@ -1,0 +1,244 @@
+#include "shim.h"
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+namespace shim {
+namespace {
+
+constexpr size_t STACK = 128 * 1024, GUARD = 256;
+constexpr unsigned char POISON = 0xff;  // NaN in every type
+
+enum Order { FORWARD = 0, BACKWARD = 1, ALTERNATING = 2 };
+int order = FORWARD;
+bool copies_at_once = false;
+
+struct Copy {
+  void* target;
+  const void* source;
+  int valid;
+};
+
+struct Fiber {
+#ifdef __x86_64__
+  void* stack_pointer;
+#else
+  ucontext_t context;
+#endif
+  unsigned thread;
+  bool done;
+  const unsigned* awaited;  // runs on once *awaited differs from `seen`
+  unsigned seen;
+  std::vector<std::vector<Copy>> groups;  // committed, then the open one
+};
+
+struct Warp {
+  unsigned arrived, generation;
+  void (*all)(void* const*);
+  void* lanes[32];
+};
+
+struct Block {
+  unsigned index;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> stacks, shared;
+  unsigned alive, arrived, generation;
+  const std::function<void()>* thread;
+  std::string error;
+} block;
+Fiber* current = nullptr;
+
+#ifdef __x86_64__
+void* scheduler_stack_pointer;
+extern "C" void shim_switch(void** save, void* next);
+asm(R"(
+.text
+.globl shim_switch
+.hidden shim_switch
+.type shim_switch, @function
+shim_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size shim_switch, .-shim_switch
+)");
+void leave() { shim_switch(&current->stack_pointer, scheduler_stack_pointer); }
+void enter(Fiber& fiber) {
+  current = &fiber;
+  shim_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+}
+#else
+ucontext_t scheduler;
+void leave() { swapcontext(&current->context, &scheduler); }
+void enter(Fiber& fiber) {
+  current = &fiber;
+  swapcontext(&scheduler, &fiber.context);
+}
+#endif
+
+void release_barrier_if_complete() {
+  if (block.arrived == block.alive && block.alive > 0) {
+    block.arrived = 0;
+    ++block.generation;
+  }
+}
+
+void body() {
+  (*block.thread)();
+  current->done = true;
+  --block.alive;
+  release_barrier_if_complete();
+  leave();
+}
+
+void start(Fiber& fiber, unsigned char* stack) {
+#ifdef __x86_64__
+  uintptr_t top = (reinterpret_cast<uintptr_t>(stack) + STACK) & ~uintptr_t(15);
+  void** words = reinterpret_cast<void**>(top) - 8;  // six registers, the entry, an alignment word
+  memset(words, 0, 8 * sizeof(void*));
+  words[6] = reinterpret_cast<void*>(body);
+  fiber.stack_pointer = words;
+#else
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = stack;
+  fiber.context.uc_stack.ss_size = STACK;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, body, 0);
+#endif
+}
+
+void wait(const unsigned& generation) {
+  current->awaited = &generation;
+  current->seen = generation;
+  leave();
+}
+
+void fail(const std::string& message) {
+  block.error = message;
+  leave();  // for good: the scheduler throws
+}
+
+void perform(const Copy& copy) {
+  memset(copy.target, 0, 16);
+  memcpy(copy.target, copy.source, copy.valid);
+}
+
+void run_block(int threads) {
+  const size_t count = static_cast<size_t>(threads);
+  for (bool reverse = order == BACKWARD; block.alive > 0; reverse = order == ALTERNATING ? !reverse : reverse) {
+    bool progress = false;
+    for (size_t n = 0; n < count; ++n) {
+      Fiber& fiber = block.fibers[reverse ? count - 1 - n : n];
+      if (fiber.done || (fiber.awaited != nullptr && *fiber.awaited == fiber.seen)) continue;
+      fiber.awaited = nullptr;
+      progress = true;
+      enter(fiber);
+      if (!block.error.empty()) throw std::runtime_error(block.error);
+    }
+    if (!progress) throw std::runtime_error("deadlock: threads of a block wait for different things");
+  }
+}
+
+}  // namespace
+
+Index thread_index() { return {current->thread}; }
+Index block_index() { return {block.index}; }
+unsigned char* shared_memory() {
+  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(block.shared.data()) + 1023) & ~uintptr_t(1023));
+}
+
+void barrier() {
+  ++block.arrived;
+  const unsigned before = block.generation;
+  release_barrier_if_complete();
+  if (block.generation == before) wait(block.generation);
+}
+
+void collective(void* arguments, void (*all)(void* const*)) {
+  Warp& warp = block.warps[current->thread / 32];
+  if (warp.arrived == 0) warp.all = all;
+  if (warp.all != all) fail("the lanes of a warp are at different instructions");
+  warp.lanes[current->thread % 32] = arguments;
+  if (++warp.arrived < 32) {
+    wait(warp.generation);
+    return;
+  }
+  all(warp.lanes);
+  warp.arrived = 0;
+  ++warp.generation;
+}
+
+void copy(void* target, const void* source, int valid) {
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(target) | reinterpret_cast<uintptr_t>(source);
+  if (bits % 16 != 0 || valid < 0 || valid > 16) fail("asynchronous copy: 16-byte alignment, 0 to 16 valid bytes");
+  if (copies_at_once) return perform({target, source, valid});
+  current->groups.back().push_back({target, source, valid});
+}
+
+void commit_copies() { current->groups.emplace_back(); }
+
+void wait_for_copies(int pending) {
+  auto& groups = current->groups;
+  const size_t open = static_cast<size_t>(pending) + 1;
+  while (groups.size() > open) {
+    for (const Copy& copy : groups.front()) perform(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread) {
+  if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("a block is 1 to 32 whole warps");
+  if (shared > 99 * 1024) throw std::runtime_error("more shared memory than sm_86 has: " + std::to_string(shared));
+  const size_t count = static_cast<size_t>(threads);
+  block.thread = &thread;
+  block.error.clear();
+  block.stacks.resize(std::max(block.stacks.size(), count * STACK));
+  for (int64_t b = 0; b < blocks; ++b) {
+    block.index = static_cast<unsigned>(b);
+    block.shared.assign(static_cast<size_t>(shared) + GUARD + 1024, POISON);
+    block.fibers.resize(count);
+    block.warps.assign(count / 32, Warp{});
+    block.alive = static_cast<unsigned>(threads);
+    block.arrived = 0;
+    for (size_t n = 0; n < count; ++n) {
+      Fiber& fiber = block.fibers[n];
+      fiber.thread = static_cast<unsigned>(n);
+      fiber.done = false;
+      fiber.awaited = nullptr;
+      fiber.groups.assign(1, {});
+      start(fiber, block.stacks.data() + n * STACK);
+    }
+    run_block(threads);
+    const unsigned char* end = shared_memory() + shared;
+    if (std::any_of(end, end + GUARD, [](unsigned char c) { return c != POISON; })) {
+      throw std::runtime_error("a kernel wrote past the end of its shared memory");
+    }
+  }
+}
+
+}  // namespace shim
+
+// How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2 alternating), and whether asynchronous
+// copies happen when issued rather than when waited for.
+extern "C" __attribute__((visibility("default"))) void shim_options(int new_order, int new_copies_at_once) {
+  shim::order = new_order;
+  shim::copies_at_once = new_copies_at_once != 0;
+}
