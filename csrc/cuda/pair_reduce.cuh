@@ -254,7 +254,7 @@ template <class P>
 using ReduceLoop = TileLoop<P, 4>;
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS) pair_reduce(const __grid_constant__ ReduceParams r) {
+__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_reduce(const __grid_constant__ ReduceParams r) {
   using Acc = typename P::Acc;
   SHARED_MEMORY(shared);
   const Problem& p = r.p;

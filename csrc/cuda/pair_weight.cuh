@@ -42,29 +42,30 @@ struct Weight {
     const Problem& p = w.p;
     logits<KEYED>(s, p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), needs_mask<P::BM, P::BN>(p, t.i, t.j), false);
     weigh(s, t);
+    emit<false>(s, t.i, t.j);
+    if (w.mirror && t.i != t.j) emit<true>(s, t.j, t.i);
+  }
+
+  // The tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel, through shared memory.
+  template <bool TRANSPOSED>
+  __device__ void emit(const Acc (&s)[P::MB][P::NB][2], int i, int j) const {
     Element* tile = reinterpret_cast<Element*>(shared);
     const int row = P::warp_row() + (lane_id() >> 2), column = P::warp_column() + 2 * (lane_id() & 3);
-    const bool twice = w.mirror && t.i != t.j;
-    for (int pass = 0; pass < (twice ? 2 : 1); ++pass) {
-      __syncthreads();
+    Element* own = tile + (TRANSPOSED ? column * LEADING + row : row * LEADING + column);
+    __syncthreads();
 #pragma unroll
-      for (int m = 0; m < P::MB; ++m) {
+    for (int m = 0; m < P::MB; ++m) {
 #pragma unroll
-        for (int n = 0; n < P::NB; ++n) {
+      for (int n = 0; n < P::NB; ++n) {
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int r = row + 8 * m, c = column + 8 * n + e;
-            from_float(s[m][n][e], tile[pass == 0 ? r * LEADING + c : c * LEADING + r]);
-          }
+        for (int e = 0; e < 2; ++e) {
+          const int r = 8 * m, c = 8 * n + e;
+          from_float(s[m][n][e], own[TRANSPOSED ? c * LEADING + r : r * LEADING + c]);
         }
       }
-      __syncthreads();
-      if (pass == 0) {
-        store(tile, t.i, t.j);
-      } else {
-        store(tile, t.j, t.i);
-      }
     }
+    __syncthreads();
+    store(tile, i, j);
   }
 
   // s becomes W.
@@ -163,7 +164,7 @@ constexpr int weight_shared() {
 }
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS) pair_weight(const __grid_constant__ WeightParams w) {
+__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_weight(const __grid_constant__ WeightParams w) {
   using Acc = typename P::Acc;
   using Element = typename P::Element;
   SHARED_MEMORY(shared);

@@ -51,6 +51,7 @@ template <class T, class S>
 struct Half : S {
   using Element = T;
   using Acc = float;
+  static constexpr int BLOCKS = 2;  // of the pair kernels on one SM, by registers: here and below
 
   // s += a b^T over one chunk; a: the warp's first row of the block's chunk.
   static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
@@ -99,6 +100,7 @@ template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
   using Acc = float;
+  static constexpr int BLOCKS = SPLIT ? 1 : 2;
 
   template <int COUNT>
   static __device__ void round(uint32_t (&high)[COUNT], uint32_t (&low)[COUNT]) {
@@ -173,6 +175,7 @@ template <class S>
 struct Fma : S {
   using Element = float;
   using Acc = float;
+  static constexpr int BLOCKS = 1;
 
   static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
                                   int column) {
@@ -238,6 +241,7 @@ template <class S>
 struct F64 : S {
   using Element = double;
   using Acc = double;
+  static constexpr int BLOCKS = 2;
 
   static __device__ void multiply(double (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
                                   int column) {
