@@ -1,7 +1,7 @@
 // Vectors of float and double for the ISA of the including translation unit, which defines FUSED_ISA (a namespace name) and is
 // compiled with the matching flags: AVX-512, AVX2 + FMA, or the portable form, plain loops that any compiler vectorises.
 //
-// maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp: 0 below the smallest normal number's neighbourhood
+// maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp: 0 far below the smallest normal number
 // (and at -inf), +inf or NaN at +inf, NaN at NaN.
 #pragma once
 
@@ -90,12 +90,12 @@ FUSED_INLINE VD maximum(VD a, VD b) { return _mm512_max_pd(a.v, b.v); }
 FUSED_INLINE double sum(VD a) { return _mm512_reduce_add_pd(a.v); }
 
 FUSED_INLINE VF exp2(VF t) {
-  t = maximum(VF(-150.f), t);
+  t = maximum(VF(-200.f), t);
   const VF n = _mm512_roundscale_ps(t.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return _mm512_scalef_ps(exp2_polynomial(t - n, 0.f).v, n.v);
 }
 FUSED_INLINE VD exp2(VD t) {
-  t = maximum(VD(-1080.), t);
+  t = maximum(VD(-1200.), t);
   const VD n = _mm512_roundscale_pd(t.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return _mm512_scalef_pd(exp2_polynomial(t - n, 0.).v, n.v);
 }
