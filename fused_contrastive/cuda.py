@@ -15,7 +15,7 @@ import torch
 from . import tiling
 from .candidates import KEYED, KINDS
 from .panels import product
-from .tiling import ceil_div, is_symmetric, resolve
+from .tiling import ceil_div, resolve
 
 LIBRARIES: dict[str, object] = {}
 """Namespace of the operators by device type: "cuda" once the library is loaded (the tests add their host library for "cpu")."""
@@ -84,7 +84,6 @@ def similarity_forward(
     one_set = b is None
     N = M if one_set else b.shape[1]
     kind, offset, stride = resolve(kind, offset, stride, M, N)
-    symmetric = one_set and is_symmetric(kind, offset, stride)
     a, b = a.contiguous(), None if one_set else b.contiguous()
     bias = None if bias is None else bias.contiguous()
     key_a, key_b = _keys(kind, key_a, key_b, one_set)
@@ -113,14 +112,14 @@ def similarity_forward(
     if weighted and fits_fused_rows(x):
         _weighted_rows(operators, operands, rows, row_max, mean, candidates, float32)
     else:
-        super_rows = tiling.super_tile(M, N, symmetric, TILE_F64 if dtype == torch.float64 else TILE)
+        super_rows = tiling.super_tile(M, N, one_set, TILE_F64 if dtype == torch.float64 else TILE)
         supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
-        slots = empty(True, 2 * G * ((supers_n + symmetric) * M + (supers_m * N if columns else 0)))
+        slots = empty(True, 2 * G * ((supers_n + one_set) * M + (supers_m * N if columns else 0)))
         operators.pair_reduce(
-            *operands, bound, slots, *candidates, super_rows, symmetric, symmetric or columns, normalize, one_set, extrema, float32
+            *operands, bound, slots, *candidates, super_rows, one_set, one_set or columns, normalize, extrema, float32
         )
         operators.finish_forward(
-            slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, max(positive, 0) % N, super_rows, symmetric
+            slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, max(positive, 0) % N, super_rows, one_set
         )
         if weighted:
             mean = _weighted_mean(operators, operands, rows, (kind, offset, stride))
@@ -155,7 +154,7 @@ def _weighted_mean(operators, operands, rows, candidates):
     x, y = operands[:2]
     none = rows.new_empty(0)
     row_terms, _, _, unit = _terms(operators, torch.ones_like(rows), none, rows, none, none, 0, x.dtype, y.shape[1])
-    mean, _, _ = weighted_sums(operators, operands, row_terms, none, unit, candidates, False, False, True, False, False)
+    mean, _, _ = weighted_sums(operators, operands, row_terms, none, unit, candidates, False, True, False, False)
     return mean.mul_(unit / HALF_RANGE) if unit.numel() else mean
 
 
@@ -180,10 +179,9 @@ def similarity_backward(
     x = a_hat if a_hat.numel() else a.contiguous()
     y = x if one_set else (b_hat if b_hat.numel() else b.contiguous())
     (_, M, _), N = x.shape, y.shape[1]
-    kind, offset, stride = resolve(kind, offset, stride, M, N)
-    symmetric = one_set and is_symmetric(kind, offset, stride)
+    candidates = resolve(kind, offset, stride, M, N)
     bias = None if bias is None else bias.contiguous()
-    operands = (x, y, bias, *_keys(kind, key_a, key_b, one_set), scale)
+    operands = (x, y, bias, *_keys(candidates[0], key_a, key_b, one_set), scale)
     operators = LIBRARIES[x.device.type]
     positive = positive % N if positive >= 0 else 0
     need_b = need_b and not one_set
@@ -194,9 +192,8 @@ def similarity_backward(
     else:
         row_terms, col_terms, pull, unit = _terms(operators, g_rows, g_cols, rows, cols, pos, positive, x.dtype, N)
         sum_a, sum_b, dbias = weighted_sums(
-            operators, operands, row_terms, row_terms if symmetric else col_terms, unit, (kind, offset, stride),
-            one_set, symmetric, from_a, need_b, need_bias,
-        )  # fmt: skip
+            operators, operands, row_terms, row_terms if one_set else col_terms, unit, candidates, one_set, from_a, need_b, need_bias
+        )
     finish = functools.partial(_finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
     da, db, radial = a.new_empty(0), a.new_empty(0), None
     if from_a:
@@ -235,20 +232,17 @@ def _finish_bias(column_sums, pull, unit, positive):
 
 
 def weighted_sums(
-    operators, operands, row_terms, col_terms, unit, candidates,
-    one_set: bool, symmetric: bool, need_a: bool, need_b: bool, need_bias: bool,
-):  # fmt: skip
+    operators, operands, row_terms, col_terms, unit, candidates, one_set: bool, need_a: bool, need_b: bool, need_bias: bool
+):
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W ``[G, N]``, each None unless needed.
 
-    W is `pair_weight`'s; with `unit` (float16) the results are multiples of it. `symmetric`: W is symmetric, ``col_terms`` are the
-    row terms and half of it is computed; one set without symmetry gets ``(W + W^T) x`` as the first result.
+    W is `pair_weight`'s; with `unit` (float16) the results are multiples of it. `one_set`: W is symmetric, ``col_terms`` are the row
+    terms and half of it is computed.
     """
     x, y, bias, key_a, key_b, scale = operands
     (G, M, D), N = x.shape, y.shape[1]
     kind, offset, stride = candidates
-    both = one_set and not symmetric
-    need_b = need_a if both else need_b
-    plan = tiling.panels(G, M, N, symmetric, tiling.WORKSPACE // x.element_size())
+    plan = tiling.panels(G, M, N, one_set, tiling.WORKSPACE // x.element_size())
     single = len(plan) == 1
     workspace = x.new_empty(max(_panel_size(g, i, j) for g, i, j in plan))
     float32 = float32_products(x.device)
@@ -257,7 +251,7 @@ def weighted_sums(
         return torch.zeros(shape, dtype=scale.dtype, device=x.device)
 
     sum_a = zeros(G, M, D) if need_a and not single else None
-    sum_b = sum_a if both else (zeros(G, N, D) if need_b and not single else None)
+    sum_b = zeros(G, N, D) if need_b and not single else None
     sum_bias = zeros(G, N) if need_bias else None
     for g, i, j in plan:
         shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
@@ -265,22 +259,20 @@ def weighted_sums(
         operators.pair_weight(
             x[g, i], y[g, j], None if bias is None else bias[g, j], None if key_a is None else key_a[g, i],
             None if key_b is None else key_b[g, j], scale, row_terms[g, i], col_terms[g, j] if col_terms.numel() else col_terms, unit,
-            panel, KINDS.index(kind), shifted % stride if kind == "not_pair" else shifted, stride, symmetric and i == j, float32,
+            panel, KINDS.index(kind), shifted % stride if kind == "not_pair" else shifted, stride, one_set and i == j, float32,
         )  # fmt: skip
         w = panel[:, :, : j.stop - j.start]
         if need_bias:
             sum_bias[g, j] += w.sum(1, dtype=scale.dtype)
         if single:
             sum_a = product(w, y) if need_a else None
-            if need_b:
-                sum_b = product(w.transpose(1, 2), x)
-                sum_a = sum_a + sum_b if both else sum_a
+            sum_b = product(w.transpose(1, 2), x) if need_b else None
             continue
         if need_a:
             sum_a[g, i] += product(w, y[g, j])
         if need_b:
             sum_b[g, j] += product(w.transpose(1, 2), x[g, i])
-        elif symmetric and i != j:
+        if one_set and i != j:
             sum_a[g, j] += product(w.transpose(1, 2), x[g, i])
     return sum_a, sum_b, sum_bias
 

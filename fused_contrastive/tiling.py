@@ -27,13 +27,6 @@ def resolve(kind: str, offset: int, stride: int, M: int, N: int) -> tuple[str, i
     return kind, max(-FAR, min(offset, FAR)), 1
 
 
-def is_symmetric(kind: str, offset: int, stride: int) -> bool:
-    """Whether j is a candidate of i exactly when i is one of j (for one set)."""
-    if kind == "not_pair":
-        return 2 * offset % stride == 0
-    return kind in ("all", "other_key") or offset in (0, FAR, -FAR)
-
-
 def super_tile(M: int, N: int, symmetric: bool, unit: int) -> int:
     """Rows and columns of a super-tile: about 2000 of them once the matrix is large, of whole tiles of `unit`."""
     return max(1, ceil_div(math.isqrt(M * N // (4096 if symmetric else 2048)), unit)) * unit

@@ -116,13 +116,13 @@ void prepare(Tensor a, OptionalTensor b, OptionalTensor bias, Tensor a_hat, Tens
 
 void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale, Tensor bound,
                  Tensor slots, int64_t kind, int64_t offset, int64_t stride, int64_t super_rows, bool symmetric, bool columns,
-                 bool normalized, bool one_set, bool extrema, int64_t float32) {
+                 bool normalized, bool extrema, int64_t float32) {
   const Queue queue(x);
   ReduceParams r{};
   r.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
   r.bound = static_cast<const float*>(pointer(bound)), r.slots = pointer(slots);
   r.super_rows = static_cast<int>(super_rows);
-  r.symmetric = symmetric, r.columns = columns, r.normalized = normalized, r.one_set = one_set, r.extrema = extrema;
+  r.symmetric = symmetric, r.columns = columns, r.normalized = normalized, r.extrema = extrema;
   kernels(x, float32).pair_reduce(r, queue.stream());
 }
 
@@ -204,7 +204,7 @@ STABLE_TORCH_LIBRARY(NAMESPACE, m) {
   m.def("prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, Tensor(c!) a_inv, Tensor(d!) b_inv, "
         "Tensor(e!) bound, Tensor like, bool normalize) -> ()");
   m.def("pair_reduce(" PROBLEM "Tensor bound, Tensor(a!) slots, " CANDIDATES "int super_rows, bool symmetric, bool columns, "
-        "bool normalized, bool one_set, bool extrema, int float32) -> ()");
+        "bool normalized, bool extrema, int float32) -> ()");
   m.def("finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) rows, Tensor(b!) cols, "
         "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int super_rows, bool symmetric)"
         " -> ()");

@@ -22,7 +22,7 @@ struct ReduceParams {
   const float* bound;  // [G, 3]: largest row norm of a, of b, largest finite |bias|
   void* slots;
   int super_rows;
-  bool symmetric, columns, normalized, one_set, extrema;
+  bool symmetric, columns, normalized, extrema;  // symmetric: one set, y is x
 };
 
 // pair_weight.cuh

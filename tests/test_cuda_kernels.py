@@ -1,0 +1,355 @@
+"""The CUDA kernels, executed on the CPU by the host shim (cuda_host), against the dense float64 oracle of the contract in ops.py.
+
+Not run here: the wgmma main loop of sm_90a (products_sm90.cuh), which the compile gate and `make gpu` check.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+
+import cuda_host
+import pytest
+import test_native_kernels as contract
+import torch
+
+import fused_contrastive
+from fused_contrastive import candidates, cuda, tiling
+
+pytestmark = pytest.mark.skipif(cuda_host.compiler() is None, reason="the host shim needs a C++ compiler")
+
+PRECISIONS = {
+    "bf16": (torch.bfloat16, None),
+    "fp16": (torch.float16, None),
+    "tf32": (torch.float32, cuda.TF32),
+    "tf32x3": (torch.float32, cuda.TF32X3),
+    "fma": (torch.float32, cuda.FMA),
+    "fp64": (torch.float64, None),
+}
+TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "tf32": 4e-3, "tf32x3": 2e-5, "fma": 2e-5, "fp64": 1e-12}
+
+
+class Call(contract.Call):
+    """`contract.Call` on the CUDA backend."""
+
+    def forward(self, inputs=None):
+        inputs = self.inputs if inputs is None else inputs
+        return cuda.similarity_forward(*inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype)
+
+    def backward(self, outputs, needs=(True, True, True, True), inputs=None, upstream=None):
+        inputs = self.inputs if inputs is None else inputs
+        rows, cols, pos, _, _, _, *prepared = outputs
+        upstream = self.upstream() if upstream is None else upstream
+        needs = (needs[0], needs[1] and inputs[1] is not None, needs[2], needs[3] and inputs[3] is not None)
+        return cuda.similarity_backward(*upstream, *inputs, rows, cols, pos, *prepared, *self.options, self.dtype, *needs)
+
+
+def on_cuda(call: contract.Call, **changes) -> Call:
+    values = {field.name: getattr(call, field.name) for field in dataclasses.fields(call)}
+    return Call(**values | changes)
+
+
+CASES = contract.CASES
+SYMMETRIC = [name for name, call in CASES.items() if call.offset in (0, candidates.NO_SELF)]
+POSITIVES = {name: contract.POSITIVES[name] for name in ("nt_xent", "clip", "in_batch", "cpc", "keyed")}
+check = contract.check
+
+
+@pytest.fixture(scope="session")
+def shim():
+    return cuda_host.load()
+
+
+class Fence:
+    """Allocations of the backend, filled with NaN and between margins that must stay as they were."""
+
+    MARGIN = 64
+
+    def __init__(self):
+        self.buffers = []
+
+    def allocate(self, original, shape, **options):
+        shape = torch.Size(shape if not isinstance(shape, int) else (shape,))
+        buffer = original(shape.numel() + 2 * self.MARGIN, **options).fill_(math.nan)
+        self.buffers.append(buffer)
+        return buffer[self.MARGIN : self.MARGIN + shape.numel()].view(shape)
+
+    def check(self):
+        for buffer in self.buffers:
+            assert buffer[: self.MARGIN].isnan().all() and buffer[-self.MARGIN :].isnan().all(), "written out of bounds"
+
+
+@pytest.fixture(autouse=True)
+def backend(shim, monkeypatch):
+    """The operators of the shim serve CPU tensors; every output and workspace is poisoned and fenced."""
+    fence = Fence()
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+
+    def called_from_backend():
+        return sys._getframe(2).f_globals.get("__name__") == cuda.__name__
+
+    def fenced_empty(*shape, **options):
+        if not called_from_backend():
+            return empty(*shape, **options)
+        return fence.allocate(empty, shape[0] if len(shape) == 1 else shape, **options)
+
+    def fenced_new_empty(self, *shape, **options):
+        if not called_from_backend():
+            return new_empty(self, *shape, **options)
+        dtype = options.get("dtype", self.dtype)
+        return fence.allocate(empty, shape[0] if len(shape) == 1 else shape, dtype=dtype, device=self.device)
+
+    monkeypatch.setattr(torch, "empty", fenced_empty)
+    monkeypatch.setattr(torch.Tensor, "new_empty", fenced_new_empty)
+    monkeypatch.setitem(cuda.LIBRARIES, "cpu", shim.operators)
+    yield
+    shim.options(0, 0)
+    fence.check()
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request, monkeypatch):
+    """(name, dtype) of every way matrices are multiplied."""
+    dtype, float32 = PRECISIONS[request.param]
+    if float32 is not None:
+        monkeypatch.setattr(cuda, "float32_products", lambda _: float32)
+    return request.param, dtype
+
+
+@pytest.mark.parametrize("M", [1, 65, 200])
+@pytest.mark.parametrize("case", SYMMETRIC)
+def test_one_set(case, M):
+    check(on_cuda(CASES[case], M=M))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1), (65, 129), (7, 200), (150, 5)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_two_sets(case, sizes, columns):
+    check(on_cuda(CASES[case], M=sizes[0], N=sizes[1], columns=columns))
+
+
+@pytest.mark.parametrize("scale", [5.0, -5.0, 150.0])
+@pytest.mark.parametrize("case", POSITIVES)
+def test_positive(case, scale):
+    call = POSITIVES[case]
+    check(on_cuda(call, scale=scale * (call.scale / 5), G=min(call.G, 3)))
+
+
+@pytest.mark.parametrize("bias", ["values", "padding"])
+@pytest.mark.parametrize("case", [name for name, call in (POSITIVES | CASES).items() if call.positive < 0 or call.N])
+def test_bias(case, bias):
+    call = (POSITIVES | CASES)[case]
+    bias = "values" if call.positive >= 0 else bias
+    call = on_cuda(call, bias=bias, G=min(call.G, 3), N=call.N or 75)
+    check(call)
+    check(on_cuda(call, scale=200.0 * call.scale / 5), 1e-10)
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "keyed"])
+def test_precisions(case, precision):
+    """Both regimes: direct sums and running maxima."""
+    name, dtype = precision
+    call = on_cuda(POSITIVES[case], dtype=dtype)
+    check(call, TOLERANCE[name])
+    check(on_cuda(call, D=33, scale=call.scale * 40), 6 * TOLERANCE[name])
+
+
+@pytest.mark.parametrize("D", [1, 2, 7, 8, 15, 16, 33, 64, 65, 130])
+def test_widths_and_groups(D, precision):
+    name, dtype = precision
+    if D < 15 and name in ("bf16", "fp16", "tf32"):
+        dtype = torch.float64  # rounding moves the few coordinates off the unit circle: no common tolerance
+    tolerance = TOLERANCE[name] if dtype != torch.float64 else 1e-12
+    check(Call(G=2, M=45, N=70, D=D, kind="not_self", columns=True, dtype=dtype), 2 * tolerance)
+    check(Call(G=3, M=45, D=D, kind="not_self", dtype=dtype), 2 * tolerance)
+
+
+@pytest.mark.parametrize("scale", [4.0, 300.0])
+@pytest.mark.parametrize("D", [33, 64, 100, 150])
+def test_weighted(D, scale, precision):
+    """`fused_rows` up to D = 128 (float64: 64), panels above."""
+    name, dtype = precision
+    call = Call(G=2, M=70, N=200, D=D, kind="not_self", weighted=True, scale=scale, dtype=dtype, bias="padding")
+    tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
+    outputs, _ = check(call, tolerance)
+    saved = call.backward(outputs, (True, False, True, False))
+    without = call.backward((*outputs[:-1], outputs[-1].new_empty(0)), (True, False, True, False))
+    for label, x, y in zip(("da", "dscale"), saved[::2], without[::2], strict=True):
+        contract.assert_close(label, x, y, 4 * tolerance)
+
+
+@pytest.mark.parametrize("kind", ["not_pair", "other_key", "same_key"])
+def test_weighted_kinds(kind):
+    call = Call(M=90, N=75, kind=kind, stride=25, weighted=True, extrema=True)
+    check(call)
+    check(on_cuda(call, D=100))
+
+
+@pytest.mark.parametrize("tiles", [2, 5, 6], ids=lambda n: f"{n}-tiles")
+@pytest.mark.parametrize("scale", [5.0, 150.0])
+def test_strips_of_tiles(tiles, scale, precision, monkeypatch):
+    """Super-tiles of several tiles, more columns than have statistics in shared memory at a time."""
+    name, dtype = precision
+    unit = cuda.TILE_F64 if dtype == torch.float64 else cuda.TILE
+    monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
+    tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
+    call = Call(M=5 * unit + 10, D=16, kind="not_pair", stride=unit, scale=scale, dtype=dtype)
+    forward(call, tolerance)
+    forward(on_cuda(call, N=3 * unit + 5, kind="not_self", columns=True), tolerance)
+    if name == "fp64":
+        wide = Call(M=70, N=700, D=8, kind="all", columns=True, scale=scale)
+        monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 11 * unit)
+        forward(wide, tolerance)
+        forward(Call(M=700, D=8, scale=scale), tolerance)
+
+
+def forward(call, tolerance):
+    want = contract.dense(call, *call.inputs)
+    for name, got in zip(contract.NAMES, call.forward(), strict=True):
+        if name in want and got.numel():
+            contract.assert_close(name, got, want[name], tolerance)
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "cpc"])
+def test_panels_of_a_small_workspace(case, monkeypatch):
+    call = on_cuda(POSITIVES[case], G=2)
+    whole = call.backward(call.forward())
+    for workspace in (8 * 3000, 8 * 9000):
+        monkeypatch.setattr(tiling, "WORKSPACE", workspace)
+        for x, y in zip(whole, call.backward(call.forward()), strict=True):
+            contract.assert_close("gradient", y, x, 1e-12)
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
+def test_extrema(case, precision):
+    check(on_cuda(POSITIVES[case], extrema=True, dtype=precision[1]), TOLERANCE[precision[0]])
+
+
+def test_mixed_dtypes():
+    """What autocast asks for: matrices of another dtype than the inputs, gradients in the inputs'."""
+    for given, dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)):
+        call = on_cuda(POSITIVES["in_batch"], dtype=dtype, input_dtype=given)
+        outputs, gradients = check(call, 2e-2)
+        assert outputs[6].dtype == dtype and gradients[0].dtype == given
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed"])
+@pytest.mark.parametrize("scale", [1e-3, -1e3, 1e4])
+def test_extreme_scales(case, scale):
+    for dtype in (torch.float64, torch.float32):
+        tolerance = contract.TOLERANCE[dtype] * max(1.0, abs(scale) / 20)
+        check(on_cuda(POSITIVES[case], scale=scale, normalize=True, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32x3"], indirect=True)
+def test_converged_training(precision):
+    """Views 0.3 sigma apart at T = 0.02: the gradient keeps its relative accuracy (against the oracle on the same rounded rows)."""
+    name, dtype = precision
+    call = Call(M=200, D=64, kind="not_pair", stride=100, positive=100, scale=50.0, dtype=dtype, input_dtype=torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(100, 64, generator=generator)
+    x = torch.cat([z, z + 0.3 * torch.randn(100, 64, generator=generator)])[None]
+    exact = x.double().requires_grad_()
+    want = torch.autograd.grad(contract.dense(call, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact)[0]
+    inputs = (x, *call.inputs[1:])
+    got = call.backward(call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 200), 1 / 200), torch.zeros(0)))[0]
+    assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[name] * want.norm()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
+def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
+    """With plain multiply-adds exactly where eager; three tf32 products make NaN of every product with an infinity."""
+    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    call = on_cuda(POSITIVES[case], normalize=normalize, dtype=torch.float32)
+    a = call.inputs[0].clone()
+    a[0, 7, 3] = value
+    inputs = (a, *call.inputs[1:])
+    want = contract.dense(call, *inputs)
+    outputs = call.forward(inputs)
+    for name, index in (("rows", 0), ("loss", 3)):
+        assert not torch.isfinite(outputs[index][~torch.isfinite(want[name])]).any(), name
+        assert torch.isfinite(outputs[index][torch.isfinite(want[name])]).all(), name
+    assert not torch.isfinite(call.backward(outputs, inputs=inputs)[0][0, 7]).all()
+
+
+def test_zero_rows():
+    call = Call(M=70, N=80, kind="not_self", columns=True, positive=-1)
+    a = call.inputs[0].clone()
+    a[0, 3] = 0
+    inputs = (a, *call.inputs[1:])
+    outputs = call.forward(inputs)
+    da = call.backward(outputs, inputs=inputs)[0]
+    assert outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6  # not projected: G / 1e-12
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed", "weighted"])
+def test_the_order_of_threads_does_not_matter(case, precision, shim, monkeypatch):
+    """Bitwise equal for every order of threads between barriers, with copies done at once or when waited for: no race."""
+    dtype = precision[1]
+    unit = cuda.TILE_F64 if dtype == torch.float64 else cuda.TILE
+    monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 2 * unit)
+    if case == "weighted":
+        call = Call(M=70, N=200, D=64, kind="all", weighted=True, dtype=dtype)
+    else:
+        call = on_cuda(POSITIVES[case], dtype=dtype, M=2 * unit + 6, D=48, stride=unit + 3)
+        call = call if call.N is None else on_cuda(call, N=call.M)
+    results = []
+    for order, at_once in ((0, 0), (1, 0), (2, 1), (0, 1), (0, 0)):
+        shim.options(order, at_once)
+        outputs = call.forward()
+        results.append((*outputs, *call.backward(outputs)))
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)
+
+
+def points(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+SCALAR = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+LOSSES = {
+    "nt_xent": lambda a, b, c, t, **o: fused_contrastive.nt_xent_loss(a, b, t, reduction="none", **o),
+    "info_nce": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, None, t, reduction="none", **o),
+    "symmetric": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, None, t, symmetric=True, reduction="none", **o),
+    "queue": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, c, t, reduction="none", **o),
+    "clip": lambda a, b, c, t, **o: fused_contrastive.clip_loss(a, b, 1 / t, reduction="none", **o),
+    "n_pairs": lambda a, b, c, t, **o: fused_contrastive.n_pairs_loss(a, b, reduction="none", **o),
+}
+
+
+@pytest.mark.parametrize("n", [4, 67])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(loss, n):
+    """The whole path of a loss: values against the dense reference, gradients against finite differences, in float64."""
+    a, b, c = points(n, 5), points(n, 5, seed=1), points(n + 3, 5, seed=2)
+    function = LOSSES[loss]
+    expected = function(a, b, c, SCALAR, backend="eager")
+    assert torch.allclose(function(a, b, c, SCALAR, backend="cuda"), expected, rtol=1e-12, atol=1e-12)
+    fast = n > 10
+    assert torch.autograd.gradcheck(lambda *x: function(*x, backend="cuda"), (a, b, c, SCALAR), fast_mode=fast, atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("kind", ["all", "not_self", "not_pair", "other_key", "same_key"])
+def test_primitive(kind, columns):
+    a, b, bias = points(2, 5, 3), points(2, 6, 3, seed=1), points(6, seed=2)
+    keys = {"key_a": torch.tensor([0, 0, 1, 1, 2]), "key_b": torch.tensor([0, 1, 2, 0, 1, 2])} if "key" in kind else {}
+    options = {"pair_stride": 3} if kind == "not_pair" else {}
+
+    def function(a, b, scale, bias):
+        return fused_contrastive.similarity_logsumexp(
+            a, b, scale=scale, bias=bias, candidates=kind, return_columns=columns, normalize=True, backend="cuda", **keys, **options
+        )
+
+    assert torch.autograd.gradcheck(function, (a, b, SCALAR, bias), atol=1e-6)
+
+
+def test_without_the_library():
+    """Where the library is not built, or there is no GPU, the backend says so."""
+    if not torch.cuda.is_available():
+        assert cuda.status().startswith("unavailable: ")
