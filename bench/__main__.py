@@ -31,7 +31,7 @@ OTHER_SIZES = {
 LARGE_D = 256
 """From this D on the default dtypes include bf16."""
 COMPILED_FROM = 2048
-"""With --quick, torch.compile (10 s of compiling a size) runs in float32 from this N on."""
+"""With --quick, torch.compile (10 s of compiling a size) runs in fp32 from this N on, and its peak memory is left out."""
 MEMORY_FROM = 2048
 """Resident memory is measured from this N (or K) on; below it is noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     p.add_argument("--out", type=Path, help="path of the results without suffix (default: bench/out/<device>-<date>)")
     p.add_argument("--brief", action="store_true", help="print no table, draw no plot: only the JSON")
-    p.add_argument("--quick", action="store_true", help="the 3-minute version: NT-Xent, fewer sizes and rounds")
+    p.add_argument(
+        "--quick", action="store_true", help="the 3-minute version: NT-Xent, fewer sizes, contenders and rounds"
+    )
     return p
 
 
@@ -64,7 +66,9 @@ def groups(options: argparse.Namespace) -> list[rows.Group]:
     device = torch.device(options.device)
     losses = _choices("--losses", options.losses, LOSSES, ["nt_xent"] if options.quick else list(LOSSES))
     every = (*contenders.BASELINES, *contenders.KNOWN)
-    backends = _choices("--backends", options.backends, every, None) or contenders.names(device)
+    brief = options.quick and options.backends is None
+    usual = [*contenders.BASELINES, contenders.default(device)] if brief else contenders.names(device)
+    backends = _choices("--backends", options.backends, every, usual)
     planned = []
     for loss in losses:
         defaults = (QUICK_SIZES if options.quick else NT_XENT_SIZES) if loss == "nt_xent" else OTHER_SIZES[loss]
@@ -75,13 +79,16 @@ def groups(options: argparse.Namespace) -> list[rows.Group]:
             if loss == "nt_xent" and size.N % 2:
                 raise ValueError(f"nt_xent counts the rows of both views: N must be even, got {text}")
             dtypes = _choices("--dtypes", options.dtypes, DTYPES, ["fp32", "bf16"] if size.D >= LARGE_D else ["fp32"])
-            small = options.quick and not options.backends and size.N < COMPILED_FROM
-            chosen = tuple(name for name in backends if not (small and name == "compile"))
-            planned.append(rows.Group(loss, size, tuple(dtypes), chosen))
+            pairs = [(name, dtype) for dtype in dtypes for name in backends]
+            if brief:
+                pairs = [
+                    pair for pair in pairs if pair[0] != "compile" or (pair[1] == "fp32" and size.N >= COMPILED_FROM)
+                ]
+            planned.append(rows.Group(loss, size, tuple(pairs)))
     return planned
 
 
-def _choices(option: str, given: str | None, known, default: list[str] | None) -> list[str] | None:
+def _choices(option: str, given: str | None, known, default: list[str]) -> list[str]:
     if given is None:
         return default
     names = list(known) if given == "all" else given.split(",")
@@ -120,6 +127,8 @@ def run(options: argparse.Namespace, planned: list[rows.Group], stem: Path) -> d
     if on_host:
         progress.begin("peak memory")
         large = [row for row in result["rows"] if max(row["N"], row["K"]) >= MEMORY_FROM]
+        if options.quick:
+            large = [row for row in large if row["backend"] != "compile" and row["dtype"] == "fp32"]
         rows.add_host_memory(large, 60.0 if options.quick else 600.0, progress.tick)
         progress.end()
     progress.close()

@@ -21,6 +21,11 @@ def names(device: torch.device) -> list[str]:
     return [*BASELINES, *(name for name in KNOWN if refusal(name, device, "fp32") is None)]
 
 
+def default(device: torch.device) -> str:
+    """The backend that serves this device when none is named."""
+    return dispatch.select(None, device, torch.float32)
+
+
 def refusal(name: str, device: torch.device, dtype: str) -> str | None:
     """Why contender `name` cannot run here, or None."""
     if dtype == "tf32" and device.type != "cuda":

@@ -128,6 +128,7 @@ def _cuda_sample(forward, backward, repeats: int) -> Sample:
 def interleave(
     contenders: dict[str, Callable[[int], Sample]],
     seconds: float,
+    estimates: dict[str, float],
     *,
     least: int = 5,
     most: int = 40,
@@ -135,15 +136,12 @@ def interleave(
 ) -> dict[str, list[Sample]]:
     """Round-robin samples of warmed-up contenders: as many rounds as `seconds` hold, between `least` and `most`.
 
-    The order within a round is shuffled (fixed seed). The first, estimating round is not kept. ``tick(done, total)`` reports rounds.
+    ``estimates`` are the seconds of one step of each; the order within a round is shuffled (fixed seed). ``tick(done, total)`` reports
+    rounds.
     """
-    repeats: dict[str, int] = {}
-    cost = 0.0
-    for name, contender in contenders.items():
-        single = max(sum(contender(1)), 1e-7)
-        repeats[name] = max(1, round(MIN_SAMPLE / single))
-        cost += repeats[name] * single
-    rounds = max(least, min(most, int(seconds / cost)))
+    repeats = {name: max(1, round(MIN_SAMPLE / max(estimates[name], 1e-7))) for name in contenders}
+    cost = sum(repeats[name] * estimates[name] for name in contenders)
+    rounds = max(least, min(most, int(seconds / max(cost, 1e-7))))
     samples: dict[str, list[Sample]] = {name: [] for name in contenders}
     order, generator = list(contenders), random.Random(0)
     for done in range(rounds):

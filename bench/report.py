@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from .losses import PASSES
+
 SCHEMA = 1
 COLUMNS = (
     ("loss", "loss"), ("N", "N"), ("K", "K"), ("D", "D"), ("dtype", "dtype"), ("pass", "pass"), ("backend", "backend"),
@@ -104,9 +106,9 @@ def table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join([render(header), rule, *(render(line) for line in lines)])
 
 
-def markdown(result: dict) -> str:
-    """The whole result as a page: where it was measured, every row, what was not available."""
-    rows = sorted(result["rows"], key=_order)
+def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
+    """The result as a page: where it was measured, the rows of `passes`, what was not available."""
+    rows = sorted((row for row in result["rows"] if row["pass"] in passes), key=_order)
     shown = [(key, title) for key, title in COLUMNS if any(row.get(key) for row in rows)]
     lines = [[cell(key, row.get(key)) for key, _ in shown] for row in rows]
     parts = [f"# {result['kind'].upper()} benchmark, {result['date']}", "", summary(result["environment"]), ""]

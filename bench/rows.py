@@ -24,17 +24,17 @@ from .measure import (
 CHECKED_CELLS = {"cpu": 2048**2, "cuda": 16384**2}
 """Up to this many similarities the gradients of every contender are compared with the dense loss in float64."""
 
-BUSY_CALLS = 3
-"""Untimed steps after the first one, before timing."""
-
 
 class Group(NamedTuple):
-    """One loss at one size, with the dtypes and contenders that share its rounds."""
+    """One loss at one size, with the contenders ``(backend, dtype)`` that share its rounds."""
 
     loss: str
     size: Size
-    dtypes: tuple[str, ...]
-    backends: tuple[str, ...]
+    contenders: tuple[tuple[str, str], ...]
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(dtype for _, dtype in self.contenders))
 
     def __str__(self):
         return f"{self.loss} {self.size} {','.join(self.dtypes)}"
@@ -53,18 +53,25 @@ class Plan(NamedTuple):
 def run_group(group: Group, plan: Plan, seconds: float, tick: Callable[[str], None] = lambda text: None) -> dict:
     """One group in about `seconds` of sampling: its ``rows``, ``unavailable``, ``compile_seconds`` and ``sampling_seconds``."""
     torch.compiler.reset()  # compiled code of other shapes would count against the recompilation limit
-    steps, refused, compiled = _warm_up(group, plan.device, tick)
+    steps, estimates, refused, compiled = _warm_up(group, plan.device, tick)
     errors = _errors(group, plan.device, steps, tick)
+    size = group.size
     bare = {
-        dtype: Product(_columns(group.size), group.size.D, DTYPES[dtype], plan.device, dtype == "tf32")
-        for dtype in group.dtypes
+        dtype: Product(size.N, size.D, DTYPES[dtype], plan.device, dtype == "tf32")
+        for dtype in dict.fromkeys(dtype for _, dtype in steps)
     }
-    every = {**steps, **{("gemm", dtype): product for dtype, product in bare.items()}}
-    for product in bare.values():
+    every = dict(steps)
+    for dtype, product in bare.items():
         product()
+        every["gemm", dtype], estimates["gemm", dtype] = product, sum(product())
     began = time.perf_counter()
     samples = interleave(
-        every, seconds, least=plan.least, most=plan.most, tick=lambda done, total: tick(f"round {done}/{total}")
+        every,
+        seconds,
+        estimates,
+        least=plan.least,
+        most=plan.most,
+        tick=lambda done, total: tick(f"round {done}/{total}"),
     )
     sampling = time.perf_counter() - began
     products = {dtype: product.flops for dtype, product in bare.items()}
@@ -74,23 +81,20 @@ def run_group(group: Group, plan: Plan, seconds: float, tick: Callable[[str], No
         key = (row["backend"], row["dtype"])
         row["gradient_error"] = errors.get(key)
         if plan.device.type == "cuda":
-            if plan.memory:
+            if plan.memory and row["pass"] != "backward":
                 row["peak_extra_bytes"] = memory.cuda_peak(steps[key], row["pass"])
             row["kernels"] = launched[key][row["pass"]]
     return {"rows": rows, "unavailable": refused, "compile_seconds": compiled, "sampling_seconds": sampling}
 
 
-def _columns(size: Size) -> int:
-    return max(size.N, 64)
-
-
 def _warm_up(group: Group, device: torch.device, tick):
-    """``(steps, refused, compile seconds)``: contenders keyed (backend, dtype) that ran, and the reasons of those that did not."""
+    """``(steps, seconds, refused, compile seconds)``: contenders keyed (backend, dtype) that ran, and why others did not."""
     steps: dict[tuple[str, str], Step] = {}
+    estimates: dict[tuple[str, str], float] = {}
     refused, compiled = [], {}
     for dtype in group.dtypes:
         inputs = make_inputs(group.loss, group.size, DTYPES[dtype], device)
-        for backend in group.backends:
+        for backend in (name for name, wanted in group.contenders if wanted == dtype):
             reason = contenders.refusal(backend, device, dtype)
             if reason is None:
                 tick(f"warming up {backend} {dtype}")
@@ -102,9 +106,7 @@ def _warm_up(group: Group, device: torch.device, tick):
                     step.gradients()
                     if backend == "compile":
                         compiled[dtype] = round(time.perf_counter() - start, 2)
-                    once = sum(step())
-                    for _ in range(BUSY_CALLS if once < 0.1 else 0):
-                        step()
+                    estimates[backend, dtype] = sum(step())
                     steps[backend, dtype] = step
                 except Exception as error:
                     reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
@@ -112,7 +114,7 @@ def _warm_up(group: Group, device: torch.device, tick):
                     torch.cuda.empty_cache()
             if reason is not None:
                 refused.append({**_place(group, backend, dtype), "reason": environment.without_paths(reason)})
-    return steps, refused, compiled
+    return steps, estimates, refused, compiled
 
 
 class DeviceLost(RuntimeError):

@@ -53,38 +53,68 @@ def products(
 
 
 @triton.jit
-def tile_is_masked(
-    i, j, M, N, offset, stride, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):  # fmt: skip
-    """Whether rows i.. against columns j.. contain a pair that is no candidate or lies outside ``[M, N]`` (a scalar)."""
-    ragged = (i + BLOCK_M > M) | (j + BLOCK_N > N)
-    low = j - (i + BLOCK_M - 1) - offset
-    high = j + BLOCK_N - 1 - i - offset
-    if KIND == "not_self":
-        return ragged | ((low <= 0) & (high >= 0))
-    elif KIND == "not_pair":
-        lift = ((M + stride - 1) // stride + 1) * stride  # makes the operand positive: division rounds towards zero
-        return ragged | ((high + lift) // stride * stride >= low + lift)
+def tags(keys, index, size, shift, stride, KIND: tl.constexpr):
+    """What decides candidacy, one number per row (shift = offset) or column (shift = 0): pairs are compared by `mask_tile`."""
+    if KIND == "not_pair":
+        tag = (index + shift) % stride
+    elif KIND == "not_self":
+        tag = index + shift
     elif KIND == "all":
-        return ragged
-    return ragged | True
+        tag = index
+    else:
+        tag = tl.load(keys + index, mask=index < size, other=0)
+    return tag
 
 
 @triton.jit
-def candidates(rows, columns, key_rows, key_columns, M, N, offset, stride, KIND: tl.constexpr):
-    """Boolean tile: candidates.py's relation for ``rows [BLOCK_M]`` against ``columns [BLOCK_N]``, inside ``[M, N]``."""
-    keep = (rows < M)[:, None] & (columns < N)[None, :]
-    difference = columns[None, :] - rows[:, None] - offset
+def crosses_diagonal(i, j, offset, stride, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Whether rows i.. against columns j.. may contain a pair that is no candidate (a scalar)."""
+    low = j - (i + BLOCK_M - 1) - offset
+    high = j + BLOCK_N - 1 - i - offset
     if KIND == "not_self":
-        keep = keep & (difference != 0)
+        crosses = (low <= 0) & (high >= 0)
     elif KIND == "not_pair":
-        lift = ((M + stride - 1) // stride + 1) * stride
-        keep = keep & ((difference + lift) % stride != 0)
-    elif KIND == "other_key":
-        keep = keep & (key_rows[:, None] != key_columns[None, :])
-    elif KIND == "same_key":
-        keep = keep & (key_rows[:, None] == key_columns[None, :]) & (difference != 0)
-    return keep
+        lift = ((i + BLOCK_M) // stride + 2) * stride  # makes the operand positive: division rounds towards zero
+        crosses = (high + lift) // stride * stride >= low + lift
+    else:
+        crosses = low <= high
+    return crosses
+
+
+@triton.jit
+def mask_tile(
+    x, fill, i, j, row_tags, col_tags, M, N, offset, stride,
+    KIND: tl.constexpr, UPPER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The tile with `fill` outside ``[M, N]``, where j is no candidate of i (candidates.py), and with UPPER where j < i.
+
+    Each mask is one comparison of a row with a column vector, behind a scalar test that most tiles fail.
+    """
+    rows = i + tl.arange(0, BLOCK_M)
+    columns = j + tl.arange(0, BLOCK_N)
+    if KIND != "all":
+        if crosses_diagonal(i, j, offset, stride, KIND, BLOCK_M, BLOCK_N):
+            if KIND == "same_key":
+                x = tl.where(row_tags[:, None] == col_tags[None, :], x, fill)
+                x = tl.where((rows + offset)[:, None] == columns[None, :], fill, x)
+            else:
+                x = tl.where(row_tags[:, None] == col_tags[None, :], fill, x)
+    if UPPER:
+        if j < i + BLOCK_M:
+            x = tl.where(rows[:, None] > columns[None, :], fill, x)
+    if (i + BLOCK_M > M) | (j + BLOCK_N > N):
+        x = tl.where((rows < M)[:, None] & (columns < N)[None, :], x, fill)
+    return x
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
+    """x in DTYPE, rounded to nearest even (the interpreter cuts float32 to bfloat16)."""
+    if INTERPRET and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
+        bits = x.to(tl.uint32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.uint32).to(tl.float32, bitcast=True)
+        x = tl.where(x == x, nearest, x)
+    return x.to(DTYPE)
 
 
 @triton.jit

@@ -1,9 +1,14 @@
-"""The static configuration table: tile sizes, warps and stages by kernel, architecture, element class and D."""
+"""The static configuration table: tile sizes, warps and stages by kernel, architecture, element class, D, and what is masked.
+
+Every entry passes the compile gate (``python -m bench.compile_gate``): no spills, shared memory within 99 KiB on sm_80 and within
+the architecture's limit elsewhere. Timings decide between entries only inside `autotune`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,25 +24,77 @@ class Config:
     num_stages: int = 1
 
 
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")
 INTERPRETER = Config(32, 64, 32)
+
+_TILES = {
+    ("sm_80", "half"): Config(128, 128, 64, 8, 3),
+    ("sm_90", "half"): Config(128, 128, 64, 8, 3),
+    ("sm_100", "half"): Config(128, 64, 64, 8, 3),
+    ("gfx942", "half"): Config(128, 128, 64, 8, 2),
+    ("sm_80", "float"): Config(128, 64, 16, 8, 3),
+    ("sm_90", "float"): Config(128, 64, 32, 8, 2),
+    ("sm_100", "float"): Config(128, 64, 32, 8, 2),
+    ("gfx942", "float"): Config(128, 64, 32, 8, 2),
+    ("sm_80", "double"): Config(64, 64, 16, 8, 2),
+    ("sm_90", "double"): Config(64, 64, 16, 8, 2),
+    ("sm_100", "double"): Config(64, 64, 16, 8, 2),
+    ("gfx942", "double"): Config(64, 64, 16, 8, 2),
+}
+FEW_ROWS = 16
+"""Groups of at most this many rows get tiles of this many."""
+
+RESIDENT_D = 128
+"""pair_reduce keeps its rows on chip up to this D (16-bit elements, NVIDIA)."""
+
 _override: dict[str, Config] = {}
+_assumed: str | None = None
+
+
+def element_class(dtype: torch.dtype) -> str:
+    return {torch.float64: "double", torch.float32: "float"}.get(dtype, "half")
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def architecture(device: torch.device) -> str:
+    """The entry of the table that serves a device; other NVIDIA parts share that of their kind of tensor core and shared memory."""
+    if _assumed is not None:
+        return _assumed
     if device.type != "cuda":
         return "interpreter"
-    return "sm_80"
+    if torch.version.hip:
+        return "gfx942"
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    major, _ = _capability(index)
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
 
 
-def select(kernel: str, arch: str, dtype: torch.dtype, D: int) -> Config:
+def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30, keyed: bool = False) -> Config:
+    """The configuration of `kernel` for groups of M rows of D elements; `keyed`: candidates are decided by keys."""
     if kernel in _override:
         return _override[kernel]
-    return INTERPRETER
+    if arch == "interpreter":
+        return INTERPRETER
+    kind = element_class(dtype)
+    config = _TILES[arch, kind]
+    if kernel == "fused_rows":
+        return Config(128, 64, 64 if D <= 64 else 128, 8, 2)
+    if kind == "half" and keyed:
+        config = replace(config, block_n=64)
+    if kind != "double" and M <= FEW_ROWS:
+        return replace(config, block_m=FEW_ROWS, block_n=128 if kind == "half" else 64, num_warps=4)
+    if kernel == "pair_reduce" and kind == "half" and 64 < D <= RESIDENT_D and not keyed and arch != "gfx942":
+        return replace(config, block_k=128)
+    return config
 
 
 @contextlib.contextmanager
 def override(**configs: Config):
-    """Use these configurations, by kernel name, inside the ``with`` block."""
+    """Use these configurations, by kernel name, inside the ``with`` block (for tests and measurements)."""
     previous = dict(_override)
     _override.update(configs)
     try:
@@ -45,3 +102,14 @@ def override(**configs: Config):
     finally:
         _override.clear()
         _override.update(previous)
+
+
+@contextlib.contextmanager
+def assume(arch: str):
+    """Choose as if every tensor were on this architecture, inside the ``with`` block (for the compile gate)."""
+    global _assumed
+    previous, _assumed = _assumed, arch
+    try:
+        yield
+    finally:
+        _assumed = previous

@@ -5,11 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LN2, NEG_INF, finite, fold, load_rows, row_pointers, softplus
+from .common import LN2, NEG_INF, finite, fold, load_rows, round_to, row_pointers, softplus
 
 
 @triton.jit
-def _merge(slots, planes, slot_stride, index, inside, count, ACC: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr):
+def _merge(
+    slots, planes, slot_stride, index, inside, count, ACC: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr
+):
     """(maximum, sum) over `count` slots, SLOTS at a time."""
     maximum = tl.full((BLOCK,), NEG_INF, ACC)
     total = tl.zeros((BLOCK,), ACC)
@@ -122,7 +124,10 @@ def finish_weighted(
         for s in range(0, splits):
             part = tl.load(slots + (splits + s) * stride + index, mask=inside, other=NEG_INF)
             place = (s * stride + group * M + index) * D
-            value += tl.load(partial + place[:, None] + features[None, :], mask=kept, other=0.0) * tl.exp2(part - shift)[:, None]
+            value += (
+                tl.load(partial + place[:, None] + features[None, :], mask=kept, other=0.0)
+                * tl.exp2(part - shift)[:, None]
+            )
         value = value / tl.where(total == 0.0, 1.0, total)[:, None]
         tl.store(mean + ((group * M + index) * D)[:, None] + features[None, :], value, mask=kept)
 
@@ -144,7 +149,7 @@ def _pulled(gradient, x_rows, near, far, near_pull, far_pull, factor, k, D, EVEN
 def finish_backward(
     gradient, x, y, inv, pull, scale, unit, dx, radial, X, Y, D, positive,
     NEAR: tl.constexpr, FAR: tl.constexpr, SHARE: tl.constexpr, EVEN_K: tl.constexpr, ACC: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HALF_RANGE: tl.constexpr,
+    INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HALF_RANGE: tl.constexpr,
 ):  # fmt: skip
     """``dx = scale (G - <x, G> x) inv`` in the dtype of dx; ``radial``: this block's ``SHARE * sum <x, G>``, for the gradient of the scale.
 
@@ -199,4 +204,4 @@ def finish_backward(
             )
             value = (total - inner[:, None] * part) * length[:, None]
             kept = inside[:, None] & (features < D)[None, :]
-            tl.store(targets[:, None] + features[None, :], value.to(dx.dtype.element_ty), mask=kept)
+            tl.store(targets[:, None] + features[None, :], round_to(value, dx.dtype.element_ty, INTERPRET), mask=kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E, NEG_INF, candidates, finite, load_rows, multiply, row_pointers, tile_is_masked
+from .common import LOG2E, NEG_INF, finite, load_rows, mask_tile, multiply, round_to, row_pointers, tags
 
 
 @triton.jit
@@ -32,9 +32,10 @@ def fused_rows(
     rows = i + tl.arange(0, BLOCK_M)
     x = load_rows(row_pointers(a + group * M * D, i, BLOCK_M, M, D), 0, D, BLOCK_K, EVEN_K)
     scale2 = tl.load(scale) * LOG2E
-    key_rows = rows
     if key_a is not None:
-        key_rows = tl.load(key_a + group * M + rows, mask=rows < M, other=0)
+        key_a += group * M
+        key_b += group * N
+    row_tags = tags(key_a, rows, M, offset, stride, KIND)
     row_max = tl.full((BLOCK_M,), NEG_INF, ACC)
     row_sum = tl.zeros((BLOCK_M,), ACC)
     total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
@@ -44,21 +45,17 @@ def fused_rows(
         s = multiply(x, tl.trans(y), tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
         if bias is not None:
             shift = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) * LOG2E
-            s = tl.fma(s, tl.full(s.shape, 0.0, ACC) + scale2, tl.broadcast_to(shift[None, :], s.shape))
+            s = tl.fma(s, scale2, shift[None, :])
         else:
             s = s * scale2
-        key_columns = columns
-        if key_b is not None:
-            key_columns = tl.load(key_b + group * N + columns, mask=columns < N, other=0)
-        if tile_is_masked(i, j, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N):
-            keep = candidates(rows, columns, key_rows, key_columns, M, N, offset, stride, KIND)
-            s = tl.where(keep, s, NEG_INF)
+        col_tags = tags(key_b, columns, N, 0, stride, KIND)
+        s = mask_tile(s, NEG_INF, i, j, row_tags, col_tags, M, N, offset, stride, KIND, False, BLOCK_M, BLOCK_N)
         top = tl.maximum(row_max, tl.max(s, 1))
         fade = tl.exp2(row_max - finite(top))
         e = tl.exp2(s - finite(top)[:, None])
         row_sum = tl.fma(row_sum, fade, tl.sum(e, 1))
         row_max = top
-        total = multiply(e.to(y.dtype), y, total * fade[:, None], PRECISION, INTERPRET)
+        total = multiply(round_to(e, y.dtype, INTERPRET), y, total * fade[:, None], PRECISION, INTERPRET)
     plane = (tl.num_programs(0) // programs).to(tl.int64) * M
     place = split * plane + group * M + rows
     tl.store(slots + place, row_sum, mask=rows < M)

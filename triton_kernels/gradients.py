@@ -98,7 +98,7 @@ def panel_of_weights(
     """One panel ``[G, m, n]`` of W in `workspace`. Operands are contiguous, or rows of a single group."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
-    config = configs.select("pair_weight", arch, x.dtype, D)
+    config = configs.select("pair_weight", arch, x.dtype, D, M, key_a is not None)
     ld = ceil_div(N, 16) * 16
     panel = workspace[: G * M * ld].view(G, M, ld)
     if kind == "not_pair":

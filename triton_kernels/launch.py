@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from . import guard
+from .common import log1p
 
 TYPES = {
     torch.float16: tl.float16,
@@ -18,13 +20,33 @@ TYPES = {
 }
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+class Launch(NamedTuple):
+    kernel: object
+    programs: int
+    arguments: tuple
+    constants: dict
+    num_warps: int
+    num_stages: int
+
+
+_recorder: tuple[list[Launch], bool] | None = None
+
+
+@contextlib.contextmanager
+def recording(run: bool = True):
+    """A list to which every launch inside the ``with`` block is added; with ``run=False`` none is started."""
+    global _recorder
+    previous, launches = _recorder, []
+    _recorder = (launches, run)
+    try:
+        yield launches
+    finally:
+        _recorder = previous
 
 
 def accumulation_type(dtype: torch.dtype):
-    return TYPES[accumulation_dtype(dtype)]
+    """The type of sums over elements of this type: float64 for float64, else float32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def ceil_div(x: int, y: int) -> int:
@@ -32,13 +54,8 @@ def ceil_div(x: int, y: int) -> int:
 
 
 def is_interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter."""
-    return not isinstance(multiply_probe, triton.JITFunction)
-
-
-@triton.jit
-def multiply_probe():
-    """Never launched: its type says whether the interpreter was chosen when Triton was imported."""
+    """Whether the kernels run in Triton's interpreter: decided when they were defined."""
+    return not isinstance(log1p, triton.JITFunction)
 
 
 def precision(dtype: torch.dtype, arch: str) -> str:
@@ -55,10 +72,15 @@ def precision(dtype: torch.dtype, arch: str) -> str:
 
 
 def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constants) -> None:
-    """Start `programs` instances on the device of the first argument, on its current stream. No host synchronisation."""
+    """Start `programs` instances on the device of the first argument, on its current stream. No host synchronisation.
+
+    Fusing of multiplications and additions is pinned to what the source says: its default differs between Triton versions.
+    """
+    if _recorder is not None:
+        launches, run = _recorder
+        launches.append(Launch(kernel, programs, arguments, constants, num_warps, num_stages))
+        if not run:
+            return
     device = arguments[0].device
-    guard_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with guard_device:
-        kernel[(programs,)](
-            *arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False, **constants
-        )
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[(programs,)](*arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False, **constants)

@@ -8,13 +8,13 @@ import triton.language as tl
 from .common import (
     LOG2E,
     NEG_INF,
-    candidates,
     finite,
     load_rows,
+    mask_tile,
     multiply,
     products,
     row_pointers,
-    tile_is_masked,
+    tags,
 )
 
 DIRECT = tl.constexpr(60.0)
@@ -36,9 +36,7 @@ def _reduce_super(
         a_rows = row_pointers(a, i, BLOCK_M, M, D)
         if RESIDENT:
             x = load_rows(a_rows, 0, D, BLOCK_K, EVEN_K)
-        key_rows = rows
-        if key_a is not None:
-            key_rows = tl.load(key_a + rows, mask=rows < M, other=0)
+        row_tags = tags(key_a, rows, M, offset, stride, KIND)
         row_max = tl.full((BLOCK_M,), NEG_INF, ACC)
         row_sum = tl.zeros((BLOCK_M,), ACC)
         j_first = j_begin
@@ -59,18 +57,12 @@ def _reduce_super(
                 s = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
             if bias is not None:
                 shift = tl.load(bias + columns, mask=columns < N, other=0.0) * LOG2E
-                s = tl.fma(s, tl.full(s.shape, 0.0, ACC) + scale2, tl.broadcast_to(shift[None, :], s.shape))
+                s = tl.fma(s, scale2, shift[None, :])
             else:
                 s = s * scale2
-            key_columns = columns
-            if key_b is not None:
-                key_columns = tl.load(key_b + columns, mask=columns < N, other=0)
+            col_tags = tags(key_b, columns, N, 0, stride, KIND)
+            s = mask_tile(s, NEG_INF, i, j, row_tags, col_tags, M, N, offset, stride, KIND, SYMMETRIC, BLOCK_M, BLOCK_N)
             diagonal = SYMMETRIC & (j < i + BLOCK_M)
-            if diagonal | tile_is_masked(i, j, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N):
-                keep = candidates(rows, columns, key_rows, key_columns, M, N, offset, stride, KIND)
-                if SYMMETRIC:
-                    keep = keep & (columns[None, :] >= rows[:, None])
-                s = tl.where(keep, s, NEG_INF)
             if CAREFUL:
                 top = tl.maximum(row_max, tl.max(s, 1))
                 e = tl.exp2(s - finite(top)[:, None])
@@ -171,5 +163,5 @@ def pair_reduce(
             _reduce_super(
                 a, b, bias, key_a, key_b, scale2, row_base, col_base, row_planes, col_planes, M, N, D, offset, stride,
                 i_begin, i_end, j_begin, j_end, True, KIND, SYMMETRIC, SELF, COLUMNS, RESIDENT, EVEN_K, PRECISION, ACC,
-                INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
+                INTERPRET, BLOCK_M, BLOCK_N // 2, BLOCK_K,
             )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E, candidates, products, row_pointers, tile_is_masked
+from .common import LOG2E, mask_tile, products, round_to, row_pointers, tags
 
 SPREAD = tl.constexpr(34.0)
 """Levels of a tile within this many octaves share one exponential: what flushes to zero is below 2^-92 of its row's weight."""
@@ -45,13 +45,11 @@ def pair_weight(
         col_index = tl.minimum(columns, N - 1)
         a_rows = row_pointers(a + group * M * D, i, BLOCK_M, M, D)
         b_rows = row_pointers(b + group * N * D, j, BLOCK_N, N, D)
-        s = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
+        d = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
         scale2 = tl.load(scale) * LOG2E
+        bias2 = tl.zeros((BLOCK_N,), ACC)
         if bias is not None:
-            shift = tl.load(bias + group * N + col_index) * LOG2E
-            s = tl.fma(s, tl.full(s.shape, 0.0, ACC) + scale2, tl.broadcast_to(shift[None, :], s.shape))
-        else:
-            s = s * scale2
+            bias2 = tl.load(bias + group * N + col_index) * LOG2E
         row_level = tl.load(row_terms + group * M * 2 + 2 * row_index)
         row_weight = tl.load(row_terms + group * M * 2 + 2 * row_index + 1)
         if unit is not None:
@@ -66,33 +64,61 @@ def pair_weight(
             top = tl.maximum(tl.max(row_level, 0), tl.max(col_level, 0))
             low = tl.minimum(tl.min(row_level, 0), tl.min(col_level, 0))
             if top - low <= SPREAD:
-                row_factor = row_weight * tl.exp2(top - row_level)
-                col_factor = col_weight * tl.exp2(top - col_level)
-                w = tl.exp2(s - top) * (row_factor[:, None] + col_factor[None, :])
+                row_part = row_weight * tl.exp2(top - row_level)
+                col_part = col_weight * tl.exp2(top - col_level)
+                w = tl.exp2(tl.fma(d, scale2, (bias2 - top)[None, :])) * (row_part[:, None] + col_part[None, :])
             else:
-                w = row_weight[:, None] * tl.exp2(s - row_level[:, None])
-                w = tl.fma(
-                    tl.broadcast_to(col_weight[None, :], s.shape), tl.exp2(s - col_level[None, :]), w
-                )
+                w = _two_levels(d, scale2, bias2, row_level, row_weight, col_level, col_weight)
         else:
-            w = row_weight[:, None] * tl.exp2(s - row_level[:, None])
-        if KIND != "all":
-            key_rows = rows
-            key_columns = columns
-            if key_a is not None:
-                key_rows = tl.load(key_a + group * M + row_index)
-                key_columns = tl.load(key_b + group * N + col_index)
-            if tile_is_masked(i, j, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N):
-                keep = candidates(rows, columns, key_rows, key_columns, M, N, offset, stride, KIND)
-                w = tl.where(keep, w, 0.0)
-        w = w.to(panel.dtype.element_ty)
+            w = tl.exp2(tl.fma(d, scale2, bias2[None, :] - row_level[:, None])) * row_weight[:, None]
+        if key_a is not None:
+            key_a += group * M
+            key_b += group * N
+        row_tags = tags(key_a, rows, M, offset, stride, KIND)
+        col_tags = tags(key_b, columns, N, 0, stride, KIND)
+        w = mask_tile(w, 0.0, i, j, row_tags, col_tags, M, N, offset, stride, KIND, False, BLOCK_M, BLOCK_N)
+        w = round_to(w, panel.dtype.element_ty, INTERPRET)
         ld = tl.cdiv(N, 16) * 16
         panel += group * M * ld
-        inside = (rows < M)[:, None] & (columns < N)[None, :]
+        _store_tile(panel, ld, w, i, j, M, N, MIRROR, BLOCK_M, BLOCK_N)
         if MIRROR:
-            inside = inside & (columns[None, :] >= rows[:, None])
-        tl.store(panel + rows.to(tl.int64)[:, None] * ld + columns[None, :], w, mask=inside)
-        if MIRROR:
-            below = inside & (columns[None, :] > rows[:, None])
-            mirrored = panel + columns.to(tl.int64)[:, None] * ld + rows[None, :]
-            tl.store(mirrored, tl.trans(w), mask=tl.trans(below))
+            _store_mirrored(panel, ld, w, i, j, N, BLOCK_M, BLOCK_N)
+
+
+@triton.jit
+def _two_levels(d, scale2, bias2, row_level, row_weight, col_level, col_weight):
+    """Both terms relative to the lower of the two levels, so that neither exponential overflows or both vanish."""
+    w = tl.exp2(tl.fma(d, scale2, bias2[None, :] - row_level[:, None])) * row_weight[:, None]
+    return tl.fma(tl.exp2(tl.fma(d, scale2, (bias2 - col_level)[None, :])), col_weight[None, :], w)
+
+
+@triton.jit
+def _store_tile(panel, ld, w, i, j, M, N, UPPER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows i.., columns j..; with UPPER only j >= i. Inner tiles are stored without a mask, in whole vectors."""
+    rows = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_N)
+    pointers = panel + i.to(tl.int64) * ld + j + (rows * ld)[:, None] + columns[None, :]
+    whole = (i + BLOCK_M <= M) & (j + BLOCK_N <= N)
+    if UPPER:
+        whole = whole & (j >= i + BLOCK_M)
+    if whole:
+        tl.store(pointers, w)
+    else:
+        kept = (rows < M - i)[:, None] & (columns < N - j)[None, :]
+        if UPPER:
+            kept = kept & ((columns + j)[None, :] >= (rows + i)[:, None])
+        tl.store(pointers, w, mask=kept)
+
+
+@triton.jit
+def _store_mirrored(panel, ld, w, i, j, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The transposed tile at rows j.., columns i.., strictly below the diagonal."""
+    rows = tl.arange(0, BLOCK_N)
+    columns = tl.arange(0, BLOCK_M)
+    pointers = panel + j.to(tl.int64) * ld + i + (rows * ld)[:, None] + columns[None, :]
+    w = tl.trans(w)
+    if (j + BLOCK_N <= N) & (j >= i + BLOCK_M):
+        tl.store(pointers, w)
+    else:
+        kept = (rows < N - j)[:, None] & (columns < N - i)[None, :] & ((rows + j)[:, None] > (columns + i)[None, :])
+        tl.store(pointers, w, mask=kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import EPS, LOG2E, load_rows, log1p, row_pointers, sigmoid
+from .common import EPS, LOG2E, load_rows, log1p, round_to, row_pointers, sigmoid
 
 BOUNDS = 3
 """Per group: largest row norm of a, of b, largest finite |bias|."""
@@ -21,7 +21,7 @@ def _raise_bound(bound, value):
 @triton.jit
 def _prepare_rows(
     x, hat, inv, bound, first, count, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr, EVEN_K: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     rows = first + tl.arange(0, BLOCK_R)
     inside = rows < count
@@ -43,13 +43,13 @@ def _prepare_rows(
             features = k + tl.arange(0, BLOCK_K)
             part = load_rows(pointers, k, D, BLOCK_K, EVEN_K).to(ACC) * factor[:, None]
             kept = inside[:, None] & (features < D)[None, :]
-            tl.store(targets[:, None] + features[None, :], part.to(hat.dtype.element_ty), mask=kept)
+            tl.store(targets[:, None] + features[None, :], round_to(part, hat.dtype.element_ty, INTERPRET), mask=kept)
 
 
 @triton.jit
 def prepare(
     a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, M, N, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr,
-    EVEN_K: tl.constexpr, ACC: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``inv = 1 / max(|x|, EPS)`` and ``hat = round(x * inv)`` for the rows of a, then of b; maxima for the bound on the logits.
 
@@ -63,14 +63,14 @@ def prepare(
     if block < blocks_a:
         _prepare_rows(
             a + group * M * D, a_hat + group * M * D, a_inv + group * M, bound + g * 3, block * BLOCK_R, M, D,
-            NORMALIZE, ROUND, EVEN_K, ACC, BLOCK_R, BLOCK_K,
+            NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK_R, BLOCK_K,
         )  # fmt: skip
     else:
         first = (block - blocks_a) * BLOCK_R
         if b is not None:
             _prepare_rows(
                 b + group * N * D, b_hat + group * N * D, b_inv + group * N, bound + g * 3 + 1, first, N, D,
-                NORMALIZE, ROUND, EVEN_K, ACC, BLOCK_R, BLOCK_K,
+                NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK_R, BLOCK_K,
             )  # fmt: skip
         if bias is not None:
             columns = first + tl.arange(0, BLOCK_R)

@@ -10,7 +10,7 @@ from . import configs, guard
 from .finish import finish_backward, finish_forward, finish_weighted
 from .fused_rows import fused_rows
 from .gradients import weighted_sums
-from .launch import accumulation_dtype, accumulation_type, ceil_div, is_interpreted, launch, precision
+from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
 from .pair_reduce import pair_reduce
 from .pair_weight import HALF_RANGE
 from .prepare import BOUNDS, prepare, prepare_backward
@@ -89,7 +89,7 @@ def similarity_forward(
     mean = empty(weighted, G, M, D)
     arguments = (x, y, bias, key_a, key_b, scale)
     if weighted and fits_fused_rows(x):
-        _weighted_rows(*arguments, rows, row_max, mean, kind, offset, stride)
+        weighted_rows(*arguments, rows, row_max, mean, kind, offset, stride)
     else:
         slots, super_rows = _reduce(
             *arguments, bound, kind, offset, stride, symmetric, one_set, columns, normalize, extrema
@@ -121,7 +121,7 @@ def _prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, 
         a, b, bias, a_hat if rounded else a, b_hat if rounded else b, a_inv if normalize else bound,
         b_inv if normalize else bound, bound, M, N, D,
         NORMALIZE=normalize, ROUND=rounded, EVEN_K=D % features == 0, ACC=accumulation_type(dtype),
-        BLOCK_R=rows, BLOCK_K=features,
+        INTERPRET=is_interpreted(), BLOCK_R=rows, BLOCK_K=features,
     )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def _reduce(
     """(slots, super_rows) of `pair_reduce`."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
-    config = configs.select("pair_reduce", arch, x.dtype, D)
+    config = configs.select("pair_reduce", arch, x.dtype, D, M, kind in KEYED)
     super_rows = super_tile(M, N, symmetric, config)
     supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
     size = (supers_n + symmetric) * G * M + (supers_m * G * N if columns else 0)
@@ -164,11 +164,13 @@ def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, p
 
 
 def fits_fused_rows(x: torch.Tensor) -> bool:
-    """Whether the weighted mean is `fused_rows`' work: small D, and an assembler that may be trusted with it (guard.py)."""
-    return x.shape[2] <= FUSED_D and guard.register_operands_are_safe(configs.architecture(x.device))
+    """Whether the weighted mean is `fused_rows`' work: 16-bit elements, small D, and an assembler to be trusted with it (guard.py)."""
+    small = configs.element_class(x.dtype) == "half" and x.shape[2] <= FUSED_D
+    return small and guard.register_operands_are_safe(configs.architecture(x.device))
 
 
-def _weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, offset, stride):
+def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, offset, stride):
+    """Fill rows, row_max and mean by `fused_rows` and `finish_weighted`."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
     config = configs.select("fused_rows", arch, x.dtype, D)
@@ -230,7 +232,7 @@ def similarity_backward(
     one_set = b is None
     x = a_hat if a_hat.numel() else a.contiguous()
     y = x if one_set else (b_hat if b_hat.numel() else b.contiguous())
-    (G, M, D), N = x.shape, y.shape[1]
+    M, N = x.shape[1], y.shape[1]
     kind, offset, stride = resolve(kind, offset, stride, M, N)
     cols, pos, bias = _present(cols), _present(pos), None if bias is None else bias.contiguous()
     symmetric = one_set and bias is None and cols is None and is_symmetric(kind, offset, stride)
@@ -277,7 +279,7 @@ def _finish_set(gradient, x, y, inv, pull, scale, unit, dtype, positive, near, f
         programs,
         gradient, x, y, _present(inv), pull, scale, unit, _present(dx), radial, X, Y, D, positive,
         NEAR=near and pull is not None, FAR=far and pull is not None, SHARE=share, EVEN_K=D % features == 0,
-        ACC=accumulation_type(x.dtype), BLOCK=block, BLOCK_K=features, HALF_RANGE=HALF_RANGE.value,
+        ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(), BLOCK=block, BLOCK_K=features, HALF_RANGE=HALF_RANGE.value,
     )  # fmt: skip
     return dx, radial
 
