@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(P::THREADS) fused_rows(const __grid_constant__
     for (int d = 0; d < DB; ++d) epilogue.out[m][d][0] = 0, epilogue.out[m][d][1] = 0;
   }
   const ColumnTiles tiles{i, j, min(j + r.split_columns, p.N), P::BN};
-  RowsLoop<P, CHUNKS>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), tiles, epilogue, shared);
+  RowsLoop<P, CHUNKS>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue, shared);
   epilogue.finish(i, split, splits);
 }
 

@@ -62,8 +62,8 @@ void* pointer(const Tensor& x) { return x.numel() == 0 ? nullptr : x.data_ptr();
 void* pointer(const OptionalTensor& x) { return x.has_value() ? pointer(*x) : nullptr; }
 
 int size(const Tensor& x, int64_t dimension) {
-  const int64_t n = x.size(dimension);
-  STD_TORCH_CHECK(n <= (int64_t(1) << 30), "the CUDA kernels take at most 2^30 rows or features, got ", n);
+  const int64_t n = x.size(dimension), most = int64_t(1) << (dimension == 2 ? 27 : 30);
+  STD_TORCH_CHECK(n <= most, "the CUDA kernels take at most 2^30 rows and 2^27 features, got ", n);
   return static_cast<int>(n);
 }
 
@@ -77,7 +77,20 @@ Type type(const Tensor& x) {
   }
 }
 
+// Whether the tensor's device has compute capability 9.0, whose warpgroup products are its own.
+#ifndef FUSED_CONTRASTIVE_HOST
+bool is_sm90(const Tensor& x) {
+  int major = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.get_device_index()), "compute capability");
+  return major == 9;
+}
+#endif
+
 const TileKernels& kernels(const Tensor& x, int64_t float32) {
+#ifndef FUSED_CONTRASTIVE_HOST
+  if (type(x) == Type::bf16 && is_sm90(x)) return BF16_SM90_KERNELS;
+  if (type(x) == Type::f16 && is_sm90(x)) return F16_SM90_KERNELS;
+#endif
   switch (type(x)) {
     case Type::bf16: return BF16_KERNELS;
     case Type::f16: return F16_KERNELS;

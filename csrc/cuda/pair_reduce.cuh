@@ -29,47 +29,70 @@ constexpr int SUB = 512;         // columns whose statistics are in shared memor
 template <int BM, int BN>
 struct SuperTiles {
   static_assert(BM == BN && SUB % BN == 0, "the diagonal needs square tiles");
-  int i_begin, i_end, j_begin, j_end;
-  bool diagonal;  // only tiles at or above it
+  const ReduceParams& r;
+  int super_i, super_j;
   int i, j, sub;
 
-  __device__ SuperTiles(int i0, int i1, int j0, int j1, bool diag)
-      : i_begin(i0), i_end(i1), j_begin(j0), j_end(j1), diagonal(diag), i(i0), j(j0), sub(j0) {}
-  __device__ int sub_end() const { return min(sub + SUB, j_end); }
-  __device__ int rows_end() const { return diagonal ? min(i_end, sub_end()) : i_end; }
-  __device__ bool valid() const { return sub < j_end; }
+  __device__ SuperTiles(const ReduceParams& params, int super_row, int super_column)
+      : r(params), super_i(super_row), super_j(super_column), i(i_begin()), j(j_begin()), sub(j_begin()) {}
+  __device__ int i_begin() const { return super_i * r.super_rows; }
+  __device__ int j_begin() const { return super_j * r.super_rows; }
+  __device__ int j_end() const { return min(j_begin() + r.super_rows, r.p.N); }
+  __device__ bool diagonal() const { return r.symmetric && super_i == super_j; }  // only tiles at or above it
+  __device__ int sub_end() const { return min(sub + SUB, j_end()); }
+  __device__ int rows_end() const {
+    const int end = min(i_begin() + r.super_rows, r.p.M);
+    return diagonal() ? min(end, sub_end()) : end;
+  }
+  __device__ bool valid() const { return sub < j_end(); }
   __device__ bool strip_end() const { return j + BN >= sub_end(); }
   __device__ bool sub_is_done() const { return strip_end() && i + BM >= rows_end(); }
-  __device__ bool first_of_rows() const { return diagonal ? sub <= i : sub == j_begin; }
+  __device__ bool first_of_rows() const { return diagonal() ? sub <= i : sub == j_begin(); }
   __device__ void next() {
     j += BN;
     if (j < sub_end()) return;
     i += BM;
     if (i >= rows_end()) {
       sub += SUB;
-      i = i_begin;
+      i = i_begin();
     }
-    j = diagonal ? max(sub, i) : sub;
+    j = diagonal() ? max(sub, i) : sub;
   }
 };
 
 template <class P, bool KEYED>
 struct Reduce {
   using Acc = typename P::Acc;
-  static constexpr int OWN = P::NB / 4;  // columns of a warp's tile that a lane sums up
+  static_assert(P::NB % 4 == 0, "columns are exchanged 32 at a time");
   static constexpr int SHARED =
       static_cast<int>(sizeof(Acc)) * 2 * (P::WARPS_M * SUB + P::WARPS_N * P::BM);
 
   const ReduceParams& r;
-  int64_t g;
+  int g;
   Acc scale2;
   bool careful;
-  Acc* row_slot;  // of this group and pair of super tiles
-  Acc* col_slot;
-  int64_t row_planes, col_planes;  // from sums to maxima
-  Acc* col_sums;                   // [2][WARPS_M][SUB], sums then maxima
-  Acc* row_parts;                  // [2][WARPS_N][BM]
+  Acc* col_sums;  // [2][WARPS_M][SUB], sums then maxima; behind it row_parts
   Acc row_sum[P::MB], row_max[P::MB];
+
+  __device__ Acc* row_parts() const { return col_sums + 2 * P::WARPS_M * SUB; }  // [2][WARPS_N][BM]
+
+  // Slots of this group and pair of super tiles, from its first row (column) on; `planes` leads from sums to maxima.
+  struct Slot {
+    Acc* sums;
+    int64_t planes;
+  };
+  __device__ Slot row_slot(int super) const {
+    const int64_t plane = static_cast<int64_t>(r.p.G) * r.p.M;
+    Acc* sums = static_cast<Acc*>(r.slots) + super * plane + static_cast<int64_t>(g) * r.p.M;
+    return {sums, plane * (ceil_div(r.p.N, r.super_rows) + r.symmetric)};
+  }
+  __device__ Slot col_slot(const SuperTiles<P::BM, P::BN>& t) const {
+    const int super_i = t.super_i, supers_n = ceil_div(r.p.N, r.super_rows);
+    if (r.symmetric) return row_slot(t.diagonal() ? supers_n : super_i);
+    const int64_t plane = static_cast<int64_t>(r.p.G) * r.p.N;
+    Acc* columns = static_cast<Acc*>(r.slots) + 2 * static_cast<int64_t>(r.p.G) * r.p.M * supers_n;
+    return {columns + super_i * plane + static_cast<int64_t>(g) * r.p.N, plane * ceil_div(r.p.M, r.super_rows)};
+  }
 
   __device__ void clear_rows() {
 #pragma unroll
@@ -84,9 +107,9 @@ struct Reduce {
   }
 
   __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, const unsigned char*) {
-    const bool on_diagonal = t.diagonal && t.i == t.j;
+    const bool on_diagonal = t.diagonal() && t.i == t.j;
     const bool mask = on_diagonal || needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
-    logits<KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, t.diagonal);
+    logits<KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, t.diagonal());
     if (careful) {
       rows_careful(s);
       if (r.columns) columns_careful(s, t, on_diagonal);
@@ -110,45 +133,39 @@ struct Reduce {
   }
 
   __device__ void direct(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, bool on_diagonal) {
-    Acc sums[P::NB * 2] = {};
 #pragma unroll
-    for (int n = 0; n < P::NB; ++n) {
+    for (int group = 0; group < P::NB / 4; ++group) {
+      Acc sums[8] = {};
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
+      for (int c = 0; c < 8; ++c) {
+        const int n = 4 * group + c / 2, e = c % 2;
 #pragma unroll
         for (int m = 0; m < P::MB; ++m) {
           const Acc value = exp_2(s[m][n][e]);
           row_sum[m] += value;
-          sums[2 * n + e] += on_diagonal && is_self(t, m, n, e) ? Acc(0) : value;
+          sums[c] += on_diagonal && is_self(t, m, n, e) ? Acc(0) : value;
         }
       }
-    }
-    if (!r.columns) return;
-    // Eight lanes of a column add up and share the columns: each step halves the values a lane holds.
+      if (!r.columns) continue;
 #pragma unroll
-    for (int step = 0, width = P::NB; step < 3; ++step, width /= 2) {
-      const int bit = 16 >> step;
-      const bool upper = lane_id() & bit;
+      for (int bit = 16, width = 4; width > 0; bit /= 2, width /= 2) {
+        const bool upper = lane_id() & bit;
 #pragma unroll
-      for (int c = 0; c < P::NB; ++c) {
-        if (c < width) {
+        for (int c = 0; c < width; ++c) {
           const Acc mine = upper ? sums[c + width] : sums[c], given = upper ? sums[c] : sums[c + width];
           sums[c] = mine + shuffle_xor(given, bit);
         }
       }
+      own_column(t, group)[0] += sums[0];
     }
-    Acc* target = col_sums + static_cast<int>(threadIdx.x) / 32 / P::WARPS_N * SUB + t.j - t.sub + P::warp_column();
-#pragma unroll
-    for (int c = 0; c < OWN; ++c) target[own_column(c)] += sums[c];
   }
 
-  // The column of the warp's tile whose total a lane holds as value c after the exchanges.
-  static __device__ int own_column(int c) {
-    const int lane = lane_id();
-    int value = c;
-#pragma unroll
-    for (int step = 0, width = P::NB; step < 3; ++step, width /= 2) value += lane & 16 >> step ? width : 0;
-    return value / 2 * 8 + 2 * (lane & 3) + value % 2;
+  // The eight lanes that hold parts of the same eight columns (of four 8 x 8 blocks) each end up with the total of one: an exchange
+  // halves the columns of a lane three times. This is where that column's statistics are.
+  __device__ Acc* own_column(const SuperTiles<P::BM, P::BN>& t, int group) const {
+    const int lane = lane_id(), value = lane >> 4 << 2 | (lane >> 3 & 1) << 1 | (lane >> 2 & 1);
+    const int column = t.j - t.sub + P::warp_column() + (4 * group + value / 2) * 8 + 2 * (lane & 3) + value % 2;
+    return col_sums + static_cast<int>(threadIdx.x) / 32 / P::WARPS_N * SUB + column;
   }
 
   __device__ void rows_careful(const Acc (&s)[P::MB][P::NB][2]) {
@@ -166,33 +183,28 @@ struct Reduce {
     }
   }
 
-  __device__ void columns_careful(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, bool on_diagonal) {
-    Acc sums[P::NB * 2], tops[P::NB * 2];
+  __device__ void columns_careful(const Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, bool on_diagonal) {
 #pragma unroll
-    for (int n = 0; n < P::NB; ++n) {
+    for (int group = 0; group < P::NB / 4; ++group) {
+      Acc sums[8], tops[8];
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
+      for (int c = 0; c < 8; ++c) {
+        const int n = 4 * group + c / 2, e = c % 2;
         Acc top = -infinity(Acc(0));
 #pragma unroll
-        for (int m = 0; m < P::MB; ++m) {
-          if (on_diagonal && is_self(t, m, n, e)) s[m][n][e] = -infinity(Acc(0));
-          top = fmax(top, s[m][n][e]);
-        }
+        for (int m = 0; m < P::MB; ++m) top = on_diagonal && is_self(t, m, n, e) ? top : fmax(top, s[m][n][e]);
         const Acc shift = finite(top);
         Acc sum = 0;
 #pragma unroll
-        for (int m = 0; m < P::MB; ++m) sum += exp_2(s[m][n][e] - shift);
-        sums[2 * n + e] = sum;
-        tops[2 * n + e] = top;
+        for (int m = 0; m < P::MB; ++m) sum += on_diagonal && is_self(t, m, n, e) ? Acc(0) : exp_2(s[m][n][e] - shift);
+        sums[c] = sum;
+        tops[c] = top;
       }
-    }
 #pragma unroll
-    for (int step = 0, width = P::NB; step < 3; ++step, width /= 2) {
-      const int bit = 16 >> step;
-      const bool upper = lane_id() & bit;
+      for (int bit = 16, width = 4; width > 0; bit /= 2, width /= 2) {
+        const bool upper = lane_id() & bit;
 #pragma unroll
-      for (int c = 0; c < P::NB; ++c) {
-        if (c < width) {
+        for (int c = 0; c < width; ++c) {
           const Acc given = upper ? sums[c] : sums[c + width], given_top = upper ? tops[c] : tops[c + width];
           sums[c] = upper ? sums[c + width] : sums[c];
           tops[c] = upper ? tops[c + width] : tops[c];
@@ -200,12 +212,8 @@ struct Reduce {
           fold(tops[c], sums[c], other_top, other);
         }
       }
-    }
-    Acc* target = col_sums + static_cast<int>(threadIdx.x) / 32 / P::WARPS_N * SUB + t.j - t.sub + P::warp_column();
-#pragma unroll
-    for (int c = 0; c < OWN; ++c) {
-      const int column = own_column(c);
-      fold(target[P::WARPS_M * SUB + column], target[column], tops[c], sums[c]);
+      Acc* column = own_column(t, group);
+      fold(column[P::WARPS_M * SUB], column[0], tops[0], sums[0]);
     }
   }
 
@@ -221,30 +229,33 @@ struct Reduce {
       }
       if ((lane_id() & 3) == 0) {
         const int row = P::warp_row() + 8 * m + (lane_id() >> 2);
-        row_parts[warp_column * P::BM + row] = row_sum[m];
-        row_parts[(P::WARPS_N + warp_column) * P::BM + row] = row_max[m];
+        row_parts()[warp_column * P::BM + row] = row_sum[m];
+        row_parts()[(P::WARPS_N + warp_column) * P::BM + row] = row_max[m];
       }
     }
     __syncthreads();
+    const Slot slot = row_slot(t.super_j);
+    const Acc* parts = row_parts();
     for (int row = static_cast<int>(threadIdx.x); row < P::BM; row += P::THREADS) {
       if (t.i + row < r.p.M) {
-        Acc sum = row_parts[row], top = row_parts[P::WARPS_N * P::BM + row];
-        for (int w = 1; w < P::WARPS_N; ++w) fold(top, sum, row_parts[(P::WARPS_N + w) * P::BM + row], row_parts[w * P::BM + row]);
-        Acc* slot = row_slot + t.i + row;
-        if (!t.first_of_rows()) fold(top, sum, slot[row_planes], slot[0]);
-        slot[0] = sum;
-        slot[row_planes] = top;
+        Acc sum = parts[row], top = parts[P::WARPS_N * P::BM + row];
+        for (int w = 1; w < P::WARPS_N; ++w) fold(top, sum, parts[(P::WARPS_N + w) * P::BM + row], parts[w * P::BM + row]);
+        Acc* target = slot.sums + t.i + row;
+        if (!t.first_of_rows()) fold(top, sum, target[slot.planes], target[0]);
+        target[0] = sum;
+        target[slot.planes] = top;
       }
     }
     __syncthreads();
   }
 
   __device__ void finish_columns(const SuperTiles<P::BM, P::BN>& t) {
+    const Slot slot = col_slot(t);
     for (int c = static_cast<int>(threadIdx.x); c < t.sub_end() - t.sub; c += P::THREADS) {
       Acc sum = col_sums[c], top = col_sums[P::WARPS_M * SUB + c];
       for (int w = 1; w < P::WARPS_M; ++w) fold(top, sum, col_sums[(P::WARPS_M + w) * SUB + c], col_sums[w * SUB + c]);
-      col_slot[t.sub + c] = sum;
-      col_slot[t.sub + c + col_planes] = top;
+      slot.sums[t.sub + c] = sum;
+      slot.sums[t.sub + c + slot.planes] = top;
     }
     __syncthreads();
   }
@@ -270,32 +281,17 @@ __global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_reduce
     super_j = pair % supers_n;
   }
 
-  const int64_t row_plane = static_cast<int64_t>(p.G) * p.M, col_plane = static_cast<int64_t>(p.G) * p.N;
-  const int64_t row_planes = row_plane * (supers_n + r.symmetric);
-  Acc* slots = static_cast<Acc*>(r.slots);
   const Acc scale = *static_cast<const Acc*>(p.scale);
   const float* bound = r.bound + 3 * g;
   const float norms = r.normalized ? 1.01f : bound[0] * bound[r.symmetric ? 0 : 1];
   const float limit = fabsf(static_cast<float>(scale)) * norms + bound[2];
-  Acc* statistics = reinterpret_cast<Acc*>(shared + ReduceLoop<P>::SHARED);
   Reduce<P, KEYED> epilogue{r, g, scale * Acc(LOG2E), r.extrema || !(limit <= static_cast<float>(DIRECT))};
-  epilogue.row_slot = slots + super_j * row_plane + static_cast<int64_t>(g) * p.M;
-  epilogue.row_planes = row_planes;
-  if (r.symmetric) {
-    epilogue.col_slot = slots + (super_i == super_j ? supers_n : super_i) * row_plane + static_cast<int64_t>(g) * p.M;
-    epilogue.col_planes = row_planes;
-  } else {
-    epilogue.col_slot = slots + 2 * row_planes + super_i * col_plane + static_cast<int64_t>(g) * p.N;
-    epilogue.col_planes = col_plane * supers_m;
-  }
-  epilogue.col_sums = statistics;
-  epilogue.row_parts = statistics + 2 * P::WARPS_M * SUB;
+  epilogue.col_sums = reinterpret_cast<Acc*>(shared + ReduceLoop<P>::SHARED);
   epilogue.clear_rows();
   epilogue.clear_columns();
-  const int i = super_i * r.super_rows, j = super_j * r.super_rows;
-  const SuperTiles<P::BM, P::BN> tiles(i, min(i + r.super_rows, p.M), j, min(j + r.super_rows, p.N), r.symmetric && i == j);
+  const SuperTiles<P::BM, P::BN> tiles(r, super_i, super_j);
   using Element = typename P::Element;
-  ReduceLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), tiles, epilogue, shared);
+  ReduceLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue, shared);
 }
 
 template <class P>

@@ -20,9 +20,8 @@ constexpr int BAND = 8;
 
 struct OneTile {
   int i, j;
-  bool left = true;
-  __device__ bool valid() const { return left; }
-  __device__ void next() { left = false; }
+  __device__ bool valid() const { return i >= 0; }
+  __device__ void next() { i = -1; }
 };
 
 template <class P, bool KEYED>
@@ -34,7 +33,7 @@ struct Weight {
   static constexpr int SHARED = P::BM * LEADING * static_cast<int>(sizeof(Element));
 
   const WeightParams& w;
-  int64_t g;
+  int g;
   Acc scale2;
   unsigned char* shared;
 
@@ -78,7 +77,7 @@ struct Weight {
       factor = largest > Acc(0) ? Acc(HALF_RANGE) / largest : Acc(0);
       if (largest != largest) factor = largest;
     }
-    const Acc* row_terms = static_cast<const Acc*>(w.row_terms) + 2 * g * p.M;
+    const Acc* row_terms = static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(g) * p.M;
     Acc row_level[P::MB], row_weight[P::MB];
 #pragma unroll
     for (int m = 0; m < P::MB; ++m) {
@@ -97,7 +96,7 @@ struct Weight {
       }
       return;
     }
-    const Acc* col_terms = static_cast<const Acc*>(w.col_terms) + 2 * g * p.N;
+    const Acc* col_terms = static_cast<const Acc*>(w.col_terms) + 2 * static_cast<int64_t>(g) * p.N;
     Acc top = row_level[0], low = top;
 #pragma unroll
     for (int m = 1; m < P::MB; ++m) top = fmax(top, row_level[m]), low = fmin(low, row_level[m]);
@@ -143,7 +142,7 @@ struct Weight {
   // The tile in shared memory to rows i.., columns j.. of the panel; the padding of ld gets what the tile holds there.
   __device__ void store(const Element* tile, int i, int j) const {
     const int64_t ld = ceil_div(w.p.N, 16) * int64_t(16);
-    Element* panel = static_cast<Element*>(w.panel) + g * w.p.M * ld;
+    Element* panel = static_cast<Element*>(w.panel) + static_cast<int64_t>(g) * w.p.M * ld;
     constexpr int ACROSS = P::BN / VECTOR;
     for (int place = static_cast<int>(threadIdx.x); place < P::BM * ACROSS; place += P::THREADS) {
       const int row = place / ACROSS, column = place % ACROSS * VECTOR;
@@ -175,7 +174,7 @@ __global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_weight
   const OneTile only{(band + place % height) * P::BM, place / height * P::BN};
   if (w.mirror && only.j < only.i) return;
   Weight<P, KEYED> epilogue{w, g, *static_cast<const Acc*>(p.scale) * Acc(LOG2E), shared};
-  WeightLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), only, epilogue, shared);
+  WeightLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, only, epilogue, shared);
 }
 
 template <class P>

@@ -8,23 +8,14 @@ namespace {
 constexpr int ROWS_PER_WARP = 4;
 constexpr int BLOCK_ROWS = WARPS * ROWS_PER_WARP;
 
-template <class In, class Out>
-__device__ typename Accumulation<Out>::type prepare_row(const In* x, Out* hat, typename Accumulation<Out>::type* inv, int D,
-                                                        bool normalize) {
-  using Acc = typename Accumulation<Out>::type;
+template <class Acc, class In>
+__device__ Acc square_sum(const In* x, int D) {
   Acc square = 0;
   for (int d = lane_id(); d < D; d += 32) {
     const Acc value = static_cast<Acc>(to_float(x[d]));
     square = fma(value, value, square);
   }
-  const Acc norm = sqrt(warp_sum(square));
-  // not fmax, which would lose a NaN
-  const Acc factor = normalize ? Acc(1) / (norm < smallest_norm(norm) ? smallest_norm(norm) : norm) : Acc(1);
-  if (normalize && lane_id() == 0) *inv = factor;
-  if (hat != nullptr) {
-    for (int d = lane_id(); d < D; d += 32) from_float(static_cast<Acc>(to_float(x[d])) * factor, hat[d]);
-  }
-  return norm;
+  return warp_sum(square);
 }
 
 // One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice (the second time from cache), hat
@@ -47,13 +38,21 @@ __global__ void __launch_bounds__(32 * WARPS) prepare(const __grid_constant__ Pr
       const int row = block * BLOCK_ROWS + n * WARPS + warp;
       if (row >= set.count) break;
       const int64_t place = static_cast<int64_t>(g) * set.count + row;
-      Out* hat = set.hat == nullptr ? nullptr : static_cast<Out*>(set.hat) + place * p.D;
-      Acc* inv = static_cast<Acc*>(set.inv) + (p.normalize ? place : 0);
+      Acc square = 0, factor = 1;
       with_type(set.input, [&](auto zero) {
-        using In = decltype(zero);
-        const float norm = static_cast<float>(
-            prepare_row<In, Out>(static_cast<const In*>(set.x) + place * p.D, hat, inv, p.D, p.normalize));
-        top = norm <= top ? top : norm;  // keeps a NaN
+        square = square_sum<Acc>(static_cast<const decltype(zero)*>(set.x) + place * p.D, p.D);
+      });
+      const Acc norm = sqrt(square);
+      if (p.normalize) {
+        factor = Acc(1) / (norm < smallest_norm(norm) ? smallest_norm(norm) : norm);  // fmax would lose a NaN
+        if (lane_id() == 0) static_cast<Acc*>(set.inv)[place] = factor;
+      }
+      top = static_cast<float>(norm) <= top ? top : static_cast<float>(norm);  // keeps a NaN
+      if (set.hat == nullptr) continue;
+      Out* hat = static_cast<Out*>(set.hat) + place * p.D;
+      with_type(set.input, [&](auto zero) {
+        const auto* x = static_cast<const decltype(zero)*>(set.x) + place * p.D;
+        for (int d = lane_id(); d < p.D; d += 32) from_float(static_cast<Acc>(to_float(x[d])) * factor, hat[d]);
       });
     }
     if (p.normalize) return;  // the norms are 1

@@ -32,6 +32,12 @@ struct Shape {
   static constexpr int MB = BM / WARPS_M / 8, NB = BN / WARPS_N / 8;  // 8 x 8 blocks of a warp's tile
   static __device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8); }
   static __device__ int warp_column() { return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8); }
+
+  // For products that run on after they are issued (products_sm90.cuh): how many steps may, before they read a stage, at their end.
+  static constexpr int IN_FLIGHT = 0;
+  static __device__ void publish() {}
+  template <class Accumulators>
+  static __device__ void finish(Accumulators&) {}
 };
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & 31; }

@@ -5,34 +5,30 @@
 
 namespace fused_contrastive {
 
-// One side of the products: rows [0, count) of `bytes` bytes each, contiguous. ALIGNED rows start at multiples of 16 bytes.
+// One side of the products: rows [0, count), contiguous.
 struct Operand {
   const unsigned char* data;
   int count;
-  int64_t bytes;
-  bool aligned;
 };
 
 template <class T>
 __device__ inline Operand operand(const void* x, int64_t group, int count, int D) {
-  const int64_t bytes = static_cast<int64_t>(D) * static_cast<int64_t>(sizeof(T));
-  const unsigned char* data = static_cast<const unsigned char*>(x) + group * count * bytes;
-  return {data, count, bytes, (reinterpret_cast<uint64_t>(x) & 15) == 0 && bytes % 16 == 0};
+  return {reinterpret_cast<const unsigned char*>(static_cast<const T*>(x) + group * count * D), count};
 }
 
-// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, into swizzled chunks of shared memory. Rows past the end
-// repeat the last one (epilogues mask them), bytes past the end are zeros.
+// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, of `bytes` bytes each, into swizzled chunks of shared memory. Rows
+// past the end repeat the last one (epilogues mask them), bytes past the end are zeros.
 template <class T, int ROWS, int CHUNKS, int THREADS>
-__device__ inline void load_tile(unsigned char* shared, const Operand& x, int first, int64_t begin) {
+__device__ inline void load_tile(unsigned char* shared, const Operand& x, int first, int bytes, int begin) {
   constexpr int UNITS = CHUNK / 16;
+  const bool aligned = ((reinterpret_cast<uint64_t>(x.data) | bytes) & 15) == 0;
 #pragma unroll
   for (int place = static_cast<int>(threadIdx.x); place < ROWS * UNITS * CHUNKS; place += THREADS) {
     const int unit = place % UNITS, row = place / UNITS % ROWS, chunk = place / UNITS / ROWS;
-    const int64_t byte = begin + chunk * CHUNK + unit * 16;
-    const unsigned char* source = x.data + min(first + row, x.count - 1) * x.bytes;
+    const int byte = begin + chunk * CHUNK + unit * 16, valid = max(0, min(16, bytes - byte));
+    const unsigned char* source = x.data + static_cast<int64_t>(min(first + row, x.count - 1)) * bytes;
     unsigned char* target = shared + chunk * (ROWS * CHUNK) + swizzled(row, unit);
-    const int valid = static_cast<int>(max(int64_t(0), min(int64_t(16), x.bytes - byte)));
-    if (x.aligned) {
+    if (aligned) {
       copy_async(target, valid > 0 ? source + byte : x.data, valid);
     } else {
       constexpr int SIZE = static_cast<int>(sizeof(T));
@@ -55,13 +51,14 @@ struct TileLoop {
   using Element = typename P::Element;
   using Acc = typename P::Acc;
   static constexpr int STAGES = STAGES_;
+  static constexpr int AHEAD = STAGES - 1 - P::IN_FLIGHT;  // stages filled before they are needed
   static constexpr int ROWS_BYTES = P::BM * CHUNK * CHUNKS, COLUMNS_BYTES = P::BN * CHUNK * CHUNKS;
   static constexpr int STAGE = WHOLE ? COLUMNS_BYTES : ROWS_BYTES + COLUMNS_BYTES;
   static constexpr int SHARED = STAGES * STAGE + (WHOLE ? ROWS_BYTES : 0);
 
   template <class Tiles, class Epilogue>
-  static __device__ void run(const Operand& a, const Operand& b, Tiles tiles, Epilogue& epilogue, unsigned char* shared) {
-    const int steps = WHOLE ? 1 : static_cast<int>(ceil_div(a.bytes, int64_t(CHUNK)));
+  static __device__ void run(const Operand& a, const Operand& b, int D, Tiles tiles, Epilogue& epilogue, unsigned char* shared) {
+    const int bytes = D * static_cast<int>(sizeof(Element)), steps = WHOLE ? 1 : ceil_div(bytes, CHUNK);
     const int row = P::warp_row(), column = P::warp_column();
     unsigned char* resident = shared + STAGES * STAGE;
     Tiles ahead = tiles;
@@ -69,8 +66,9 @@ struct TileLoop {
     auto fill = [&](int stage) {
       if (ahead.valid()) {
         unsigned char* target = shared + stage * STAGE;
-        if (!WHOLE) load_tile<Element, P::BM, 1, P::THREADS>(target + COLUMNS_BYTES, a, ahead.i, step_ahead * int64_t(CHUNK));
-        load_tile<Element, P::BN, CHUNKS, P::THREADS>(target, b, ahead.j, step_ahead * int64_t(CHUNK));
+        const int begin = step_ahead * CHUNK;
+        if (!WHOLE) load_tile<Element, P::BM, 1, P::THREADS>(target + COLUMNS_BYTES, a, ahead.i, bytes, begin);
+        load_tile<Element, P::BN, CHUNKS, P::THREADS>(target, b, ahead.j, bytes, begin);
         if (++step_ahead == steps) {
           step_ahead = 0;
           ahead.next();
@@ -78,17 +76,18 @@ struct TileLoop {
       }
       copy_commit();
     };
-    if (WHOLE) load_tile<Element, P::BM, CHUNKS, P::THREADS>(resident, a, tiles.i, 0);
-    for (int stage = 0; stage < STAGES - 1; ++stage) fill(stage);
+    if (WHOLE) load_tile<Element, P::BM, CHUNKS, P::THREADS>(resident, a, tiles.i, bytes, 0);
+    for (int stage = 0; stage < AHEAD; ++stage) fill(stage);
 
     int stage = 0;
     for (; tiles.valid(); tiles.next()) {
       Acc s[P::MB][P::NB][2] = {};
       const unsigned char* current = shared;
       for (int step = 0; step < steps; ++step) {
-        copy_wait<STAGES - 2>();
-        __syncthreads();  // the stage has landed for all, and all are done with the one before
-        fill(stage == 0 ? STAGES - 1 : stage - 1);
+        copy_wait<AHEAD - 1>();
+        P::publish();
+        __syncthreads();  // the stage has landed for all, and all are done with the one filled next
+        fill(stage + AHEAD < STAGES ? stage + AHEAD : stage + AHEAD - STAGES);
         current = shared + stage * STAGE;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
@@ -97,6 +96,7 @@ struct TileLoop {
         }
         stage = stage + 1 == STAGES ? 0 : stage + 1;
       }
+      P::finish(s);
       epilogue(s, tiles, current);
     }
     copy_wait<0>();

@@ -29,7 +29,7 @@ def compiler() -> str | None:
 
 
 def sources() -> list[Path]:
-    return [HERE / "shim.cpp", SOURCES / "library.cpp", *sorted(SOURCES.glob("*.cu"))]
+    return [HERE / "shim.cpp", SOURCES / "library.cpp", *(path for path in sorted(SOURCES.glob("*.cu")) if path.stem != "tiles_sm90")]
 
 
 def fingerprint() -> str:
