@@ -24,8 +24,13 @@ def embeddings(name: str, x, *, dim: int | None = None, at_least: int | None = N
     other, reference = like
     if x.device != reference.device:
         raise ValueError(f"{name} must be on the device of {other} ({reference.device}), got {x.device}")
-    if x.dtype != reference.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != reference.dtype and not in_autocast(x.device):
         raise TypeError(f"{name} must have the dtype of {other} ({reference.dtype}), got {x.dtype}")
+
+
+def in_autocast(device: torch.device) -> bool:
+    """Whether autocast is on for this device; False on devices that have none (meta)."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:
@@ -63,6 +68,12 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
         raise ValueError(f"{name} must be finite, got {value}")
     if divisor and abs(value) < 1e-8:
         raise ValueError(f"{name} must not be smaller than 1e-8 in magnitude, got {value}")
+
+
+def index(name: str, value) -> None:
+    """An integer or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
+        raise TypeError(f"{name} must be an integer or None, got {type(value).__name__}")
 
 
 def choice(name: str, value, options: tuple) -> None:

@@ -84,9 +84,8 @@ class Result(NamedTuple):
 
 def matrix_dtype(x: torch.Tensor) -> torch.dtype:
     """What products of x are computed in: the autocast dtype inside autocast (float64 stays), else the dtype of x."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
+    if checks.in_autocast(x.device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
@@ -130,9 +129,11 @@ def similarity(
     M, D = a.shape[-2:]
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]
-    if a.numel() == 0 or N == 0:
-        return reference.similarity(
-            a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
+    if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
+        return Result(
+            *reference.similarity(
+                a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
+            )
         )
     name = dispatch.select(backend, a.device, dtype)
     both = columns and b is None
@@ -225,6 +226,8 @@ def similarity_logsumexp(
             raise ValueError(f"bias must be on the device of a ({a.device}), got {bias.device}")
         if bias.shape[-1] != N or not checks.broadcastable(bias.shape, (*lead, N)):
             raise ValueError(f"bias must be broadcastable to shape {(*lead, N)}, got {tuple(bias.shape)}")
+    checks.index("pair_stride", pair_stride)
+    checks.index("self_offset", self_offset)
     if (pair_stride is not None) != (candidates == "not_pair") or (pair_stride is not None and pair_stride < 1):
         raise ValueError(f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}")
     if candidates in KEYED:

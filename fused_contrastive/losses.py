@@ -29,6 +29,11 @@ def _finish(loss, reduction, metrics, result: Result, pos, scale=None, columns=F
     return loss, {"accuracy": hit, "positive_similarity": mean}
 
 
+def _one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+    """``softplus(lse - pos)``; NaN, as cross entropy, where pos is infinite."""
+    return F.softplus(lse - pos + 0 * pos, threshold=40)
+
+
 def _two_sets(name_a, a, name_b, b, dim=2):
     checks.embeddings(name_a, a, dim=dim)
     checks.embeddings(name_b, b, dim=dim, like=(name_a, a))
@@ -126,7 +131,7 @@ def info_nce_loss(
         result = Result(*(None if x is None else x.squeeze(-1) for x in result))
     else:
         result = similarity(query, negative_keys, scale, extrema=metrics, backend=backend)
-    return _finish(F.softplus(result.rows - pos, threshold=40), reduction, metrics, result, pos, cosine)
+    return _finish(_one_positive(result.rows, pos), reduction, metrics, result, pos, cosine)
 
 
 def _rounded(x: torch.Tensor, normalize: bool) -> torch.Tensor:
@@ -218,7 +223,7 @@ def n_pairs_loss(
         anchors, positives, scale, kind="other_key", key_a=target, key_b=columns, extrema=metrics, backend=backend
     )
     pos = (anchors.to(scale.dtype) * positives.index_select(0, target).to(scale.dtype)).sum(-1)
-    return _finish(F.softplus(result.rows - pos, threshold=40), reduction, metrics, result, pos)
+    return _finish(_one_positive(result.rows, pos), reduction, metrics, result, pos)
 
 
 def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:

@@ -21,7 +21,8 @@ Forward returns eleven tensors that share no memory with each other or the input
     cols [G, N]        the same over the candidate rows of each column            with ``columns``
     pos [G, M]         s at the positive                                          with ``positive >= 0``
     loss [G, M]        softplus(rows - pos); with ``columns`` (then M = N) the mean of it and
-                       softplus(cols[p(i)] - pos)                                 with ``positive >= 0``
+                       softplus(cols[p(i)] - pos); NaN where pos is infinite (as cross entropy), and then
+                       NaN in all that backward makes of that row                  with ``positive >= 0``
     row_max [G, M]     maximum of s over the candidates, -inf where none          with ``extrema``
     col_max [G, N]     the same for columns                                       with ``extrema`` and ``columns``
     a_hat [G, M, D]    in ``dtype``, contiguous; absent when ``a`` is it already (not ``normalize``, same dtype)
@@ -43,7 +44,7 @@ from __future__ import annotations
 
 import torch
 
-from . import dispatch
+from . import checks, dispatch
 
 _LIBRARY = torch.library.Library("fused_contrastive", "DEF")
 
@@ -75,10 +76,10 @@ def _implement(name: str) -> None:
 
     def call(*arguments):
         function = getattr(dispatch.module(arguments[-1]), name)
-        device = arguments[0].device.type
-        if not torch.is_autocast_enabled(device):
+        device = arguments[0].device
+        if not checks.in_autocast(device):
             return function(*arguments[:-1])
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             return function(*arguments[:-1])
 
     _LIBRARY.impl(name, call, "CompositeExplicitAutograd")

@@ -142,13 +142,14 @@ def paired_loss(rows, cols, pos, positive: int) -> torch.Tensor:
     if cols.numel():
         p = partners(rows.shape[1], cols.shape[1], positive, rows.device)
         loss = (loss + torch.nn.functional.softplus(cols[:, p] - pos, threshold=40)) / 2
-    return loss
+    return loss + 0 * pos
 
 
 def upstream(g_rows, g_cols, rows, cols, pos, positive: int):
     """``(c [G, M], h [G, N] or None, g_pos [G, M] or None)``: the gradients of row lse, column lse and positive logit."""
     if positive < 0:
         return g_rows, g_cols if g_cols.numel() else None, None
+    g_rows = g_rows + 0 * pos
     if not cols.numel():
         c = g_rows * torch.sigmoid(rows - pos)
         return c, None, -c

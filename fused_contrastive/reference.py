@@ -77,7 +77,7 @@ def with_metrics(loss, reduction, logits, target, metrics, similarity_of=None):
     with torch.no_grad():
         positive = logits.gather(-1, target.unsqueeze(-1))
         others = logits.scatter(-1, target.unsqueeze(-1), float("-inf"))
-        hit = (positive.squeeze(-1) >= others.amax(-1)).to(loss.dtype).mean()
+        hit = (positive.squeeze(-1) >= maximum(others, -1)).to(loss.dtype).mean()
         mean = (positive if similarity_of is None else similarity_of(positive)).mean()
     return loss, {"accuracy": hit, "positive_similarity": mean}
 

@@ -164,6 +164,27 @@ def test_a_failing_contender_is_reported_and_the_others_go_on(monkeypatch):
     assert all(row["x_compile"] is None for row in measured["rows"])
 
 
+def test_a_wrong_gradient_gives_no_row(monkeypatch):
+    def doubled(z1, z2):
+        return 2 * LOSSES["nt_xent"].eager(z1, z2)
+
+    monkeypatch.setattr(
+        rows.contenders, "function", lambda loss, name: doubled if name == "panels" else LOSSES[loss].eager
+    )
+    group = rows.Group("nt_xent", Size(16, 0, 4), (("eager", "fp32"), ("panels", "fp32")))
+    measured = rows.run_group(group, rows.Plan(torch.device("cpu")), 0.0)
+    assert {row["backend"] for row in measured["rows"]} == {"eager"}
+    assert [entry["reason"] for entry in measured["unavailable"]] == ["wrong gradient: relative error 1.0e+00"]
+    errors = {
+        ("eager", "bf16"): 1e-3,
+        ("a", "bf16"): 9e-3,
+        ("b", "bf16"): 2e-2,
+        ("c", "fp32"): float("nan"),
+        ("d", "fp32"): 0.01,
+    }
+    assert set(rows.wrong(errors)) == {("b", "bf16"), ("c", "fp32")}
+
+
 def test_validate_names_what_is_missing():
     result = report.new_result("cpu", "", {})
     result["rows"] = synthetic_rows()

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import json
 import os
 import re
+from pathlib import Path
 
 import torch
+
+from .hashes import kernel_hashes
 
 OLDEST = (3, 6)
 SAFE_PTXAS = (13, 3)
 """ptxas before this reuses register operands of wgmma while the asynchronous product still reads them (Triton issue 9433)."""
+
+RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
+"""Records of GPU runs, in a source tree."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -81,9 +88,37 @@ def register_operands_are_safe(arch: str) -> bool:
 
 
 def status() -> str:
-    """One line for `fused_contrastive.backends()`."""
+    """One line for `fused_contrastive.backends()`: what is served, what is replaced and why, and what a GPU has verified."""
     reason = missing()
     if reason is not None:
         return f"unavailable: {reason}"
     version = ".".join(map(str, triton_version()))
-    return f"available: Triton {version}"
+    if interpreter_requested():
+        devices = "Triton's interpreter (TRITON_INTERPRET=1): CPU tensors, for tests"
+    elif torch.cuda.is_available():
+        devices = "GPU"
+    else:
+        return f"unavailable: no GPU here (Triton {version}; CPU tensors only with TRITON_INTERPRET=1); {verified()}"
+    notes = [f"available: Triton {version} on {devices}"]
+    if not register_operands_are_safe("sm_90"):
+        found = ptxas_version(90)
+        notes.append(
+            f"on sm_90 without fused_rows and 3xTF32, because ptxas {'.'.join(map(str, found)) if found else 'unknown'} may overwrite "
+            f"wgmma's register operands (set TRITON_PTXAS_PATH to {'.'.join(map(str, SAFE_PTXAS))} or newer)"
+        )
+    return "; ".join([*notes, verified()])
+
+
+def verified() -> str:
+    """Which kernels a GPU run recorded in ``bench/results`` has passed with their present source."""
+    hashes, passed = kernel_hashes(), {}
+    for path in sorted(RESULTS.glob("gpu-*.json")):
+        result = json.loads(path.read_text())
+        for name, state in result.get("kernels", {}).items():
+            if state.get("tests") and state["hash"] == hashes.get(name):
+                passed[name] = result["environment"]["gpu"]["name"] if state["passed"] else None
+    gpus = sorted({gpu for gpu in passed.values() if gpu})
+    count = sum(gpu is not None for gpu in passed.values())
+    if not count:
+        return "not verified on a GPU"
+    return f"{'all' if count == len(hashes) else f'{count} of {len(hashes)}'} kernels verified on {', '.join(gpus)}"

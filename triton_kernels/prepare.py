@@ -21,24 +21,24 @@ def _raise_bound(bound, value):
 @triton.jit
 def _prepare_rows(
     x, hat, inv, bound, first, count, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr, EVEN_K: tl.constexpr,
-    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    rows = first + tl.arange(0, BLOCK_R)
+    rows = first + tl.arange(0, BLOCK)
     inside = rows < count
-    pointers = row_pointers(x, first, BLOCK_R, count, D)
-    square = tl.zeros((BLOCK_R,), ACC)
+    pointers = row_pointers(x, first, BLOCK, count, D)
+    square = tl.zeros((BLOCK,), ACC)
     for k in range(0, D, BLOCK_K):
         part = load_rows(pointers, k, D, BLOCK_K, EVEN_K).to(ACC)
         square += tl.sum(part * part, 1)
     norm = tl.sqrt(square)
-    factor = tl.full((BLOCK_R,), 1.0, ACC)
+    factor = tl.full((BLOCK,), 1.0, ACC)
     if NORMALIZE:
         factor = 1.0 / tl.where(norm < EPS, EPS, norm)
         tl.store(inv + rows, factor, mask=inside)
     else:
         _raise_bound(bound, tl.max(norm, 0))
     if ROUND:
-        targets = row_pointers(hat, first, BLOCK_R, count, D)
+        targets = row_pointers(hat, first, BLOCK, count, D)
         for k in range(0, D, BLOCK_K):
             features = k + tl.arange(0, BLOCK_K)
             part = load_rows(pointers, k, D, BLOCK_K, EVEN_K).to(ACC) * factor[:, None]
@@ -49,31 +49,31 @@ def _prepare_rows(
 @triton.jit
 def prepare(
     a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, M, N, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr,
-    EVEN_K: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """``inv = 1 / max(|x|, EPS)`` and ``hat = round(x * inv)`` for the rows of a, then of b; maxima for the bound on the logits.
 
-    One program per BLOCK_R rows of one group. Reads x twice (the second time from cache), writes hat: (M + N) D elements each.
+    One program per BLOCK rows of one group. Reads x twice (the second time from cache), writes hat: (M + N) D elements each.
     """
-    blocks_a = tl.cdiv(M, BLOCK_R)
-    blocks = blocks_a + tl.cdiv(N, BLOCK_R)
+    blocks_a = tl.cdiv(M, BLOCK)
+    blocks = blocks_a + tl.cdiv(N, BLOCK)
     g = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     group = g.to(tl.int64)
     if block < blocks_a:
         _prepare_rows(
-            a + group * M * D, a_hat + group * M * D, a_inv + group * M, bound + g * 3, block * BLOCK_R, M, D,
-            NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK_R, BLOCK_K,
+            a + group * M * D, a_hat + group * M * D, a_inv + group * M, bound + g * 3, block * BLOCK, M, D,
+            NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK, BLOCK_K,
         )  # fmt: skip
     else:
-        first = (block - blocks_a) * BLOCK_R
+        first = (block - blocks_a) * BLOCK
         if b is not None:
             _prepare_rows(
                 b + group * N * D, b_hat + group * N * D, b_inv + group * N, bound + g * 3 + 1, first, N, D,
-                NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK_R, BLOCK_K,
+                NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK, BLOCK_K,
             )  # fmt: skip
         if bias is not None:
-            columns = first + tl.arange(0, BLOCK_R)
+            columns = first + tl.arange(0, BLOCK)
             size = tl.abs(tl.load(bias + group * N + columns, mask=columns < N, other=0.0))
             removed = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) == float("-inf")
             _raise_bound(bound + g * 3 + 2, tl.max(tl.where(removed, 0.0, size), 0))
@@ -101,6 +101,7 @@ def prepare_backward(
     if pos is not None:
         column = (index + positive) % N
         target = tl.load(pos + row, mask=inside, other=0.0)
+        weight += 0.0 * target  # an infinite positive is NaN, as in cross entropy
         if cols is not None:
             weight *= 0.5
             col_lse = tl.load(cols + group * N + column, mask=inside, other=0.0)

@@ -52,10 +52,8 @@ def super_tile(M: int, N: int, symmetric: bool, config: configs.Config) -> int:
     return max(1, ceil_div(math.isqrt(M * N // (4096 if symmetric else 2048)), unit)) * unit
 
 
-def row_block(D: int) -> tuple[int, int]:
-    """(rows, features) of one step of the row-wise kernels: about 4096 elements."""
-    features = min(1024, max(16, 1 << (D - 1).bit_length()))
-    return max(1, min(64, 4096 // features)), features
+ROWS, FEATURES = 8, 128
+"""Rows of one program and features of one step of the row-wise kernels."""
 
 
 def similarity_forward(
@@ -114,14 +112,13 @@ def _keys(kind, key_a, key_b, one_set):
 def _prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype):
     G, M, D = a.shape
     N = bias.shape[1] if bias is not None else (0 if b is None else b.shape[1])
-    rows, features = row_block(D)
     launch(
         prepare,
-        G * (ceil_div(M, rows) + ceil_div(N, rows)),
+        G * (ceil_div(M, ROWS) + ceil_div(N, ROWS)),
         a, b, bias, a_hat if rounded else a, b_hat if rounded else b, a_inv if normalize else bound,
         b_inv if normalize else bound, bound, M, N, D,
-        NORMALIZE=normalize, ROUND=rounded, EVEN_K=D % features == 0, ACC=accumulation_type(dtype),
-        INTERPRET=is_interpreted(), BLOCK_R=rows, BLOCK_K=features,
+        NORMALIZE=normalize, ROUND=rounded, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(dtype),
+        INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES,
     )  # fmt: skip
 
 
@@ -151,15 +148,13 @@ def _reduce(
 
 def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, symmetric):
     (G, M, D), N = x.shape, y.shape[1]
-    _, features = row_block(D)
-    block = 32
     launch(
         finish_forward,
-        G * ceil_div(max(M, N), block),
+        G * ceil_div(max(M, N), ROWS),
         slots, x, y, bias, scale, rows, _present(cols), _present(pos), _present(loss), _present(row_max), _present(col_max),
         M, N, max(positive, 0) % N, super_rows,
-        D=D, SYMMETRIC=symmetric, EVEN_K=D % min(features, 128) == 0, ACC=accumulation_type(x.dtype), BLOCK=block,
-        BLOCK_K=min(features, 128), SLOTS=32,
+        D=D, SYMMETRIC=symmetric, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(x.dtype), BLOCK=ROWS,
+        BLOCK_K=FEATURES, SLOTS=32,
     )  # fmt: skip
 
 
@@ -189,12 +184,11 @@ def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, of
         INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    block, features = row_block(D)
     launch(
         finish_weighted,
-        G * ceil_div(M, block),
+        G * ceil_div(M, ROWS),
         slots, partial, rows, _present(row_max), mean, M, D, splits,
-        ACC=accumulation_type(x.dtype), BLOCK=block, BLOCK_K=features,
+        ACC=accumulation_type(x.dtype), BLOCK=ROWS, BLOCK_K=FEATURES,
     )  # fmt: skip
 
 
@@ -270,16 +264,15 @@ def similarity_backward(
 def _finish_set(gradient, x, y, inv, pull, scale, unit, dtype, positive, near, far, share, need_x, need_scale):
     """(gradient of one set in `dtype` or empty, partial sums of the scale's gradient or None)."""
     (G, X, D), Y = x.shape, y.shape[1]
-    block, features = row_block(D)
-    programs = G * ceil_div(X, block)
+    programs = G * ceil_div(X, ROWS)
     dx = torch.empty((G, X, D) if need_x else (0,), dtype=dtype, device=x.device)
     radial = scale.new_empty(programs) if need_scale else None
     launch(
         finish_backward,
         programs,
         gradient, x, y, _present(inv), pull, scale, unit, _present(dx), radial, X, Y, D, positive,
-        NEAR=near and pull is not None, FAR=far and pull is not None, SHARE=share, EVEN_K=D % features == 0,
-        ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(), BLOCK=block, BLOCK_K=features, HALF_RANGE=HALF_RANGE.value,
+        NEAR=near and pull is not None, FAR=far and pull is not None, SHARE=share, EVEN_K=D % FEATURES == 0,
+        ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES, HALF_RANGE=HALF_RANGE.value,
     )  # fmt: skip
     return dx, radial
 

@@ -1,0 +1,107 @@
+"""Devices, backends and poisoned memory for the whole suite.
+
+`--device` says where inputs live (default: cuda where there is one, else cpu). Without a GPU the Triton backend runs in Triton's
+interpreter, which must be chosen before anything imports triton.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import fused_contrastive
+from fused_contrastive import dispatch
+
+PACKAGE = "fused_contrastive"
+BACKENDS = ("panels", "cpu", "triton")
+
+
+def pytest_addoption(parser):
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.addoption("--device", default=default, help="where test inputs live (default here: %(default)s)")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "no_poison: leave torch.empty as it is (tracing compilers see the patch)")
+
+
+def pytest_report_header(config):
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__}
+    for name in ("triton", "numpy"):
+        try:
+            versions[name] = __import__(name).__version__
+        except ImportError:
+            versions[name] = "none"
+    device = config.getoption("--device")
+    hardware = f" ({torch.cuda.get_device_name()})" if device.startswith("cuda") else ""
+    return [
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"device: {device}{hardware}, threads: {torch.get_num_threads()}",
+        *(f"backend {name}: {status}" for name, status in fused_contrastive.backends().items()),
+    ]
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+def skip_unless_served(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    """Skip, with the backend's own reason, where it cannot serve tensors of this device and dtype."""
+    reason = dispatch.refusal(name, device, dtype)
+    if reason is not None:
+        pytest.skip(f"backend {name} cannot serve {dtype} on {device}: {reason}")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, device) -> str:
+    """Every streaming backend, skipped with its reason where it is not available."""
+    skip_unless_served(request.param, device)
+    return request.param
+
+
+@pytest.fixture(params=("eager", *BACKENDS))
+def any_backend(request, device) -> str:
+    """Every backend, the dense reference included."""
+    skip_unless_served(request.param, device)
+    return request.param
+
+
+def is_interpreted(name: str) -> bool:
+    """Whether this backend runs in Triton's interpreter (milliseconds per program instance: small sizes)."""
+    return name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _poisoned(function, self_module: str):
+    def wrapper(*args, **kwargs):
+        out = function(*args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.partition(".")[0] == self_module and isinstance(out, torch.Tensor):
+            if out.is_floating_point():
+                out.fill_(float("nan"))
+            elif not out.is_complex() and out.dtype != torch.bool:
+                out.fill_(torch.iinfo(out.dtype).min)
+        return out
+
+    return wrapper
+
+
+@pytest.fixture(autouse=True)
+def poison(request, monkeypatch):
+    """Uninitialised memory that the package allocates is NaN (integers: the smallest), so that unwritten outputs show."""
+    if "no_poison" in request.keywords:
+        return
+    for owner, name in (
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+        (torch.Tensor, "new_empty_strided"),
+    ):
+        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name), PACKAGE))
