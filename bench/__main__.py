@@ -17,7 +17,8 @@ from .losses import DTYPES, LOSSES, PASSES, parse_size
 from .source_tree import complete_package
 
 NT_XENT_SIZES = (
-    "8192x128", "8192x256", "8192x512", "4096x1024", "4096x128", "2048x128", "1024x128", "512x128", "256x128", "128x128", "64x128",
+    "65536x64", "8192x128", "8192x256", "8192x512", "4096x1024", "4096x128", "2048x128", "1024x128", "512x128", "256x128",
+    "128x128", "64x128",
 )  # fmt: skip
 QUICK_SIZES = ("8192x128", "8192x256", "8192x512", "4096x1024", "2048x128", "256x128", "64x128")
 OTHER_SIZES = {

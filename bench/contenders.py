@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from fused_contrastive import dispatch
 
-from .losses import DTYPES, LOSSES
+from .losses import DTYPES, LOSSES, Size
 
 BASELINES = ("eager", "compile")
 KNOWN = tuple(name for name in dispatch.NAMES if name != "eager")
@@ -33,6 +34,25 @@ def refusal(name: str, device: torch.device, dtype: str) -> str | None:
     if name in BASELINES:
         return None
     return dispatch.refusal(name, device, DTYPES[dtype])
+
+
+def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
+    """Why the dense form would exhaust this machine's main memory (four matrices at once: measured), or None."""
+    if name not in BASELINES:
+        return None
+    needed, there = 4 * LOSSES[loss].cells(size) * DTYPES[dtype].itemsize, available_bytes()
+    return (
+        None
+        if there is None or needed < there
+        else f"needs about {needed / 1e9:.0f} GB of memory, {there / 1e9:.0f} are free"
+    )
+
+
+def available_bytes() -> int | None:
+    """Main memory that can be had without swapping; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def function(loss: str, name: str) -> Callable:

@@ -163,7 +163,7 @@ def summary(environment: dict) -> str:
 
 
 def plot(result: dict, path: Path) -> str | None:
-    """Times faster than eager over N (one panel per loss and D, fp32 solid, others dashed); the reason when it cannot be drawn."""
+    """Bars of the full pass, one group per loss, size and dtype: times faster than eager, and peak memory. The reason when not drawn."""
     try:
         import matplotlib
 
@@ -171,39 +171,51 @@ def plot(result: dict, path: Path) -> str | None:
         from matplotlib import pyplot
     except ImportError as error:
         return f"no plot: {error}"
-    rows = [r for r in result["rows"] if r["pass"] == "full" and r["x_eager"]]
+    rows = [row for row in sorted(result["rows"], key=_order) if row["pass"] == "full" and row["x_eager"]]
     if not rows:
         return "no plot: no rows of the full pass beside eager"
-    panels = sorted({(r["loss"], r["D"]) for r in rows})
-    across = min(4, len(panels))
-    down = -(-len(panels) // across)
-    figure, axes = pyplot.subplots(
-        down, across, figsize=(3.6 * across, 3.0 * down), squeeze=False, layout="constrained"
+    places = list(dict.fromkeys(map(_label, rows)))
+    names = [name for name in dict.fromkeys(row["backend"] for row in rows) if name != "eager"]
+    names.sort(key=lambda name: name != "compile")
+    figure, (speed, memory) = pyplot.subplots(
+        1, 2, figsize=(11, 1.6 + 0.16 * len(places) * (len(names) + 1)), sharey=True, layout="constrained"
     )
-    colours = {name: f"C{k}" for k, name in enumerate(dict.fromkeys(r["backend"] for r in rows))}
-    styles = {"fp32": "-", "tf32": "-.", "bf16": "--", "fp16": ":", "fp64": (0, (1, 3))}
-    for axis, (loss, D) in zip(axes.flat, panels, strict=False):
-        here = [r for r in rows if (r["loss"], r["D"]) == (loss, D)]
-        for backend, dtype in dict.fromkeys((r["backend"], r["dtype"]) for r in here):
-            line = sorted((r["N"], r["x_eager"]) for r in here if (r["backend"], r["dtype"]) == (backend, dtype))
-            axis.plot(
-                *zip(*line, strict=True),
-                styles[dtype],
-                marker="o",
-                ms=4,
-                color=colours[backend],
-                label=f"{backend} {dtype}",
-            )
-        axis.set(title=f"{loss}, D = {D}", xlabel="N", ylabel="times faster than eager", xscale="log", yscale="log")
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=7)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.axis("off")
-    figure.suptitle(f"forward + backward; {summary(result['environment'])}", fontsize=8, wrap=True)
+    height = 0.8 / (len(names) + 1)
+    for k, name in enumerate(["eager", *names]):
+        here = [row for row in rows if row["backend"] == name]
+        at = {_label(row): places.index(_label(row)) + (k - len(names) / 2) * height for row in here}
+        colour = "0.6" if name == "eager" else f"C{k - 1}"
+        if name != "eager":
+            bars = speed.barh(list(at.values()), [row["x_eager"] for row in here], height, color=colour, label=name)
+            speed.bar_label(bars, [cell("x_eager", row["x_eager"]) for row in here], fontsize=7, padding=2)
+        known = [row for row in here if row["peak_extra_bytes"]]
+        megabytes = [row["peak_extra_bytes"] / 1e6 for row in known]
+        bars = memory.barh([at[_label(row)] for row in known], megabytes, height, color=colour, label=name)
+        memory.bar_label(
+            bars, [cell("peak_extra_bytes", row["peak_extra_bytes"]) for row in known], fontsize=7, padding=2
+        )
+    speed.axvline(1, color="0.6")
+    speed.set(
+        xlabel="times faster than eager, forward + backward",
+        xscale="log",
+        yticks=range(len(places)),
+        yticklabels=places,
+    )
+    memory.set(xlabel="peak MB above inputs and gradients", xscale="log" if memory.patches else "linear")
+    speed.invert_yaxis()
+    speed.margins(x=0.12)
+    memory.margins(x=0.12)
+    figure.legend(*memory.get_legend_handles_labels(), loc="outside upper right", ncols=len(names) + 1, fontsize=8)
+    figure.suptitle(summary(result["environment"]), fontsize=7, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
     return None
+
+
+def _label(row: dict) -> str:
+    middle = f" x {row['K']}" if row["K"] else ""
+    return f"{row['loss']} {row['N']}{middle} x {row['D']} {row['dtype']}"
 
 
 class Progress:

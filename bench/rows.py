@@ -99,6 +99,8 @@ def _warm_up(group: Group, device: torch.device, tick):
         inputs = make_inputs(group.loss, group.size, DTYPES[dtype], device)
         for backend in (name for name, wanted in group.contenders if wanted == dtype):
             reason = contenders.refusal(backend, device, dtype)
+            if reason is None and device.type == "cpu":
+                reason = contenders.too_large(group.loss, backend, group.size, dtype)
             if reason is None:
                 tick(f"warming up {backend} {dtype}")
                 step = Step(contenders.function(group.loss, backend), inputs, dtype == "tf32")

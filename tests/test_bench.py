@@ -185,6 +185,19 @@ def test_a_wrong_gradient_gives_no_row(monkeypatch):
     assert set(rows.wrong(errors)) == {("b", "bf16"), ("c", "fp32")}
 
 
+def test_dense_contenders_are_refused_where_they_would_exhaust_memory(monkeypatch):
+    monkeypatch.setattr(rows.contenders, "available_bytes", lambda: 16 * 64 * 64)
+    tight, large = Size(64, 0, 4), Size(66, 0, 4)
+    assert rows.contenders.too_large("nt_xent", "eager", Size(62, 0, 4), "fp32") is None
+    assert "of memory" in rows.contenders.too_large("nt_xent", "eager", tight, "fp32")
+    assert rows.contenders.too_large("nt_xent", "eager", tight, "bf16") is None
+    assert rows.contenders.too_large("nt_xent", "panels", large, "fp32") is None
+    measured = rows.run_group(
+        rows.Group("nt_xent", large, (("eager", "fp32"), ("panels", "fp32"))), rows.Plan(torch.device("cpu")), 0.0
+    )
+    assert {row["backend"]: row["x_eager"] for row in measured["rows"]} == {"panels": None}
+
+
 def test_validate_names_what_is_missing():
     result = report.new_result("cpu", "", {})
     result["rows"] = synthetic_rows()
