@@ -4,6 +4,7 @@ FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ co
 CUDA kernels must build, too), none.
 """
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -17,6 +18,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
+CUDA = Path("csrc/cuda")
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 ISAS = {
@@ -40,12 +42,10 @@ def compiler():
 
 
 def decide():
-    """What to build: "cpu" or "none", and whether a failure to build it is an error."""
+    """What to build: "cuda" (and the CPU kernels), "cpu" or "none", and whether a failure to build it is an error."""
     wanted = os.environ.get("FUSED_CONTRASTIVE_BUILD", "auto")
     if wanted not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"FUSED_CONTRASTIVE_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
-    if wanted == "cuda" and not Path("csrc/cuda").is_dir():
-        raise SystemExit("FUSED_CONTRASTIVE_BUILD=cuda: there are no CUDA kernels yet; the Triton backend serves NVIDIA GPUs")
     if wanted == "none":
         say("no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; the panels and Triton backends need none")
         return "none", False
@@ -56,14 +56,27 @@ def decide():
         missing.append("torch in the build environment (pip install --no-build-isolation)")
     if compiler() is None:
         missing.append("a C++ compiler")
+    if wanted == "cuda" and cuda_build().nvcc() is None:
+        missing.append("nvcc (CUDA_HOME or the path)")
     if missing:
-        reason = "CPU kernels need " + " and ".join(missing)
+        reason = "native kernels need " + " and ".join(missing)
         if wanted != "auto":
             raise SystemExit(f"FUSED_CONTRASTIVE_BUILD={wanted}: {reason}")
         say(f"no native kernels: {reason}; the panels and Triton backends work without them")
         return "none", False
     say(f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} (FUSED_CONTRASTIVE_BUILD={wanted})")
+    if wanted == "cuda":
+        say(f"CUDA kernels for sm_{', sm_'.join(cuda_build().ARCHITECTURES)}, by {cuda_build().nvcc()}")
+        return "cuda", True
     return "cpu", wanted != "auto"
+
+
+def cuda_build():
+    """csrc/cuda/build.py: the compile gate uses it, too."""
+    spec = importlib.util.spec_from_file_location("fused_contrastive_cuda_build", CUDA / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def supports(flags):
@@ -83,6 +96,10 @@ class BuildKernels(build_ext):
     """Compiles kernels.cpp once for each ISA and ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
+        library = Path(self.get_ext_fullpath(extension.name))
+        if extension.name.endswith("_C_cuda"):
+            cuda_build().build(library.absolute(), Path(self.build_temp, "cuda").absolute())
+            return
         import torch
 
         root = Path(torch.__file__).parent
@@ -131,6 +148,10 @@ class BuildKernels(build_ext):
 
 
 what, required = decide()
-sources = [str(CPU / "ops.cpp"), str(CPU / "kernels.cpp")]
-extensions = [Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)] if what == "cpu" else []
+extensions = []
+if what in ("cpu", "cuda"):
+    sources = [str(CPU / "ops.cpp"), str(CPU / "kernels.cpp")]
+    extensions.append(Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required))
+if what == "cuda":  # one binary for every Python and every torch from 2.11 on
+    extensions.append(Extension("fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True))
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})

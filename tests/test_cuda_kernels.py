@@ -219,7 +219,8 @@ def test_panels_of_a_small_workspace(case, monkeypatch):
     for workspace in (8 * 3000, 8 * 9000):
         monkeypatch.setattr(tiling, "WORKSPACE", workspace)
         for x, y in zip(whole, call.backward(call.forward()), strict=True):
-            contract.assert_close("gradient", y, x, 1e-12)
+            if x.numel():
+                contract.assert_close("gradient", y, x, 1e-12)
 
 
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])

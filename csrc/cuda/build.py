@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -22,12 +24,33 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
 
 
-def cuda_home() -> Path:
-    return Path(nvcc()).resolve().parents[1]
-
-
 def sources() -> list[Path]:
     return sorted(HERE.glob("*.cu"))
+
+
+def closure(source: Path) -> list[Path]:
+    """A source and every header of csrc/cuda that it includes, directly or not."""
+    found, todo = [], [source]
+    while todo:
+        path = todo.pop()
+        if path in found or not path.exists():
+            continue
+        found.append(path)
+        todo += [HERE / name for name in re.findall(r'^#include "(.+)"', path.read_text(), re.M)]
+    return sorted(found)
+
+
+def source_hash(source: Path) -> str:
+    """Of everything that decides what this source compiles to, the assembler apart."""
+    digest = hashlib.sha256(repr((NVCC_FLAGS, architectures(source))).encode())
+    for path in closure(source):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def kernel_hashes() -> dict[str, str]:
+    """Source hash of every CUDA kernel source, by name."""
+    return {f"cuda/{source.stem}": source_hash(source) for source in sources()}
 
 
 def architectures(source: Path) -> tuple[str, ...]:
@@ -42,34 +65,28 @@ def targets(source: Path) -> list[str]:
 
 
 def build(library: Path, folder: Path, jobs: int | None = None) -> None:
-    """Compile everything into `library`, objects in `folder`, those newer than every source kept."""
+    """Compile everything into `library`, objects in `folder`; those newer than what they are made of are kept."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
-    newest = max(path.stat().st_mtime for path in HERE.iterdir())
     root = Path(torch.__file__).parent
-    include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"], cuda_home() / "include"]
-    stable = [
-        "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-DUSE_CUDA", "-DPy_LIMITED_API=0x030a0000",
-        "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-I{path}" for path in include),
+    include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+    torch_flags = [
+        "-DUSE_CUDA", "-DPy_LIMITED_API=0x030a0000", "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-I{path}" for path in include)
     ]  # fmt: skip
-    compiler = os.environ.get("CXX") or shutil.which("g++") or "c++"
 
     def compile_one(source: Path) -> str:
         target = folder / (source.stem + ".o")
-        if not target.exists() or target.stat().st_mtime < newest:
+        if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in closure(source)):
             part = target.with_suffix(".part.o")
-            if source.suffix == ".cu":
-                command = [nvcc(), *NVCC_FLAGS, *targets(source), "-c", str(source), "-o", str(part)]
-            else:
-                command = [compiler, *stable, "-c", str(source), "-o", str(part)]
+            flags = targets(source) if source.suffix == ".cu" else torch_flags
+            command = [nvcc(), *NVCC_FLAGS, *flags, "-c", str(source), "-o", str(part)]
             subprocess.run(command, check=True)
             part.rename(target)
         return str(target)
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, [HERE / "library.cpp", *sources()]))
-    libraries = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-L{cuda_home() / 'lib64'}", "-lcudart_static"]
-    link = ["-shared", "-s", "-Wl,--no-as-needed", "-Wl,--exclude-libs,ALL", *libraries, "-ldl", "-lrt", "-lpthread"]
-    subprocess.run([compiler, *objects, "-o", str(library), *link], check=True)
+    linker = ["-Xlinker=-s,--no-as-needed,--exclude-libs,ALL", f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run([nvcc(), "-shared", "-cudart=static", *objects, "-o", str(library), *linker], check=True)

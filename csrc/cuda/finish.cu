@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(32 * WARPS) finish_forward(const __grid_consta
   static_cast<Acc*>(p.pos)[row] = target;
   Acc value = softplus(lse - target);
   if (p.cols != nullptr) value = (value + softplus(col_lse - target)) / 2;
-  static_cast<Acc*>(p.loss)[row] = value;
+  static_cast<Acc*>(p.loss)[row] = value + Acc(0) * target;  // an infinite positive is NaN, as in cross entropy
 }
 
 // Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp per row. Bytes: 4 (splits + 1) M D.

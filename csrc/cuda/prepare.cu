@@ -100,6 +100,7 @@ __global__ void __launch_bounds__(32 * WARPS) terms(const __grid_constant__ Term
     Acc lse = rows[row], weight = static_cast<const Acc*>(p.g_rows)[row];
     if (p.pos != nullptr) {
       const Acc target = static_cast<const Acc*>(p.pos)[row];
+      weight += Acc(0) * target;  // an infinite positive is NaN, as in cross entropy
       if (p.cols != nullptr) weight *= Acc(0.5);
       Acc total = weight * sigmoid(lse - target);
       largest = fabs(total);
