@@ -46,7 +46,7 @@ class BackwardPass {
         M_(f.a.n),
         N_(f.b.n),
         D_(f.D),
-        size_(block_size(M_, N_, f.one_set)),
+        size_(block_size(M_, N_, f.D, f.one_set)),
         need_a_(f.a.gradient || (f.need_scale && !(f.b.gradient && !f.one_set))),
         need_b_(!f.one_set && f.b.gradient),
         tiles_(!(f.mean && !need_b_ && !f.dbias)),
@@ -56,9 +56,9 @@ class BackwardPass {
         a_(runtime, M_, D_, tiles_, tiles_ && (need_b_ || f.one_set), !f.one_set),
         b_(runtime, N_, D_, tiles_ && !f.one_set, tiles_ && need_a_ && !f.one_set, false) {
     const bool one = f.one_set;
-    if (need_a_ && tiles_ && (f.a.type != type() || !f.a.gradient || (!one && grid_.column_parts > 1)))
+    if (need_a_ && tiles_ && (f.a.type != TYPE<T> || !f.a.gradient || (!one && grid_.column_parts > 1)))
       G_a_ = allocate<T>(runtime, (one ? 1 : grid_.column_parts) * M_ * D_);
-    if (need_b_ && (f.b.type != type() || grid_.row_parts > 1)) G_b_ = allocate<T>(runtime, grid_.row_parts * N_ * D_);
+    if (need_b_ && (f.b.type != TYPE<T> || grid_.row_parts > 1)) G_b_ = allocate<T>(runtime, grid_.row_parts * N_ * D_);
     add_ = allocate<T>(runtime, N_ + P);
     rows_ = weights(runtime, M_);
     if (one) columns_ = rows_;
@@ -73,7 +73,7 @@ class BackwardPass {
   void run(int64_t g) {
     coefficients(g);
     const auto in_place = [&](const Set& set) {
-      return set.gradient && set.type == type() ? static_cast<T*>(set.gradient) + g * set.n * D_ : nullptr;
+      return set.gradient && set.type == TYPE<T> ? static_cast<T*>(set.gradient) + g * set.n * D_ : nullptr;
     };
     T *G_a = G_a_ ? G_a_ : in_place(f_.a), *G_b = G_b_ ? G_b_ : in_place(f_.b);
     if (tiles_) {
@@ -87,9 +87,7 @@ class BackwardPass {
   }
 
  private:
-  static constexpr Type type() { return sizeof(T) == 8 ? Type::Double : Type::Float; }
-
-  static Weights<T> weights(Runtime* runtime, int64_t n) {
+    static Weights<T> weights(Runtime* runtime, int64_t n) {
     Weights<T> w;
     for (T** p : {&w.coefficient, &w.lse, &w.scaled}) *p = allocate<T>(runtime, n + P);
     return w;
@@ -227,7 +225,7 @@ class BackwardPass {
       else
         for (int64_t r = 0; r < m; r += 2) two_rows(r, r + 1 < m);
     };
-    logits_tile(a_, b, I, J, factor_, add, candidates, s.block, P, false, visit);
+    logits_tile(a_, b, I, J, factor_, add, candidates, s.block, P, false, false, visit);
     if (bias)
       for (int64_t j = 0; j < J.size(); ++j) bias[J.begin + j] += s.column_sums[j];
   }
@@ -239,15 +237,15 @@ class BackwardPass {
     const T* mean = left && !tiles_ ? static_cast<const T*>(f_.mean) + g * n * D_ : nullptr;
     if (f_.one_set) parts = 1;
     team_.tasks((n + P - 1) / P, [&](int64_t task, int thread) {
-      T *z = team_.template scratch<T>(thread), *x = z + D_;
+      T *buffer = team_.template scratch<T>(thread), *x = buffer + D_;
       for (int64_t i = task * P; i < std::min(n, (task + 1) * P); ++i) {
         T* row = G ? G + i * D_ : x;
         if (mean)
           for (int64_t d = 0; d < D_; ++d) row[d] = rows_.coefficient[i] == 0 ? T(0) : rows_.coefficient[i] * mean[i * D_ + d];
         for (int64_t part = 1; part < (mean ? 0 : parts); ++part)
           for (int64_t d = 0; d < D_; ++d) row[d] += G[(part * n + i) * D_ + d];
-        if (positive_) add_positives(g, i, left, row, z);
-        load_rounded(set, g, i, D_, f_.matrix, z);
+        if (positive_) add_positives(g, i, left, row, buffer);
+        const T* z = rounded_row(set, g, i, D_, f_.matrix, buffer);
         const T inner = set.inv || dots ? dot(z, row, D_) : T(0);
         if (dots) dots_[i] = inner;
         if (!set.gradient) continue;
@@ -270,9 +268,9 @@ class BackwardPass {
   }
 
   // Row i's own positive and, for columns, the rows whose positive is i.
-  void add_positives(int64_t g, int64_t i, bool left, T* row, T* z) const {
+  void add_positives(int64_t g, int64_t i, bool left, T* row, T* buffer) const {
     const auto add = [&](const Set& set, int64_t j, T weight) {
-      load_rounded(set, g, j, D_, f_.matrix, z);
+      const T* z = rounded_row(set, g, j, D_, f_.matrix, buffer);
       for (int64_t d = 0; d < D_; ++d) row[d] += weight * z[d];
     };
     if (left) add(f_.b, (i + f_.positive) % N_, T(positive_[i]));

@@ -40,6 +40,9 @@ FUSED_INLINE uint16_t to_half(float x) {
   return uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
 }
 
+template <class T>
+constexpr Type TYPE = sizeof(T) == 8 ? Type::Double : Type::Float;
+
 inline size_t size_of(Type type) { return type == Type::Double ? 8 : type == Type::Float ? 4 : 2; }
 
 inline const void* offset_by(const void* p, Type type, int64_t elements) {
@@ -83,6 +86,14 @@ void store_row(const T* x, int64_t n, void* p, Type type) {
       for (int64_t i = 0; i < n; ++i) static_cast<uint16_t*>(p)[i] = to_half(float(x[i]));
       break;
   }
+}
+
+// The row in T: where it is, if that is its type, else converted into `buffer`.
+template <class T>
+const T* row_in(const void* p, Type type, int64_t n, T* buffer) {
+  if (type == TYPE<T>) return static_cast<const T*>(p);
+  load_row(p, type, n, buffer);
+  return buffer;
 }
 
 }  // namespace fused_contrastive::FUSED_ISA

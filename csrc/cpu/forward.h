@@ -68,7 +68,7 @@ class ForwardPass {
         M_(f.a.n),
         N_(f.b.n),
         D_(f.D),
-        size_(block_size(M_, N_, f.one_set)),
+        size_(block_size(M_, N_, f.D, f.one_set)),
         team_(runtime, threads, TileScratch<C>::bytes(size_, D_)),
         grid_(M_, N_, size_, true, !f.one_set && f.cols),
         factor_(f.scale * LOG2_E),
@@ -106,7 +106,7 @@ class ForwardPass {
     };
     if (f_.one_set)
       tournament(team_, M_, size_, [&](const Block& I, const Block& J, int thread) {
-        const bool both = I.index != J.index;
+        const bool both = fast || I.index != J.index;
         tile(I, J, rows_, both ? rows_ : nullptr, row_top_, both ? row_top_ : nullptr, nullptr, thread);
       });
     else
@@ -129,6 +129,7 @@ class ForwardPass {
                  const Block& J, RunningSum* rows, RunningSum* columns, T* mean) const {
     std::fill_n(s.row_vectors, size_ * W, T(0));
     std::fill_n(s.column_sums, size_, T(0));
+    const bool triangle = f_.one_set && I.index == J.index;  // blocks that cross the diagonal hold both orders of a pair
     const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
       constexpr int NR = count();
       V below[NR];
@@ -153,9 +154,10 @@ class ForwardPass {
         for (int64_t r = 0; r < MR; r += 2) two_rows(r, true);
       else
         for (int64_t r = 0; r < m; r += 2) two_rows(r, r + 1 < m);
+      if (triangle && i >= j) return;
       for (int c = 0; c < NR; ++c) below[c].store(s.column_sums + j + c * W);
     };
-    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, visit);
+    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, triangle, visit);
     for (int64_t i = 0; i < I.size(); ++i) rows[I.begin + i].sum += sum(V::load(s.row_vectors + i * W));
     if (columns)
       for (int64_t j = 0; j < J.size(); ++j) columns[J.begin + j].sum += s.column_sums[j];
@@ -167,7 +169,7 @@ class ForwardPass {
     T *top = s.u, *column_max = s.v;
     std::fill_n(s.row_vectors, size_ * W, NONE);
     std::fill_n(column_max, size_, NONE);
-    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.tile, size_, true,
+    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.tile, size_, true, false,
                 [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
                   constexpr int NR = count();
                   for (int64_t r = 0; r < m; ++r)

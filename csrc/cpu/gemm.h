@@ -66,11 +66,16 @@ FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C
   }
 }
 
-// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it carries no rounding of its own.
+// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it carries no rounding of its own. Both
+// have one sign and are not 0, so that an infinite product stays that infinity.
 template <class T>
 struct Factor {
   T high, low;
-  explicit Factor(double x) : high(T(x)), low(T(x - double(T(x)))) {}
+  explicit Factor(double x) : high(T(x)) {
+    if (std::fabs(double(high)) > std::fabs(x)) high = std::nextafter(high, T(0));
+    const double rest = x - double(high);
+    low = T(rest == 0 ? std::ldexp(x, -80) : rest);
+  }
 };
 
 template <class C, int NR>
@@ -87,11 +92,21 @@ void logits_block(const typename C::Unit* a, int64_t step, const typename C::Uni
       fma(acc[r][c], high, fma(acc[r][c], low, V::load(add + c * V::W))).store(out + r * ld + c * V::W);
 }
 
+// Asks for the block of the sum that is needed after the k multiply-adds.
+template <int NR, class T>
+FUSED_INLINE void prefetch([[maybe_unused]] const T* out, [[maybe_unused]] int64_t ld) {
+#if defined(__GNUC__) || defined(__clang__)
+  for (int r = 0; r < MR; ++r)
+    for (int c = 0; c < NR; ++c) __builtin_prefetch(out + r * ld + c * Vec<T>::W, 1);
+#endif
+}
+
 template <class C, int NR>
 void product_block(const typename C::Unit* a, int64_t row_stride, int64_t step, const typename C::Unit* b, int64_t k,
                    typename C::T* out, int64_t ld, bool add) {
   using V = Vec<typename C::T>;
   V acc[MR][NR];
+  if (add) prefetch<NR>(out, ld);
   accumulate<C, NR>(acc, a, row_stride, step, b, k);
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)

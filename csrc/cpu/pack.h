@@ -31,7 +31,7 @@ struct Packed {
   static constexpr int P = PANEL<T>;
   int64_t n, D, units, width, p_stride;
   Unit *t = nullptr, *p = nullptr;
-  T* row_norm = nullptr;  // largest squared norm of each panel of P rows
+  T* row_norm = nullptr;  // largest squared norm (or a bound) of each panel of P rows
 
   // Rows that only ever are the left side need no full panel: `narrow` keeps many tiny groups small.
   Packed(Runtime* runtime, int64_t n, int64_t D, bool left_or_right, bool values, bool narrow) : n(n), D(D) {
@@ -47,41 +47,94 @@ struct Packed {
   const Unit* values(int64_t i) const { return p + i / C::PAIR * P; }
 };
 
+// The rows to pack, as units along a row: views of the set's own memory where its type allows, else converted into a buffer.
 template <class C>
-FUSED_INLINE typename C::Unit unit(typename C::T x, typename C::T y) {
-  if constexpr (C::PAIR == 2)
-    return bits_of(x) >> 16 | (bits_of(y) & 0xffff0000);  // both are bf16 numbers already
-  else
-    return x;
-}
-
-// Copies m <= P rows [m, D] of values of the matrix type, the set's rows from i0 on.
-template <class C>
-void pack(const Packed<C>& packed, int64_t i0, int64_t m, const typename C::T* rows) {
+class UnitRows {
   using T = typename C::T;
   using Unit = typename C::Unit;
-  constexpr int P = PANEL<T>;
-  const int64_t D = packed.D, width = packed.width;
-  if (packed.t) {
-    Unit* out = packed.t + i0 / width * width * packed.units;
-    for (int64_t k = 0; k < packed.units; ++k, out += width) {
-      const T* x = rows + k * C::PAIR;
-      const bool pair = C::PAIR == 2 && k * C::PAIR + 1 < D;
-      for (int64_t r = 0; r < m; ++r) out[r] = unit<C>(x[r * D], pair ? x[r * D + 1] : T(0));
-      for (int64_t r = m; r < width; ++r) out[r] = Unit(0);
+
+ public:
+  UnitRows(Unit* buffer, int64_t units) : buffer_(buffer), units_(units) {}
+
+  // Row r of at most PANEL consecutive ones; equal strides between them.
+  void set(int64_t r, const void* p, Type type, int64_t D) {
+    if constexpr (C::PAIR == 2) {
+      Unit* row = buffer_ + r * units_;
+      row[units_ - 1] = 0;
+      std::memcpy(row, p, size_t(2 * D));
+    } else if (type != TYPE<T>) {
+      load_row(p, type, D, buffer_ + r * units_);
+    } else {
+      const T* row = static_cast<const T*>(p);
+      if (r == 0) first_ = row;
+      if (r == 1) stride_ = row - first_;
+      return;
     }
+    first_ = buffer_, stride_ = units_;
+  }
+  const Unit* operator()(int64_t r) const { return first_ + r * stride_; }
+  int64_t stride() const { return stride_; }
+
+ private:
+  Unit* buffer_;
+  int64_t units_, stride_ = 0;
+  const Unit* first_ = nullptr;
+};
+
+// Copies m <= P rows, the set's rows from i0 on.
+template <class C>
+void pack(const Packed<C>& packed, int64_t i0, int64_t m, const UnitRows<C>& rows) {
+  using T = typename C::T;
+  using Unit = typename C::Unit;
+  constexpr int P = PANEL<T>, S = TRANSPOSED<Unit>;
+  const int64_t D = packed.D, width = packed.width, units = packed.units;
+  if (packed.t) {
+    Unit* out = packed.t + i0 / width * width * units;
+    int64_t r = 0;
+    for (; r + S <= m; r += S) {
+      int64_t k = 0;
+      for (; k + S <= units; k += S) transpose(rows(r) + k, rows.stride(), out + k * width + r, width);
+      for (; k < units; ++k)
+        for (int64_t x = r; x < r + S; ++x) out[k * width + x] = rows(x)[k];
+    }
+    for (; r < m; ++r)
+      for (int64_t k = 0; k < units; ++k) out[k * width + r] = rows(r)[k];
+    for (int64_t k = 0; r < width && k < units; ++k) std::fill(out + k * width + r, out + (k + 1) * width, Unit(0));
   }
   if (packed.p) {
     for (int64_t r = 0; r < m; r += C::PAIR) {
       Unit* out = packed.p + (i0 + r) / C::PAIR * P;
-      const T *x = rows + r * D, *y = C::PAIR == 2 && r + 1 < m ? x + D : nullptr;
       for (int64_t d = 0; d < D; d += P, out += packed.p_stride) {
         const int64_t n = std::min<int64_t>(P, D - d);
-        for (int64_t c = 0; c < n; ++c) out[c] = unit<C>(x[d + c], y ? y[d + c] : T(0));
-        for (int64_t c = n; c < P; ++c) out[c] = Unit(0);
+        if constexpr (C::PAIR == 2) {
+          const Unit *x = rows(r) + d / 2, *y = rows(r + 1 < m ? r + 1 : r) + d / 2;
+          const Unit keep = r + 1 < m ? ~Unit(0) : 0;
+          for (int64_t c = 0; c < (n + 1) / 2; ++c) {
+            out[2 * c] = (x[c] & 0xffff) | (y[c] & keep) << 16;
+            out[2 * c + 1] = x[c] >> 16 | (y[c] & keep & 0xffff0000);
+          }
+          std::fill(out + (n + 1) / 2 * 2, out + P, Unit(0));
+        } else {
+          std::copy_n(rows(r) + d, n, out);
+          std::fill(out + n, out + P, Unit(0));
+        }
       }
     }
   }
+}
+
+// Row i of the matrix the products read: hat, or x where hat is absent.
+inline const void* rounded(const Set& set, int64_t g, int64_t i, int64_t D, Type matrix, Type* type) {
+  *type = set.hat ? matrix : set.type;
+  return set.hat ? offset_by(static_cast<const void*>(set.hat), matrix, (g * set.n + i) * D)
+                 : offset_by(set.x, set.type, g * set.group_stride + i * set.row_stride);
+}
+
+template <class T>
+const T* rounded_row(const Set& set, int64_t g, int64_t i, int64_t D, Type matrix, T* buffer) {
+  Type type;
+  const void* row = rounded(set, g, i, D, matrix, &type);
+  return row_in(row, type, D, buffer);
 }
 
 // Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and null where x needs no rounding.
@@ -91,38 +144,34 @@ void prepare(Team& team, const Set& set, int64_t g, bool normalize, Type matrix,
   constexpr int P = PANEL<T>;
   const int64_t D = packed.D, n = packed.n;
   team.tasks(packed.panels(), [&](int64_t task, int thread) {
-    T* rows = team.template scratch<T>(thread);
+    T* buffer = team.template scratch<T>(thread);
+    UnitRows<C> rows(reinterpret_cast<typename C::Unit*>(buffer + D), packed.units);
     const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
-    T largest = 0;
+    T largest = normalize ? T(1.02) : T(0);  // rounding a unit vector moves its norm by less than 2^-8
     for (int64_t r = 0; r < m; ++r) {
-      T* x = rows + r * D;
-      load_row(offset_by(set.x, set.type, g * set.group_stride + (i0 + r) * set.row_stride), set.type, D, x);
+      const void* given = offset_by(set.x, set.type, g * set.group_stride + (i0 + r) * set.row_stride);
+      const T* x = row_in(given, set.type, D, buffer);
+      const T square = dot(x, x, D);
+      T inv = 1;
       if (normalize) {
-        const T norm = std::sqrt(dot(x, x, D)), floor = T(NORM_FLOOR);
-        const T inv = T(1) / (norm < floor ? floor : norm);
+        const T norm = std::sqrt(square), floor = T(NORM_FLOOR);
+        inv = T(1) / (norm < floor ? floor : norm);
         static_cast<T*>(set.inv)[g * n + i0 + r] = inv;
-        for (int64_t k = 0; k < D; ++k) x[k] *= inv;
+      } else if (!(square <= largest) && largest == largest) {
+        largest = square;  // NaN and inf stay
       }
       if (set.hat) {
         void* hat = offset_by(set.hat, matrix, (g * n + i0 + r) * D);
-        store_row(x, D, hat, matrix);
-        if (size_of(matrix) == 2) load_row(hat, matrix, D, x);
+        T* y = matrix == TYPE<T> ? static_cast<T*>(hat) : buffer;
+        for (int64_t k = 0; k < D; ++k) y[k] = x[k] * inv;
+        if (matrix != TYPE<T>) store_row(y, D, hat, matrix);
+        given = hat;
       }
-      const T square = dot(x, x, D);
-      if (!(square <= largest) && largest == largest) largest = square;  // NaN and inf stay
+      rows.set(r, given, set.hat ? matrix : set.type, D);
     }
     packed.row_norm[task] = largest;
     pack(packed, i0, m, rows);
   });
-}
-
-// Row i of the matrix the products read: hat, or x where hat is absent.
-template <class T>
-void load_rounded(const Set& set, int64_t g, int64_t i, int64_t D, Type matrix, T* out) {
-  if (set.hat)
-    load_row(offset_by(set.hat, matrix, (g * set.n + i) * D), matrix, D, out);
-  else
-    load_row(offset_by(set.x, set.type, g * set.group_stride + i * set.row_stride), set.type, D, out);
 }
 
 // Backward: the packed copies of what the forward saved.
@@ -131,9 +180,13 @@ void repack(Team& team, const Set& set, int64_t g, Type matrix, const Packed<C>&
   using T = typename C::T;
   constexpr int P = PANEL<T>;
   team.tasks(packed.panels(), [&](int64_t task, int thread) {
-    T* rows = team.template scratch<T>(thread);
+    UnitRows<C> rows(team.template scratch<typename C::Unit>(thread), packed.units);
     const int64_t i0 = task * P, m = std::min<int64_t>(P, packed.n - i0);
-    for (int64_t r = 0; r < m; ++r) load_rounded(set, g, i0 + r, packed.D, matrix, rows + r * packed.D);
+    for (int64_t r = 0; r < m; ++r) {
+      Type type;
+      const void* row = rounded(set, g, i0 + r, packed.D, matrix, &type);
+      rows.set(r, row, type, packed.D);
+    }
     pack(packed, i0, m, rows);
   });
 }

@@ -11,9 +11,11 @@ namespace fused_contrastive::FUSED_ISA {
 constexpr double LOG2_E = 1.4426950408889634074, LN_2 = 0.69314718055994530942;
 
 // Blocks are whole panels; larger ones serve larger problems, for which there are still enough of them to share.
-inline int64_t block_size(int64_t M, int64_t N, bool one_set) {
-  if (!one_set) return std::max(M, N) <= 1024 ? 64 : 128;
-  return N <= 256 ? 32 : N <= 1024 ? 64 : 128;
+inline int64_t block_size(int64_t M, int64_t N, int64_t D, bool one_set) {
+  const int64_t n = one_set ? N : std::min(M, N);
+  if (one_set && n <= 256) return 32;
+  if (n <= 1024) return 64;
+  return n >= 4096 && D >= 256 ? 256 : 128;
 }
 
 template <class T>
@@ -75,24 +77,25 @@ struct TileScratch {
     by_columns = C::PAIR == 1 ? by_rows : reinterpret_cast<Unit*>(take(size * size / C::PAIR));
   }
   static int64_t bytes(int64_t size, int64_t D) {
-    return int64_t(sizeof(T)) * std::max<int64_t>(P * D, MR * P + size * (W + 4) + 2 * size * size);
+    return int64_t(sizeof(T)) * std::max<int64_t>((P + 1) * (D + 1), MR * P + size * (W + 4) + 2 * size * size);
   }
 };
 
 // visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns from J.begin + j, with NR = columns().
 // `whole`: t is the place of the block in a tile of leading dimension ld, else a buffer that the next block overwrites.
+// `upper`: blocks wholly below the diagonal are left out.
 template <class C, class F>
 FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Block& I, const Block& J,
                               Factor<typename C::T> factor, const typename C::T* add,
                               const Candidates<typename C::T>& candidates, typename C::T* out, int64_t ld, bool whole,
-                              F visit) {
+                              bool upper, F visit) {
   using T = typename C::T;
   constexpr int P = PANEL<T>, W = Vec<T>::W;
   const bool masked = candidates.masks(I.begin, I.end, J.begin, J.end);
   for (int64_t j = 0; j < J.size(); j += P) {
     const int64_t n = std::min<int64_t>(P, J.size() - j);
     const auto panel = [&](auto columns) {
-      for (int64_t i = 0; i < I.size(); i += MR) {
+      for (int64_t i = 0; i < (upper ? std::min(I.size(), j + P) : I.size()); i += MR) {
         const int64_t m = std::min<int64_t>(MR, I.size() - i), row = I.begin + i, column = J.begin + j;
         T* t = whole ? out + i * ld + j : out;
         logits_block<C, columns()>(a.rows(row), a.width, b.rows(column), a.units, factor, add + j, t, ld);

@@ -230,6 +230,72 @@ FUSED_INLINE Vec<T> exp2(Vec<T> t) {
 
 #endif
 
+// out[c * ld_out + r] = in[r * ld_in + c] for S x S blocks of 4-byte (AVX-512, AVX2) or other elements, S = TRANSPOSED<U>.
+template <class U>
+constexpr int TRANSPOSED = sizeof(U) == 4 && Vec<float>::W > 4 ? Vec<float>::W : 4;
+
+template <class U>
+FUSED_INLINE void transpose(const U* in, int64_t ld_in, U* out, int64_t ld_out) {
+#if defined(FUSED_AVX512)
+  if constexpr (sizeof(U) == 4) {
+    __m512i a[16], b[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) a[r] = _mm512_loadu_si512(in + r * ld_in);
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; r += 2) {
+      b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+      b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 16; r += 4) {
+      a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+      a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+      a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {  // a[4 i + c]: in lane l, column 4 l + c of rows 4 i ... 4 i + 3
+      const __m512i p = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44), q = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
+      const __m512i s = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee), t = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
+      _mm512_storeu_si512(out + c * ld_out, _mm512_shuffle_i32x4(p, q, 0x88));
+      _mm512_storeu_si512(out + (4 + c) * ld_out, _mm512_shuffle_i32x4(p, q, 0xdd));
+      _mm512_storeu_si512(out + (8 + c) * ld_out, _mm512_shuffle_i32x4(s, t, 0x88));
+      _mm512_storeu_si512(out + (12 + c) * ld_out, _mm512_shuffle_i32x4(s, t, 0xdd));
+    }
+    return;
+  }
+#elif defined(FUSED_AVX2)
+  if constexpr (sizeof(U) == 4) {
+    __m256i a[8], b[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) a[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + r * ld_in));
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r += 2) {
+      b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
+      b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 8; r += 4) {
+      a[r] = _mm256_unpacklo_epi64(b[r], b[r + 2]);
+      a[r + 1] = _mm256_unpackhi_epi64(b[r], b[r + 2]);
+      a[r + 2] = _mm256_unpacklo_epi64(b[r + 1], b[r + 3]);
+      a[r + 3] = _mm256_unpackhi_epi64(b[r + 1], b[r + 3]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const auto store = [&](int column, __m256i x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + column * ld_out), x);
+      };
+      store(c, _mm256_permute2x128_si256(a[c], a[4 + c], 0x20));
+      store(4 + c, _mm256_permute2x128_si256(a[c], a[4 + c], 0x31));
+    }
+    return;
+  }
+#endif
+  for (int c = 0; c < TRANSPOSED<U>; ++c)
+    for (int r = 0; r < TRANSPOSED<U>; ++r) out[c * ld_out + r] = in[r * ld_in + c];
+}
+
 template <class T>
 FUSED_INLINE T maximum_of(Vec<T> a) {
   T x[Vec<T>::W];
