@@ -22,6 +22,7 @@ lint: $(VENV)/installed
 
 gate: $(VENV)/installed
 	$(RUN) -m bench.compile_gate
+	$(RUN) -m bench.compile_gate_cuda
 
 readme: $(VENV)/installed
 	$(RUN) -m bench.readme

@@ -78,7 +78,12 @@ def readable(symbol: str) -> str:
 def shared_bytes(folder: Path) -> dict[str, int]:
     """Shared memory of every kernel that multiplies, by the beginning of its readable name, from the constants of the headers."""
     probe = folder / "shared.cu"
-    lines = ['#include "tile_kernels.cuh"', '#include "products_sm90.cuh"', "#include <cstdio>", "using namespace fused_contrastive;"]
+    lines = [
+        '#include "tile_kernels.cuh"',
+        '#include "products_sm90.cuh"',
+        "#include <cstdio>",
+        "using namespace fused_contrastive;",
+    ]
     pairs = {
         "Half bf16": ("Half<bf16, Square>", "Half<bf16, Rows>", 2),
         "Half f16": ("Half<f16, Square>", "Half<f16, Rows>", 2),
@@ -91,10 +96,14 @@ def shared_bytes(folder: Path) -> dict[str, int]:
     }
     lines.append("int main() {")
     for label, (square, rows, size) in pairs.items():
-        lines.append(f'  printf("pair_reduce {label}=%d\\n", ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED);')
+        lines.append(
+            f'  printf("pair_reduce {label}=%d\\n", ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED);'
+        )
         lines.append(f'  printf("pair_weight {label}=%d\\n", weight_shared<{square}, false>());')
         if rows:
-            lines.append(f'  printf("fused_rows {label}=%d\\n", RowsLoop<{rows}, {(64 if size == 8 else 128) * size // 64}>::SHARED);')
+            lines.append(
+                f'  printf("fused_rows {label}=%d\\n", RowsLoop<{rows}, {(64 if size == 8 else 128) * size // 64}>::SHARED);'
+            )
     lines.append("}")
     probe.write_text("\n".join(lines))
     run(build.nvcc(), "-std=c++17", f"-I{build.HERE}", "-arch=sm_90a", str(probe), "-o", str(folder / "shared"))

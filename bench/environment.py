@@ -109,15 +109,17 @@ def native_hashes() -> dict[str, str]:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """Source hash of every Triton kernel. Needs neither a GPU nor Triton: the file is loaded on its own."""
-    path = ROOT / "triton_kernels" / "hashes.py"
-    if not path.exists():
-        return {}
-    spec = importlib.util.spec_from_file_location("bench_kernel_hashes", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.kernel_hashes()
+    """Source hash of every Triton and CUDA kernel. Needs neither a GPU nor Triton: the files are loaded on their own."""
+    hashes = {}
+    for place in ("triton_kernels/hashes.py", "csrc/cuda/build.py"):
+        if not (ROOT / place).exists():
+            continue
+        spec = importlib.util.spec_from_file_location("bench_kernel_hashes", ROOT / place)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        hashes |= module.kernel_hashes()
+    return hashes
 
 
 def ptxas(capability: int) -> dict | None:

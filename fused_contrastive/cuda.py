@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,7 @@ from . import tiling
 from .candidates import KEYED, KINDS
 from .panels import product
 from .tiling import ceil_div, resolve
+from .verification import verified
 
 LIBRARIES: dict[str, object] = {}
 """Namespace of the operators by device type: "cuda" once the library is loaded (the tests add their host library for "cpu")."""
@@ -61,9 +64,23 @@ def status() -> str:
     reason = _load()
     if reason is not None:
         return f"unavailable: {reason}"
-    if not torch.cuda.is_available():
-        return "unavailable: the CUDA library is loaded, but there is no CUDA device"
-    return "available: CUDA library loaded"
+    where = (
+        "available: GPU"
+        if torch.cuda.is_available()
+        else "unavailable: the library is loaded, but there is no GPU here"
+    )
+    return f"{where}; {verified(_source_hashes())}"
+
+
+def _source_hashes() -> dict[str, str]:
+    """Of the kernels' sources; none outside a checkout."""
+    path = Path(__file__).resolve().parents[1] / "csrc/cuda/build.py"
+    if not path.exists():
+        return {}
+    spec = importlib.util.spec_from_file_location("fused_contrastive_cuda_build", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.kernel_hashes()
 
 
 def float32_products(device: torch.device) -> int:
@@ -166,7 +183,9 @@ def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     col_terms = rows.new_empty(G, N, 2) if cols.numel() else none
     pull = torch.empty_like(pos)
     unit = rows.new_zeros(1) if dtype == torch.float16 else none
-    operators.terms(g_rows.contiguous(), g_cols.contiguous(), rows, cols, pos, row_terms, col_terms, pull, unit, positive)
+    operators.terms(
+        g_rows.contiguous(), g_cols.contiguous(), rows, cols, pos, row_terms, col_terms, pull, unit, positive
+    )
     return row_terms, col_terms, pull, unit
 
 
@@ -192,12 +211,23 @@ def similarity_backward(
     else:
         row_terms, col_terms, pull, unit = _terms(operators, g_rows, g_cols, rows, cols, pos, positive, x.dtype, N)
         sum_a, sum_b, dbias = weighted_sums(
-            operators, operands, row_terms, row_terms if one_set else col_terms, unit, candidates, one_set, from_a, need_b, need_bias
+            operators,
+            operands,
+            row_terms,
+            row_terms if one_set else col_terms,
+            unit,
+            candidates,
+            one_set,
+            from_a,
+            need_b,
+            need_bias,
         )
     finish = functools.partial(_finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
     da, db, radial = a.new_empty(0), a.new_empty(0), None
     if from_a:
-        da, radial = finish(sum_a, x, y, a_inv, dtype=a.dtype, near=True, far=one_set, need_x=need_a, need_scale=need_scale)
+        da, radial = finish(
+            sum_a, x, y, a_inv, dtype=a.dtype, near=True, far=one_set, need_x=need_a, need_scale=need_scale
+        )
     if need_b:
         db, other = finish(
             sum_b, y, x, b_inv, dtype=b.dtype, near=False, far=True, need_x=True, need_scale=need_scale and not from_a
@@ -232,7 +262,16 @@ def _finish_bias(column_sums, pull, unit, positive):
 
 
 def weighted_sums(
-    operators, operands, row_terms, col_terms, unit, candidates, one_set: bool, need_a: bool, need_b: bool, need_bias: bool
+    operators,
+    operands,
+    row_terms,
+    col_terms,
+    unit,
+    candidates,
+    one_set: bool,
+    need_a: bool,
+    need_b: bool,
+    need_bias: bool,
 ):
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W ``[G, N]``, each None unless needed.
 

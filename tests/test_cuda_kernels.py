@@ -42,7 +42,9 @@ class Call(contract.Call):
         rows, cols, pos, _, _, _, *prepared = outputs
         upstream = self.upstream() if upstream is None else upstream
         needs = (needs[0], needs[1] and inputs[1] is not None, needs[2], needs[3] and inputs[3] is not None)
-        return cuda.similarity_backward(*upstream, *inputs, rows, cols, pos, *prepared, *self.options, self.dtype, *needs)
+        return cuda.similarity_backward(
+            *upstream, *inputs, rows, cols, pos, *prepared, *self.options, self.dtype, *needs
+        )
 
 
 def on_cuda(call: contract.Call, **changes) -> Call:
@@ -230,7 +232,11 @@ def test_extrema(case, precision):
 
 def test_mixed_dtypes():
     """What autocast asks for: matrices of another dtype than the inputs, gradients in the inputs'."""
-    for given, dtype in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float16), (torch.float16, torch.float32)):
+    for given, dtype in (
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+        (torch.float16, torch.float32),
+    ):
         call = on_cuda(POSITIVES["in_batch"], dtype=dtype, input_dtype=given)
         outputs, gradients = check(call, 2e-2)
         assert outputs[6].dtype == dtype and gradients[0].dtype == given
@@ -248,14 +254,20 @@ def test_extreme_scales(case, scale):
 def test_converged_training(precision):
     """Views 0.3 sigma apart at T = 0.02: the gradient keeps its relative accuracy (against the oracle on the same rounded rows)."""
     name, dtype = precision
-    call = Call(M=200, D=64, kind="not_pair", stride=100, positive=100, scale=50.0, dtype=dtype, input_dtype=torch.float32)
+    call = Call(
+        M=200, D=64, kind="not_pair", stride=100, positive=100, scale=50.0, dtype=dtype, input_dtype=torch.float32
+    )
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(100, 64, generator=generator)
     x = torch.cat([z, z + 0.3 * torch.randn(100, 64, generator=generator)])[None]
     exact = x.double().requires_grad_()
-    want = torch.autograd.grad(contract.dense(call, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact)[0]
+    want = torch.autograd.grad(
+        contract.dense(call, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact
+    )[0]
     inputs = (x, *call.inputs[1:])
-    got = call.backward(call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 200), 1 / 200), torch.zeros(0)))[0]
+    got = call.backward(call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 200), 1 / 200), torch.zeros(0)))[
+        0
+    ]
     assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[name] * want.norm()
 
 
@@ -316,7 +328,9 @@ SCALAR = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 LOSSES = {
     "nt_xent": lambda a, b, c, t, **o: fused_contrastive.nt_xent_loss(a, b, t, reduction="none", **o),
     "info_nce": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, None, t, reduction="none", **o),
-    "symmetric": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, None, t, symmetric=True, reduction="none", **o),
+    "symmetric": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(
+        a, b, None, t, symmetric=True, reduction="none", **o
+    ),
     "queue": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, c, t, reduction="none", **o),
     "clip": lambda a, b, c, t, **o: fused_contrastive.clip_loss(a, b, 1 / t, reduction="none", **o),
     "n_pairs": lambda a, b, c, t, **o: fused_contrastive.n_pairs_loss(a, b, reduction="none", **o),
@@ -332,7 +346,9 @@ def test_losses(loss, n):
     expected = function(a, b, c, SCALAR, backend="eager")
     assert torch.allclose(function(a, b, c, SCALAR, backend="cuda"), expected, rtol=1e-12, atol=1e-12)
     fast = n > 10
-    assert torch.autograd.gradcheck(lambda *x: function(*x, backend="cuda"), (a, b, c, SCALAR), fast_mode=fast, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda *x: function(*x, backend="cuda"), (a, b, c, SCALAR), fast_mode=fast, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -344,7 +360,16 @@ def test_primitive(kind, columns):
 
     def function(a, b, scale, bias):
         return fused_contrastive.similarity_logsumexp(
-            a, b, scale=scale, bias=bias, candidates=kind, return_columns=columns, normalize=True, backend="cuda", **keys, **options
+            a,
+            b,
+            scale=scale,
+            bias=bias,
+            candidates=kind,
+            return_columns=columns,
+            normalize=True,
+            backend="cuda",
+            **keys,
+            **options,
         )
 
     assert torch.autograd.gradcheck(function, (a, b, SCALAR, bias), atol=1e-6)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import os
 import re
-from pathlib import Path
 
 import torch
 
+from ..verification import verified
 from .hashes import kernel_hashes
 
 OLDEST = (3, 6)
 SAFE_PTXAS = (13, 3)
 """ptxas before this reuses register operands of wgmma while the asynchronous product still reads them (Triton issue 9433)."""
-
-RESULTS = Path(__file__).resolve().parents[1] / "bench" / "results"
-"""Records of GPU runs, in a source tree."""
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -98,7 +94,7 @@ def status() -> str:
     elif torch.cuda.is_available():
         devices = "GPU"
     else:
-        return f"unavailable: no GPU here (Triton {version}; CPU tensors only with TRITON_INTERPRET=1); {verified()}"
+        return f"unavailable: no GPU here (Triton {version}; CPU tensors only with TRITON_INTERPRET=1); {verified(kernel_hashes())}"
     notes = [f"available: Triton {version} on {devices}"]
     if not register_operands_are_safe("sm_90"):
         found = ptxas_version(90)
@@ -106,19 +102,4 @@ def status() -> str:
             f"on sm_90 without fused_rows and 3xTF32, because ptxas {'.'.join(map(str, found)) if found else 'unknown'} may overwrite "
             f"wgmma's register operands (set TRITON_PTXAS_PATH to {'.'.join(map(str, SAFE_PTXAS))} or newer)"
         )
-    return "; ".join([*notes, verified()])
-
-
-def verified() -> str:
-    """Which kernels a GPU run recorded in ``bench/results`` has passed with their present source."""
-    hashes, passed = kernel_hashes(), {}
-    for path in sorted(RESULTS.glob("gpu-*.json")):
-        result = json.loads(path.read_text())
-        for name, state in result.get("kernels", {}).items():
-            if state.get("tests") and state["hash"] == hashes.get(name):
-                passed[name] = result["environment"]["gpu"]["name"] if state["passed"] else None
-    gpus = sorted({gpu for gpu in passed.values() if gpu})
-    count = sum(gpu is not None for gpu in passed.values())
-    if not count:
-        return "not verified on a GPU"
-    return f"{'all' if count == len(hashes) else f'{count} of {len(hashes)}'} kernels verified on {', '.join(gpus)}"
+    return "; ".join([*notes, verified(kernel_hashes())])

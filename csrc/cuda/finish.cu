@@ -1,4 +1,5 @@
-// finish_forward, finish_weighted: partial results merged in a fixed order, positives, losses. finish_backward: gradients of the inputs.
+// finish_forward, finish_weighted: partial results merged in a fixed order, positives, losses. finish_backward:
+// gradients of the inputs.
 #include "rows.cuh"
 
 namespace fused_contrastive {
@@ -33,8 +34,8 @@ __device__ Partial<Acc> merge_shares(const Partial<Acc>* shares) {
 }
 
 // Log-sum-exp of rows (and columns) from pair_reduce's slots; the positives' logits and softplus(lse - pos); maxima.
-// One block per MERGE_ROWS rows of one group, with the columns of the same index, or with a positive those of their positives.
-// Bytes: 8 (M + N) S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy rate.
+// One block per MERGE_ROWS rows of one group, with the columns of the same index, or with a positive those of their
+// positives. Bytes: 8 (M + N) S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy rate.
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS) finish_forward(const __grid_constant__ FinishForwardParams p) {
   using Acc = typename Accumulation<T>::type;
@@ -52,7 +53,8 @@ __global__ void __launch_bounds__(32 * WARPS) finish_forward(const __grid_consta
   const int64_t row_stride = static_cast<int64_t>(p.G) * p.M, col_stride = static_cast<int64_t>(p.G) * p.N;
   const Acc* slots = static_cast<const Acc*>(p.slots);
   const Acc* column_slots = slots + 2 * row_stride * row_slots;
-  shares[warp * 32 + lane_id()] = merge_share(slots + g * p.M + index, row_stride, row_stride * row_slots, row_slots, inside);
+  shares[warp * 32 + lane_id()] =
+      merge_share(slots + g * p.M + index, row_stride, row_stride * row_slots, row_slots, inside);
   if (p.cols != nullptr) {
     shares[(WARPS + warp) * 32 + lane_id()] =
         merge_share(column_slots + g * p.N + column, col_stride, col_stride * col_slots, col_slots, column_inside);
@@ -95,7 +97,8 @@ __global__ void __launch_bounds__(32 * WARPS) finish_forward(const __grid_consta
   static_cast<Acc*>(p.loss)[row] = value + Acc(0) * target;  // an infinite positive is NaN, as in cross entropy
 }
 
-// Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp per row. Bytes: 4 (splits + 1) M D.
+// Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp per row. Bytes: 4
+// (splits + 1) M D.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS) finish_weighted(const __grid_constant__ FinishWeightedParams p) {
   const int64_t rows = static_cast<int64_t>(p.G) * p.M;
@@ -119,10 +122,11 @@ __global__ void __launch_bounds__(32 * WARPS) finish_weighted(const __grid_const
   }
 }
 
-// dx = scale (G - <x, G> x) inv in the type of dx; radial: this block's sum of <x, G> (half of it with `halved`), for the gradient of
-// the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows with positives y[(i + positive) % Y];
-// far, x are the positives of y[(j - positive) % X]; both for one set. Rows below the norm floor are not projected.
-// A warp per row. Bytes: (4 to 8 + 3 to 6) X D read, the second reading from cache. Predicted: 70 % of the copy rate.
+// dx = scale (G - <x, G> x) inv in the type of dx; radial: this block's sum of <x, G> (half of it with `halved`), for
+// the gradient of the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows
+// with positives y[(i + positive) % Y]; far, x are the positives of y[(j - positive) % X]; both for one set. Rows below
+// the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 6) X D read, the second reading from cache.
+// Predicted: 70 % of the copy rate.
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS) finish_backward(const __grid_constant__ FinishBackwardParams p) {
   using Acc = typename Accumulation<T>::type;

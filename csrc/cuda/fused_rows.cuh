@@ -1,14 +1,16 @@
-// fused_rows: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that need no gradient. D <= 128
-// (float64: 64).
+// fused_rows: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that need no gradient. D <=
+// 128 (float64: 64).
 //
-// Per row and split of the columns: slots [2][splits, G, M] (sum of exp2(s2 - maximum), then maximum) and partial [splits, G, M, D],
-// sum_j exp2(s2 - maximum) y_j, unnormalised. Running maxima, so any logits. One block per BM rows and split_columns columns of one
-// group: rows stay in shared memory, tiles of columns pass through a ring and serve both products; the weights go from
-// accumulators to the second product's operand in registers (mma.sync, which is synchronous).
+// Per row and split of the columns: slots [2][splits, G, M] (sum of exp2(s2 - maximum), then maximum) and partial
+// [splits, G, M, D], sum_j exp2(s2 - maximum) y_j, unnormalised. Running maxima, so any logits. One block per BM rows
+// and split_columns columns of one group: rows stay in shared memory, tiles of columns pass through a ring and serve
+// both products; the weights go from accumulators to the second product's operand in registers (mma.sync, which is
+// synchronous).
 //
-// Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split written. 40-80 KiB shared.
-// Predicted, bf16: as FlashAttention-2, which has this structure: 60-65 % of the tensor rate on sm_80 at D = 128 (200 TF/s), 45 % on
-// sm_90 (350 TF/s), 50 % and 35 % at D = 64, where the exponentials cost as much as the products.
+// Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split written. 40-80 KiB
+// shared. Predicted, bf16: as FlashAttention-2, which has this structure: 60-65 % of the tensor rate on sm_80 at D =
+// 128 (200 TF/s), 45 % on sm_90 (350 TF/s), 50 % and 35 % at D = 64, where the exponentials cost as much as the
+// products.
 #pragma once
 
 #include "logits.cuh"
@@ -110,7 +112,8 @@ __global__ void __launch_bounds__(P::THREADS) fused_rows(const __grid_constant__
     for (int d = 0; d < DB; ++d) epilogue.out[m][d][0] = 0, epilogue.out[m][d][1] = 0;
   }
   const ColumnTiles tiles{i, j, min(j + r.split_columns, p.N), P::BN};
-  RowsLoop<P, CHUNKS>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue, shared);
+  RowsLoop<P, CHUNKS>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue,
+                           shared);
   epilogue.finish(i, split, splits);
 }
 

@@ -1,4 +1,5 @@
-// The machine instructions the kernels use, one wrapper each. With FUSED_CONTRASTIVE_HOST the shim defines the same names.
+// The machine instructions the kernels use, one wrapper each. With FUSED_CONTRASTIVE_HOST the shim defines the same
+// names.
 #pragma once
 
 #include "platform.cuh"
@@ -84,7 +85,8 @@ __device__ inline void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Four 8 x 16-byte matrices; lane l gives the address of row l % 8 of matrix l / 8 and receives word l % 4 of row l / 4 of each.
+// Four 8 x 16-byte matrices; lane l gives the address of row l % 8 of matrix l / 8 and receives word l % 4 of row l / 4
+// of each.
 __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -99,7 +101,8 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* ro
                : "memory");
 }
 
-// c += a b for one warp. c: rows lane / 4 (c0, c1) and lane / 4 + 8 (c2, c3), columns 2 (lane % 4) + {0, 1}. m16n8k16, 4096 flops.
+// c += a b for one warp. c: rows lane / 4 (c0, c1) and lane / 4 + 8 (c2, c3), columns 2 (lane % 4) + {0, 1}. m16n8k16,
+// 4096 flops.
 __device__ inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c0[0]), "+f"(c0[1]), "+f"(c1[0]), "+f"(c1[1])

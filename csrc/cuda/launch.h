@@ -23,7 +23,8 @@ extern const TileKernels BF16_KERNELS, F16_KERNELS, TF32_KERNELS, TF32X3_KERNELS
 // The same with wgmma, for compute capability 9.0 alone.
 extern const TileKernels BF16_SM90_KERNELS, F16_SM90_KERNELS;
 
-// Rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x inv), inv = 1 / max(|x|, 1e-12).
+// Rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x inv), inv = 1 / max(|x|,
+// 1e-12).
 struct PrepareSet {
   const void* x;
   void *hat, *inv;

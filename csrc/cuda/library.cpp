@@ -1,7 +1,8 @@
-// Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py allocates every output and
-// workspace, passes absent tensors as empty ones, and checks shapes; here are only pointers, sizes and the stream.
+// Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py allocates every output
+// and workspace, passes absent tensors as empty ones, and checks shapes; here are only pointers, sizes and the stream.
 //
-// The tests' host shim compiles this file too, with FUSED_CONTRASTIVE_HOST: the same operators for CPU tensors, in another namespace.
+// The tests' host shim compiles this file too, with FUSED_CONTRASTIVE_HOST: the same operators for CPU tensors, in
+// another namespace.
 #pragma weak aoti_torch_get_current_cuda_stream  // absent from a CPU-only torch, where this library must still load
 
 #include <Python.h>
@@ -69,11 +70,16 @@ int size(const Tensor& x, int64_t dimension) {
 
 Type type(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Half: return Type::f16;
-    case ScalarType::BFloat16: return Type::bf16;
-    case ScalarType::Float: return Type::f32;
-    case ScalarType::Double: return Type::f64;
-    default: STD_TORCH_CHECK(false, "the CUDA kernels take float16, bfloat16, float32 and float64 tensors");
+    case ScalarType::Half:
+      return Type::f16;
+    case ScalarType::BFloat16:
+      return Type::bf16;
+    case ScalarType::Float:
+      return Type::f32;
+    case ScalarType::Double:
+      return Type::f64;
+    default:
+      STD_TORCH_CHECK(false, "the CUDA kernels take float16, bfloat16, float32 and float64 tensors");
   }
 }
 
@@ -92,15 +98,22 @@ const TileKernels& kernels(const Tensor& x, int64_t float32) {
   if (type(x) == Type::f16 && is_sm90(x)) return F16_SM90_KERNELS;
 #endif
   switch (type(x)) {
-    case Type::bf16: return BF16_KERNELS;
-    case Type::f16: return F16_KERNELS;
-    case Type::f64: return F64_KERNELS;
-    default: break;
+    case Type::bf16:
+      return BF16_KERNELS;
+    case Type::f16:
+      return F16_KERNELS;
+    case Type::f64:
+      return F64_KERNELS;
+    default:
+      break;
   }
   switch (static_cast<Float32>(float32)) {
-    case Float32::tf32: return TF32_KERNELS;
-    case Float32::tf32x3: return TF32X3_KERNELS;
-    default: return FMA_KERNELS;
+    case Float32::tf32:
+      return TF32_KERNELS;
+    case Float32::tf32x3:
+      return TF32X3_KERNELS;
+    default:
+      return FMA_KERNELS;
   }
 }
 
@@ -127,9 +140,9 @@ void prepare(Tensor a, OptionalTensor b, OptionalTensor bias, Tensor a_hat, Tens
   launch_prepare(p, type(like), queue.stream());
 }
 
-void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale, Tensor bound,
-                 Tensor slots, int64_t kind, int64_t offset, int64_t stride, int64_t super_rows, bool symmetric, bool columns,
-                 bool normalized, bool extrema, int64_t float32) {
+void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
+                 Tensor bound, Tensor slots, int64_t kind, int64_t offset, int64_t stride, int64_t super_rows,
+                 bool symmetric, bool columns, bool normalized, bool extrema, int64_t float32) {
   const Queue queue(x);
   ReduceParams r{};
   r.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
@@ -139,8 +152,9 @@ void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, 
   kernels(x, float32).pair_reduce(r, queue.stream());
 }
 
-void finish_forward(Tensor slots, Tensor x, Tensor y, OptionalTensor bias, Tensor scale, Tensor rows, Tensor cols, Tensor pos,
-                    Tensor loss, Tensor row_max, Tensor col_max, int64_t positive, int64_t super_rows, bool symmetric) {
+void finish_forward(Tensor slots, Tensor x, Tensor y, OptionalTensor bias, Tensor scale, Tensor rows, Tensor cols,
+                    Tensor pos, Tensor loss, Tensor row_max, Tensor col_max, int64_t positive, int64_t super_rows,
+                    bool symmetric) {
   const Queue queue(x);
   FinishForwardParams p{};
   p.slots = pointer(slots), p.x = pointer(x), p.y = pointer(y), p.bias = pointer(bias), p.scale = pointer(scale);
@@ -151,12 +165,14 @@ void finish_forward(Tensor slots, Tensor x, Tensor y, OptionalTensor bias, Tenso
   launch_finish_forward(p, type(x), queue.stream());
 }
 
-void fused_rows(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale, Tensor slots,
-                Tensor partial, int64_t kind, int64_t offset, int64_t stride, int64_t split_columns, int64_t float32) {
+void fused_rows(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
+                Tensor slots, Tensor partial, int64_t kind, int64_t offset, int64_t stride, int64_t split_columns,
+                int64_t float32) {
   const Queue queue(x);
   RowsParams r{};
   r.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
-  STD_TORCH_CHECK(r.p.D <= (type(x) == Type::f64 ? 64 : 128), "fused_rows takes D up to 128 (float64: 64), got ", r.p.D);
+  STD_TORCH_CHECK(r.p.D <= (type(x) == Type::f64 ? 64 : 128), "fused_rows takes D up to 128 (float64: 64), got ",
+                  r.p.D);
   r.slots = pointer(slots), r.partial = pointer(partial), r.split_columns = static_cast<int>(split_columns);
   kernels(x, float32).fused_rows(r, queue.stream());
 }
@@ -170,11 +186,12 @@ void finish_weighted(Tensor slots, Tensor partial, Tensor rows, Tensor row_max, 
   launch_finish_weighted(p, type(like), queue.stream());
 }
 
-void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor row_terms, Tensor col_terms, Tensor pull,
-           Tensor unit, int64_t positive) {
+void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor row_terms, Tensor col_terms,
+           Tensor pull, Tensor unit, int64_t positive) {
   const Queue queue(rows);
   TermsParams p{};
-  p.g_rows = pointer(g_rows), p.g_cols = pointer(g_cols), p.rows = pointer(rows), p.cols = pointer(cols), p.pos = pointer(pos);
+  p.g_rows = pointer(g_rows), p.g_cols = pointer(g_cols), p.rows = pointer(rows), p.cols = pointer(cols),
+  p.pos = pointer(pos);
   p.row_terms = pointer(row_terms), p.col_terms = pointer(col_terms), p.pull = pointer(pull);
   p.unit = static_cast<float*>(pointer(unit));
   p.G = size(rows, 0), p.M = size(rows, 1), p.N = p.cols == nullptr ? p.M : size(cols, 1);
@@ -183,8 +200,8 @@ void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, T
 }
 
 void pair_weight(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
-                 Tensor row_terms, Tensor col_terms, Tensor unit, Tensor panel, int64_t kind, int64_t offset, int64_t stride,
-                 bool mirror, int64_t float32) {
+                 Tensor row_terms, Tensor col_terms, Tensor unit, Tensor panel, int64_t kind, int64_t offset,
+                 int64_t stride, bool mirror, int64_t float32) {
   const Queue queue(x);
   WeightParams w{};
   w.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
@@ -214,21 +231,32 @@ using namespace fused_contrastive;
 #define CANDIDATES "int kind, int offset, int stride, "
 
 STABLE_TORCH_LIBRARY(NAMESPACE, m) {
-  m.def("prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, Tensor(c!) a_inv, Tensor(d!) b_inv, "
-        "Tensor(e!) bound, Tensor like, bool normalize) -> ()");
-  m.def("pair_reduce(" PROBLEM "Tensor bound, Tensor(a!) slots, " CANDIDATES "int super_rows, bool symmetric, bool columns, "
+  m.def(
+      "prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, Tensor(c!) a_inv, Tensor(d!) "
+      "b_inv, "
+      "Tensor(e!) bound, Tensor like, bool normalize) -> ()");
+  m.def("pair_reduce(" PROBLEM "Tensor bound, Tensor(a!) slots, " CANDIDATES
+        "int super_rows, bool symmetric, bool columns, "
         "bool normalized, bool extrema, int float32) -> ()");
-  m.def("finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) rows, Tensor(b!) cols, "
-        "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int super_rows, bool symmetric)"
-        " -> ()");
-  m.def("fused_rows(" PROBLEM "Tensor(a!) slots, Tensor(b!) partial, " CANDIDATES "int split_columns, int float32) -> ()");
-  m.def("finish_weighted(Tensor slots, Tensor partial, Tensor(a!) rows, Tensor(b!) row_max, Tensor(c!) mean, Tensor like) -> ()");
-  m.def("terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor(a!) row_terms, Tensor(b!) col_terms, "
-        "Tensor(c!) pull, Tensor(d!) unit, int positive) -> ()");
+  m.def(
+      "finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) rows, Tensor(b!) cols, "
+      "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int super_rows, bool "
+      "symmetric)"
+      " -> ()");
+  m.def("fused_rows(" PROBLEM "Tensor(a!) slots, Tensor(b!) partial, " CANDIDATES
+        "int split_columns, int float32) -> ()");
+  m.def(
+      "finish_weighted(Tensor slots, Tensor partial, Tensor(a!) rows, Tensor(b!) row_max, Tensor(c!) mean, Tensor "
+      "like) -> ()");
+  m.def(
+      "terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor(a!) row_terms, Tensor(b!) "
+      "col_terms, "
+      "Tensor(c!) pull, Tensor(d!) unit, int positive) -> ()");
   m.def("pair_weight(" PROBLEM "Tensor row_terms, Tensor col_terms, Tensor unit, Tensor(a!) panel, " CANDIDATES
         "bool mirror, int float32) -> ()");
-  m.def("finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor inv, Tensor pull, Tensor scale, Tensor unit, "
-        "Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool halved) -> ()");
+  m.def(
+      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor inv, Tensor pull, Tensor scale, Tensor unit, "
+      "Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool halved) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
@@ -244,7 +272,7 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
 
 // Importing the module is what loads the library: its static initialisers registered the operators.
 extern "C" PyObject* LIBRARY_NAME() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, nullptr,
-                               nullptr,               nullptr,             nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

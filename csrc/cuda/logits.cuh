@@ -33,7 +33,8 @@ __device__ inline bool is_candidate(const Problem& p, int row, int column) {
   return true;
 }
 
-// Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is no candidate (keys: may).
+// Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is no candidate (keys:
+// may).
 template <int BM, int BN>
 __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   if (i + BM > p.M || j + BN > p.N || p.kind >= OTHER_KEY) return true;
@@ -46,10 +47,11 @@ __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   return false;
 }
 
-// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a candidate, with
-// `upper` also where column < row. KEYED kinds compare keys.
+// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a
+// candidate, with `upper` also where column < row. KEYED kinds compare keys.
 template <bool KEYED, int MB, int NB, class Acc>
-__device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j, bool mask, bool upper) {
+__device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j, bool mask,
+                              bool upper) {
   i += lane_id() >> 2;
   j += 2 * (lane_id() & 3);
   const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N;

@@ -1,21 +1,23 @@
-// pair_reduce: (maximum, sum of exp2(s2 - maximum)) of the candidate logits of each row, and of each column, in one pass over the
-// tiles, as partial results in private slots: no atomics, the same bits in every run.
+// pair_reduce: (maximum, sum of exp2(s2 - maximum)) of the candidate logits of each row, and of each column, in one
+// pass over the tiles, as partial results in private slots: no atomics, the same bits in every run.
 //
-// One block per pair of super tiles (super_rows rows x super_rows columns of one group). SYMMETRIC (one set): only pairs at or above
-// the diagonal; their column results are partial results of the mirrored rows. Row statistics stay in registers along a strip of
-// tiles; column statistics of SUB columns stay in shared memory, one copy per row of warps, so a tile's epilogue needs no barrier.
+// One block per pair of super tiles (super_rows rows x super_rows columns of one group). SYMMETRIC (one set): only
+// pairs at or above the diagonal; their column results are partial results of the mirrored rows. Row statistics stay in
+// registers along a strip of tiles; column statistics of SUB columns stay in shared memory, one copy per row of warps,
+// so a tile's epilogue needs no barrier.
 //
-// Slots, S = super tiles across: rows [S_n (+ 1 if symmetric), G, M] sums, then as many maxima; columns (two sets) [S_m, G, N] sums,
-// then maxima. Symmetric: slot S holds the diagonal super tile's mirrored part.
+// Slots, S = super tiles across: rows [S_n (+ 1 if symmetric), G, M] sums, then as many maxima; columns (two sets)
+// [S_m, G, N] sums, then maxima. Symmetric: slot S holds the diagonal super tile's mirrored part.
 //
-// Two regimes, by a uniform test of |scale| max|a| max|b| + max|bias| <= DIRECT: without a shift (one exp2 per logit, maximum stored
-// as 0), or with running maxima kept by each thread (two exp2 with columns), exact for any logits.
+// Two regimes, by a uniform test of |scale| max|a| max|b| + max|bias| <= DIRECT: without a shift (one exp2 per logit,
+// maximum stored as 0), or with running maxima kept by each thread (two exp2 with columns), exact for any logits.
 //
-// Flops: 2 M N D (symmetric: N^2 D), M N (half) exponentials. Bytes: tiles from L2, 128 x 128: 64 flop/byte at 16 bit; 16 bytes of
-// slots per row and super tile. Shared memory 64 KiB of stages + column statistics, two blocks per SM.
-// Predicted, bf16, D >= 256: mma.sync reaches 60-65 % of the tensor rate on sm_80 (190 TF/s of 312; ldmatrix feeds 1.5 mma per
-// load) and, limited to the mma.sync issue rate, about 55 % on sm_90 (430 of 790). D = 128: 16 exp2/clk/SM adds 0.06 clk per
-// element to 0.10 of products, hidden by the second block: 45 %.
+// Flops: 2 M N D (symmetric: N^2 D), M N (half) exponentials. Bytes: tiles from L2, 128 x 128: 64 flop/byte at 16 bit;
+// 16 bytes of slots per row and super tile. Shared memory 64 KiB of stages + column statistics, two blocks per SM.
+// Predicted, bf16, D >= 256: on sm_80 mma.sync at 60-65 % of the tensor rate (190 TF/s of 312); on sm_90 see
+// products_sm90.cuh; sm_86 and sm_120 65 % of their mma.sync rate. D = 128: 16 exp2 per clock and SM add 0.06 clk per
+// element to 0.10 of products, hidden in part by the second block: 45 %. tf32: half of that rate, 3 x tf32 a sixth,
+// both products-bound from D = 64 on; FMA 60 % of the float32 rate (shared memory feeds 16 FMA per load); float64 70 %.
 #pragma once
 
 #include "logits.cuh"
@@ -64,8 +66,7 @@ template <class P, bool KEYED>
 struct Reduce {
   using Acc = typename P::Acc;
   static_assert(P::NB % 4 == 0, "columns are exchanged 32 at a time");
-  static constexpr int SHARED =
-      static_cast<int>(sizeof(Acc)) * 2 * (P::WARPS_M * SUB + P::WARPS_N * P::BM);
+  static constexpr int SHARED = static_cast<int>(sizeof(Acc)) * 2 * (P::WARPS_M * SUB + P::WARPS_N * P::BM);
 
   const ReduceParams& r;
   int g;
@@ -160,8 +161,8 @@ struct Reduce {
     }
   }
 
-  // The eight lanes that hold parts of the same eight columns (of four 8 x 8 blocks) each end up with the total of one: an exchange
-  // halves the columns of a lane three times. This is where that column's statistics are.
+  // The eight lanes that hold parts of the same eight columns (of four 8 x 8 blocks) each end up with the total of one:
+  // an exchange halves the columns of a lane three times. This is where that column's statistics are.
   __device__ Acc* own_column(const SuperTiles<P::BM, P::BN>& t, int group) const {
     const int lane = lane_id(), value = lane >> 4 << 2 | (lane >> 3 & 1) << 1 | (lane >> 2 & 1);
     const int column = t.j - t.sub + P::warp_column() + (4 * group + value / 2) * 8 + 2 * (lane & 3) + value % 2;
@@ -183,7 +184,8 @@ struct Reduce {
     }
   }
 
-  __device__ void columns_careful(const Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, bool on_diagonal) {
+  __device__ void columns_careful(const Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t,
+                                  bool on_diagonal) {
 #pragma unroll
     for (int group = 0; group < P::NB / 4; ++group) {
       Acc sums[8], tops[8];
@@ -239,7 +241,8 @@ struct Reduce {
     for (int row = static_cast<int>(threadIdx.x); row < P::BM; row += P::THREADS) {
       if (t.i + row < r.p.M) {
         Acc sum = parts[row], top = parts[P::WARPS_N * P::BM + row];
-        for (int w = 1; w < P::WARPS_N; ++w) fold(top, sum, parts[(P::WARPS_N + w) * P::BM + row], parts[w * P::BM + row]);
+        for (int w = 1; w < P::WARPS_N; ++w)
+          fold(top, sum, parts[(P::WARPS_N + w) * P::BM + row], parts[w * P::BM + row]);
         Acc* target = slot.sums + t.i + row;
         if (!t.first_of_rows()) fold(top, sum, target[slot.planes], target[0]);
         target[0] = sum;
@@ -265,7 +268,8 @@ template <class P>
 using ReduceLoop = TileLoop<P, 4>;
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_reduce(const __grid_constant__ ReduceParams r) {
+__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS)
+    pair_reduce(const __grid_constant__ ReduceParams r) {
   using Acc = typename P::Acc;
   SHARED_MEMORY(shared);
   const Problem& p = r.p;
@@ -291,7 +295,8 @@ __global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_reduce
   epilogue.clear_columns();
   const SuperTiles<P::BM, P::BN> tiles(r, super_i, super_j);
   using Element = typename P::Element;
-  ReduceLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue, shared);
+  ReduceLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue,
+                     shared);
 }
 
 template <class P>
@@ -299,7 +304,8 @@ void launch_pair_reduce(const ReduceParams& r, Stream stream) {
   const int64_t supers_m = ceil_div(r.p.M, r.super_rows), supers_n = ceil_div(r.p.N, r.super_rows);
   const int64_t pairs = r.symmetric ? supers_n * (supers_n + 1) / 2 : supers_m * supers_n;
   const int shared = ReduceLoop<P>::SHARED + Reduce<P, false>::SHARED;
-  launch(r.p.kind >= OTHER_KEY ? pair_reduce<P, true> : pair_reduce<P, false>, r.p.G * pairs, P::THREADS, shared, stream, r);
+  launch(r.p.kind >= OTHER_KEY ? pair_reduce<P, true> : pair_reduce<P, false>, r.p.G * pairs, P::THREADS, shared,
+         stream, r);
 }
 
 }  // namespace fused_contrastive

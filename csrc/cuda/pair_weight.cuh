@@ -1,20 +1,21 @@
 // pair_weight: a panel of the gradient weights, for library products with the embeddings:
 //   W_ij = weight_i exp2(s2_ij - level_i) [+ weight_j exp2(s2_ij - level_j)],  0 where j is no candidate of i.
-// Terms are pairs (level, weight). Panel [G, M, ld], ld = N rounded up to 16 elements. MIRROR (one set, the whole matrix): tiles at
-// or above the diagonal are computed and written at both places. One block per tile; BAND rows of tiles in turn, so that
-// operands stay in L2. Tiles leave through shared memory in rows of 16-byte stores.
+// Terms are pairs (level, weight). Panel [G, M, ld], ld = N rounded up to 16 elements. MIRROR (one set, the whole
+// matrix): tiles at or above the diagonal are computed and written at both places. One block per tile; BAND rows of
+// tiles in turn, so that operands stay in L2. Tiles leave through shared memory in rows of 16-byte stores.
 //
 // Where the levels of a warp's tile are close (SPREAD octaves) both terms share one exponential.
 // Flops: 2 M N D (MIRROR: N^2 D), M N (half) exponentials. Bytes: M N elements written.
-// Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block (hidden by the second block of an SM);
-// never above the copy rate: at 16 bit 4.3 TB/s of W are 2.15e12 elements/s, 2 D of them in flops: D >= 200 to be limited by products.
+// Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block (hidden by the second block
+// of an SM); never above the copy rate: at 16 bit 4.3 TB/s of W are 2.15e12 elements/s, 2 D of them in flops: D >= 200
+// to be limited by products.
 #pragma once
 
 #include "logits.cuh"
 
 namespace fused_contrastive {
 
-constexpr double SPREAD = 34.0;       // octaves: what flushes to zero is below 2^-92 of its row's weight
+constexpr double SPREAD = 34.0;        // octaves: what flushes to zero is below 2^-92 of its row's weight
 constexpr double HALF_RANGE = 8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice HALF_RANGE in magnitude
 constexpr int BAND = 8;
 
@@ -39,7 +40,8 @@ struct Weight {
 
   __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const OneTile& t, const unsigned char*) {
     const Problem& p = w.p;
-    logits<KEYED>(s, p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), needs_mask<P::BM, P::BN>(p, t.i, t.j), false);
+    logits<KEYED>(s, p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), needs_mask<P::BM, P::BN>(p, t.i, t.j),
+                  false);
     weigh(s, t);
     emit<false>(s, t.i, t.j);
     if (w.mirror && t.i != t.j) emit<true>(s, t.j, t.i);
@@ -163,7 +165,8 @@ constexpr int weight_shared() {
 }
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_weight(const __grid_constant__ WeightParams w) {
+__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS)
+    pair_weight(const __grid_constant__ WeightParams w) {
   using Acc = typename P::Acc;
   using Element = typename P::Element;
   SHARED_MEMORY(shared);
@@ -174,7 +177,8 @@ __global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS) pair_weight
   const OneTile only{(band + place % height) * P::BM, place / height * P::BN};
   if (w.mirror && only.j < only.i) return;
   Weight<P, KEYED> epilogue{w, g, *static_cast<const Acc*>(p.scale) * Acc(LOG2E), shared};
-  WeightLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, only, epilogue, shared);
+  WeightLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, only, epilogue,
+                     shared);
 }
 
 template <class P>

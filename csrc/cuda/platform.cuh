@@ -39,7 +39,8 @@ void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Str
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
   }
   void* arguments[] = {const_cast<Params*>(&params)};
-  check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, shared, stream), "launch");
+  check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, shared, stream),
+        "launch");
 #endif
 }
 

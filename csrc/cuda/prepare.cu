@@ -1,5 +1,5 @@
-// prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the maxima that bound the logits.
-// terms: upstream gradients as what pair_weight reads.
+// prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the maxima that bound the
+// logits. terms: upstream gradients as what pair_weight reads.
 #include "rows.cuh"
 
 namespace fused_contrastive {
@@ -18,8 +18,9 @@ __device__ Acc square_sum(const In* x, int D) {
   return warp_sum(square);
 }
 
-// One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice (the second time from cache), hat
-// written once. Memory-bound: predicted 70 % of the copy rate for D >= 128 at 16 bit (2-byte accesses below that).
+// One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice (the second time from
+// cache), hat written once. Memory-bound: predicted 70 % of the copy rate for D >= 128 at 16 bit (2-byte accesses below
+// that).
 template <class Out>
 __global__ void __launch_bounds__(32 * WARPS) prepare(const __grid_constant__ PrepareParams p) {
   using Acc = typename Accumulation<Out>::type;
@@ -85,9 +86,9 @@ __device__ void store_terms(void* terms, int64_t index, Acc lse, Acc weight) {
   target[1] = empty ? Acc(0) : weight;
 }
 
-// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, weight); pull [G, M] is minus the gradient of the positive's logit; `unit`
-// becomes the largest total weight of a row or column. With a positive the level is log2(exp(lse) + exp(pos)): nothing cancels,
-// and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
+// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, weight); pull [G, M] is minus the gradient of the positive's
+// logit; `unit` becomes the largest total weight of a row or column. With a positive the level is log2(exp(lse) +
+// exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS) terms(const __grid_constant__ TermsParams p) {
   const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;
@@ -137,8 +138,8 @@ __global__ void __launch_bounds__(32 * WARPS) terms(const __grid_constant__ Term
 }  // namespace
 
 void launch_prepare(const PrepareParams& p, Type matrix, Stream stream) {
-  const int64_t blocks = ceil_div(p.set[0].count, BLOCK_ROWS) + ceil_div(p.set[1].count, BLOCK_ROWS) +
-                         ceil_div(p.bias_count, 32 * WARPS);
+  const int64_t blocks =
+      ceil_div(p.set[0].count, BLOCK_ROWS) + ceil_div(p.set[1].count, BLOCK_ROWS) + ceil_div(p.bias_count, 32 * WARPS);
   with_matrix(matrix, [&](auto zero) {
     launch(prepare<decltype(zero)>, p.G * blocks, 32 * WARPS, WARPS * static_cast<int>(sizeof(float)), stream, p);
   });

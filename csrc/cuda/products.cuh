@@ -1,9 +1,9 @@
 // Products of one warp, one struct per matrix precision, all with one accumulator layout: 8 x 8 blocks, of which a lane
 // holds row lane / 4, columns 2 (lane % 4) + {0, 1}. So epilogues are written once.
 //
-// Operands lie in shared memory as chunks of 64 bytes per row, 16-byte units swizzled: unit u of row r is stored at place
-// u ^ (r / 2 % 4). Eight rows of one unit, which is what every load below touches, then lie in different banks; it is also the
-// hardware's 64-byte swizzle.
+// Operands lie in shared memory as chunks of 64 bytes per row, 16-byte units swizzled: unit u of row r is stored at
+// place u ^ (r / 2 % 4). Eight rows of one unit, which is what every load below touches, then lie in different banks;
+// it is also the hardware's 64-byte swizzle.
 #pragma once
 
 #include "instructions.cuh"
@@ -33,7 +33,8 @@ struct Shape {
   static __device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8); }
   static __device__ int warp_column() { return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8); }
 
-  // For products that run on after they are issued (products_sm90.cuh): how many steps may, before they read a stage, at their end.
+  // For products that run on after they are issued (products_sm90.cuh): how many steps may, before they read a stage,
+  // at their end.
   static constexpr int IN_FLIGHT = 0;
   static __device__ void publish() {}
   template <class Accumulators>
@@ -81,7 +82,8 @@ struct Half : S {
 
   // out += w v with w in the accumulator layout (16 rows) and v [8 NB, 8 DB] in chunks of `rows` rows.
   template <int NB, int DB>
-  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v, int rows) {
+  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v,
+                                    int rows) {
     const int lane = lane_id();
 #pragma unroll
     for (int k = 0; k < NB / 2; ++k) {
@@ -100,8 +102,8 @@ struct Half : S {
   }
 };
 
-// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high high + high low + low high,
-// relative error 2^-21 per product.
+// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high high + high low + low
+// high, relative error 2^-21 per product.
 template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
@@ -152,9 +154,11 @@ struct Tf32 : S {
     }
   }
 
-  // Contraction indices may be renamed: slots k, k + 4 of the instruction are columns 2 k, 2 k + 1 of w, so w needs no exchange.
+  // Contraction indices may be renamed: slots k, k + 4 of the instruction are columns 2 k, 2 k + 1 of w, so w needs no
+  // exchange.
   template <int NB, int DB>
-  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v, int rows) {
+  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v,
+                                    int rows) {
     const int group = lane_id() >> 2, part = lane_id() & 3;
 #pragma unroll
     for (int k = 0; k < NB; ++k) {
@@ -175,8 +179,8 @@ struct Tf32 : S {
   }
 };
 
-// float32 with ordinary multiply-adds: exact float32, and the faster float32-class choice where tensor cores run tf32 at the
-// FMA rate (sm_86, sm_89, sm_120). 16 16-byte loads per 256 FMA.
+// float32 with ordinary multiply-adds: exact float32, and the faster float32-class choice where tensor cores run tf32
+// at the FMA rate (sm_86, sm_89, sm_120). 16 16-byte loads per 256 FMA.
 template <class S>
 struct Fma : S {
   using Element = float;
@@ -216,7 +220,8 @@ struct Fma : S {
   }
 
   template <int NB, int DB>
-  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v, int rows) {
+  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v,
+                                    int rows) {
     const int quad = lane_id() & 28, part = lane_id() & 3;
     for (int k = 0; k < NB; ++k) {
       float own[2][2] = {};
@@ -267,7 +272,8 @@ struct F64 : S {
   }
 
   template <int NB, int DB>
-  static __device__ void accumulate(double (&out)[2][DB][2], const double (&w)[2][NB][2], const unsigned char* v, int rows) {
+  static __device__ void accumulate(double (&out)[2][DB][2], const double (&w)[2][NB][2], const unsigned char* v,
+                                    int rows) {
     const int group = lane_id() >> 2, part = lane_id() & 3;
 #pragma unroll
     for (int k = 0; k < NB; ++k) {

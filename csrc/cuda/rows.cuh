@@ -45,10 +45,14 @@ __device__ inline Acc log_sum(Acc maximum, Acc sum) {
 template <class F>
 __device__ inline void with_type(Type type, F f) {
   switch (type) {
-    case Type::f16: return f(f16{});
-    case Type::bf16: return f(bf16{});
-    case Type::f32: return f(float{});
-    case Type::f64: return f(double{});
+    case Type::f16:
+      return f(f16{});
+    case Type::bf16:
+      return f(bf16{});
+    case Type::f32:
+      return f(float{});
+    case Type::f64:
+      return f(double{});
   }
 }
 
@@ -56,10 +60,14 @@ __device__ inline void with_type(Type type, F f) {
 template <class F>
 inline void with_matrix(Type type, F f) {
   switch (type) {
-    case Type::f16: return f(f16{});
-    case Type::bf16: return f(bf16{});
-    case Type::f32: return f(float{});
-    case Type::f64: return f(double{});
+    case Type::f16:
+      return f(f16{});
+    case Type::bf16:
+      return f(bf16{});
+    case Type::f32:
+      return f(float{});
+    case Type::f64:
+      return f(double{});
   }
 }
 

@@ -1,4 +1,5 @@
-// The tile main loop: every kernel that multiplies runs this one, with its own epilogue for a finished tile of products.
+// The tile main loop: every kernel that multiplies runs this one, with its own epilogue for a finished tile of
+// products.
 #pragma once
 
 #include "products.cuh"
@@ -16,8 +17,8 @@ __device__ inline Operand operand(const void* x, int64_t group, int count, int D
   return {reinterpret_cast<const unsigned char*>(static_cast<const T*>(x) + group * count * D), count};
 }
 
-// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, of `bytes` bytes each, into swizzled chunks of shared memory. Rows
-// past the end repeat the last one (epilogues mask them), bytes past the end are zeros.
+// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, of `bytes` bytes each, into swizzled chunks of shared
+// memory. Rows past the end repeat the last one (epilogues mask them), bytes past the end are zeros.
 template <class T, int ROWS, int CHUNKS, int THREADS>
 __device__ inline void load_tile(unsigned char* shared, const Operand& x, int first, int bytes, int begin) {
   constexpr int UNITS = CHUNK / 16;
@@ -40,12 +41,12 @@ __device__ inline void load_tile(unsigned char* shared, const Operand& x, int fi
   }
 }
 
-// Runs `epilogue(s, tile, columns)` on the products of every tile of `tiles`, in order: s the warp's accumulators, `columns` the
-// tile's right operand in shared memory where WHOLE.
+// Runs `epilogue(s, tile, columns)` on the products of every tile of `tiles`, in order: s the warp's accumulators,
+// `columns` the tile's right operand in shared memory where WHOLE.
 //
-// A ring of STAGES buffers is filled ahead by asynchronous copies, across tile borders, so that an epilogue hides the next
-// tile's loads. WHOLE (D <= CHUNKS chunks): a stage is a whole tile of columns and the rows stay resident. Otherwise a stage is
-// one chunk of both sides.
+// A ring of STAGES buffers is filled ahead by asynchronous copies, across tile borders, so that an epilogue hides the
+// next tile's loads. WHOLE (D <= CHUNKS chunks): a stage is a whole tile of columns and the rows stay resident.
+// Otherwise a stage is one chunk of both sides.
 template <class P, int STAGES_, bool WHOLE = false, int CHUNKS = 1>
 struct TileLoop {
   using Element = typename P::Element;
@@ -57,7 +58,8 @@ struct TileLoop {
   static constexpr int SHARED = STAGES * STAGE + (WHOLE ? ROWS_BYTES : 0);
 
   template <class Tiles, class Epilogue>
-  static __device__ void run(const Operand& a, const Operand& b, int D, Tiles tiles, Epilogue& epilogue, unsigned char* shared) {
+  static __device__ void run(const Operand& a, const Operand& b, int D, Tiles tiles, Epilogue& epilogue,
+                             unsigned char* shared) {
     const int bytes = D * static_cast<int>(sizeof(Element)), steps = WHOLE ? 1 : ceil_div(bytes, CHUNK);
     const int row = P::warp_row(), column = P::warp_column();
     unsigned char* resident = shared + STAGES * STAGE;

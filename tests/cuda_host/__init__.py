@@ -29,7 +29,11 @@ def compiler() -> str | None:
 
 
 def sources() -> list[Path]:
-    return [HERE / "shim.cpp", SOURCES / "library.cpp", *(path for path in sorted(SOURCES.glob("*.cu")) if path.stem != "tiles_sm90")]
+    return [
+        HERE / "shim.cpp",
+        SOURCES / "library.cpp",
+        *(path for path in sorted(SOURCES.glob("*.cu")) if path.stem != "tiles_sm90"),
+    ]
 
 
 def fingerprint() -> str:
@@ -47,7 +51,13 @@ def build() -> Path:
         return library
     folder.mkdir(parents=True, exist_ok=True)
     root = Path(torch.__file__).parent
-    include = [HERE, SOURCES, root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+    include = [
+        HERE,
+        SOURCES,
+        root / "include",
+        root / "include/torch/csrc/api/include",
+        sysconfig.get_paths()["include"],
+    ]
     common = [compiler(), *FLAGS, *(f"-I{path}" for path in include)]
 
     def compile_one(source: Path) -> str:

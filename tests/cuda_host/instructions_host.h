@@ -153,7 +153,8 @@ struct MmaF64 {
     for (int lane = 0; lane < 32; ++lane) {
       for (int e = 0; e < 2; ++e) {
         for (int k = 0; k < 4; ++k) {
-          of<MmaF64>(lanes, lane).c[e] += of<MmaF64>(lanes, lane / 4 * 4 + k).a * of<MmaF64>(lanes, (lane % 4 * 2 + e) * 4 + k).b;
+          of<MmaF64>(lanes, lane).c[e] +=
+              of<MmaF64>(lanes, lane / 4 * 4 + k).a * of<MmaF64>(lanes, (lane % 4 * 2 + e) * 4 + k).b;
         }
       }
     }

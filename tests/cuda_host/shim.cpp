@@ -236,8 +236,8 @@ void run_blocks(int64_t blocks, int threads, int shared, const std::function<voi
 
 }  // namespace shim
 
-// How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2 alternating), and whether asynchronous
-// copies happen when issued rather than when waited for.
+// How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2 alternating), and whether
+// asynchronous copies happen when issued rather than when waited for.
 extern "C" __attribute__((visibility("default"))) void shim_options(int new_order, int new_copies_at_once) {
   shim::order = new_order;
   shim::copies_at_once = new_copies_at_once != 0;

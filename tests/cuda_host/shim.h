@@ -1,5 +1,5 @@
-// Runs CUDA kernels on the CPU: what csrc/cuda needs of the language, block by block. The threads of a block are fibers on one
-// thread; they change over at barriers and at instructions of a whole warp, in an order that tests can choose.
+// Runs CUDA kernels on the CPU: what csrc/cuda needs of the language, block by block. The threads of a block are fibers
+// on one thread; they change over at barriers and at instructions of a whole warp, in an order that tests can choose.
 #pragma once
 
 #include <math.h>
@@ -57,8 +57,8 @@ void copy(void* target, const void* source, int valid);
 void commit_copies();
 void wait_for_copies(int pending);
 
-// Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on divergence within an
-// instruction of a warp, on writes past the end of shared memory.
+// Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on divergence within
+// an instruction of a warp, on writes past the end of shared memory.
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread);
 
 template <class Params>
