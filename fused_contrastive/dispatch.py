@@ -44,7 +44,6 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     return _resolve(name or _forced, device, dtype)
 
 
-@torch.compiler.assume_constant_result
 def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if name is None:
         for candidate in _PREFERENCE.get(device.type, ("panels",)):
@@ -56,6 +55,9 @@ def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot serve {dtype} on {device}: {reason}")
     return name
+
+
+_resolve._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, less its import of all of Dynamo (2 s)
 
 
 def check_name(name: str) -> None:
