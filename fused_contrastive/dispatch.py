@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 
 import torch
 
@@ -14,7 +15,8 @@ _MODULES = {
     "triton": "fused_contrastive.triton_kernels",
 }
 NAMES = ("eager", *_MODULES)
-_PREFERENCE = {"cpu": ("cpu", "panels"), "cuda": ("triton", "panels")}
+_PREFERENCE = {"cpu": "cpu", "cuda": "triton"}
+"""Each device's default; `panels` everywhere else, and, with a warning, where the default cannot serve."""
 _forced: str | None = None
 _loaded: dict[str, object] = {}
 
@@ -46,9 +48,11 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
 
 def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if name is None:
-        for candidate in _PREFERENCE.get(device.type, ("panels",)):
-            if refusal(candidate, device, dtype) is None:
-                return candidate
+        preferred = _PREFERENCE.get(device.type, "panels")
+        reason = refusal(preferred, device, dtype)
+        if reason is None:
+            return preferred
+        warnings.warn(f"the slower backend 'panels' serves {dtype} on {device}: {preferred!r}: {reason}", stacklevel=2)
         return "panels"
     check_name(name)
     reason = refusal(name, device, dtype)
