@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import warnings
 
 import torch
 
@@ -15,7 +16,8 @@ _MODULES = {
     "cuda": "fused_contrastive.cuda",
 }
 NAMES = ("eager", *_MODULES)
-_PREFERENCE = {"cpu": ("cpu", "panels"), "cuda": ("triton", "cuda", "panels")}
+_PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
+"""Each device's defaults, the first that serves; `panels` everywhere else, and, with a warning, where none of them does."""
 _forced: str | None = None
 _loaded: dict[str, object] = {}
 
@@ -45,18 +47,24 @@ def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     return _resolve(name or _forced, device, dtype)
 
 
-@torch.compiler.assume_constant_result
 def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if name is None:
-        for candidate in _PREFERENCE.get(device.type, ("panels",)):
-            if refusal(candidate, device, dtype) is None:
-                return candidate
+        reasons = []
+        for preferred in _PREFERENCE.get(device.type, ("panels",)):
+            reason = refusal(preferred, device, dtype)
+            if reason is None:
+                return preferred
+            reasons.append(f"{preferred!r}: {reason}")
+        warnings.warn(f"the slower backend 'panels' serves {dtype} on {device}: {'; '.join(reasons)}", stacklevel=2)
         return "panels"
     check_name(name)
     reason = refusal(name, device, dtype)
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot serve {dtype} on {device}: {reason}")
     return name
+
+
+_resolve._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, less its import of all of Dynamo (2 s)
 
 
 def check_name(name: str) -> None:

@@ -1,0 +1,128 @@
+"""Autocast does what eager does: products in the autocast dtype, everything else in float32."""
+
+import cases
+import numpy as np
+import pytest
+import torch
+from conftest import is_interpreted
+
+import fused_contrastive as fc
+
+NAMES = [case.name for case in cases.LOSSES]
+
+
+def autocast(device, dtype=torch.bfloat16):
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def errors(case, backend, device, seed, n, d):
+    """Relative errors of loss and gradients with float32 inputs under autocast, and their dtypes."""
+    g, loss, grads = cases.loss_truth(case.name, n, d, torch.float32, seed, 1.0, 0.2)
+    inputs = case.draw(n, d, torch.float32, device, seed, temperature=0.2)
+    with autocast(device):
+        out = case.loss(inputs, backend)
+    out.backward(g.to(out.device, out.dtype))
+    found = {name: cases.relative_error(x.grad, grads[name]) for name, x in inputs.items()}
+    return found | {"loss": cases.relative_error(out, loss)}, {"loss": out.dtype} | {
+        k: x.grad.dtype for k, x in inputs.items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_error_and_dtypes(name, backend, device):
+    """The median error is at most that of eager under autocast; the loss and the gradients of float32 inputs are float32."""
+    n, d = (11, 16) if is_interpreted(backend) else (70, 40)
+    case = cases.BY_NAME[name]
+    ours, eager = ([errors(case, label, device, seed, n, d) for seed in range(5)] for label in (backend, "reference"))
+    for key in ours[0][0]:
+        error, theirs = (np.median([e[0][key] for e in values]) for values in (ours, eager))
+        assert error <= max(theirs, 4 * torch.finfo(torch.bfloat16).eps), f"{key}: {error:.2e}, eager {theirs:.2e}"
+    assert set(ours[0][1].values()) == {torch.float32}
+
+
+def test_products_are_in_the_autocast_dtype(backend, device):
+    """Not more precise than asked either: the loss under autocast is that of bfloat16 embeddings."""
+    z1, z2 = (torch.randn(9, 20, device=device) for _ in range(2))
+    with autocast(device):
+        found = fc.clip_loss(z1, z2, 0.3, reduction="none", backend=backend)
+    rounded = fc.clip_loss(z1.bfloat16(), z2.bfloat16(), 0.3, reduction="none", backend=backend)
+    exact = fc.clip_loss(z1, z2, 0.3, reduction="none", backend=backend)
+    torch.testing.assert_close(found, rounded, rtol=1e-5, atol=1e-5)
+    assert (found - exact).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_dtypes(name, backend, device):
+    """Inside autocast the two sets may have different dtypes; outside that is an error (test_errors.py)."""
+    case = cases.BY_NAME[name]
+    inputs = case.draw(6, 8, torch.float32, device)
+    second = list(inputs)[1]
+    if case.function == "nt_xent_loss":
+        pytest.skip("nt_xent_loss concatenates its views, which promotes both")
+    inputs[second] = inputs[second].detach().bfloat16().requires_grad_()
+    with autocast(device):
+        loss = case.loss(inputs, backend)
+    loss.sum().backward()
+    for x in inputs.values():
+        assert x.grad.dtype == x.dtype and x.grad.isfinite().all()
+    expected = {k: x.detach().float().requires_grad_() for k, x in inputs.items()}
+    torch.testing.assert_close(loss, case.loss(expected, backend), rtol=5e-2, atol=5e-2)
+
+
+def test_mixed_dtypes_of_views(backend, device):
+    z1, z2 = torch.randn(6, 8, device=device), torch.randn(6, 8, device=device, dtype=torch.bfloat16)
+    with autocast(device):
+        loss = fc.nt_xent_loss(z1, z2, backend=backend)
+    torch.testing.assert_close(loss, fc.nt_xent_loss(z1, z2.float(), backend=backend), rtol=5e-2, atol=5e-2)
+
+
+def test_float64_stays(backend, device):
+    """Autocast leaves float64 alone, as torch.matmul does."""
+    z1, z2 = (torch.randn(6, 8, device=device, dtype=torch.float64) for _ in range(2))
+    expected = fc.nt_xent_loss(z1, z2, backend=backend)
+    with autocast(device):
+        assert torch.equal(fc.nt_xent_loss(z1, z2, backend=backend), expected)
+
+
+def test_backward_inside_autocast(backend, device):
+    """Gradients do not depend on whether backward runs inside the context."""
+    case = cases.BY_NAME["info_nce-symmetric"]
+    grads = []
+    for inside in (False, True):
+        inputs = case.draw(7, 8, torch.float32, device)
+        with autocast(device):
+            loss = case.loss(inputs, backend, reduction="mean")
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        grads.append([x.grad for x in inputs.values()])
+    for x, y in zip(*grads, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_disabled_region(backend, device):
+    z1, z2 = (torch.randn(6, 8, device=device) for _ in range(2))
+    expected = fc.nt_xent_loss(z1, z2, backend=backend)
+    with autocast(device), torch.autocast(device.type, enabled=False):
+        assert torch.equal(fc.nt_xent_loss(z1, z2, backend=backend), expected)
+
+
+@pytest.mark.no_poison
+@pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue"))
+def test_compiled(name, device):
+    """The same numbers as without the compiler."""
+    torch.compiler.reset()
+    case = cases.BY_NAME[name]
+    inputs = case.draw(9, 8, torch.float32, device)
+    names = list(inputs)
+
+    def loss(*values):
+        with autocast(device):
+            return case.loss(dict(zip(names, values, strict=True)), None, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(*inputs.values())
+    expected = loss(*inputs.values())
+    torch.testing.assert_close(compiled, expected)
+    for x, y in zip(*(torch.autograd.grad(value, inputs.values()) for value in (compiled, expected)), strict=True):
+        torch.testing.assert_close(x, y)

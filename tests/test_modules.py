@@ -1,0 +1,164 @@
+"""The modules: the functions' options and defaults, learnable temperatures, copies and saved states; numbers and tensors as temperature."""
+
+import copy
+import inspect
+import io
+import math
+import pickle
+
+import pytest
+import torch
+
+import fused_contrastive as fc
+from fused_contrastive import reference
+
+PAIRS = {
+    "NTXentLoss": "nt_xent_loss",
+    "InfoNCELoss": "info_nce_loss",
+    "ClipLoss": "clip_loss",
+    "NPairsLoss": "n_pairs_loss",
+    "CPCLoss": "cpc_loss",
+}
+WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss")
+
+
+def arguments(name, device="cpu"):
+    shape = (2, 6, 4) if name == "CPCLoss" else (6, 4)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    return (first, second, 2.0) if name == "ClipLoss" else (first, second)
+
+
+def loss_of(out):
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_signature_mirrors_the_function(name):
+    """Every option of the function is a constructor argument of the same name and default; the rest is forward's."""
+    function = inspect.signature(getattr(fc, PAIRS[name])).parameters
+    constructor = dict(inspect.signature(getattr(fc, name)).parameters)
+    forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
+    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY}
+    options |= {"temperature"} & set(function)
+    learnable = constructor.pop("learnable", None)
+    assert (learnable is not None) == (name in WITH_TEMPERATURE)
+    assert learnable is None or learnable.default is False
+    assert set(constructor) == options
+    for k in options:
+        assert constructor[k].default == function[k].default, k
+        assert constructor[k].kind == function[k].kind, k
+    assert forward == [k for k in function if k not in options]
+    for k in forward:
+        assert inspect.signature(getattr(fc, name).forward).parameters[k].default == function[k].default, k
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_equals_the_function(name, any_backend, device):
+    module = getattr(fc, name)(reduction="none", backend=any_backend)
+    function = getattr(fc, PAIRS[name])
+    found = loss_of(module(*arguments(name, device)))
+    expected = loss_of(function(*arguments(name, device), reduction="none", backend=any_backend))
+    assert torch.equal(found, expected)
+
+
+def test_options_reach_the_function(backend, device):
+    query, key = arguments("InfoNCELoss", device)
+    negatives = torch.randn(6, 3, 4, device=device)
+    module = fc.InfoNCELoss(
+        0.3, negative_mode="paired", normalize=False, reduction="sum", metrics=True, backend=backend
+    )
+    loss, metrics = module(query, key, negatives)
+    expected, wanted = reference.info_nce_loss(
+        query, key, negatives, 0.3, negative_mode="paired", normalize=False, reduction="sum", metrics=True
+    )
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics, wanted)
+    z1, z2 = arguments("NTXentLoss", device)
+    torch.testing.assert_close(
+        fc.NTXentLoss(0.7, normalize=False, backend=backend)(z1, z2),
+        reference.nt_xent_loss(z1, z2, 0.7, normalize=False),
+    )
+    target = torch.tensor([1, 0, 3, 2, 5, 4], device=device)
+    torch.testing.assert_close(fc.NPairsLoss(backend=backend)(z1, z2, target), reference.n_pairs_loss(z1, z2, target))
+    scale = torch.tensor(3.0, device=device, requires_grad=True)
+    bias = torch.tensor(-1.0, device=device, requires_grad=True)
+    loss = fc.ClipLoss(backend=backend)(z1, z2, scale, bias)
+    torch.testing.assert_close(loss, reference.clip_loss(z1, z2, scale, bias))
+    loss.backward()
+    assert bias.grad == 0 and scale.grad != 0
+
+
+@pytest.mark.parametrize("name", WITH_TEMPERATURE)
+def test_learnable_temperature(name, backend, device):
+    """Learned as its logarithm: the gradient is T times that of T, a step changes the temperature, and it stays positive."""
+    module = getattr(fc, name)(0.2, learnable=True, backend=backend).to(device)
+    assert [k for k, _ in module.named_parameters()] == ["log_temperature"]
+    assert math.isclose(module.temperature.item(), 0.2, rel_tol=1e-6)
+    module(*arguments(name, device)).backward()
+    temperature = torch.tensor(0.2, device=device, requires_grad=True)
+    getattr(fc, PAIRS[name])(*arguments(name, device), temperature, backend=backend).backward()
+    torch.testing.assert_close(module.log_temperature.grad, 0.2 * temperature.grad)
+    assert module.log_temperature.grad != 0
+    before = module(*arguments(name, device)).item()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    assert module(*arguments(name, device)).item() < before
+    assert not list(getattr(fc, name)(0.2).parameters())
+
+
+@pytest.mark.parametrize("learnable", (False, True))
+@pytest.mark.parametrize("name", WITH_TEMPERATURE)
+def test_copies_and_states(name, learnable, device):
+    """deepcopy, pickle, torch.save and state_dict keep the temperature and the options."""
+    module = getattr(fc, name)(0.3, normalize=False, reduction="sum", learnable=learnable).to(device)
+    expected = module(*arguments(name, device))
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)):
+        assert torch.equal(twin(*arguments(name, device)), expected)
+    assert list(module.state_dict()) == (["log_temperature"] if learnable else [])
+    other = getattr(fc, name)(0.9, normalize=False, reduction="sum", learnable=learnable).to(device)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(*arguments(name, device)), expected) == learnable
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_repr_shows_the_options(name):
+    options = {"reduction": "sum"} | ({"temperature": 0.25} if name in WITH_TEMPERATURE else {})
+    text = repr(getattr(fc, name)(**options))
+    assert (
+        text.startswith(name)
+        and "reduction='sum'" in text
+        and ("temperature=0.25" in text) == (name in WITH_TEMPERATURE)
+    )
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_number_and_tensor_temperatures_agree(dtype, backend, device):
+    """A number, a 0-d tensor here, and a 0-d tensor on the CPU; of any float dtype, which the gradient keeps."""
+    z1, z2 = arguments("NTXentLoss", device)
+    expected = fc.nt_xent_loss(z1, z2, 0.25, backend=backend)
+    for where in {device, torch.device("cpu")}:
+        temperature = torch.tensor(0.25, dtype=dtype, device=where, requires_grad=True)
+        loss = fc.nt_xent_loss(z1, z2, temperature, backend=backend)
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        assert temperature.grad.dtype == dtype and temperature.grad.device.type == where.type
+        truth = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+        reference.nt_xent_loss(z1.cpu().double(), z2.cpu().double(), truth).backward()
+        torch.testing.assert_close(temperature.grad.cpu(), truth.grad.to(dtype))
+    scale = torch.tensor(4.0, dtype=dtype, requires_grad=True)
+    torch.testing.assert_close(fc.clip_loss(z1, z2, scale, backend=backend), fc.clip_loss(z1, z2, 4.0, backend=backend))
+
+
+def test_integer_temperature(backend, device):
+    z1, z2 = arguments("NTXentLoss", device)
+    assert torch.equal(fc.nt_xent_loss(z1, z2, 2, backend=backend), fc.nt_xent_loss(z1, z2, 2.0, backend=backend))
+
+
+def test_train_and_eval_agree(backend, device):
+    module = fc.NTXentLoss(backend=backend)
+    assert torch.equal(
+        module.train()(*arguments("NTXentLoss", device)), module.eval()(*arguments("NTXentLoss", device))
+    )

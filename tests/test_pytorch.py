@@ -1,0 +1,325 @@
+"""Citizens of PyTorch: opcheck, torch.compile, second derivatives, torch.func, export to meta."""
+
+import functools
+
+import cases
+import pytest
+import torch
+from conftest import is_interpreted
+
+import fused_contrastive as fc
+from fused_contrastive.candidates import NO_SELF
+
+NAMES = [case.name for case in cases.LOSSES]
+pytestmark = pytest.mark.no_poison
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def traced_backend(backend) -> str:
+    """Backends whose kernels the compiler may meet: the interpreter runs Python that Dynamo and opcheck cannot trace."""
+    if is_interpreted(backend):
+        pytest.skip("Dynamo and opcheck cannot trace an interpreted Triton kernel")
+    return backend
+
+
+# name: (b, bias, keys, kind, offset, stride, positive, normalize, columns, extrema, weighted)
+OP_CALLS = {
+    "one-set-positive": (False, False, False, "not_pair", 0, 3, 3, True, False, True, False),
+    "one-set": (False, False, False, "not_self", 0, 1, -1, False, False, False, False),
+    "two-sets-positive": (True, False, False, "not_self", 0, 1, 0, True, True, True, False),
+    "two-sets-bias": (True, True, False, "all", NO_SELF, 1, -1, False, True, False, False),
+    "two-sets-keys": (True, False, True, "same_key", 1, 1, -1, True, False, False, False),
+    "weighted": (True, False, False, "all", NO_SELF, 1, -1, True, False, False, True),
+}
+
+
+def op_arguments(call, backend, device, dtype):
+    two, with_bias, with_keys, kind, offset, stride, positive, normalize, columns, extrema, weighted = OP_CALLS[call]
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    G, M, N, D = 2, 6, 6, 4
+    a = torch.randn(G, M, D, device=device).to(dtype)
+    b = torch.randn(G, N, D, device=device).to(dtype) if two else None
+    scale = torch.tensor(1.5, device=device, dtype=accumulate)
+    bias = torch.randn(G, N, device=device, dtype=accumulate) if with_bias else None
+    key_a = torch.randint(0, 2, (G, M), device=device) if with_keys else None
+    key_b = torch.randint(0, 2, (G, N), device=device) if with_keys else None
+    candidates = (kind, offset, stride, positive, normalize)
+    forward = (a, b, scale, bias, key_a, key_b, *candidates, columns, extrema, weighted, dtype, backend)
+    out = torch.ops.fused_contrastive.similarity_forward(*forward)
+    rows, cols, pos, _, _, _, *prepared = out
+    g_rows = torch.randn_like(rows)
+    g_cols = torch.randn_like(cols) if positive < 0 else cols.new_empty(0)
+    needs = (True, two, True, with_bias)
+    backward = (g_rows, g_cols, *forward[:6], rows, cols, pos, *prepared, *candidates, dtype, *needs, backend)
+    return forward, backward
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
+@pytest.mark.parametrize("call", OP_CALLS)
+def test_opcheck(call, dtype, traced_backend, device):
+    """Schemas, fakes (shapes, dtypes, strides) and aliasing of both ops."""
+    forward, backward = op_arguments(call, traced_backend, device, dtype)
+    torch.library.opcheck(torch.ops.fused_contrastive.similarity_forward.default, forward)
+    torch.library.opcheck(torch.ops.fused_contrastive.similarity_backward.default, backward)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("call", OP_CALLS)
+def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
+    """Shape, dtype and strides of every output are those of the fake, also where opcheck cannot be used."""
+    for op, arguments in zip(
+        ("similarity_forward", "similarity_backward"), op_arguments(call, backend, device, dtype), strict=True
+    ):
+        function = getattr(torch.ops.fused_contrastive, op)
+        real = function(*arguments)
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+            fake = function(*arguments)
+        for x, y in zip(real, fake, strict=True):
+            assert (x.shape, x.dtype, x.device, x.stride()) == (y.shape, y.dtype, y.device, y.stride())
+
+
+def compiled_loss(case, backend, options, mode):
+    """The loss of positional tensors as one full graph."""
+
+    def loss(*values):
+        return case.loss(dict(zip(options, values, strict=True)), backend, reduction="mean")
+
+    return torch.compile(loss, fullgraph=True, backend=mode)
+
+
+def assert_compiled(case, backend, device, mode, n=9, d=5):
+    inputs = case.draw(n, d, torch.float32, device)
+    again = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
+    expected = case.loss(inputs, backend, reduction="mean")
+    expected.backward()
+    loss = compiled_loss(case, backend, list(again), mode)(*again.values())
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, x in inputs.items():
+        torch.testing.assert_close(again[name].grad, x.grad, msg=name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compile(name, traced_backend, device):
+    """Every loss, forward and backward, as one graph."""
+    assert_compiled(cases.BY_NAME[name], traced_backend, device, "aot_eager")
+
+
+@pytest.mark.parametrize("name", ("nt_xent", "clip"))
+def test_compile_with_inductor(name, device):
+    """The default compiler and the device's default backend."""
+    if is_interpreted("triton") and device.type == "cuda":
+        pytest.skip("inductor's own kernels cannot run in the interpreter")
+    assert_compiled(cases.BY_NAME[name], None, device, "inductor")
+
+
+@pytest.mark.parametrize("use", [u for u in cases.USES if u.columns or u.lead], ids=str)
+def test_compile_primitive(use, device):
+    named = use.draw(7, 7, 3, torch.float32, device)
+    names = [name for name, x in named.items() if x.requires_grad]
+    leaves = [named[name].detach().clone().requires_grad_() for name in names]
+
+    def rows_and_columns(*values):
+        return use.apply(named | dict(zip(names, values, strict=True)), None)
+
+    out = torch.compile(rows_and_columns, fullgraph=True, backend="aot_eager")(*leaves)
+    expected = use.apply(named, None)
+    for x, y in zip(out, expected, strict=True):
+        torch.testing.assert_close(x, y)
+    sum(o.exp().sum() for o in out).backward()
+    sum(o.exp().sum() for o in expected).backward()
+    for name, x in zip(names, leaves, strict=True):
+        torch.testing.assert_close(x.grad, named[name].grad)
+
+
+@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "cpc"))
+def test_compile_dynamic_batch(name, traced_backend, device):
+    """One graph for every batch size: nothing is recompiled after the first."""
+    case = cases.BY_NAME[name]
+    draws = {n: case.draw(n, 5, torch.float32, device) for n in (6, 11, 40, 17)}
+    names = list(draws[6])
+
+    def loss(*values):
+        return case.loss(dict(zip(names, values, strict=True)), traced_backend, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count, (n, inputs) in enumerate(draws.items()):
+        with torch.compiler.set_stance("fail_on_recompile" if count else "default"):
+            value = compiled(*inputs.values())
+        value.backward()
+        expected = {k: x.detach().clone().requires_grad_() for k, x in inputs.items()}
+        reference = case.loss(expected, traced_backend, reduction="mean")
+        reference.backward()
+        torch.testing.assert_close(value, reference, msg=f"n={n}")
+        for k, x in inputs.items():
+            torch.testing.assert_close(x.grad, expected[k].grad, msg=f"n={n}: {k}")
+
+
+def test_compile_metrics_and_module(traced_backend, device):
+    z1, z2 = torch.randn(8, 4, device=device), torch.randn(8, 4, device=device)
+    module = fc.NTXentLoss(0.2, metrics=True, learnable=True, backend=traced_backend).to(device)
+    loss, metrics = torch.compile(module, fullgraph=True, backend="aot_eager")(z1, z2)
+    loss.backward()
+    gradient, module.log_temperature.grad = module.log_temperature.grad, None
+    expected, wanted = module(z1, z2)
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics, wanted)
+    torch.testing.assert_close(gradient, module.log_temperature.grad)
+
+
+NO_SECOND = "second derivatives|double backward|twice|once_differentiable|not implemented"
+
+
+def second_derivative(case, inputs, backend, wanted):
+    """The gradient of a gradient penalty plus the loss itself: where a hidden zero would do most harm."""
+    loss = case.loss(inputs, backend, reduction="mean")
+    first = torch.autograd.grad(loss, [inputs[name] for name in wanted], create_graph=True)
+    penalty = sum(g.square().sum() for g in first)
+    return torch.autograd.grad(loss + penalty, list(inputs.values()), allow_unused=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives(name, backend, device):
+    """They raise, or are eager's: never silently wrong, for any argument the penalty may be taken of."""
+    case = cases.BY_NAME[name]
+    inputs = case.draw(5, 3, torch.float64, device)
+    for wanted in [*([k] for k in inputs), list(inputs)]:
+        expected = second_derivative(case, inputs, "reference", wanted)
+        try:
+            found = second_derivative(case, inputs, backend, wanted)
+        except (RuntimeError, NotImplementedError) as error:
+            assert any(word in str(error) for word in NO_SECOND.split("|")), error
+            continue
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+
+
+def test_second_derivatives_of_eager(device):
+    case = cases.BY_NAME["nt_xent"]
+    inputs = case.draw(4, 3, torch.float64, device)
+    assert torch.autograd.gradgradcheck(
+        lambda *values: case.loss(dict(zip(inputs, values, strict=True)), "eager"), tuple(inputs.values())
+    )
+
+
+@pytest.mark.parametrize("mode", ("aot_eager", "eager"))
+def test_second_derivatives_under_compile(mode, traced_backend, device):
+    """A compiled loss raises too."""
+    case = cases.BY_NAME["nt_xent"]
+    inputs = case.draw(5, 3, torch.float64, device)
+    loss = compiled_loss(case, traced_backend, list(inputs), mode)(*inputs.values())
+    expected = second_derivative(case, inputs, "reference", ["z1"])
+    with_graph = functools.partial(torch.autograd.grad, create_graph=True)
+    try:
+        penalty = with_graph(loss, inputs["z1"])[0].square().sum()
+        found = torch.autograd.grad(loss + penalty, list(inputs.values()))
+    except (RuntimeError, NotImplementedError):
+        return
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+
+
+def test_gradients_with_create_graph_are_right(backend, device):
+    """create_graph alone changes no first derivative."""
+    case = cases.BY_NAME["info_nce-symmetric"]
+    inputs = case.draw(6, 3, torch.float64, device)
+    plain, graph = (
+        torch.autograd.grad(case.loss(inputs, backend, reduction="mean"), inputs.values(), create_graph=create)
+        for create in (False, True)
+    )
+    for x, y in zip(plain, graph, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_backward_twice(backend, device):
+    """retain_graph works and accumulates; without it autograd's own error is raised."""
+    case = cases.BY_NAME["nt_xent"]
+    inputs = case.draw(6, 3, torch.float64, device)
+    loss = case.loss(inputs, backend, reduction="mean")
+    loss.backward(retain_graph=True)
+    once = inputs["z1"].grad.clone()
+    loss.backward()
+    torch.testing.assert_close(inputs["z1"].grad, 2 * once)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue", "cpc"))
+def test_func_grad(name, backend, device):
+    """torch.func.grad gives the same gradients, or a clear error; torch.func.vmap the same values, or a clear error."""
+    case = cases.BY_NAME[name]
+    inputs = case.draw(6, 3, torch.float64, device)
+    expected = torch.autograd.grad(case.loss(inputs, backend, reduction="mean"), inputs.values())
+    values = tuple(x.detach() for x in inputs.values())
+
+    def loss(*arguments):
+        return case.loss(dict(zip(inputs, arguments, strict=True)), backend, reduction="mean")
+
+    for x, y in zip(torch.func.grad(loss, tuple(range(len(values))))(*values), expected, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_vmap(backend, device):
+    z = torch.randn(3, 5, 4, dtype=torch.float64, device=device)
+    expected = torch.stack([fc.nt_xent_loss(x, x + 1, backend=backend) for x in z])
+    try:
+        found = torch.func.vmap(lambda x: fc.nt_xent_loss(x, x + 1, backend=backend))(z)
+    except (RuntimeError, NotImplementedError) as error:
+        assert "vmap" in str(error) or "batching rule" in str(error)
+        return
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_grad_and_inference_mode(name, backend, device):
+    case = cases.BY_NAME[name]
+    inputs = case.draw(6, 4, torch.float32, device)
+    expected = case.loss(inputs, backend).detach()
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            loss = case.loss(inputs, backend)
+        assert not loss.requires_grad
+        torch.testing.assert_close(loss.clone(), expected)
+
+
+def test_inputs_are_left_alone(backend, device):
+    for case in cases.LOSSES:
+        inputs = case.draw(6, 4, torch.float32, device)
+        before = {name: x.detach().clone() for name, x in inputs.items()}
+        loss = case.loss(inputs, backend)
+        upstream = torch.randn_like(loss)
+        kept = upstream.clone()
+        loss.backward(upstream)
+        assert torch.equal(upstream, kept)
+        for name, x in inputs.items():
+            assert torch.equal(x, before[name]), (case.name, name)
+
+
+def test_the_same_tensor_twice(backend, device):
+    """nt_xent_loss(z, z): the gradients of both views add up."""
+    z = torch.randn(7, 4, dtype=torch.float64, device=device, requires_grad=True)
+    fc.nt_xent_loss(z, z, backend=backend).backward()
+    z1, z2 = (z.detach().clone().requires_grad_() for _ in range(2))
+    fc.nt_xent_loss(z1, z2, backend=backend).backward()
+    torch.testing.assert_close(z.grad, z1.grad + z2.grad)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_tensors(name):
+    """Shapes without data, as eager gives them."""
+    if name == "n_pairs-target":
+        pytest.skip("the values of target are checked, and meta tensors have none")
+    case = cases.BY_NAME[name]
+    inputs = case.draw(6, 4, torch.float32, "meta")
+    loss = case.loss(inputs, None)
+    assert loss.device.type == "meta" and loss.shape == case.loss(inputs, "reference").shape
+    loss.sum().backward()
+    assert all(x.grad.shape == x.shape for x in inputs.values())

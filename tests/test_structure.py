@@ -1,0 +1,125 @@
+"""Imports run one way, files stay short, every public function says what its shapes are."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import fused_contrastive as fc
+
+ROOT = Path(fc.__file__).resolve().parent
+REPOSITORY = Path(__file__).resolve().parent.parent
+LEVELS = (
+    {"candidates", "checks"},
+    {"reference", "panels", "visualize"},
+    {"native", "triton_kernels"},
+    {"dispatch"},
+    {"ops"},
+    {"functions"},
+    {"losses"},
+    {"modules", "distributed", "testing"},
+    {"__init__", "__main__", "integrations"},
+)
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+
+
+def sources() -> dict[str, list[Path]]:
+    """Files by the module of the package they belong to."""
+    found = {path.stem: [path] for path in ROOT.glob("*.py")}
+    for folder in (ROOT / "triton_kernels", REPOSITORY / "triton_kernels", ROOT / "integrations"):
+        if folder.is_dir():
+            found.setdefault(folder.name, []).extend(sorted(folder.glob("*.py")))
+    return found
+
+
+def imported_modules(path: Path, nested: bool) -> set[str]:
+    """Modules of the package that a file imports anywhere, also inside functions; `nested`: the file lies one folder deeper."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            up = node.level - (1 if nested else 0)
+            if up == 1:
+                names = [node.module] if node.module else [alias.name for alias in node.names]
+            elif node.level == 0 and (node.module or "").startswith("fused_contrastive"):
+                inside = node.module.partition(".")[2]
+                names = [inside] if inside else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [a.name.partition(".")[2] for a in node.names if a.name.partition(".")[0] == "fused_contrastive"]
+        found |= {name.partition(".")[0] for name in names if name}
+    return found
+
+
+def test_imports_run_one_way():
+    """losses -> functions -> ops -> dispatch -> backends -> candidates, checks; each module only from below it."""
+    files = sources()
+    assert {"losses", "functions", "ops", "dispatch", "panels", "native", "triton_kernels"} <= set(files)
+    for module, paths in files.items():
+        assert module in LEVEL, f"give {module} a level in {Path(__file__).name}"
+        for path in paths:
+            for other in imported_modules(path, nested=path.parent != ROOT):
+                assert other in LEVEL, f"{path.name} imports {other}, which has no level"
+                assert LEVEL[other] < LEVEL[module] or other == module, (
+                    f"{path.name} ({module}) must not import {other}"
+                )
+
+
+def test_backends_have_identical_signatures():
+    """A backend is a module with the four functions, the last two with the ops' arguments less the backend."""
+    from fused_contrastive import dispatch, ops, panels
+
+    for name in ("similarity_forward", "similarity_backward"):
+        schema = [a.name for a in getattr(__import__("torch").ops.fused_contrastive, name).default._schema.arguments][
+            :-1
+        ]
+        assert list(inspect.signature(getattr(panels, name)).parameters) == schema, name
+    assert ops.accumulation_dtype
+    for backend in ("panels", "cpu", "triton"):
+        module = dispatch.module(backend)
+        assert callable(module.refusal) and callable(module.status), backend
+        if module.status().startswith("available"):
+            assert callable(module.similarity_forward) and callable(module.similarity_backward), backend
+
+
+@pytest.mark.parametrize("name", [n for n in fc.__all__ if n not in ("backends", "use_backend")])
+def test_docstrings_state_shapes(name):
+    """Functions state their shapes in brackets; modules name the function they wrap."""
+    document = inspect.getdoc(getattr(fc, name)) or ""
+    if inspect.isclass(getattr(fc, name)):
+        assert "Module form of `" in document
+    else:
+        assert "``[" in document or "[..., " in document or "[M, D]``" in document, document
+
+
+def test_public_names():
+    assert sorted(fc.__all__) == sorted(set(fc.__all__))
+    for name in fc.__all__:
+        assert hasattr(fc, name)
+    assert inspect.getdoc(fc.backends) and inspect.getdoc(fc.use_backend)
+    public = {n for n, x in vars(fc).items() if not n.startswith("_") and not inspect.ismodule(x)}
+    assert public == set(fc.__all__)
+
+
+def test_reference_has_the_signatures_of_the_losses():
+    """The specification takes the same arguments with the same defaults, less backend."""
+    from fused_contrastive import losses, reference
+
+    for name, function in vars(losses).items():
+        if not name.endswith("_loss"):
+            continue
+        ours, theirs = (dict(inspect.signature(f).parameters) for f in (function, getattr(reference, name)))
+        ours.pop("backend")
+        assert list(ours) == list(theirs), name
+        for key, parameter in ours.items():
+            assert parameter.default == theirs[key].default and parameter.kind == theirs[key].kind, (name, key)
+
+
+@pytest.mark.parametrize("folder", ("fused_contrastive", "triton_kernels", "csrc", "tests", "bench", "examples"))
+def test_files_are_short(folder):
+    """Under 400 lines each, none wider than 200 characters."""
+    for path in sorted((REPOSITORY / folder).rglob("*")):
+        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and "__pycache__" not in path.parts:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert len(lines) < 400, f"{path.relative_to(REPOSITORY)} has {len(lines)} lines"
+            assert max(map(len, lines), default=0) <= 200, path.relative_to(REPOSITORY)
