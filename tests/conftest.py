@@ -19,7 +19,7 @@ import fused_contrastive
 from fused_contrastive import dispatch
 
 PACKAGE = "fused_contrastive"
-BACKENDS = ("panels", "cpu", "triton")
+BACKENDS = ("panels", "cpu", "triton", "cuda")
 
 
 def pytest_addoption(parser):

@@ -72,9 +72,8 @@ def build(library: Path, folder: Path, jobs: int | None = None) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     root = Path(torch.__file__).parent
     include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
-    torch_flags = [
-        "-DUSE_CUDA", "-DPy_LIMITED_API=0x030a0000", "-DTORCH_TARGET_VERSION=0x020b000000000000", *(f"-I{path}" for path in include)
-    ]  # fmt: skip
+    torch_flags = ["-DUSE_CUDA", "-DPy_LIMITED_API=0x030a0000", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    torch_flags += [f"-I{path}" for path in include]
 
     def compile_one(source: Path) -> str:
         target = folder / (source.stem + ".o")

@@ -1,4 +1,4 @@
-"""The CUDA kernels as a library for CPU tensors: csrc/cuda compiled with the host compiler and the shim beside this file."""
+"""The CUDA kernels as a library for CPU tensors: csrc/cuda compiled with the host compiler and the shim of this folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,32 +46,28 @@ def fingerprint() -> str:
 
 def build() -> Path:
     """The library, compiled unless these sources were before."""
-    folder = ROOT / "build/cuda_host" / fingerprint()
-    library = folder / "_C_cuda_host.so"
+    library = ROOT / "build/cuda_host" / f"_C_cuda_host-{fingerprint()}.so"
     if library.exists():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    for stale in library.parent.glob("*.so"):
+        stale.unlink()
     root = Path(torch.__file__).parent
-    include = [
-        HERE,
-        SOURCES,
-        root / "include",
-        root / "include/torch/csrc/api/include",
-        sysconfig.get_paths()["include"],
-    ]
+    include = [HERE, SOURCES, root / "include", root / "include/torch/csrc/api/include"]
+    include.append(Path(sysconfig.get_paths()["include"]))
     common = [compiler(), *FLAGS, *(f"-I{path}" for path in include)]
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
 
-    def compile_one(source: Path) -> str:
-        target = folder / (source.stem + ".o")
-        run([*common, "-x", "c++", "-c", str(source), "-o", str(target)])
-        return str(target)
+        def compile_one(source: Path) -> str:
+            target = Path(folder, source.stem + ".o")
+            run([*common, "-x", "c++", "-c", str(source), "-o", str(target)])
+            return str(target)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources()))
-    part = folder / f"part-{os.getpid()}.so"
-    libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-    run([compiler(), "-shared", *objects, "-o", str(part), *libraries])
-    part.rename(library)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, sources()))
+        part = Path(folder, library.name)
+        run([compiler(), "-shared", *objects, "-o", str(part), f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"])
+        part.rename(library)
     return library
 
 
@@ -82,7 +79,7 @@ def run(command: list[str]) -> None:
 
 @functools.cache
 def load() -> types.SimpleNamespace:
-    """``operators``: the namespace of torch operators; ``options(order, copies_at_once)``: how threads take turns (shim.cpp)."""
+    """``operators``: namespace of torch operators; ``options(order, copies_at_once)``: how threads take turns (shim.cpp)."""
     path = build()
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
