@@ -151,6 +151,16 @@ def objections(row: dict, arch: str) -> list[str]:
     return found
 
 
+def write_record(result: dict[str, dict | None]) -> None:
+    """Keep what was compiled and has no objections."""
+    passed = {
+        place: entry
+        for place, entry in sorted(result.items())
+        if entry and not any(objections(row, place.rpartition("sm_")[2]) for row in entry["kernels"])
+    }
+    RECORD.write_text(json.dumps(passed, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.compile_gate_cuda", description=__doc__.split("\n")[0])
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
@@ -185,6 +195,8 @@ def main() -> int:
         with ThreadPoolExecutor(options.jobs) as pool:
             for place, entry in pool.map(work, todo):
                 result[place] = entry
+                print(f"  {place}", flush=True)
+                write_record(result)
     failed = 0
     print(f"{'target':7} {'kernel':38} {'regs':>4} {'KiB':>4} {'matrix':>10}  verdict")
     for place, entry in sorted(result.items()):
@@ -197,12 +209,7 @@ def main() -> int:
                 f"sm_{arch:4} {row['kernel']:38} {row['registers']:4} {row['shared_bytes'] / 1024:4.0f} {matrix:>10}  "
                 f"{'; '.join(found) or 'ok'}"
             )
-    passed = {
-        place: entry
-        for place, entry in sorted(result.items())
-        if not any(objections(row, place.rpartition("sm_")[2]) for row in entry["kernels"])
-    }
-    RECORD.write_text(json.dumps(passed, indent=1) + "\n")
+    write_record(result)
     print(f"{failed} failed" if failed else "all pass")
     return 1 if failed else 0
 

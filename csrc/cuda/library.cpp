@@ -271,7 +271,7 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
 }
 
 // Importing the module is what loads the library: its static initialisers registered the operators.
-extern "C" PyObject* LIBRARY_NAME() {
+PyMODINIT_FUNC LIBRARY_NAME() {
   static PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
