@@ -1,7 +1,7 @@
 """Builds the native kernels where it can and says what it decided and why.
 
-FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ compiler are present), cpu (they must build), cuda (the
-CUDA kernels must build, too), none.
+FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ compiler are present), cpu (they must
+build), cuda (the CUDA kernels must build, too), none.
 """
 
 import os
@@ -45,7 +45,9 @@ def decide():
     if wanted not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"FUSED_CONTRASTIVE_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
     if wanted == "cuda" and not Path("csrc/cuda").is_dir():
-        raise SystemExit("FUSED_CONTRASTIVE_BUILD=cuda: there are no CUDA kernels yet; the Triton backend serves NVIDIA GPUs")
+        raise SystemExit(
+            "FUSED_CONTRASTIVE_BUILD=cuda: there are no CUDA kernels yet; the Triton backend serves NVIDIA GPUs"
+        )
     if wanted == "none":
         say("no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; the panels and Triton backends need none")
         return "none", False
@@ -132,5 +134,7 @@ class BuildKernels(build_ext):
 
 what, required = decide()
 sources = [str(CPU / "ops.cpp"), str(CPU / "kernels.cpp")]
-extensions = [Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)] if what == "cpu" else []
+extensions = (
+    [Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)] if what == "cpu" else []
+)
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
