@@ -1,7 +1,7 @@
 """Builds the native kernels where it can and says what it decided and why.
 
-FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ compiler are present), cpu (they must build), cuda (the
-CUDA kernels must build, too), none.
+FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ compiler are present), cpu (they must
+build), cuda (the CUDA kernels must build, too), none.
 """
 
 import importlib.util

@@ -85,7 +85,7 @@ SCENARIOS = (
     Scenario("clip", "bfloat16", 8192, 512, 8192, kind="not_self", normalize=False, columns=True),
     Scenario("clip, bias", "float32", 8192, 512, 8192, kind="not_self", bias=True, columns=True),
     Scenario("keys, bias", "bfloat16", 4096, 512, 8192, kind="same_key", bias=True, columns=True, paired=False),
-    Scenario("keys", "bfloat16", 8192, 128, kind="other_key", paired=False),
+    Scenario("keys", "bfloat16", 8192, 64, kind="other_key", paired=False),
     Scenario("queue", "bfloat16", 1024, 64, 65536, kind="all", weighted=True, paired=False),
     Scenario("queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False),
     Scenario("queue", "bfloat16", 1024, 512, 65536, kind="all", weighted=True, paired=False),

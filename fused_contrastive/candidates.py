@@ -11,7 +11,7 @@ same_key   ``key_b[j] == key_a[i]`` and ``j != i + offset``
 ========== ========================================================================
 
 The positive of row ``i``, where a loss has one, is column ``(i + positive) % N``; ``positive = -1`` means there is none.
-The index kinds need a mask only in tiles that cross a diagonal; `tile_needs_mask` says which.
+The index kinds exclude diagonals: a mask is needed only in tiles that cross one (`excluded_diagonals`).
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ def resolve_offset(kind: str, self_offset: int | None, one_set: bool) -> tuple[s
     return kind, offset
 
 
-def tile_needs_mask(kind: str, offset: int, stride: int, i0: int, i1: int, j0: int, j1: int) -> bool:
-    """Whether rows [i0, i1) against columns [j0, j1) contain a pair that is not a candidate (keys: may contain)."""
-    low, high = j0 - (i1 - 1) - offset, (j1 - 1) - i0 - offset  # the range of j - i - offset
+def excluded_diagonals(kind: str, offset: int, stride: int, i0: int, i1: int, j0: int, j1: int) -> range:
+    """The diagonals ``(j - j0) - (i - i0)`` of the tile of rows [i0, i1) and columns [j0, j1) whose pairs an index kind excludes."""
+    low, high = 1 - (i1 - i0), j1 - j0  # diagonals of the tile: [low, high)
+    first = offset + i0 - j0
     if kind == "not_self":
-        return low <= 0 <= high
+        return range(first, first + 1) if low <= first < high else range(0)
     if kind == "not_pair":
-        return high // stride * stride >= low
-    return kind in KEYED
+        return range(low + (first - low) % stride, high, stride)
+    return range(0)
 
 
 def candidate_mask(

@@ -1,7 +1,7 @@
-"""The native CPU backend: thin wrappers over the C++ library `_C_cpu` (csrc/cpu), which picks the best ISA of this machine.
+"""The native CPU backend: thin wrappers over the C++ library `_C_cpu` (csrc/cpu), which picks this machine's best ISA.
 
-The library is tied to the torch it was built for. Where it cannot be used, `refusal` and `status` say why; importing this module
-never fails.
+The library is tied to the torch it was built for. Where it cannot be used, `refusal` and `status` say why; importing
+this module never fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARK = b"fused_contrastive for torch "
 
 
 def _built_for(path: Path) -> str:
-    """The torch version in the library's mark, read without loading it (another version's library may not even load)."""
+    """The torch version in the library's mark, read without loading it: another version's may not even load."""
     content = path.read_bytes()
     start = content.find(_MARK) + len(_MARK)
     return content[start : content.index(b";", start)].decode() if start >= len(_MARK) else "an unknown version"
@@ -28,7 +28,9 @@ def _load() -> str | None:
     """Load the library; the reason where that is not possible."""
     spec = importlib.util.find_spec(_LIBRARY)
     if spec is None or spec.origin is None:
-        return "the extension was not built (install with --no-build-isolation where torch and a C++ compiler are present)"
+        return (
+            "the extension was not built (install with --no-build-isolation where torch and a C++ compiler are present)"
+        )
     built, here = _built_for(Path(spec.origin)), torch.__version__.partition("+")[0]
     if built != here:
         return f"built for torch {built}, this is torch {here}: install again with --no-build-isolation"

@@ -1,6 +1,6 @@
 """The streaming algorithm in torch operations over row panels: O(N D) memory on any device, no compiler, no Triton.
 
-A panel is at most ``PANEL`` similarities of consecutive rows against all columns (for one set: the columns from the panel's first row
+A panel is at most ``PANEL`` (32 times that on GPUs) similarities of consecutive rows against all columns (for one set: the columns from the panel's first row
 on, so that only half the matrix is computed and each tile serves its rows and its columns). Products are library GEMMs.
 Flops, one set: N^2 D forward, 3 N^2 D backward; two sets: 2 M N D and 6 M N D. Derivations: docs/maths.md.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from .candidates import candidate_mask, tile_needs_mask
+from .candidates import KEYED, candidate_mask, excluded_diagonals
 
-PANEL = 1 << 22
-"""Similarities per panel (16 MiB in float32)."""
+PANEL = 1 << 19
+"""Similarities per panel: 2 MiB in float32 stay in a CPU's caches; other devices get 32 times that."""
 
 EPS = 1e-12
 """Norm floor, that of torch.nn.functional.normalize."""
@@ -39,22 +39,33 @@ def prepare(x: torch.Tensor, normalize: bool, dtype: torch.dtype) -> tuple[torch
     return (x * inv.unsqueeze(-1)).to(dtype), inv
 
 
+def on_tensor_cores(x: torch.Tensor) -> bool:
+    """Whether the library multiplies half-precision matrices into float32 results on this device."""
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """x as the products read it: in the accumulation dtype, converted once, unless there are tensor cores for its own."""
+    return x if on_tensor_cores(x) else x.to(accumulation(x.dtype))
+
+
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y`` of ``[G, m, k]`` and ``[G, k, n]`` with the result, and every partial sum, in the accumulation dtype."""
     accumulate = accumulation(y.dtype)
-    if y.device.type == "cuda" and x.dtype == y.dtype and y.dtype in (torch.bfloat16, torch.float16):
+    if x.dtype == y.dtype and on_tensor_cores(y):
         return torch.bmm(x, y, out_dtype=torch.float32)
     return torch.bmm(x.to(accumulate), y.to(accumulate))
 
 
-def blocks(G: int, M: int, N: int):
-    """``(g0, g1, i0, i1)`` of the panels: whole groups while they fit into PANEL, else row panels of one group."""
-    if M * N <= PANEL:
-        step = max(1, PANEL // (M * N))
+def blocks(G: int, M: int, N: int, device: torch.device):
+    """``(g0, g1, i0, i1)`` of the panels: whole groups while they fit into one, else row panels of one group."""
+    panel = PANEL if device.type == "cpu" else 32 * PANEL
+    if M * N <= panel:
+        step = max(1, panel // (M * N))
         for g in range(0, G, step):
             yield g, min(g + step, G), 0, M
         return
-    step = max(1, PANEL // N)
+    step = max(1, panel // N)
     for g in range(G):
         for i in range(0, M, step):
             yield g, g + 1, i, min(i + step, M)
@@ -65,11 +76,14 @@ def logits(x, y, scale, bias, key_x, key_y, kind, offset, stride, g, i, j):
     s = product(x[g, i], y[g, j].transpose(1, 2)).mul_(scale)
     if bias is not None:
         s += bias[g, None, j]
-    if tile_needs_mask(kind, offset, stride, i.start, i.stop, j.start, j.stop):
+    diagonals = excluded_diagonals(kind, offset, stride, i.start, i.stop, j.start, j.stop)
+    if kind in KEYED or len(diagonals) > 16:
         rows = torch.arange(i.start, i.stop, device=s.device)
         columns = torch.arange(j.start, j.stop, device=s.device)
         keys = (None, None) if key_x is None else (key_x[g, i], key_y[g, j])
-        s.masked_fill_(~candidate_mask(kind, offset, stride, rows, columns, *keys), float("-inf"))
+        return s.masked_fill_(~candidate_mask(kind, offset, stride, rows, columns, *keys), float("-inf"))
+    for diagonal in diagonals:
+        s.diagonal(diagonal, 1, 2).fill_(float("-inf"))
     return s
 
 
@@ -85,6 +99,9 @@ def similarity_forward(
     G, M, D = a.shape
     x, a_inv = prepare(a, normalize, dtype)
     y, b_inv = (x, scale.new_empty(0)) if b is None else prepare(b, normalize, dtype)
+    a_hat = x.contiguous() if normalize or a.dtype != dtype else x.new_empty(0)
+    b_hat = y.contiguous() if b is not None and (normalize or b.dtype != dtype) else y.new_empty(0)
+    x, y = widen(x), widen(y)
     key_b = key_a if b is None else key_b
     N = y.shape[1]
 
@@ -94,7 +111,7 @@ def similarity_forward(
     rows, cols = full(True, M), full(columns, N)
     row_max, col_max = full(extrema, M), full(extrema and columns, N)
     mean = scale.new_empty((G, M, D) if weighted else (0,))
-    for g0, g1, i0, i1 in blocks(G, M, N):
+    for g0, g1, i0, i1 in blocks(G, M, N, x.device):
         g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if b is None else 0, N)
         s = logits(x, y, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)
         rows[g, i] = torch.logaddexp(rows[g, i], s.logsumexp(2))
@@ -117,12 +134,7 @@ def similarity_forward(
     if positive >= 0:
         pos = positive_logits(x, y, scale, bias, positive)
         loss = paired_loss(rows, cols, pos, positive)
-    return (
-        rows, cols, pos, loss, row_max, col_max,
-        x.contiguous() if normalize or a.dtype != dtype else x.new_empty(0),
-        y.contiguous() if b is not None and (normalize or b.dtype != dtype) else y.new_empty(0),
-        a_inv, b_inv, mean,
-    )  # fmt: skip
+    return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
 
 
 def partners(M: int, N: int, positive: int, device: torch.device) -> torch.Tensor:
@@ -164,8 +176,8 @@ def similarity_backward(
     kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
 ):  # fmt: skip
     """See ops.py."""
-    x = a_hat if a_hat.numel() else a
-    y = x if b is None else (b_hat if b_hat.numel() else b)
+    x = widen(a_hat if a_hat.numel() else a)
+    y = x if b is None else widen(b_hat if b_hat.numel() else b)
     key_b = key_a if b is None else key_b
     M, N = x.shape[1], y.shape[1]
     c, h, g_pos = upstream(g_rows, g_cols, rows, cols, pos, positive)
@@ -209,7 +221,7 @@ def weighted_sums(
         h, cols = c.transpose(1, 2), rows.transpose(1, 2)
     elif h is not None:
         h, cols = h.unsqueeze(1), finite_lse(cols).unsqueeze(1)
-    for g0, g1, i0, i1 in blocks(G, M, N):
+    for g0, g1, i0, i1 in blocks(G, M, N, x.device):
         g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if one_set else 0, N)
         s = logits(x, y, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)
         w = torch.sub(s, rows[g, i]).exp_().mul_(c[g, i])

@@ -97,7 +97,7 @@ def test_learnable_temperature(name, backend, device):
     assert math.isclose(module.temperature.item(), 0.2, rel_tol=1e-6)
     module(*arguments(name, device)).backward()
     temperature = torch.tensor(0.2, device=device, requires_grad=True)
-    getattr(fc, PAIRS[name])(*arguments(name, device), temperature, backend=backend).backward()
+    getattr(fc, PAIRS[name])(*arguments(name, device), temperature=temperature, backend=backend).backward()
     torch.testing.assert_close(module.log_temperature.grad, 0.2 * temperature.grad)
     assert module.log_temperature.grad != 0
     before = module(*arguments(name, device)).item()

@@ -1,4 +1,4 @@
-"""The native CPU kernels against a dense float64 oracle written here from the contract in ops.py, with autograd for the gradients."""
+"""The native CPU kernels against a dense float64 oracle, written here from the contract in ops.py; gradients by autograd."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import torch
 
 from fused_contrastive import candidates, native
 
-pytestmark = pytest.mark.skipif(
-    native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status()
-)
+pytestmark = pytest.mark.skipif(native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status())
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -102,7 +100,9 @@ class Call:
         accumulate = self.inputs[2].dtype
         columns = self.columns and self.positive < 0
         g_rows = torch.randn(self.G, self.M, generator=generator, dtype=torch.float64).to(accumulate)
-        g_cols = torch.randn(self.G, (a if b is None else b).shape[1] if columns else 0, generator=generator, dtype=torch.float64)
+        g_cols = torch.randn(
+            self.G, (a if b is None else b).shape[1] if columns else 0, generator=generator, dtype=torch.float64
+        )
         return g_rows, (g_cols if columns else g_cols.new_empty(0)).to(accumulate)
 
     def backward(self, outputs, needs=(True, True, True, True), inputs=None, upstream=None):
@@ -110,7 +110,9 @@ class Call:
         rows, cols, pos, _, _, _, *prepared = outputs
         upstream = self.upstream() if upstream is None else upstream
         needs = (needs[0], needs[1] and inputs[1] is not None, needs[2], needs[3] and inputs[3] is not None)
-        return native.similarity_backward(*upstream, *inputs, rows, cols, pos, *prepared, *self.options, self.dtype, *needs)
+        return native.similarity_backward(
+            *upstream, *inputs, rows, cols, pos, *prepared, *self.options, self.dtype, *needs
+        )
 
 
 def softplus(x):
@@ -170,7 +172,9 @@ NAMES = ("rows", "cols", "pos", "loss", "row_max", "col_max", "a_hat", "b_hat", 
 
 def oracle_gradients(call: Call):
     """Gradients of the oracle for the call's upstream gradients: a, b, scale, bias."""
-    leaves = [x.detach().double().requires_grad_() if x is not None and x.is_floating_point() else x for x in call.inputs]
+    leaves = [
+        x.detach().double().requires_grad_() if x is not None and x.is_floating_point() else x for x in call.inputs
+    ]
     out = dense(call, *leaves)
     g_rows, g_cols = call.upstream()
     if call.positive >= 0:
@@ -190,7 +194,9 @@ def assert_close(name, got, want, tolerance):
     """Equal infinities and an error of at most `tolerance` relative to the largest finite entry (at least to 1)."""
     assert got.shape == want.shape, name
     infinite = torch.isinf(want)
-    assert torch.equal(torch.isinf(got), infinite) and torch.equal(got.double()[infinite], want.double()[infinite]), name
+    assert torch.equal(torch.isinf(got), infinite) and torch.equal(got.double()[infinite], want.double()[infinite]), (
+        name
+    )
     error = (got.double() - want.double()).masked_fill(infinite, 0.0).abs().max()
     size = want.double().masked_fill(infinite, 0.0).abs().max().clamp_min(1.0)
     assert error <= tolerance * size, f"{name}: error {error:.2e} of {size:.2e}"
@@ -322,12 +328,12 @@ def test_equal_pairs_have_equal_logits():
         assert torch.equal(outputs[2], outputs[4]) and torch.equal(outputs[2], outputs[5])
 
 
-@pytest.mark.parametrize("needs", [(True, False, False, False), (False, True, False, False), (False, False, True, False),
-                                   (False, True, True, False), (False, False, False, True), (True, False, True, True)])  # fmt: skip
+@pytest.mark.parametrize("needs", ["a", "b", "scale", "b scale", "bias", "a scale bias"])
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
 def test_only_what_is_needed(case, needs, poisoned):
     call = replace(POSITIVES[case], bias=None if case == "nt_xent" else "values")
     outputs = call.forward()
+    needs = tuple(name in needs.split() for name in ("a", "b", "scale", "bias"))
     some = call.backward(outputs, needs)
     for got, want, need in zip(some, oracle_gradients(call), needs, strict=True):
         if need and want is not None:
@@ -377,9 +383,13 @@ def test_converged_training():
     x = torch.cat([z, z + 0.3 * torch.randn(512, 64, generator=generator)])[None]
     exact = x.double().requires_grad_()
     reference = replace(call, dtype=torch.float64)
-    want = torch.autograd.grad(dense(reference, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact)[0]
+    want = torch.autograd.grad(
+        dense(reference, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact
+    )[0]
     inputs = (x, *call.inputs[1:])
-    got = call.backward(call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 1024), 1 / 1024), torch.empty(0)))[0]
+    got = call.backward(
+        call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 1024), 1 / 1024), torch.empty(0))
+    )[0]
     assert (got.double() - want).norm() < 2e-5 * want.norm()
 
 
@@ -412,7 +422,11 @@ def test_strides_and_input_types(poisoned):
         assert torch.equal(x, y)
     expanded = a[:, :1].expand(2, 50, 24)
     assert torch.equal(call.forward((expanded, b, *rest))[0], call.forward((expanded.contiguous(), b, *rest))[0])
-    for dtype, given in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float32)):
+    for dtype, given in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float64, torch.float32),
+    ):
         for normalize in (True, False):
             check(replace(call, dtype=dtype, input_dtype=given, normalize=normalize, scale=0.3), 3e-2)
 

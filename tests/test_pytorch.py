@@ -1,7 +1,5 @@
 """Citizens of PyTorch: opcheck, torch.compile, second derivatives, torch.func, export to meta."""
 
-import functools
-
 import cases
 import pytest
 import torch
@@ -210,21 +208,14 @@ def test_second_derivatives_of_eager(device):
     )
 
 
-@pytest.mark.parametrize("mode", ("aot_eager", "eager"))
-def test_second_derivatives_under_compile(mode, traced_backend, device):
-    """A compiled loss raises too."""
+def test_second_derivatives_under_compile(traced_backend, device):
+    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code)."""
     case = cases.BY_NAME["nt_xent"]
     inputs = case.draw(5, 3, torch.float64, device)
-    loss = compiled_loss(case, traced_backend, list(inputs), mode)(*inputs.values())
-    expected = second_derivative(case, inputs, "reference", ["z1"])
-    with_graph = functools.partial(torch.autograd.grad, create_graph=True)
-    try:
-        penalty = with_graph(loss, inputs["z1"])[0].square().sum()
-        found = torch.autograd.grad(loss + penalty, list(inputs.values()))
-    except (RuntimeError, NotImplementedError):
-        return
-    for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
+    loss = compiled_loss(case, traced_backend, list(inputs), "aot_eager")(*inputs.values())
+    first = torch.autograd.grad(loss, list(inputs.values()), create_graph=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"double backward|second derivatives"):
+        (loss + sum(g.square().sum() for g in first)).backward()
 
 
 def test_gradients_with_create_graph_are_right(backend, device):

@@ -1,6 +1,5 @@
 """Many panels, determinism, memory."""
 
-import json
 import os
 import subprocess
 import sys
@@ -93,8 +92,8 @@ def threads():
 @pytest.mark.parametrize(
     "name", ("nt_xent", "info_nce-symmetric", "info_nce-queue", "info_nce-paired", "n_pairs-target", "cpc")
 )
-def test_same_bits_for_any_thread_count(name, dtype, backend_name, threads):
-    """1, 2, 3 and 8 threads on the CPU."""
+def test_any_thread_count(name, dtype, backend_name, threads):
+    """1, 2, 3 and 8 threads on the CPU: the same bits from the native kernels; panels rounds as the library's products do."""
     cpu = torch.device("cpu")
     skip_unless_served(backend_name, cpu, dtype)
     case = cases.BY_NAME[name]
@@ -104,7 +103,10 @@ def test_same_bits_for_any_thread_count(name, dtype, backend_name, threads):
         results.append(run(case, backend_name, 300, 33, dtype, cpu))
     for other in results[1:]:
         for index, (x, y) in enumerate(zip(other, results[0], strict=True)):
-            assert torch.equal(x, y), f"output {index} differs by {(x - y).abs().max().item():.1e}"
+            if backend_name == "cpu":
+                assert torch.equal(x, y), f"output {index} differs by {(x - y).abs().max().item():.1e}"
+            else:
+                torch.testing.assert_close(x, y, rtol=16 * torch.finfo(x.dtype).eps, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,40 +128,45 @@ def test_uninitialised_memory_is_never_read(name, backend, device):
 
 
 MEMORY = """
-    import json, resource, sys, torch
+    import sys, torch
     import fused_contrastive as fc
 
     name, backend, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
-    def step(n):
-        z1, z2 = (torch.randn(n, 16, requires_grad=True) for _ in range(2))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if name == "clip_loss":
-            loss = fc.clip_loss(z1, z2, 0.1, backend=backend)
-        else:
-            loss = getattr(fc, name)(z1, z2, backend=backend)
-        loss.backward()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    def resident(kind):
+        with open("/proc/self/status") as status:
+            return 1024 * int(next(line for line in status if line.startswith(kind)).split()[1])
 
-    step(256)
-    growth = step(n)
-    print(json.dumps(growth * (1 if sys.platform == "darwin" else 1024)))
+    def growth(n):
+        z1, z2 = (torch.randn(n, 16, requires_grad=True) for _ in range(2))
+        for z in (z1, z2):
+            z.grad = torch.zeros_like(z)
+        with open("/proc/self/clear_refs", "w") as reset_peak:
+            reset_peak.write("5")
+        before = resident("VmRSS")
+        options = {"logit_scale": 0.1} if name == "clip_loss" else {}
+        getattr(fc, name)(z1, z2, **options, backend=backend).backward()
+        return resident("VmHWM") - before
+
+    growth(256)
+    print(growth(n))
 """
 
 
 @pytest.mark.parametrize("backend_name", ("panels", "cpu"))
-@pytest.mark.parametrize(("name", "n"), (("nt_xent_loss", 8192), ("clip_loss", 16384)))
+@pytest.mark.parametrize(("name", "n"), (("nt_xent_loss", 8192), ("clip_loss", 8192)))
 def test_memory(name, n, backend_name):
-    """16384 x 16384 similarities are 1.07 GB in float32; forward and backward together may take 200 MB, the native kernels 100."""
-    pytest.importorskip("resource", reason="no resource module on this platform")
+    """Forward and backward in 64 MB where the similarities would take 1.07 GB (16384 rows) and 268 MB (8192) in float32."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("peak memory is read from Linux's /proc")
     skip_unless_served(backend_name, torch.device("cpu"))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEMORY), name, backend_name, str(n)],
         capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    growth = json.loads(done.stdout)
-    assert growth < (200e6 if backend_name == "panels" else 100e6), f"{growth / 1e6:.0f} MB"
+    growth = int(done.stdout)
+    assert growth < 64e6, f"{growth / 1e6:.0f} MB"
 
 
 def test_memory_of_the_gpu(device):

@@ -53,57 +53,38 @@ def products(
 
 
 @triton.jit
-def tags(keys, index, size, shift, stride, KIND: tl.constexpr):
-    """What decides candidacy, one number per row (shift = offset) or column (shift = 0): pairs are compared by `mask_tile`."""
-    if KIND == "not_pair":
-        tag = (index + shift) % stride
-    elif KIND == "not_self":
-        tag = index + shift
-    elif KIND == "all":
-        tag = index
-    else:
-        tag = tl.load(keys + index, mask=index < size, other=0)
-    return tag
-
-
-@triton.jit
-def crosses_diagonal(i, j, offset, stride, KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Whether rows i.. against columns j.. may contain a pair that is no candidate (a scalar)."""
-    low = j - (i + BLOCK_M - 1) - offset
-    high = j + BLOCK_N - 1 - i - offset
-    if KIND == "not_self":
-        crosses = (low <= 0) & (high >= 0)
-    elif KIND == "not_pair":
-        lift = ((i + BLOCK_M) // stride + 2) * stride  # makes the operand positive: division rounds towards zero
-        crosses = (high + lift) // stride * stride >= low + lift
-    else:
-        crosses = low <= high
-    return crosses
-
-
-@triton.jit
 def mask_tile(
-    x, fill, i, j, row_tags, col_tags, M, N, offset, stride,
-    KIND: tl.constexpr, UPPER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, fill, i, j, key_a, key_b, M, N, offset, stride,
+    KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The tile with `fill` outside ``[M, N]``, where j is no candidate of i (candidates.py), and with UPPER where j < i.
+    """The tile with `fill` outside ``[M, N]`` and where j is no candidate of i (candidates.py).
 
-    Each mask is one comparison of a row with a column vector, behind a scalar test that most tiles fail.
+    Most tiles fail the scalar tests. A masked diagonal is one comparison of the columns with the shifted rows.
     """
     rows = i + tl.arange(0, BLOCK_M)
     columns = j + tl.arange(0, BLOCK_N)
-    if KIND != "all":
-        if crosses_diagonal(i, j, offset, stride, KIND, BLOCK_M, BLOCK_N):
-            if KIND == "same_key":
-                x = tl.where(row_tags[:, None] == col_tags[None, :], x, fill)
-                x = tl.where((rows + offset)[:, None] == columns[None, :], fill, x)
-            else:
-                x = tl.where(row_tags[:, None] == col_tags[None, :], fill, x)
-    if UPPER:
-        if j < i + BLOCK_M:
-            x = tl.where(rows[:, None] > columns[None, :], fill, x)
+    low = j - (i + BLOCK_M - 1) - offset
+    high = j + BLOCK_N - 1 - i - offset
+    if KIND == "not_self":
+        if (low <= 0) & (high >= 0):
+            x = tl.where((rows + offset)[:, None] == columns[None, :], fill, x)
+    elif KIND == "not_pair":
+        lift = ((i + BLOCK_M) // stride + 2) * stride  # makes the operand positive: division rounds towards zero
+        diagonal = (high + lift) // stride * stride - lift  # the last multiple up to high
+        if diagonal >= low:
+            for d in range((low + lift + stride - 1) // stride * stride - lift, diagonal + 1, stride):
+                x = tl.where((rows + (offset + d))[:, None] == columns[None, :], fill, x)
+    elif KIND != "all":
+        row_keys = tl.load(key_a + rows, mask=rows < M, other=0)
+        col_keys = tl.load(key_b + columns, mask=columns < N, other=0)
+        if KIND == "same_key":
+            x = tl.where(row_keys[:, None] == col_keys[None, :], x, fill)
+            x = tl.where((rows + offset)[:, None] == columns[None, :], fill, x)
+        else:
+            x = tl.where(row_keys[:, None] == col_keys[None, :], fill, x)
     if (i + BLOCK_M > M) | (j + BLOCK_N > N):
-        x = tl.where((rows < M)[:, None] & (columns < N)[None, :], x, fill)
+        x = tl.where((rows < M)[:, None], x, fill)
+        x = tl.where((columns < N)[None, :], x, fill)
     return x
 
 

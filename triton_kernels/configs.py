@@ -41,11 +41,14 @@ _TILES = {
     ("sm_100", "double"): Config(64, 64, 16, 8, 2),
     ("gfx942", "double"): Config(64, 64, 16, 8, 2),
 }
+PAIRED_ROWS = ("sm_80", "sm_90", "interpreter")
+"""Where a thread of a product's tile holds rows r and r + 8 of the same columns."""
+
 FEW_ROWS = 16
 """Groups of at most this many rows get tiles of this many."""
 
 RESIDENT_D = 128
-"""pair_reduce keeps its rows on chip up to this D (16-bit elements, NVIDIA)."""
+"""pair_reduce keeps one operand on chip up to this D (16-bit elements)."""
 
 _override: dict[str, Config] = {}
 _assumed: str | None = None
@@ -87,8 +90,11 @@ def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30,
         config = replace(config, block_n=64)
     if kind != "double" and M <= FEW_ROWS:
         return replace(config, block_m=FEW_ROWS, block_n=128 if kind == "half" else 64, num_warps=4)
-    if kernel == "pair_reduce" and kind == "half" and 64 < D <= RESIDENT_D and not keyed and arch != "gfx942":
-        return replace(config, block_k=128)
+    if kernel == "pair_reduce" and kind == "half" and D <= RESIDENT_D and not keyed and arch != "gfx942":
+        wide = config.block_k if D <= 64 else 128
+        if arch == "sm_100":
+            return replace(config, block_k=wide)
+        return replace(config, block_m=64, block_k=wide, num_warps=4)  # two programs per multiprocessor
     return config
 
 

@@ -32,7 +32,7 @@ def _log_sum(maximum, total):
     return tl.where(total == 0.0, NEG_INF, (finite(maximum) + tl.log2(total)) * LN2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])
 def finish_forward(
     slots, a, b, bias, scale, rows, cols, pos, loss, row_max, col_max, M, N, positive, super_rows,
     D: tl.constexpr, SYMMETRIC: tl.constexpr, EVEN_K: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
@@ -92,7 +92,7 @@ def finish_forward(
         tl.store(loss + group * M + index, value + 0.0 * target, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "splits"])
 def finish_weighted(
     slots, partial, rows, row_max, mean, M, D, splits, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
@@ -145,7 +145,7 @@ def _pulled(gradient, x_rows, near, far, near_pull, far_pull, factor, k, D, EVEN
     return x, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["X", "Y", "positive"])
 def finish_backward(
     gradient, x, y, inv, pull, scale, unit, dx, radial, X, Y, D, positive,
     NEAR: tl.constexpr, FAR: tl.constexpr, SHARE: tl.constexpr, EVEN_K: tl.constexpr, ACC: tl.constexpr,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E, NEG_INF, finite, load_rows, mask_tile, multiply, round_to, row_pointers, tags
+from .common import LOG2E, NEG_INF, finite, load_rows, mask_tile, multiply, round_to, row_pointers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "offset", "stride", "split_columns"])
 def fused_rows(
     a, b, bias, key_a, key_b, scale, slots, partial, M, N, D, offset, stride, split_columns,
     KIND: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
@@ -35,7 +35,6 @@ def fused_rows(
     if key_a is not None:
         key_a += group * M
         key_b += group * N
-    row_tags = tags(key_a, rows, M, offset, stride, KIND)
     row_max = tl.full((BLOCK_M,), NEG_INF, ACC)
     row_sum = tl.zeros((BLOCK_M,), ACC)
     total = tl.zeros((BLOCK_M, BLOCK_K), ACC)
@@ -48,8 +47,7 @@ def fused_rows(
             s = tl.fma(s, scale2, shift[None, :])
         else:
             s = s * scale2
-        col_tags = tags(key_b, columns, N, 0, stride, KIND)
-        s = mask_tile(s, NEG_INF, i, j, row_tags, col_tags, M, N, offset, stride, KIND, False, BLOCK_M, BLOCK_N)
+        s = mask_tile(s, NEG_INF, i, j, key_a, key_b, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N)
         top = tl.maximum(row_max, tl.max(s, 1))
         fade = tl.exp2(row_max - finite(top))
         e = tl.exp2(s - finite(top)[:, None])

@@ -39,7 +39,9 @@ def _definitions() -> tuple[dict[str, tuple[ast.FunctionDef, str]], dict[str, st
     for path in sorted(Path(__file__).parent.glob("*.py")):
         source = path.read_text()
         for node in ast.parse(source).body:
-            if isinstance(node, ast.FunctionDef) and any(ast.unparse(d) == "triton.jit" for d in node.decorator_list):
+            if isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(d).startswith("triton.jit") for d in node.decorator_list
+            ):
                 if node.name in device:
                     raise ValueError(f"two device functions are named {node.name}")
                 device[node.name] = node, _code(ast.get_source_segment(source, node))

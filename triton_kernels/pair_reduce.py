@@ -14,7 +14,6 @@ from .common import (
     multiply,
     products,
     row_pointers,
-    tags,
 )
 
 DIRECT = tl.constexpr(60.0)
@@ -22,83 +21,132 @@ DIRECT = tl.constexpr(60.0)
 
 
 @triton.jit
-def _reduce_super(
-    a, b, bias, key_a, key_b, scale2, row_sums, col_sums, row_plane, col_plane, M, N, D, offset, stride,
-    i_begin, i_end, j_begin, j_end,
-    CAREFUL: tl.constexpr, KIND: tl.constexpr, SYMMETRIC: tl.constexpr, SELF: tl.constexpr, COLUMNS: tl.constexpr,
-    RESIDENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+def _logits(
+    x, y, a_rows, b_rows, bias, key_a, key_b, scale2, i, j, M, N, D, offset, stride,
+    KIND: tl.constexpr, RESIDENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One program's tiles. Row statistics stay in registers along a row of tiles; column statistics are updated in this program's own
-    slot. With CAREFUL sums are relative to running maxima, which are stored `row_plane` (`col_plane`) elements behind them."""
-    for i in range(i_begin, i_end, BLOCK_M):
-        rows = i + tl.arange(0, BLOCK_M)
-        a_rows = row_pointers(a, i, BLOCK_M, M, D)
-        if RESIDENT:
-            x = load_rows(a_rows, 0, D, BLOCK_K, EVEN_K)
-        row_tags = tags(key_a, rows, M, offset, stride, KIND)
-        row_max = tl.full((BLOCK_M,), NEG_INF, ACC)
-        row_sum = tl.zeros((BLOCK_M,), ACC)
-        j_first = j_begin
-        if SYMMETRIC:
-            j_first = tl.maximum(j_begin, i // BLOCK_N * BLOCK_N)
-        for j in range(j_first, j_end, BLOCK_N):
-            columns = j + tl.arange(0, BLOCK_N)
-            started = columns < tl.where(i > i_begin, N, 0)
-            if COLUMNS:
-                col_sum = tl.load(col_sums + columns, mask=started, other=0.0)
-                if CAREFUL:
-                    col_max = tl.load(col_sums + col_plane + columns, mask=started, other=NEG_INF)
-            b_rows = row_pointers(b, j, BLOCK_N, N, D)
-            if RESIDENT:
-                y = load_rows(b_rows, 0, D, BLOCK_K, EVEN_K)
-                s = multiply(x, tl.trans(y), tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
-            else:
-                s = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
-            if bias is not None:
-                shift = tl.load(bias + columns, mask=columns < N, other=0.0) * LOG2E
-                s = tl.fma(s, scale2, shift[None, :])
-            else:
-                s = s * scale2
-            col_tags = tags(key_b, columns, N, 0, stride, KIND)
-            s = mask_tile(s, NEG_INF, i, j, row_tags, col_tags, M, N, offset, stride, KIND, SYMMETRIC, BLOCK_M, BLOCK_N)
-            diagonal = SYMMETRIC & (j < i + BLOCK_M)
-            if CAREFUL:
-                top = tl.maximum(row_max, tl.max(s, 1))
-                e = tl.exp2(s - finite(top)[:, None])
-                row_sum = tl.fma(row_sum, tl.exp2(row_max - finite(top)), tl.sum(e, 1))
-                row_max = top
-                if COLUMNS:
-                    if SELF and diagonal:
-                        s = tl.where(columns[None, :] == rows[:, None], NEG_INF, s)
-                    top = tl.maximum(col_max, tl.max(s, 0))
-                    e = tl.exp2(s - finite(top)[None, :])
-                    col_sum = tl.fma(col_sum, tl.exp2(col_max - finite(top)), tl.sum(e, 0))
-                    tl.store(col_sums + columns, col_sum, mask=columns < N)
-                    tl.store(col_sums + col_plane + columns, top, mask=columns < N)
-            else:
-                e = tl.exp2(s)
-                row_sum += tl.sum(e, 1)
-                if COLUMNS:
-                    if SELF and diagonal:
-                        e = tl.where(columns[None, :] == rows[:, None], 0.0, e)
-                    tl.store(col_sums + columns, col_sum + tl.sum(e, 0), mask=columns < N)
-                    if i == i_begin:
-                        zeros = tl.zeros((BLOCK_N,), ACC)
-                        tl.store(col_sums + col_plane + columns, zeros, mask=columns < N)
-        if not CAREFUL:
-            row_max = tl.zeros((BLOCK_M,), ACC)
-        tl.store(row_sums + rows, row_sum, mask=rows < M)
-        tl.store(row_sums + row_plane + rows, row_max, mask=rows < M)
-        if COLUMNS:
-            tl.debug_barrier()
+    """Base-2 logits of one tile, -inf where masked; RESIDENT: x ``[BLOCK_M, D]`` and y ``[D, BLOCK_N]`` are the operands, else they are not read."""
+    if RESIDENT:
+        s = multiply(x, y, tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
+    else:
+        s = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
+    if bias is not None:
+        columns = j + tl.arange(0, BLOCK_N)
+        shift = tl.load(bias + columns, mask=columns < N, other=0.0) * LOG2E
+        s = tl.fma(s, scale2, shift[None, :])
+    else:
+        s = s * scale2
+    return mask_tile(s, NEG_INF, i, j, key_a, key_b, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N)
 
 
 @triton.jit
+def _reduce_rows(
+    a, b, bias, key_a, key_b, scale2, row_sums, row_plane, M, N, D, offset, stride, i_begin, i_end, j_begin, j_end,
+    CAREFUL: tl.constexpr, KIND: tl.constexpr, RESIDENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program's tiles, rows only: their statistics stay in registers along a row of tiles."""
+    for i in range(i_begin, i_end, BLOCK_M):
+        rows = i + tl.arange(0, BLOCK_M)
+        a_rows = row_pointers(a, i, BLOCK_M, M, D)
+        x = load_rows(a_rows, 0, D, BLOCK_K, EVEN_K) if RESIDENT else 0
+        row_max = tl.full((BLOCK_M,), NEG_INF if CAREFUL else 0.0, ACC)
+        row_sum = tl.zeros((BLOCK_M,), ACC)
+        for j in range(j_begin, j_end, BLOCK_N):
+            b_rows = row_pointers(b, j, BLOCK_N, N, D)
+            y = tl.trans(load_rows(b_rows, 0, D, BLOCK_K, EVEN_K)) if RESIDENT else 0
+            s = _logits(
+                x, y, a_rows, b_rows, bias, key_a, key_b, scale2, i, j, M, N, D, offset, stride,
+                KIND, RESIDENT, EVEN_K, PRECISION, ACC, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            if CAREFUL:
+                row_max, row_sum = _add(row_max, row_sum, s, 1)
+            else:
+                row_sum += tl.sum(tl.exp2(s), 1)
+        tl.store(row_sums + rows, row_sum, mask=rows < M)
+        tl.store(row_sums + row_plane + rows, row_max, mask=rows < M)
+
+
+@triton.jit
+def _reduce_both(
+    a, b, bias, key_a, key_b, scale2, row_sums, row_plane, col_sums, col_plane, M, N, D, offset, stride,
+    i_begin, i_end, j_begin, j_end,
+    CAREFUL: tl.constexpr, KIND: tl.constexpr, SYMMETRIC: tl.constexpr, RESIDENT: tl.constexpr, FOLD: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One program's tiles, rows and columns. Column statistics stay in registers down a column of tiles (as a tile of sums over the FOLD
+    rows that a thread holds, so that threads exchange them once, not per tile); those of rows are updated in this program's own slot.
+    Without CAREFUL the slot's two planes take turns as source and target, which spares the loop a barrier; the last column of tiles
+    writes the first plane.
+    SYMMETRIC: square blocks on the diagonal are computed whole and count for their rows only, those above it for both."""
+    SQUARE: tl.constexpr = BLOCK_M if BLOCK_M > BLOCK_N else BLOCK_N
+    for j in range(j_begin, j_end, BLOCK_N):
+        columns = j + tl.arange(0, BLOCK_N)
+        b_rows = row_pointers(b, j, BLOCK_N, N, D)
+        y = tl.trans(load_rows(b_rows, 0, D, BLOCK_K, EVEN_K)) if RESIDENT else 0
+        col_max = tl.full((BLOCK_N,), NEG_INF if CAREFUL else 0.0, ACC)
+        col_sum = tl.zeros((BLOCK_N,) if CAREFUL else (BLOCK_M // (8 * FOLD), 8, BLOCK_N), ACC)
+        source = row_plane * 0
+        target = row_plane * 0
+        if not CAREFUL:
+            target = row_plane * ((j_end - 1 - j) // BLOCK_N % 2)
+            source = row_plane - target
+        i_last = i_end
+        if SYMMETRIC:
+            i_last = tl.minimum(i_end, j // SQUARE * SQUARE + SQUARE)
+        for i in range(i_begin, i_last, BLOCK_M):
+            rows = i + tl.arange(0, BLOCK_M)
+            first = j_begin
+            if SYMMETRIC:
+                first = tl.maximum(j_begin, i // SQUARE * SQUARE)
+            started = rows < tl.where(j > first, M, 0)
+            row_sum = tl.load(row_sums + source + rows, mask=started, other=0.0)
+            a_rows = row_pointers(a, i, BLOCK_M, M, D)
+            x = load_rows(a_rows, 0, D, BLOCK_K, EVEN_K) if RESIDENT else 0
+            s = _logits(
+                x, y, a_rows, b_rows, bias, key_a, key_b, scale2, i, j, M, N, D, offset, stride,
+                KIND, RESIDENT, EVEN_K, PRECISION, ACC, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+            if CAREFUL:
+                row_max = tl.load(row_sums + row_plane + rows, mask=started, other=NEG_INF)
+                row_max, row_sum = _add(row_max, row_sum, s, 1)
+                tl.debug_barrier()  # every thread has read the slot before one overwrites it
+                tl.store(row_sums + rows, row_sum, mask=rows < M)
+                tl.store(row_sums + row_plane + rows, row_max, mask=rows < M)
+                if (not SYMMETRIC) or (j >= i // SQUARE * SQUARE + SQUARE):
+                    col_max, col_sum = _add(col_max, col_sum, s, 0)
+            else:
+                e = tl.exp2(s)
+                tl.store(row_sums + target + rows, row_sum + tl.sum(e, 1), mask=rows < M)
+                if (not SYMMETRIC) or (j >= i // SQUARE * SQUARE + SQUARE):
+                    col_sum += tl.sum(tl.reshape(e, (BLOCK_M // (8 * FOLD), FOLD, 8, BLOCK_N)), 1)
+        if not CAREFUL:
+            col_sum = tl.sum(tl.sum(col_sum, 0), 0)
+        tl.store(col_sums + columns, col_sum, mask=columns < N)
+        tl.store(col_sums + col_plane + columns, col_max, mask=columns < N)
+        tl.debug_barrier()  # what was written is there when the next column of tiles reads it
+    if not CAREFUL:
+        for i in range(i_begin, i_end, BLOCK_M):
+            rows = i + tl.arange(0, BLOCK_M)
+            tl.store(row_sums + row_plane + rows, tl.zeros((BLOCK_M,), ACC), mask=rows < M)
+
+
+@triton.jit
+def _add(maximum, total, s, AXIS: tl.constexpr):
+    """Running (maximum, sum of exp2(. - maximum)) with the logits of one more tile."""
+    top = tl.maximum(maximum, tl.max(s, AXIS))
+    shift = finite(top)
+    e = tl.exp2(s - tl.expand_dims(shift, AXIS))
+    return top, tl.fma(total, tl.exp2(maximum - shift), tl.sum(e, AXIS))
+
+
+@triton.jit(do_not_specialize=["M", "N", "offset", "stride", "super_rows"])
 def pair_reduce(
     a, b, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
-    KIND: tl.constexpr, SYMMETRIC: tl.constexpr, SELF: tl.constexpr, COLUMNS: tl.constexpr, NORMALIZED: tl.constexpr, ONE_SET: tl.constexpr,
-    EXTREMA: tl.constexpr, RESIDENT: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    KIND: tl.constexpr, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr, NORMALIZED: tl.constexpr, ONE_SET: tl.constexpr,
+    EXTREMA: tl.constexpr, RESIDENT: tl.constexpr, FOLD: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """(sum of exp2(s2 - maximum), maximum) of the candidate logits, per row and per column, as partial results in private slots.
@@ -153,15 +201,31 @@ def pair_reduce(
     i_end = tl.minimum(i_begin + super_rows, M)
     j_end = tl.minimum(j_begin + super_rows, N)
     if (not SYMMETRIC) or (super_j >= super_i):
-        if (not EXTREMA) and (limit <= DIRECT):
-            _reduce_super(
-                a, b, bias, key_a, key_b, scale2, row_base, col_base, row_planes, col_planes, M, N, D, offset, stride,
-                i_begin, i_end, j_begin, j_end, False, KIND, SYMMETRIC, SELF, COLUMNS, RESIDENT, EVEN_K, PRECISION, ACC,
-                INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
+        direct = limit <= DIRECT
+        if EXTREMA:
+            direct = False
+        if COLUMNS:
+            if direct:
+                _reduce_both(
+                    a, b, bias, key_a, key_b, scale2, row_base, row_planes, col_base, col_planes, M, N, D, offset, stride,
+                    i_begin, i_end, j_begin, j_end, False, KIND, SYMMETRIC, RESIDENT, FOLD, EVEN_K, PRECISION, ACC, INTERPRET,
+                    BLOCK_M, BLOCK_N, BLOCK_K,
+                )  # fmt: skip
+            else:
+                _reduce_both(
+                    a, b, bias, key_a, key_b, scale2, row_base, row_planes, col_base, col_planes, M, N, D, offset, stride,
+                    i_begin, i_end, j_begin, j_end, True, KIND, SYMMETRIC, RESIDENT, FOLD, EVEN_K, PRECISION, ACC, INTERPRET,
+                    BLOCK_M, BLOCK_N // 2, BLOCK_K,
+                )  # fmt: skip
+        elif direct:
+            _reduce_rows(
+                a, b, bias, key_a, key_b, scale2, row_base, row_planes, M, N, D, offset, stride,
+                i_begin, i_end, j_begin, j_end, False, KIND, RESIDENT, EVEN_K, PRECISION, ACC, INTERPRET,
+                BLOCK_M, BLOCK_N, BLOCK_K,
             )  # fmt: skip
         else:
-            _reduce_super(
-                a, b, bias, key_a, key_b, scale2, row_base, col_base, row_planes, col_planes, M, N, D, offset, stride,
-                i_begin, i_end, j_begin, j_end, True, KIND, SYMMETRIC, SELF, COLUMNS, RESIDENT, EVEN_K, PRECISION, ACC,
-                INTERPRET, BLOCK_M, BLOCK_N // 2, BLOCK_K,
+            _reduce_rows(
+                a, b, bias, key_a, key_b, scale2, row_base, row_planes, M, N, D, offset, stride,
+                i_begin, i_end, j_begin, j_end, True, KIND, RESIDENT, EVEN_K, PRECISION, ACC, INTERPRET,
+                BLOCK_M, BLOCK_N // 2, BLOCK_K,
             )  # fmt: skip

@@ -46,7 +46,7 @@ def _prepare_rows(
             tl.store(targets[:, None] + features[None, :], round_to(part, hat.dtype.element_ty, INTERPRET), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N"])
 def prepare(
     a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, M, N, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr,
     EVEN_K: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -79,7 +79,7 @@ def prepare(
             _raise_bound(bound + g * 3 + 2, tl.max(tl.where(removed, 0.0, size), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "positive"])
 def prepare_backward(
     g_rows, g_cols, rows, cols, pos, row_terms, col_terms, pull, unit, M, N, positive, BLOCK: tl.constexpr
 ):  # fmt: skip

@@ -41,11 +41,6 @@ def is_symmetric(kind: str, offset: int, stride: int) -> bool:
     return kind in ("all", "other_key") or offset in (0, FAR, -FAR)
 
 
-def has_self(kind: str, offset: int, stride: int) -> bool:
-    """Whether i is a candidate of i (for one set)."""
-    return kind == "all" or (kind == "not_pair" and offset % stride != 0) or (kind == "same_key" and offset != 0)
-
-
 def super_tile(M: int, N: int, symmetric: bool, config: configs.Config) -> int:
     """Rows and columns of a super-tile: about 2000 programs once the matrix is large, of whole tiles."""
     unit = max(config.block_m, config.block_n)
@@ -137,8 +132,9 @@ def _reduce(
         pair_reduce,
         G * supers_m * supers_n,
         x, y, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
-        KIND=kind, SYMMETRIC=symmetric, SELF=symmetric and has_self(kind, offset, stride), COLUMNS=symmetric or columns,
-        NORMALIZED=normalize, ONE_SET=one_set, EXTREMA=extrema, RESIDENT=D <= config.block_k, EVEN_K=D % config.block_k == 0,
+        KIND=kind, SYMMETRIC=symmetric, COLUMNS=symmetric or columns,
+        NORMALIZED=normalize, ONE_SET=one_set, EXTREMA=extrema, RESIDENT=D <= config.block_k, FOLD=2 if arch in configs.PAIRED_ROWS else 1,
+        EVEN_K=D % config.block_k == 0,
         PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,

@@ -1,11 +1,11 @@
 // Backward: W_ij = g_i exp(s_ij - rows_i) + h_j exp(s_ij - cols_j), with the sigmoid factors of the loss in g and h;
-// G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z), then the positives, the scale and the Jacobian
-// of the normalisation, row by row.
+// G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z), then the positives, the scale and the
+// Jacobian of the normalisation, row by row.
 //
-// Flops: 3 N^2 D for one set (half the logits again, each tile of weights used twice), 2 M N D (1 + [G_a] + [G_b]) for two.
-// Bytes: a tile of B x B reads four blocks of B D and updates two; gradients are updated in place. Schedule: team.h.
-// One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c - cols_j) for one c where the
-// log-sum-exps lie within 2^+-SPREAD of each other, else within a tile; where they do not, two exps.
+// Flops: 3 N^2 D for one set (half the logits again, each tile of weights used twice), 2 M N D (1 + [G_a] + [G_b]) for
+// two. Bytes: a tile of B x B reads four blocks of B D and updates two; gradients are updated in place. Schedule:
+// team.h. One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c - cols_j) for
+// one c where the log-sum-exps lie within 2^+-SPREAD of each other, else within a tile; where they do not, two exps.
 #pragma once
 
 #include "forward.h"
@@ -18,7 +18,8 @@ struct Weights {
   T *coefficient = nullptr, *lse = nullptr, *scaled = nullptr;
 };
 
-// The range of the log-sum-exps in a block: `low` over those with a coefficient, `high` over all rows (it bounds the logits).
+// The range of the log-sum-exps in a block: `low` over those with a coefficient, `high` over all rows (it bounds the
+// logits).
 template <class T>
 struct Range {
   static constexpr T SPREAD = sizeof(T) == 8 ? 1000 : 100, ROOM = sizeof(T) == 8 ? 300 : 30;
@@ -50,8 +51,11 @@ class BackwardPass {
         need_a_(f.a.gradient || (f.need_scale && !(f.b.gradient && !f.one_set))),
         need_b_(!f.one_set && f.b.gradient),
         tiles_(!(f.mean && !need_b_ && !f.dbias)),
-        team_(runtime, threads, TileScratch<C>::bytes(size_, D_) + 2 * int64_t(sizeof(T)) * D_),
         grid_(M_, N_, size_, need_a_, need_b_ || f.dbias),
+        team_(runtime, int(std::min<int64_t>(threads, f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
+              TileScratch<C>::bytes(size_, D_) + 2 * int64_t(sizeof(T)) * D_),
+        row_turns_(grid_.row_blocks() * grid_.column_parts),
+        column_turns_(grid_.column_blocks() * grid_.row_parts),
         factor_(f.scale * LOG2_E),
         a_(runtime, M_, D_, tiles_, tiles_ && (need_b_ || f.one_set), !f.one_set),
         b_(runtime, N_, D_, tiles_ && !f.one_set, tiles_ && need_a_ && !f.one_set, false) {
@@ -61,8 +65,10 @@ class BackwardPass {
     if (need_b_ && (f.b.type != TYPE<T> || grid_.row_parts > 1)) G_b_ = allocate<T>(runtime, grid_.row_parts * N_ * D_);
     add_ = allocate<T>(runtime, N_ + P);
     rows_ = weights(runtime, M_);
-    if (one) columns_ = rows_;
-    else if (f.cols) columns_ = weights(runtime, N_);
+    if (one)
+      columns_ = rows_;
+    else if (f.cols)
+      columns_ = weights(runtime, N_);
     row_ = allocate<double>(runtime, M_);
     if (f.cols) column_ = allocate<double>(runtime, N_);
     if (f.positive >= 0) positive_ = allocate<double>(runtime, M_);
@@ -70,30 +76,43 @@ class BackwardPass {
     dots_ = allocate<double>(runtime, std::max(M_, N_));
   }
 
+  static double work(const Backward& f) { return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 1.5 : 2); }
+
   void run(int64_t g) {
-    coefficients(g);
+    row_turns_.reset();
+    column_turns_.reset();
+    team_.run([&](Worker& worker) { run(worker, g); });
+  }
+
+ private:
+  void run(Worker& worker, int64_t g) {
+    const int64_t panels_a = tiles_ ? a_.panels() : 0, panels_b = tiles_ && !f_.one_set ? b_.panels() : 0;
+    worker.tasks(1 + panels_a + panels_b, [&](int64_t task) {
+      if (task == 0)
+        coefficients(g);
+      else if (task <= panels_a)
+        repack(worker, f_.a, g, f_.matrix, a_, task - 1);
+      else
+        repack(worker, f_.b, g, f_.matrix, b_, task - 1 - panels_a);
+    });
     const auto in_place = [&](const Set& set) {
       return set.gradient && set.type == TYPE<T> ? static_cast<T*>(set.gradient) + g * set.n * D_ : nullptr;
     };
     T *G_a = G_a_ ? G_a_ : in_place(f_.a), *G_b = G_b_ ? G_b_ : in_place(f_.b);
-    if (tiles_) {
-      repack(team_, f_.a, g, f_.matrix, a_);
-      if (!f_.one_set) repack(team_, f_.b, g, f_.matrix, b_);
-      all_tiles(g, G_a, G_b);
-    }
-    if (need_a_) finish(g, f_.a, G_a, grid_.column_parts, true);
-    if (need_b_) finish(g, f_.b, G_b, grid_.row_parts, false);
-    if (f_.dbias) finish_bias(g);
+    if (tiles_) all_tiles(worker, g, G_a, G_b);
+    if (need_a_) finish(worker, g, f_.a, G_a, grid_.column_parts, true);
+    if (need_b_) finish(worker, g, f_.b, G_b, grid_.row_parts, false);
+    if (f_.dbias || f_.need_scale) worker.tasks(1, [&](int64_t) { finish_sums(g); });
   }
 
- private:
-    static Weights<T> weights(Runtime* runtime, int64_t n) {
+  static Weights<T> weights(Runtime* runtime, int64_t n) {
     Weights<T> w;
     for (T** p : {&w.coefficient, &w.lse, &w.scaled}) *p = allocate<T>(runtime, n + P);
     return w;
   }
 
-  // Coefficients of rows, columns and positives from the upstream gradients, times a power of two that brings the largest near 1.
+  // Coefficients of rows, columns and positives from the upstream gradients, times a power of two that brings the
+  // largest near 1.
   void coefficients(int64_t g) {
     const auto at = [&](const void* p, int64_t i, int64_t n) {
       return p ? double(static_cast<const T*>(p)[g * n + i]) : 0.0;
@@ -137,6 +156,7 @@ class BackwardPass {
     fill(rows_, row_, f_.rows, M_, range, true);
     if (f_.cols && !f_.one_set) fill(columns_, column_, f_.cols, N_, range, false);
     for (int64_t i = 0; positive_ && i < M_; ++i) positive_[i] *= inverse;
+    if (bias_) std::fill_n(bias_, grid_.row_parts * N_, 0.0);
     common_ = range.narrow();
     additive<T>(f_, g, N_ + P, add_);
     if (!common_) return;
@@ -152,24 +172,23 @@ class BackwardPass {
       const V x = coefficient * exp2(V(center) - V::load(w.lse + i));
       T padded[W];
       x.store(padded);
-      for (int64_t k = 0; k < std::min<int64_t>(W, end - i); ++k) out[i - begin + k] = w.coefficient[i + k] == 0 ? T(0) : padded[k];
+      for (int64_t k = 0; k < std::min<int64_t>(W, end - i); ++k)
+        out[i - begin + k] = w.coefficient[i + k] == 0 ? T(0) : padded[k];
     }
   }
 
-  void all_tiles(int64_t g, T* G_a, T* G_b) {
+  void all_tiles(Worker& worker, int64_t g, T* G_a, T* G_b) {
     const Candidates<T> candidates(f_, g);
-    if (bias_) std::fill_n(bias_, grid_.row_parts * N_, 0.0);
+    const TileScratch<C> s(worker.scratch<T>(), size_);
     if (f_.one_set) {
-      tournament(team_, M_, size_, [&](const Block& I, const Block& J, int thread) {
-        const TileScratch<C> s(team_.template scratch<T>(thread), size_);
+      tournament(worker, row_turns_, M_, size_, [&](const Block& I, const Block& J) {
         weigh(s, a_, candidates, I, J, nullptr);
         add_rows(s, size_, I, J, a_, G_a + I.begin * D_, !I.first);
         if (I.index != J.index) add_columns(s, size_, I, J, a_, G_a + J.begin * D_, true);
       });
       return;
     }
-    grid_tiles(team_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c, int thread) {
-      const TileScratch<C> s(team_.template scratch<T>(thread), size_);
+    grid_tiles(worker, row_turns_, column_turns_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c) {
       weigh(s, b_, candidates, I, J, bias_ ? bias_ + r * N_ : nullptr);
       if (need_a_) add_rows(s, size_, I, J, b_, G_a + (c * M_ + I.begin) * D_, !I.first);
       if (need_b_) add_columns(s, size_, I, J, a_, G_b + (r * N_ + J.begin) * D_, !J.first);
@@ -231,17 +250,18 @@ class BackwardPass {
   }
 
   // Adds up the parts and the positives of every row, then applies scale and the normalisation's Jacobian.
-  void finish(int64_t g, const Set& set, T* G, int64_t parts, bool left) {
+  void finish(Worker& worker, int64_t g, const Set& set, T* G, int64_t parts, bool left) {
     const int64_t n = set.n;
     const bool dots = f_.need_scale && (left || !need_a_);
     const T* mean = left && !tiles_ ? static_cast<const T*>(f_.mean) + g * n * D_ : nullptr;
     if (f_.one_set) parts = 1;
-    team_.tasks((n + P - 1) / P, [&](int64_t task, int thread) {
-      T *buffer = team_.template scratch<T>(thread), *x = buffer + D_;
+    worker.tasks((n + P - 1) / P, [&](int64_t task) {
+      T *buffer = worker.scratch<T>(), *x = buffer + D_;
       for (int64_t i = task * P; i < std::min(n, (task + 1) * P); ++i) {
         T* row = G ? G + i * D_ : x;
         if (mean)
-          for (int64_t d = 0; d < D_; ++d) row[d] = rows_.coefficient[i] == 0 ? T(0) : rows_.coefficient[i] * mean[i * D_ + d];
+          for (int64_t d = 0; d < D_; ++d)
+            row[d] = rows_.coefficient[i] == 0 ? T(0) : rows_.coefficient[i] * mean[i * D_ + d];
         for (int64_t part = 1; part < (mean ? 0 : parts); ++part)
           for (int64_t d = 0; d < D_; ++d) row[d] += G[(part * n + i) * D_ + d];
         if (positive_) add_positives(g, i, left, row, buffer);
@@ -261,10 +281,6 @@ class BackwardPass {
         if (out != row) store_row(row, D_, out, set.type);
       }
     });
-    if (!dots) return;
-    double total = 0;
-    for (int64_t i = 0; i < n; ++i) total += dots_[i];
-    f_.dscale[g] = total * upstream_scale_ * (f_.one_set ? 0.5 : 1);
   }
 
   // Row i's own positive and, for columns, the rows whose positive is i.
@@ -278,7 +294,13 @@ class BackwardPass {
       for (int64_t k = Candidates<T>::floor_mod(i - f_.positive, N_); k < M_; k += N_) add(f_.a, k, T(positive_[k]));
   }
 
-  void finish_bias(int64_t g) {
+  void finish_sums(int64_t g) {
+    if (f_.need_scale) {
+      double total = 0;
+      for (int64_t i = 0; i < (need_a_ ? M_ : N_); ++i) total += dots_[i];
+      f_.dscale[g] = total * upstream_scale_ * (f_.one_set ? 0.5 : 1);
+    }
+    if (!f_.dbias) return;
     T* out = static_cast<T*>(f_.dbias) + g * N_;
     for (int64_t r = 1; r < grid_.row_parts; ++r)
       for (int64_t j = 0; j < N_; ++j) bias_[j] += bias_[r * N_ + j];
@@ -290,8 +312,9 @@ class BackwardPass {
   const Backward& f_;
   int64_t M_, N_, D_, size_;
   bool need_a_, need_b_, tiles_;
-  Team team_;
   Grid grid_;
+  Team team_;
+  Turns row_turns_, column_turns_;
   Factor<T> factor_;
   Packed<C> a_, b_;
   Weights<T> rows_, columns_;

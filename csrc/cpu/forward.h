@@ -1,9 +1,11 @@
-// Forward: log-sum-exp of rows (and columns) over the candidates, positives, loss, and with `mean` the softmax-weighted mean of b.
+// Forward: log-sum-exp of rows (and columns) over the candidates, positives, loss, and with `mean` the softmax-weighted
+// mean of b.
 //
-// Flops: N^2 D for one set (half the tiles; each serves its rows and its columns), 2 M N D for two, 4 M N D with `mean`. Bytes: every
-// tile of B x B logits reads two blocks of B packed rows, 8 B D for 2 B^2 D flops; the logits themselves stay in the caches.
-// Schedule: team.h. Where |logits| <= 60 is known beforehand (600 in double) no maximum is needed, and one exp per element
-// serves row and column; otherwise sums are kept relative to a power of two that follows the maximum.
+// Flops: N^2 D for one set (half the tiles; each serves its rows and its columns), 2 M N D for two, 4 M N D with
+// `mean`. Bytes: every tile of B x B logits reads two blocks of B packed rows, 8 B D for 2 B^2 D flops; the logits
+// themselves stay in the caches. Schedule: team.h. Where |logits| <= 60 is known beforehand (600 in double) no maximum
+// is needed, and one exp per element serves row and column; otherwise sums are kept relative to a power of two that
+// follows the maximum.
 #pragma once
 
 #include "tile.h"
@@ -36,10 +38,12 @@ struct RunningSum {
 
 inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
 
-// No overflow, and no underflow that matters, without subtracting a maximum.
+// No overflow, and no underflow that matters, without subtracting a maximum: in sums of exp(s) and, with `mean`, of
+// exp(s) b.
 template <class T>
-bool needs_no_maximum(const Problem& p, double norm_a, double norm_b, double bias) {
-  return std::fabs(p.scale) * norm_a * norm_b + bias <= (sizeof(T) == 8 ? 600 : 60);
+bool needs_no_maximum(const Forward& f, double norm_a, double norm_b, double bias) {
+  const double bound = std::fabs(f.scale) * norm_a * norm_b + bias, limit = sizeof(T) == 8 ? 600 : 60;
+  return bound <= limit && (!f.mean || bound + std::log(double(f.b.n) * norm_b) <= 1.4 * limit);
 }
 
 // The logits' additive part in units of log 2, padded to whole panels; the largest finite |bias| (NaN or +inf: itself).
@@ -61,6 +65,7 @@ class ForwardPass {
   using V = Vec<T>;
   static constexpr int P = PANEL<T>, W = V::W;
   static constexpr T NONE = -std::numeric_limits<T>::infinity();
+  static constexpr int64_t CHUNK = 512;
 
  public:
   ForwardPass(const Forward& f, Runtime* runtime, int threads)
@@ -69,8 +74,11 @@ class ForwardPass {
         N_(f.b.n),
         D_(f.D),
         size_(block_size(M_, N_, f.D, f.one_set)),
-        team_(runtime, threads, TileScratch<C>::bytes(size_, D_)),
         grid_(M_, N_, size_, true, !f.one_set && f.cols),
+        team_(runtime, int(std::min<int64_t>(threads, f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
+              TileScratch<C>::bytes(size_, D_)),
+        row_turns_(grid_.row_blocks() * grid_.column_parts),
+        column_turns_(grid_.column_blocks() * grid_.row_parts),
         factor_(f.scale * LOG2_E),
         a_(runtime, M_, D_, true, false, !f.one_set),
         b_(runtime, N_, D_, !f.one_set, f.mean, false) {
@@ -82,42 +90,56 @@ class ForwardPass {
     if (f.mean && grid_.column_parts > 1) mean_ = allocate<T>(runtime, grid_.column_parts * M_ * D_);
   }
 
-  void run(int64_t g) {
-    prepare(team_, f_.a, g, f_.normalize, f_.matrix, a_);
-    if (!f_.one_set) prepare(team_, f_.b, g, f_.normalize, f_.matrix, b_);
-    const Packed<C>& b = f_.one_set ? a_ : b_;
-    const double bias = additive(f_, g, N_ + P, add_);
-    const bool fast = !f_.row_max && needs_no_maximum<T>(f_, norm(a_), norm(b), bias);
-    const double reference = fast ? 0 : -std::numeric_limits<double>::infinity();
-    std::fill_n(rows_, grid_.column_parts * M_, RunningSum{0, reference});
-    if (columns_) std::fill_n(columns_, grid_.row_parts * N_, RunningSum{0, reference});
-    if (row_top_) std::fill_n(row_top_, grid_.column_parts * M_, NONE);
-    if (column_top_) std::fill_n(column_top_, grid_.row_parts * N_, NONE);
+  static double work(const Forward& f) {
+    return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 0.5 : f.mean ? 2 : 1);
+  }
 
-    if (f_.mean && grid_.column_parts == 1) mean_ = static_cast<T*>(f_.mean) + g * M_ * D_;
+  void run(int64_t g) {
+    row_turns_.reset();
+    column_turns_.reset();
+    team_.run([&](Worker& worker) { run(worker, g); });
+  }
+
+ private:
+  void run(Worker& worker, int64_t g) {
+    const Packed<C>& b = f_.one_set ? a_ : b_;
+    prepare(worker, f_.a, g, f_.normalize, f_.matrix, a_);
+    if (!f_.one_set) prepare(worker, f_.b, g, f_.normalize, f_.matrix, b_);
+    worker.tasks(1, [&](int64_t) { start(g, b); });
     const Candidates<T> candidates(f_, g);
+    const TileScratch<C> s(worker.scratch<T>(), size_);
     const auto tile = [&](const Block& I, const Block& J, RunningSum* rows, RunningSum* columns, T* row_top,
-                          T* column_top, T* mean, int thread) {
-      const TileScratch<C> s(team_.template scratch<T>(thread), size_);
-      if (fast)
+                          T* column_top, T* mean) {
+      if (fast_)
         fast_tile(s, b, candidates, I, J, rows, columns, mean);
       else
         shifted_tile(s, b, candidates, I, J, rows, columns, row_top, column_top, mean);
     };
     if (f_.one_set)
-      tournament(team_, M_, size_, [&](const Block& I, const Block& J, int thread) {
-        const bool both = fast || I.index != J.index;
-        tile(I, J, rows_, both ? rows_ : nullptr, row_top_, both ? row_top_ : nullptr, nullptr, thread);
+      tournament(worker, row_turns_, M_, size_, [&](const Block& I, const Block& J) {
+        const bool both = fast_ || I.index != J.index;
+        tile(I, J, rows_, both ? rows_ : nullptr, row_top_, both ? row_top_ : nullptr, nullptr);
       });
     else
-      grid_tiles(team_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c, int thread) {
+      grid_tiles(worker, row_turns_, column_turns_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c) {
         tile(I, J, rows_ + c * M_, columns_ ? columns_ + r * N_ : nullptr, row_top_ ? row_top_ + c * M_ : nullptr,
-             column_top_ ? column_top_ + r * N_ : nullptr, mean_ ? mean_ + c * M_ * D_ : nullptr, thread);
+             column_top_ ? column_top_ + r * N_ : nullptr, mean_ ? mean_ + c * M_ * D_ : nullptr);
       });
-    finish(g, b);
+    finish(worker, g, b);
   }
 
- private:
+  // The additive part, whether a maximum is needed, and empty sums.
+  void start(int64_t g, const Packed<C>& b) {
+    const double bias = additive(f_, g, N_ + P, add_);
+    fast_ = !f_.row_max && needs_no_maximum<T>(f_, norm(a_), norm(b), bias);
+    const RunningSum empty{0, fast_ ? 0 : -std::numeric_limits<double>::infinity()};
+    std::fill_n(rows_, grid_.column_parts * M_, empty);
+    if (columns_) std::fill_n(columns_, grid_.row_parts * N_, empty);
+    if (row_top_) std::fill_n(row_top_, grid_.column_parts * M_, NONE);
+    if (column_top_) std::fill_n(column_top_, grid_.row_parts * N_, NONE);
+    if (f_.mean && grid_.column_parts == 1) mean_ = static_cast<T*>(f_.mean) + g * M_ * D_;
+  }
+
   static double norm(const Packed<C>& z) {
     double largest = 0;
     for (int64_t i = 0; i < z.panels(); ++i)
@@ -129,7 +151,7 @@ class ForwardPass {
                  const Block& J, RunningSum* rows, RunningSum* columns, T* mean) const {
     std::fill_n(s.row_vectors, size_ * W, T(0));
     std::fill_n(s.column_sums, size_, T(0));
-    const bool triangle = f_.one_set && I.index == J.index;  // blocks that cross the diagonal hold both orders of a pair
+    const bool triangle = f_.one_set && I.index == J.index;  // its blocks on the diagonal hold both orders of a pair
     const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
       constexpr int NR = count();
       V below[NR];
@@ -196,7 +218,7 @@ class ForwardPass {
       }
     const int64_t width = (J.size() + W - 1) / W * W;
     if (mean) return weigh_shifted(s, b, I, J, width, top, rows, mean);
-    const bool one_shift = highest - lowest <= (sizeof(T) == 8 ? 800 : 80);  // every row and column keeps its leading terms
+    const bool one_shift = highest - lowest <= (sizeof(T) == 8 ? 800 : 80);  // no row or column loses its leading terms
     const T common = one_shift && highest != NONE ? std::ceil(highest) : T(0);
     std::fill_n(s.column_sums, size_, T(0));
     for (int64_t i = 0; i < I.size(); ++i) {
@@ -210,7 +232,8 @@ class ForwardPass {
       rows[I.begin + i].add(sum(across), shift);
     }
     if (!columns) return;
-    for (int64_t j = 0; j < size_; ++j) column_max[j] = one_shift ? common : column_max[j] == NONE ? T(0) : std::ceil(column_max[j]);
+    for (int64_t j = 0; j < size_; ++j)
+      column_max[j] = one_shift ? common : column_max[j] == NONE ? T(0) : std::ceil(column_max[j]);
     if (!one_shift)
       for (int64_t i = 0; i < I.size(); ++i)
         for (int64_t j = 0; j < width; j += W) {
@@ -251,39 +274,47 @@ class ForwardPass {
   }
 
   // Adds up the parts; afterwards the first part's sum is the log-sum-exp.
-  void total(RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g, void* lse, void* maximum) {
-    for (int64_t i = 0; i < n; ++i) {
-      for (int64_t part = 1; part < parts; ++part) {
-        sums[i].add(sums[part * n + i].sum, sums[part * n + i].reference);
-        if (top) top[i] = std::max(top[i], top[part * n + i]);
+  void total(Worker& worker, RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g, void* lse, void* maximum,
+             void* lse_copy, void* maximum_copy) {
+    worker.tasks((n + CHUNK - 1) / CHUNK, [&](int64_t task) {
+      const auto put = [&](void* out, int64_t i, T x) {
+        if (out) static_cast<T*>(out)[g * n + i] = x;
+      };
+      for (int64_t i = task * CHUNK; i < std::min(n, (task + 1) * CHUNK); ++i) {
+        for (int64_t part = 1; part < parts; ++part) {
+          sums[i].add(sums[part * n + i].sum, sums[part * n + i].reference);
+          if (top) top[i] = std::max(top[i], top[part * n + i]);
+        }
+        const double x = sums[i].log();
+        const T highest = !top ? T(0) : x == x ? T(double(top[i]) * LN_2) : T(x);
+        put(lse, i, T(x));
+        put(lse_copy, i, T(x));
+        put(maximum, i, highest);
+        put(maximum_copy, i, highest);
+        sums[i].sum = x;
       }
-      const double x = sums[i].log();
-      static_cast<T*>(lse)[g * n + i] = T(x);
-      if (maximum) static_cast<T*>(maximum)[g * n + i] = x == x ? T(double(top[i]) * LN_2) : T(x);
-      sums[i].sum = x;
-    }
+    });
   }
 
-  void finish(int64_t g, const Packed<C>& b) {
-    if (f_.mean) normalise_mean(g);
-    total(rows_, row_top_, M_, grid_.column_parts, g, f_.rows, f_.row_max);
-    if (columns_) total(columns_, column_top_, N_, grid_.row_parts, g, f_.cols, f_.col_max);
-    if (f_.one_set && f_.cols) std::copy_n(static_cast<T*>(f_.rows) + g * M_, M_, static_cast<T*>(f_.cols) + g * M_);
-    if (f_.one_set && f_.col_max)
-      std::copy_n(static_cast<T*>(f_.row_max) + g * M_, M_, static_cast<T*>(f_.col_max) + g * M_);
+  void finish(Worker& worker, int64_t g, const Packed<C>& b) {
+    if (f_.mean) normalise_mean(worker, g);
+    const bool one = f_.one_set;
+    total(worker, rows_, row_top_, M_, grid_.column_parts, g, f_.rows, f_.row_max, one ? f_.cols : nullptr,
+          one ? f_.col_max : nullptr);
+    if (columns_) total(worker, columns_, column_top_, N_, grid_.row_parts, g, f_.cols, f_.col_max, nullptr, nullptr);
     if (f_.positive < 0) return;
-    const RunningSum* columns = !f_.cols ? nullptr : f_.one_set ? rows_ : columns_;
-    team_.tasks((M_ + P - 1) / P, [&](int64_t task, int) {
-      T t[MR * P];
+    const RunningSum* columns = !f_.cols ? nullptr : one ? rows_ : columns_;
+    worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
+      T t[MR * W];
       for (int64_t i0 = task * P; i0 < std::min(M_, (task + 1) * P); i0 += MR) {
-        int64_t panel = -1;
+        int64_t j0 = -1;
         for (int64_t i = i0; i < std::min(M_, i0 + MR); ++i) {
           const int64_t j = (i + f_.positive) % N_;
-          if (j / P != panel) {  // the same block product as in the tiles: equal pairs have equal logits
-            panel = j / P;
-            logits_block<C, 2>(a_.rows(i0), a_.width, b.rows(panel * P), a_.units, factor_, add_ + panel * P, t, P);
+          if (j / W * W != j0) {  // the same products as in the tiles: equal pairs have equal logits
+            j0 = j / W * W;
+            logits_block<C, 1>(a_.rows(i0), a_.width, b.rows(j0), a_.units, factor_, add_ + j0, t, W);
           }
-          const double pos = double(t[(i - i0) * P + j % P]) * LN_2;
+          const double pos = double(t[(i - i0) * W + j - j0]) * LN_2;
           double loss = softplus(rows_[i].sum - pos);
           if (columns) loss = 0.5 * (loss + softplus(columns[j].sum - pos));
           static_cast<T*>(f_.pos)[g * M_ + i] = T(pos);
@@ -293,9 +324,9 @@ class ForwardPass {
     });
   }
 
-  void normalise_mean(int64_t g) {
+  void normalise_mean(Worker& worker, int64_t g) {
     const int64_t parts = grid_.column_parts;
-    team_.tasks((M_ + P - 1) / P, [&](int64_t task, int) {
+    worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
       for (int64_t i = task * P; i < std::min(M_, (task + 1) * P); ++i) {
         RunningSum all = rows_[i];
         for (int64_t part = 1; part < parts; ++part) all.add(rows_[part * M_ + i].sum, rows_[part * M_ + i].reference);
@@ -313,8 +344,10 @@ class ForwardPass {
 
   const Forward& f_;
   int64_t M_, N_, D_, size_;
-  Team team_;
   Grid grid_;
+  Team team_;
+  Turns row_turns_, column_turns_;
+  bool fast_ = false;
   Factor<T> factor_;
   Packed<C> a_, b_;
   RunningSum *rows_ = nullptr, *columns_ = nullptr;

@@ -1,5 +1,6 @@
-// Register-blocked products of packed operands: MR rows by NR vectors of accumulators, one broadcast and NR fused multiply-adds
-// per row and step. On AVX-512 the 8 x 2 block runs at the machine's multiply-add rate (two per cycle) from the second-level cache.
+// Register-blocked products of packed operands: MR rows by NR vectors of accumulators, one broadcast and NR fused
+// multiply-adds per row and step. On AVX-512 the 8 x 2 block runs at the machine's multiply-add rate (two per cycle)
+// from the second-level cache.
 //
 // Packed layouts (pack.h), in units of one element or, for bf16, of a pair along the contraction:
 //   z_t  [row panels][D units][P]     the rows' side and the columns' side of a tile of logits
@@ -66,8 +67,8 @@ FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C
   }
 }
 
-// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it carries no rounding of its own. Both
-// have one sign and are not 0, so that an infinite product stays that infinity.
+// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it carries no rounding of
+// its own. Both have one sign and are not 0, so that an infinite product stays that infinity.
 template <class T>
 struct Factor {
   T high, low;

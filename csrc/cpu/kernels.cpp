@@ -7,7 +7,7 @@ Kernels kernels([[maybe_unused]] Type matrix) {
 #if defined(FUSED_BF16)
   return kernels_of<PairedBFloat16>();
 #else
-  return matrix == Type::Double ? kernels_of<Native<double>>() : kernels_of<Native<float>>();
+  return matrix == Type::Double ? kernels_of<Native<double> >() : kernels_of<Native<float> >();
 #endif
 }
 

@@ -1,4 +1,5 @@
-// The torch side: op schemas, checks, views of tensors as the kernels' plain structures, threads and memory, and the ISA.
+// The torch side: op schemas, checks, views of tensors as the kernels' plain structures, threads and memory, and the
+// ISA.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <Python.h>
@@ -22,7 +23,8 @@ namespace {
 using at::Tensor;
 using std::optional;
 
-// Memory that is about to be written once: large pages where the system grants them, for page faults cost more than the copy.
+// Memory that is about to be written once: large pages where the system grants them, for page faults cost more than the
+// copy.
 Tensor with_large_pages(Tensor x) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t(1) << 21;
@@ -33,7 +35,8 @@ Tensor with_large_pages(Tensor x) {
   return x;
 }
 
-// Tensors as memory: a bump allocator over chunks of torch's own, so that its profiler and its NaN fill see the workspaces.
+// Tensors as memory: a bump allocator over chunks of torch's own, so that its profiler and its NaN fill see the
+// workspaces.
 struct TorchRuntime : Runtime {
   std::vector<Tensor> chunks;
   size_t used = 0, size = 0;
@@ -106,11 +109,16 @@ Kernels kernels_for(Type matrix) {
 
 Type type_of(at::ScalarType dtype) {
   switch (dtype) {
-    case at::kFloat: return Type::Float;
-    case at::kDouble: return Type::Double;
-    case at::kBFloat16: return Type::BFloat16;
-    case at::kHalf: return Type::Half;
-    default: TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
+    case at::kFloat:
+      return Type::Float;
+    case at::kDouble:
+      return Type::Double;
+    case at::kBFloat16:
+      return Type::BFloat16;
+    case at::kHalf:
+      return Type::Half;
+    default:
+      TORCH_CHECK_TYPE(false, "expected float32, float64, bfloat16 or float16, got ", dtype);
   }
 }
 
@@ -162,7 +170,8 @@ bool symmetric(Kind kind, int64_t offset, int64_t stride, bool bias) {
 }
 
 Set set_of(const Tensor& x, const Tensor& hat, const Tensor& inv, const Tensor& gradient) {
-  return {x.const_data_ptr(), type_of(x.scalar_type()), x.stride(0), x.stride(1), x.size(1), data(hat), data(inv), data(gradient)};
+  return {x.const_data_ptr(), type_of(x.scalar_type()), x.stride(0), x.stride(1), x.size(1), data(hat), data(inv),
+          data(gradient)};
 }
 
 // Fields that forward and backward share; `bias` is kept alive by the caller.
@@ -205,7 +214,9 @@ Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scal
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
   const Tensor none = at::empty({0}, a.options().dtype(acc));
   const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
-    return present ? with_large_pages(at::empty(sizes, a.options().dtype(type))) : type == acc ? none : at::empty({0}, a.options().dtype(type));
+    return present       ? with_large_pages(at::empty(sizes, a.options().dtype(type)))
+           : type == acc ? none
+                         : at::empty({0}, a.options().dtype(type));
   };
   const bool paired = positive >= 0;
   const Tensor rows = make(true, {G, M}, acc), cols = make(columns, {G, N}, acc);
@@ -243,7 +254,8 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
   const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
-    return present ? with_large_pages(at::empty(sizes, a.options().dtype(type))) : at::empty({0}, a.options().dtype(type));
+    return present ? with_large_pages(at::empty(sizes, a.options().dtype(type)))
+                   : at::empty({0}, a.options().dtype(type));
   };
   need_b = need_b && b_;
   const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
@@ -251,7 +263,8 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
   const bool one_set = !b_ && symmetric(kind, offset, stride, bias.defined());
   const Tensor da = make(need_a, {G, M, D}, a.scalar_type());
   Tensor db = make(need_b, {G, N, D}, b.scalar_type());
-  const Tensor second = make(need_a && !b_ && !one_set, {G, M, D}, a.scalar_type());  // one set, its gradient as columns
+  const Tensor second =
+      make(need_a && !b_ && !one_set, {G, M, D}, a.scalar_type());  // one set, its gradient as columns
   const Tensor dbias = make(need_bias, {G, N}, acc);
   std::vector<double> dscale(size_t(G), 0.0);
   if (need_a || need_b || need_scale || need_bias) {
@@ -288,12 +301,16 @@ TORCH_LIBRARY(fused_contrastive_cpu, m) {
   m.def("isa() -> str", &isa);
   m.def("set_isa(str name) -> ()", &set_isa);
   m.def(
-      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, str kind, int offset, int stride, "
+      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, str kind, int offset, "
+      "int stride, "
       "int positive, bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype) -> Tensor[]");
   m.def(
-      "backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, "
-      "Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, str kind, "
-      "int offset, int stride, int positive, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, "
+      "backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? "
+      "key_b, "
+      "Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, str "
+      "kind, "
+      "int offset, int stride, int positive, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool "
+      "need_scale, "
       "bool need_bias) -> Tensor[]");
 }
 

@@ -47,7 +47,8 @@ struct Packed {
   const Unit* values(int64_t i) const { return p + i / C::PAIR * P; }
 };
 
-// The rows to pack, as units along a row: views of the set's own memory where its type allows, else converted into a buffer.
+// The rows to pack, as units along a row: views of the set's own memory where its type allows, else converted into a
+// buffer.
 template <class C>
 class UnitRows {
   using T = typename C::T;
@@ -137,14 +138,15 @@ const T* rounded_row(const Set& set, int64_t g, int64_t i, int64_t D, Type matri
   return row_in(row, type, D, buffer);
 }
 
-// Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and null where x needs no rounding.
+// Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and null where x needs no
+// rounding.
 template <class C>
-void prepare(Team& team, const Set& set, int64_t g, bool normalize, Type matrix, const Packed<C>& packed) {
+void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type matrix, const Packed<C>& packed) {
   using T = typename C::T;
   constexpr int P = PANEL<T>;
   const int64_t D = packed.D, n = packed.n;
-  team.tasks(packed.panels(), [&](int64_t task, int thread) {
-    T* buffer = team.template scratch<T>(thread);
+  worker.tasks(packed.panels(), [&](int64_t task) {
+    T* buffer = worker.scratch<T>();
     UnitRows<C> rows(reinterpret_cast<typename C::Unit*>(buffer + D), packed.units);
     const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
     T largest = normalize ? T(1.02) : T(0);  // rounding a unit vector moves its norm by less than 2^-8
@@ -174,21 +176,19 @@ void prepare(Team& team, const Set& set, int64_t g, bool normalize, Type matrix,
   });
 }
 
-// Backward: the packed copies of what the forward saved.
+// Backward: the packed copies of panel `task` of what the forward saved.
 template <class C>
-void repack(Team& team, const Set& set, int64_t g, Type matrix, const Packed<C>& packed) {
+void repack(Worker& worker, const Set& set, int64_t g, Type matrix, const Packed<C>& packed, int64_t task) {
   using T = typename C::T;
   constexpr int P = PANEL<T>;
-  team.tasks(packed.panels(), [&](int64_t task, int thread) {
-    UnitRows<C> rows(team.template scratch<typename C::Unit>(thread), packed.units);
-    const int64_t i0 = task * P, m = std::min<int64_t>(P, packed.n - i0);
-    for (int64_t r = 0; r < m; ++r) {
-      Type type;
-      const void* row = rounded(set, g, i0 + r, packed.D, matrix, &type);
-      rows.set(r, row, type, packed.D);
-    }
-    pack(packed, i0, m, rows);
-  });
+  UnitRows<C> rows(worker.scratch<typename C::Unit>(), packed.units);
+  const int64_t i0 = task * P, m = std::min<int64_t>(P, packed.n - i0);
+  for (int64_t r = 0; r < m; ++r) {
+    Type type;
+    const void* row = rounded(set, g, i0 + r, packed.D, matrix, &type);
+    rows.set(r, row, type, packed.D);
+  }
+  pack(packed, i0, m, rows);
 }
 
 }  // namespace fused_contrastive::FUSED_ISA

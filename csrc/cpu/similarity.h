@@ -1,7 +1,8 @@
-// What the bindings (ops.cpp) and the kernels of every ISA agree on; no torch headers, so that a kernel file compiles in seconds.
+// What the bindings (ops.cpp) and the kernels of every ISA agree on; no torch headers, so that a kernel file compiles
+// in seconds.
 //
-// All G groups have the same sizes. Matrices are row-major; strides are in elements. T is the accumulation type: double for
-// float64 matrices, else float. Definitions of every quantity: fused_contrastive/ops.py.
+// All G groups have the same sizes. Matrices are row-major; strides are in elements. T is the accumulation type: double
+// for float64 matrices, else float. Definitions of every quantity: fused_contrastive/ops.py.
 #pragma once
 
 #include <cstddef>
@@ -20,8 +21,8 @@ struct Runtime {
   void (*parallel)(Runtime*, int n, void (*body)(void*, int), void* context);
 };
 
-// One set of vectors: the input x, what the forward saved of it, and its gradient. Group strides of hat, inv and gradient are
-// n * D and n. hat is null where x is it already; inv is null without normalisation.
+// One set of vectors: the input x, what the forward saved of it, and its gradient. Group strides of hat, inv and
+// gradient are n * D and n. hat is null where x is it already; inv is null without normalisation.
 struct Set {
   const void* x;
   Type type;
@@ -64,7 +65,8 @@ struct Kernels {
   BackwardFunction backward;
 };
 
-// The kernels of one ISA by matrix type. bf16 and fp16 matrices are widened to float tiles, except where the ISA multiplies bf16.
+// The kernels of one ISA by matrix type. bf16 and fp16 matrices are widened to float tiles, except where the ISA
+// multiplies bf16.
 namespace portable {
 Kernels kernels(Type matrix);
 }

@@ -1,5 +1,5 @@
-// Threads and the order of tiles. Which thread runs a tile never matters: tiles that add to the same block do so in one fixed
-// order, enforced by a counter per block, so that results have the same bits for any number of threads.
+// Threads and the order of tiles. Which thread runs a tile never matters: tiles that add to the same block do so in one
+// fixed order, enforced by a counter per block, so that results have the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -16,61 +16,97 @@ U* allocate(Runtime* runtime, int64_t n) {
   return static_cast<U*>(runtime->allocate(runtime, size_t(n) * sizeof(U)));
 }
 
+// Waits for a condition that another thread is about to make true.
+template <class F>
+void wait_until(F ready) {
+  for (int spins = 0; !ready(); ++spins)
+    if (spins > 2000) std::this_thread::yield();
+}
+
+// How many tiles each block has served. wait() holds a tile back until its turn; earlier tiles are always running or
+// done.
+class Turns {
+ public:
+  explicit Turns(int64_t blocks) : blocks_(blocks), turn_(new std::atomic<int32_t>[size_t(blocks)]) {}
+  void reset() {
+    for (int64_t i = 0; i < blocks_; ++i) turn_[size_t(i)].store(0, std::memory_order_relaxed);
+  }
+  void wait(int64_t block, int64_t turn) const {
+    wait_until([&] { return turn_[size_t(block)].load(std::memory_order_acquire) == turn; });
+  }
+  void done(int64_t block, int64_t turn) { turn_[size_t(block)].store(int32_t(turn) + 1, std::memory_order_release); }
+
+ private:
+  int64_t blocks_;
+  std::unique_ptr<std::atomic<int32_t>[]> turn_;
+};
+
+// The threads of one pass. A pass is a sequence of phases, each a number of tasks; a thread that comes late finds them
+// done, so that a pass waits for no thread that has not started a task.
 class Team {
  public:
   Team(Runtime* runtime, int threads, int64_t scratch_bytes) : runtime_(runtime), threads_(threads) {
     stride_ = (scratch_bytes + 4095) / 4096 * 4096 + 256;
     scratch_ = allocate<char>(runtime, stride_ * threads);
   }
-  int threads() const { return threads_; }
 
-  template <class U>
-  U* scratch(int thread) const {
-    return reinterpret_cast<U*>(scratch_ + thread * stride_);
-  }
+  class Worker {
+   public:
+    Worker(Team& team, int thread) : team_(team), thread_(thread) {}
+    int thread() const { return thread_; }
 
-  // f(thread) on every thread of the team.
+    template <class U>
+    U* scratch() const {
+      return reinterpret_cast<U*>(team_.scratch_ + thread_ * team_.stride_);
+    }
+
+    // The next phase: f(task) for 0 <= task < n, handed out in order; returns when all are done.
+    template <class F>
+    void tasks(int64_t n, F f) {
+      Phase& phase = team_.phases_[phase_++];
+      for (int64_t task; (task = phase.next.fetch_add(1, std::memory_order_relaxed)) < n;) {
+        f(task);
+        phase.done.fetch_add(1, std::memory_order_acq_rel);
+      }
+      wait_until([&] { return phase.done.load(std::memory_order_acquire) == n; });
+    }
+
+   private:
+    Team& team_;
+    int thread_, phase_ = 0;
+  };
+
+  // f(worker) on every thread.
   template <class F>
   void run(F f) {
-    if (threads_ == 1) return f(0);
-    runtime_->parallel(runtime_, threads_, [](void* body, int thread) { (*static_cast<F*>(body))(thread); }, &f);
-  }
-
-  // f(task, thread) for 0 <= task < n, handed out in order.
-  template <class F>
-  void tasks(int64_t n, F f) {
-    if (threads_ == 1 || n == 1) {
-      for (int64_t task = 0; task < n; ++task) f(task, 0);
-      return;
+    for (Phase& phase : phases_) {
+      phase.next.store(0, std::memory_order_relaxed);
+      phase.done.store(0, std::memory_order_relaxed);
     }
-    std::atomic<int64_t> next{0};
-    run([&](int thread) {
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < n;) f(task, thread);
-    });
+    const auto body = [&](int thread) {
+      Worker worker(*this, thread);
+      f(worker);
+    };
+    if (threads_ == 1) return body(0);
+    using Body = decltype(body);
+    runtime_->parallel(
+        runtime_, threads_, [](void* b, int thread) { (*static_cast<const Body*>(b))(thread); },
+        const_cast<void*>(static_cast<const void*>(&body)));
   }
 
  private:
+  struct Phase {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  static constexpr int MAX_PHASES = 12;
+
   Runtime* runtime_;
   int threads_;
   int64_t stride_;
   char* scratch_;
+  Phase phases_[MAX_PHASES];
 };
-
-// How many tiles each block has served. wait() holds a tile back until its turn; earlier tiles are always running or done.
-class Turns {
- public:
-  explicit Turns(int64_t blocks) : turn_(new std::atomic<int32_t>[size_t(blocks)]) {
-    for (int64_t i = 0; i < blocks; ++i) turn_[size_t(i)].store(0, std::memory_order_relaxed);
-  }
-  void wait(int64_t block, int64_t turn) const {
-    for (int spins = 0; turn_[size_t(block)].load(std::memory_order_acquire) != turn; ++spins)
-      if (spins > 2000) std::this_thread::yield();
-  }
-  void done(int64_t block, int64_t turn) { turn_[size_t(block)].store(int32_t(turn) + 1, std::memory_order_release); }
-
- private:
-  std::unique_ptr<std::atomic<int32_t>[]> turn_;
-};
+using Worker = Team::Worker;
 
 struct Block {
   int64_t index, begin, end;
@@ -78,18 +114,17 @@ struct Block {
   int64_t size() const { return end - begin; }
 };
 
-// Every unordered pair of q blocks of n indices once, the diagonal first, then the rounds of a tournament, in each of which the pairs
-// are disjoint. f(I, J, thread) may update both blocks.
+// Every unordered pair of q blocks of n indices once, the diagonal first, then the rounds of a tournament, in each of
+// which the pairs are disjoint. f(I, J) may update both blocks.
 template <class F>
-void tournament(Team& team, int64_t n, int64_t size, F f) {
+void tournament(Worker& worker, Turns& turns, int64_t n, int64_t size, F f) {
   const int64_t q = (n + size - 1) / size, half = q / 2, odd = q % 2, ring = q - 1 + odd;
-  Turns turns(q);
   const auto block = [&](int64_t i, int64_t turn) {
     return Block{i, i * size, std::min(n, (i + 1) * size), turn == 0};
   };
-  team.tasks(q + ring * half, [&](int64_t task, int thread) {
+  worker.tasks(q + ring * half, [&](int64_t task) {
     if (task < q) {
-      f(block(task, 0), block(task, 0), thread);
+      f(block(task, 0), block(task, 0));
       return turns.done(task, 0);
     }
     const int64_t round = (task - q) / half, k = (task - q) % half + odd;
@@ -97,14 +132,14 @@ void tournament(Team& team, int64_t n, int64_t size, F f) {
     const int64_t turn_i = 1 + round - (odd && round > i), turn_j = 1 + round - (odd && round > j);
     turns.wait(i, turn_i);
     turns.wait(j, turn_j);
-    f(block(std::min(i, j), 1), block(std::max(i, j), 1), thread);
+    f(block(std::min(i, j), 1), block(std::max(i, j), 1));
     turns.done(i, turn_i);
     turns.done(j, turn_j);
   });
 }
 
-// Blocks of `size` rows by blocks of `size` columns. With few blocks on one side the other side is cut into `row_parts` or
-// `column_parts` parts, each with sums of its own for the side that is not cut.
+// Blocks of `size` rows by blocks of `size` columns. With few blocks on one side the other side is cut into `row_parts`
+// or `column_parts` parts, each with sums of its own for the side that is not cut.
 struct Grid {
   int64_t M, N, size;
   bool rows, columns;  // which sums a tile adds to
@@ -113,7 +148,8 @@ struct Grid {
   Grid(int64_t M, int64_t N, int64_t size, bool rows, bool columns)
       : M(M), N(N), size(size), rows(rows), columns(columns) {
     const int64_t p = row_blocks(), q = column_blocks();
-    const auto parts = [](int64_t few, int64_t many) {  // towards 16 independent tiles at a time, at least two to a part
+    // Towards TASKS independent tiles at a time, with at least two blocks to a part.
+    const auto parts = [](int64_t few, int64_t many) {
       return std::max<int64_t>(1, std::min((TASKS + few - 1) / few, many / std::max<int64_t>(2, few)));
     };
     if (rows && !(columns && q < p)) column_parts = parts(p, q);
@@ -122,14 +158,22 @@ struct Grid {
   int64_t row_blocks() const { return (M + size - 1) / size; }
   int64_t column_blocks() const { return (N + size - 1) / size; }
 
+  // How many tiles can run at a time.
+  int64_t width() const {
+    if (!columns) return row_blocks() * column_parts;
+    if (!rows) return column_blocks() * row_parts;
+    return std::max<int64_t>(
+        1, row_parts * column_parts * std::min(row_blocks() / row_parts, column_blocks() / column_parts));
+  }
+
   static constexpr int64_t TASKS = 16;
 };
 
-// f(I, J, row_part, column_part, thread): I's sums of column part `column_part` and J's of row part `row_part` may be updated.
-// With both sums the tiles of a part form a Latin square whose rounds are disjoint in rows and columns; with one sum, a task is
-// all the tiles of its block.
+// f(I, J, row_part, column_part): I's sums of column part `column_part` and J's of row part `row_part` may be updated.
+// With both sums the tiles of a part form a Latin square whose rounds are disjoint in rows and columns; with one sum, a
+// task is all the tiles of its block.
 template <class F>
-void grid_tiles(Team& team, const Grid& grid, F f) {
+void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Grid& grid, F f) {
   const int64_t p = grid.row_blocks(), q = grid.column_blocks(), R = grid.row_parts, C = grid.column_parts;
   const auto begin = [](int64_t part, int64_t parts, int64_t blocks) { return part * blocks / parts; };
   const auto row = [&](int64_t i, bool first) {
@@ -139,16 +183,16 @@ void grid_tiles(Team& team, const Grid& grid, F f) {
     return Block{j, j * grid.size, std::min(grid.N, (j + 1) * grid.size), first};
   };
   if (!grid.columns) {
-    team.tasks(p * C, [&](int64_t task, int thread) {
+    worker.tasks(p * C, [&](int64_t task) {
       const int64_t c = task % C, j0 = begin(c, C, q);
-      for (int64_t j = j0; j < begin(c + 1, C, q); ++j) f(row(task / C, j == j0), column(j, false), 0, c, thread);
+      for (int64_t j = j0; j < begin(c + 1, C, q); ++j) f(row(task / C, j == j0), column(j, false), 0, c);
     });
     return;
   }
   if (!grid.rows) {
-    team.tasks(q * R, [&](int64_t task, int thread) {
+    worker.tasks(q * R, [&](int64_t task) {
       const int64_t r = task % R, i0 = begin(r, R, p);
-      for (int64_t i = i0; i < begin(r + 1, R, p); ++i) f(row(i, false), column(task / R, i == i0), r, 0, thread);
+      for (int64_t i = i0; i < begin(r + 1, R, p); ++i) f(row(i, false), column(task / R, i == i0), r, 0);
     });
     return;
   }
@@ -161,8 +205,7 @@ void grid_tiles(Team& team, const Grid& grid, F f) {
     tallest = std::max(tallest, pi);
     widest = std::max(widest, std::max(pi, qj));
   }
-  Turns row_turns(p * C), column_turns(q * R);
-  team.tasks(widest * parts * tallest, [&](int64_t task, int thread) {
+  worker.tasks(widest * parts * tallest, [&](int64_t task) {
     const int64_t x = task % tallest, s = task / tallest % parts, k = task / tallest / parts;
     const int64_t r = R > 1 ? s : 0, c = C > 1 ? s : 0;
     const int64_t i0 = begin(r, R, p), pi = begin(r + 1, R, p) - i0, j0 = begin(c, C, q), qj = begin(c + 1, C, q) - j0;
@@ -170,8 +213,9 @@ void grid_tiles(Team& team, const Grid& grid, F f) {
     if (x >= pi || k >= ring) return;
     const int64_t y = (x + k) % ring;
     if (y >= qj) return;
-    // How many of the rounds before k paired row x (column y) with a column (row) that exists.
-    const auto met = [&](int64_t from, int64_t to, int64_t count) {  // of the residues [from, to) mod ring, those below count
+    // In how many of the rounds before k row x (column y) met a column (row) that exists: of the residues [from, to)
+    // modulo ring, those below count.
+    const auto met = [&](int64_t from, int64_t to, int64_t count) {
       const int64_t wraps = to / ring - from / ring;
       return wraps * count + std::min(to % ring, count) - std::min(from % ring, count);
     };
@@ -179,7 +223,7 @@ void grid_tiles(Team& team, const Grid& grid, F f) {
     const int64_t turn_y = met(y - k + ring + 1, y + ring + 1, pi);
     row_turns.wait((i0 + x) * C + c, turn_x);
     column_turns.wait((j0 + y) * R + r, turn_y);
-    f(row(i0 + x, turn_x == 0), column(j0 + y, turn_y == 0), r, c, thread);
+    f(row(i0 + x, turn_x == 0), column(j0 + y, turn_y == 0), r, c);
     row_turns.done((i0 + x) * C + c, turn_x);
     column_turns.done((j0 + y) * R + r, turn_y);
   });

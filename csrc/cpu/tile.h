@@ -1,5 +1,6 @@
-// One tile of logits, t = log2(e) (scale <a_i, b_j> + bias_j), -inf where j is no candidate of i, handed on in blocks of MR rows by
-// PANEL columns while they are in the first-level cache. What differs between passes is only what is done to such a block.
+// One tile of logits, t = log2(e) (scale <a_i, b_j> + bias_j), -inf where j is no candidate of i, handed on in blocks
+// of MR rows by PANEL columns while they are in the first-level cache. What differs between passes is only what is done
+// to such a block.
 #pragma once
 
 #include <utility>
@@ -12,10 +13,9 @@ constexpr double LOG2_E = 1.4426950408889634074, LN_2 = 0.69314718055994530942;
 
 // Blocks are whole panels; larger ones serve larger problems, for which there are still enough of them to share.
 inline int64_t block_size(int64_t M, int64_t N, int64_t D, bool one_set) {
-  const int64_t n = one_set ? N : std::min(M, N);
-  if (one_set && n <= 256) return 32;
-  if (n <= 1024) return 64;
-  return n >= 4096 && D >= 256 ? 256 : 128;
+  if (one_set && N <= 256) return 32;
+  if (std::max(M, N) <= 1024) return 64;
+  return std::min(M, N) >= 4096 && D >= 256 ? 256 : 128;
 }
 
 template <class T>
@@ -81,9 +81,9 @@ struct TileScratch {
   }
 };
 
-// visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns from J.begin + j, with NR = columns().
-// `whole`: t is the place of the block in a tile of leading dimension ld, else a buffer that the next block overwrites.
-// `upper`: blocks wholly below the diagonal are left out.
+// visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns from J.begin + j, with NR
+// = columns(). `whole`: t is the place of the block in a tile of leading dimension ld, else a buffer that the next
+// block overwrites. `upper`: blocks wholly below the diagonal are left out.
 template <class C, class F>
 FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Block& I, const Block& J,
                               Factor<typename C::T> factor, const typename C::T* add,

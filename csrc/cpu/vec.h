@@ -1,5 +1,6 @@
-// Vectors of float and double for the ISA of the including translation unit, which defines FUSED_ISA (a namespace name) and is
-// compiled with the matching flags: AVX-512, AVX2 + FMA, or the portable form, plain loops that any compiler vectorises.
+// Vectors of float and double for the ISA of the including translation unit, which defines FUSED_ISA (a namespace name)
+// and is compiled with the matching flags: AVX-512, AVX2 + FMA, or the portable form, plain loops that any compiler
+// vectorises.
 //
 // maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp: 0 far below the smallest normal number
 // (and at -inf), +inf or NaN at +inf, NaN at NaN.
@@ -183,20 +184,30 @@ struct Vec {
   }
   FUSED_INLINE void store(T* p) const { std::memcpy(p, v, sizeof(v)); }
 };
-#define FUSED_LOOP(expression)                          \
-  Vec<T> r;                                             \
+#define FUSED_LOOP(expression)                             \
+  Vec<T> r;                                                \
   for (int i = 0; i < Vec<T>::W; ++i) r.v[i] = expression; \
   return r
 template <class T>
-FUSED_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) { FUSED_LOOP(a.v[i] + b.v[i]); }
+FUSED_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
+  FUSED_LOOP(a.v[i] + b.v[i]);
+}
 template <class T>
-FUSED_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) { FUSED_LOOP(a.v[i] - b.v[i]); }
+FUSED_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
+  FUSED_LOOP(a.v[i] - b.v[i]);
+}
 template <class T>
-FUSED_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) { FUSED_LOOP(a.v[i] * b.v[i]); }
+FUSED_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
+  FUSED_LOOP(a.v[i] * b.v[i]);
+}
 template <class T>
-FUSED_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) { FUSED_LOOP(a.v[i] * b.v[i] + c.v[i]); }
+FUSED_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
+  FUSED_LOOP(a.v[i] * b.v[i] + c.v[i]);
+}
 template <class T>
-FUSED_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) { FUSED_LOOP(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+FUSED_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  FUSED_LOOP(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+}
 #undef FUSED_LOOP
 template <class T>
 FUSED_INLINE T sum(Vec<T> a) {
@@ -230,7 +241,8 @@ FUSED_INLINE Vec<T> exp2(Vec<T> t) {
 
 #endif
 
-// out[c * ld_out + r] = in[r * ld_in + c] for S x S blocks of 4-byte (AVX-512, AVX2) or other elements, S = TRANSPOSED<U>.
+// out[c * ld_out + r] = in[r * ld_in + c] for S x S blocks of 4-byte (AVX-512, AVX2) or other elements, S =
+// TRANSPOSED<U>.
 template <class U>
 constexpr int TRANSPOSED = sizeof(U) == 4 && Vec<float>::W > 4 ? Vec<float>::W : 4;
 
