@@ -37,7 +37,7 @@ __device__ Partial<Acc> merge_shares(const Partial<Acc>* shares) {
 // One block per MERGE_ROWS rows of one group, with the columns of the same index, or with a positive those of their
 // positives. Bytes: 8 (M + N) S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy rate.
 template <class T>
-__global__ void __launch_bounds__(32 * WARPS) finish_forward(const __grid_constant__ FinishForwardParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_constant__ FinishForwardParams p) {
   using Acc = typename Accumulation<T>::type;
   SHARED_MEMORY(shared);
   Partial<Acc>* shares = reinterpret_cast<Partial<Acc>*>(shared);  // [2][WARPS][32]
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(32 * WARPS) finish_forward(const __grid_consta
 // Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp per row. Bytes: 4
 // (splits + 1) M D.
 template <class Acc>
-__global__ void __launch_bounds__(32 * WARPS) finish_weighted(const __grid_constant__ FinishWeightedParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2) finish_weighted(const __grid_constant__ FinishWeightedParams p) {
   const int64_t rows = static_cast<int64_t>(p.G) * p.M;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32;
   if (row >= rows) return;
@@ -114,11 +114,12 @@ __global__ void __launch_bounds__(32 * WARPS) finish_weighted(const __grid_const
     static_cast<Acc*>(p.rows)[row] = log_sum(top, total);
     if (p.row_max != nullptr) static_cast<Acc*>(p.row_max)[row] = top * Acc(LN2);
   }
+  const Acc share = Acc(1) / (total == Acc(0) ? Acc(1) : total);
   const Acc* partial = static_cast<const Acc*>(p.partial);
   for (int d = lane_id(); d < p.D; d += 32) {
     Acc value = 0;
     for (int s = 0; s < p.splits; ++s) value += partial[(s * rows + row) * p.D + d] * exp_2(maxima[s * rows] - shift);
-    static_cast<Acc*>(p.mean)[row * p.D + d] = value / (total == Acc(0) ? Acc(1) : total);
+    static_cast<Acc*>(p.mean)[row * p.D + d] = value * share;
   }
 }
 
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(32 * WARPS) finish_weighted(const __grid_const
 // the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 6) X D read, the second reading from cache.
 // Predicted: 70 % of the copy rate.
 template <class T>
-__global__ void __launch_bounds__(32 * WARPS) finish_backward(const __grid_constant__ FinishBackwardParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_constant__ FinishBackwardParams p) {
   using Acc = typename Accumulation<T>::type;
   static_assert(FINISH_ROWS == WARPS, "a warp per row");
   SHARED_MEMORY(shared);

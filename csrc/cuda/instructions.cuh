@@ -49,6 +49,20 @@ __device__ inline float exp_2(float x) {
 }
 __device__ inline double exp_2(double x) { return exp2(x); }
 
+// 1 / sqrt(x): one MUFU instruction and a Newton step, about 1 ulp; 0 for infinity.
+__device__ inline float inverse_root(float x) {
+  const float y = rsqrtf(x);
+  return y == 0.0f ? y : y * fmaf(-0.5f * x * y, y, 1.5f);
+}
+__device__ inline double inverse_root(double x) { return rsqrt(x); }
+
+// 1 / x to about 1e-7, exact for 1.
+__device__ inline float rough_inverse(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // float32 rounded to tf32 (10 bits of mantissa), nearest, ties away.
 __device__ inline uint32_t to_tf32(float x) {
   uint32_t y;

@@ -165,7 +165,7 @@ constexpr int weight_shared() {
 }
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS)
+__global__ void __launch_bounds__(P::THREADS, KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
     pair_weight(const __grid_constant__ WeightParams w) {
   using Acc = typename P::Acc;
   using Element = typename P::Element;

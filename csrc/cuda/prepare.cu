@@ -22,7 +22,7 @@ __device__ Acc square_sum(const In* x, int D) {
 // cache), hat written once. Memory-bound: predicted 70 % of the copy rate for D >= 128 at 16 bit (2-byte accesses below
 // that).
 template <class Out>
-__global__ void __launch_bounds__(32 * WARPS) prepare(const __grid_constant__ PrepareParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__ PrepareParams p) {
   using Acc = typename Accumulation<Out>::type;
   SHARED_MEMORY(shared);
   float* largest = reinterpret_cast<float*>(shared);
@@ -43,12 +43,14 @@ __global__ void __launch_bounds__(32 * WARPS) prepare(const __grid_constant__ Pr
       with_type(set.input, [&](auto zero) {
         square = square_sum<Acc>(static_cast<const decltype(zero)*>(set.x) + place * p.D, p.D);
       });
-      const Acc norm = sqrt(square);
+      const Acc floor = smallest_norm(square);  // of the norm, 1e-12
       if (p.normalize) {
-        factor = Acc(1) / (norm < smallest_norm(norm) ? smallest_norm(norm) : norm);  // fmax would lose a NaN
+        factor = square < floor * floor ? Acc(1) / floor : inverse_root(square);
         if (lane_id() == 0) static_cast<Acc*>(set.inv)[place] = factor;
+      } else {
+        const float norm = static_cast<float>(square > Acc(0) ? square * inverse_root(square) : square);
+        top = norm <= top ? top : norm;  // keeps a NaN
       }
-      top = static_cast<float>(norm) <= top ? top : static_cast<float>(norm);  // keeps a NaN
       if (set.hat == nullptr) continue;
       Out* hat = static_cast<Out*>(set.hat) + place * p.D;
       with_type(set.input, [&](auto zero) {
@@ -90,7 +92,7 @@ __device__ void store_terms(void* terms, int64_t index, Acc lse, Acc weight) {
 // logit; `unit` becomes the largest total weight of a row or column. With a positive the level is log2(exp(lse) +
 // exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
 template <class Acc>
-__global__ void __launch_bounds__(32 * WARPS) terms(const __grid_constant__ TermsParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ TermsParams p) {
   const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;
   const int index = static_cast<int>(blockIdx.x) % blocks * 32 * WARPS + static_cast<int>(threadIdx.x);
   const int64_t row = static_cast<int64_t>(g) * p.M + index;

@@ -252,7 +252,7 @@ template <class S>
 struct F64 : S {
   using Element = double;
   using Acc = double;
-  static constexpr int BLOCKS = 2;
+  static constexpr int BLOCKS = 1;
 
   static __device__ void multiply(double (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
                                   int column) {
@@ -293,7 +293,7 @@ struct F64 : S {
 
 // What the libraries are made of. fused_rows wants whole rows in a warp: 16 rows each.
 using Square = Shape<128, 128, 2, 4>;
-using SmallSquare = Shape<64, 64, 2, 2>;
+using SmallSquare = Shape<64, 64, 4, 2>;
 using Rows = Shape<128, 64, 8, 1>;
 using SmallRows = Shape<64, 32, 4, 1>;
 

@@ -18,10 +18,17 @@ __device__ inline Acc warp_sum(Acc x) {
   return x;
 }
 
+// log(1 + x) for 0 <= x <= 1, accurate relative to itself: what rounding 1 + x lost comes back to first order.
+template <class Acc>
+__device__ inline Acc log_one_plus(Acc x) {
+  const Acc u = Acc(1) + x;
+  return log(u) + (x - (u - Acc(1))) * static_cast<Acc>(rough_inverse(static_cast<float>(u)));
+}
+
 // log(1 + exp(x)), accurate relative to itself.
 template <class Acc>
 __device__ inline Acc softplus(Acc x) {
-  return fmax(x, Acc(0)) + log1p(exp(-fabs(x)));
+  return fmax(x, Acc(0)) + log_one_plus(exp(-fabs(x)));
 }
 // 1 / (1 + exp(-x)), accurate relative to itself on both sides.
 template <class Acc>
@@ -32,7 +39,7 @@ __device__ inline Acc sigmoid(Acc x) {
 template <class Acc>
 __device__ inline Acc logaddexp(Acc x, Acc y) {
   const Acc top = fmax(x, y);
-  return fabs(top) == infinity(top) ? top + (x - x) * 0 + (y - y) * 0 : top + log1p(exp(-fabs(x - y)));
+  return fabs(top) == infinity(top) ? top + (x - x) * 0 + (y - y) * 0 : top + log_one_plus(exp(-fabs(x - y)));
 }
 
 // Natural log of sum exp from base-2 parts; -inf for an empty sum.

@@ -50,6 +50,11 @@ inline uint32_t pack(float low, float high, T) {
 inline float exp_2(float x) { return exp2f(x); }
 inline double exp_2(double x) { return exp2(x); }
 
+inline float inverse_root(float x) { return 1.0f / sqrtf(x); }
+inline double inverse_root(double x) { return 1.0 / sqrt(x); }
+
+inline float rough_inverse(float x) { return 1.0f / x; }
+
 inline uint32_t to_tf32(float x) {
   const uint32_t u = bits_as<uint32_t>(x);
   return (u & 0x7f800000) == 0x7f800000 ? u : (u + 0x1000) & ~0x1fffu;
