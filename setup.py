@@ -35,7 +35,7 @@ def compiler():
     """The C++ compiler setuptools will call, or None."""
     if os.name == "nt":
         return "cl"
-    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     return shutil.which(command.split()[0])
 
 
@@ -76,9 +76,8 @@ def supports(flags):
 
 def isas():
     """The instruction sets this compiler can target here; the run-time choice among them is the library's."""
-    if not X86 or os.name == "nt":
-        return ["portable"]
-    return [name for name, (flags, _) in ISAS.items() if supports(flags)]
+    x86 = X86 and os.name != "nt"
+    return ["portable", *(name for name, (flags, _) in ISAS.items() if x86 and flags and supports(flags))]
 
 
 class BuildKernels(build_ext):
