@@ -46,6 +46,7 @@ def reshaped(x, how):
     return x.detach()[:1].expand_as(x)
 
 
+@pytest.mark.interpreter(case=("nt_xent", "info_nce-queue"), dtype=(torch.float32,))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("how", ("transposed", "sliced", "offset", "expanded"))
 @pytest.mark.parametrize("name", NAMES)
@@ -198,6 +199,7 @@ def test_bias_of_minus_infinity(any_backend, device):
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+@pytest.mark.interpreter(case=("nt_xent-raw", "clip", "info_nce-queue-raw"), bad=("nan", "inf"))
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_inf(name, bad, backend, device):
