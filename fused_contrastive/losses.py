@@ -22,11 +22,17 @@ def _finish(loss, reduction, metrics, result: Result, pos, scale=None, columns=F
     if not metrics:
         return loss
     pos = pos.detach()
-    hit = (pos >= result.row_max).to(loss.dtype).mean()
+    hit = _hits(pos, result.row_max).to(loss.dtype).mean()
     if columns:
-        hit = (hit + (pos >= result.col_max).to(loss.dtype).mean()) / 2
+        hit = (hit + _hits(pos, result.col_max).to(loss.dtype).mean()) / 2
     mean = (pos if scale is None else pos / scale.detach()).mean()
     return loss, {"accuracy": hit, "positive_similarity": mean}
+
+
+def _hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where pos is at least the largest other logit; equal up to the rounding of differently ordered sums is equal."""
+    slack = 16 * torch.finfo(pos.dtype).eps * torch.maximum(pos.abs(), other.abs())
+    return (pos >= other) | (pos + slack >= other) & other.isfinite()
 
 
 def _one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
@@ -239,7 +245,7 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
         ):
             raise ValueError("target must be the identity where it is a matrix; pass other pairings as an index vector")
         return None
-    if target.shape != (B,) or target.is_floating_point():
+    if target.shape != (B,) or not checks.is_integer(target):
         raise ValueError(
             f"target must be an integer vector of shape [{B}] or the [{B}, {B}] identity, "
             f"got {target.dtype}, shape {tuple(target.shape)}"
