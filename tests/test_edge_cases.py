@@ -255,3 +255,17 @@ def test_column_gradients_of_a_repeated_target(any_backend, device):
     np.testing.assert_allclose(oracle.array(loss), expected, rtol=1e-10)
     np.testing.assert_allclose(oracle.array(a.grad), grads["anchors"], rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(oracle.array(p.grad), grads["positives"], rtol=1e-8, atol=1e-12)
+
+
+def test_ties_are_hits(backend, device):
+    """All embeddings equal: every positive is at least the largest other candidate, however the sums were ordered."""
+    v = torch.randn(1, 37, device=device).repeat(40, 1)
+    target = torch.arange(40, device=device).flip(0)
+    for loss, arguments in (
+        (fc.nt_xent_loss, (v, v.clone(), 0.1)),
+        (fc.info_nce_loss, (v, v.clone())),
+        (fc.info_nce_loss, (v, v.clone(), v[:7].clone())),
+        (fc.clip_loss, (v, v.clone(), 1.3)),
+        (fc.n_pairs_loss, (v, v.clone(), target)),
+    ):
+        assert loss(*arguments, metrics=True, backend=backend)[1]["accuracy"] == 1, loss.__name__
