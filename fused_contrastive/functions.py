@@ -150,6 +150,8 @@ def similarity(
             )
         )
     name = dispatch.select(backend, a.device, dtype)
+    if b is not None and b.dtype != a.dtype and not normalize:  # inside autocast
+        a, b = a.to(dtype), b.to(dtype)
     both = columns and b is None
     if b is None and (bias is not None or offset not in (0, NO_SELF)):  # not symmetric
         b, key_b, both = a.clone(), key_a, False

@@ -253,7 +253,7 @@ def similarity_backward(
             sum_a, x, y, a_inv, pull, scale, unit, a.dtype, positive, True, one_set, 0.5 if one_set else 1.0,
             need_a, need_scale,
         )  # fmt: skip
-    db = a.new_empty(0)
+    db = (a if one_set else b).new_empty(0)
     if need_b:
         db, other = _finish_set(
             sum_b, y, x, b_inv, pull, scale, unit, b.dtype, positive, False, True, 1.0, True, need_scale and not from_a
