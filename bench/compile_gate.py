@@ -41,7 +41,8 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-SHARED_KIB = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+SHARED_KIB = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+"""Per program; sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have 99."""
 MATRIX = {
     "sm_80": ("mma.sync",),
     "sm_90": ("wgmma.mma_async", "mma.sync"),
@@ -90,6 +91,8 @@ SCENARIOS = (
     Scenario("queue", "bfloat16", 1024, 64, 65536, kind="all", weighted=True, paired=False),
     Scenario("queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False),
     Scenario("queue", "bfloat16", 1024, 512, 65536, kind="all", weighted=True, paired=False),
+    Scenario("queue, learnt", "bfloat16", 1024, 64, 65536, kind="all", paired=False),
+    Scenario("queue, learnt", "bfloat16", 1024, 128, 65536, kind="all", bias=True, paired=False),
     Scenario("paired negatives", "bfloat16", 1, 128, 256, 1024, kind="all", paired=False),
     Scenario("paired negatives", "float32", 1, 128, 256, 1024, kind="all", paired=False),
 )
