@@ -36,8 +36,8 @@ def _hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-    """``softplus(lse - pos)``; NaN, as cross entropy, where pos is infinite."""
-    return F.softplus(lse - pos + 0 * pos, threshold=40)
+    """``softplus(lse - pos)``; NaN, as cross entropy, where a logit is infinite."""
+    return F.softplus(lse - pos + 0 * (pos + lse.clamp_min(0)), threshold=40)
 
 
 def _two_sets(name_a, a, name_b, b, dim=2):
