@@ -246,7 +246,9 @@ def similarity_logsumexp(
     checks.index("pair_stride", pair_stride)
     checks.index("self_offset", self_offset)
     if (pair_stride is not None) != (candidates == "not_pair") or (pair_stride is not None and pair_stride < 1):
-        raise ValueError(f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}")
+        raise ValueError(
+            f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}"
+        )
     if candidates in KEYED:
         checks.keys("key_a", key_a, (*lead, M), a.device)
         if b is None and key_b is not None:

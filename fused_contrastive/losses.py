@@ -75,7 +75,15 @@ def nt_xent_loss(
     z = torch.cat([z1.flatten(1), z2.flatten(1)])
     B, scale = z1.shape[0], inverse_scale(temperature, z)
     result = similarity(
-        z, None, scale, kind="not_pair", stride=max(B, 1), positive=B, normalize=normalize, extrema=metrics, backend=backend
+        z,
+        None,
+        scale,
+        kind="not_pair",
+        stride=max(B, 1),
+        positive=B,
+        normalize=normalize,
+        extrema=metrics,
+        backend=backend,
     )
     return _finish(result.loss, reduction, metrics, result, result.pos, scale if normalize else None)
 
@@ -216,11 +224,20 @@ def n_pairs_loss(
     if target is not None:
         target = _target_indices(target, anchors)
     if dispatch.is_eager(backend):
-        return reference.n_pairs_loss(anchors, positives, target, normalize=normalize, reduction=reduction, metrics=metrics)
+        return reference.n_pairs_loss(
+            anchors, positives, target, normalize=normalize, reduction=reduction, metrics=metrics
+        )
     scale = as_scalar(1.0, anchors)
     if target is None:
         result = similarity(
-            anchors, positives, scale, kind="not_self", positive=0, normalize=normalize, extrema=metrics, backend=backend
+            anchors,
+            positives,
+            scale,
+            kind="not_self",
+            positive=0,
+            normalize=normalize,
+            extrema=metrics,
+            backend=backend,
         )
         return _finish(result.loss, reduction, metrics, result, result.pos)
     anchors, positives = _rounded(anchors, normalize), _rounded(positives, normalize)
