@@ -269,3 +269,13 @@ def test_ties_are_hits(backend, device):
         (fc.n_pairs_loss, (v, v.clone(), target)),
     ):
         assert loss(*arguments, metrics=True, backend=backend)[1]["accuracy"] == 1, loss.__name__
+
+
+@pytest.mark.parametrize(("n", "d"), ((0, 4), (3, 0), (1, 3)))
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "cpc"])
+def test_metrics_of_corners(name, n, d, backend, device):
+    """NaN over nothing, every positive a hit where nothing can be larger: as eager."""
+    case = cases.BY_NAME[name]
+    inputs = case.draw(n, d, torch.float64, device)
+    found, expected = (case.loss(inputs, label, metrics=True)[1] for label in (backend, "reference"))
+    torch.testing.assert_close(found, expected, equal_nan=True)
