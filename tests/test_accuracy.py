@@ -40,7 +40,7 @@ def assert_within_yardstick(ours: list[dict], eager: list[dict], dtype: torch.dt
 
 def size(backend) -> tuple[int, int]:
     """Rows and dimensions: ragged across the tile borders of every backend."""
-    return (19, 20) if is_interpreted(backend) else (131, 70)
+    return (19, 20) if is_interpreted(backend) else (70, 40)
 
 
 def small_size(backend) -> tuple[int, int]:
@@ -70,7 +70,9 @@ def test_primitive(use, dtype, backend, device):
         [cases.use_errors(use, label, m, n, d, dtype, device, seed) for seed in SEEDS]
         for label in (backend, "reference")
     )
-    assert_within_yardstick(ours, eager, dtype)
+    # Raw rows against themselves, self included: softmax is 1 at a logit of about d, where eager's roundings of logit and lse cancel exactly.
+    dominated = str(use) == "all-one" and backend not in ("panels", "eager")
+    assert_within_yardstick(ours, eager, dtype, logit=d if dominated else 0.0)
 
 
 @pytest.mark.interpreter(case=("nt_xent", "info_nce-queue"), temperature=(0.02,))
