@@ -37,7 +37,7 @@ def compiler():
     """The C++ compiler setuptools will call, or None."""
     if os.name == "nt":
         return "cl"
-    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     return shutil.which(command.split()[0])
 
 
@@ -87,17 +87,24 @@ def supports(flags):
 
 def isas():
     """The instruction sets this compiler can target here; the run-time choice among them is the library's."""
-    if not X86 or os.name == "nt":
-        return ["portable"]
-    return [name for name, (flags, _) in ISAS.items() if supports(flags)]
+    x86 = X86 and os.name != "nt"
+    return ["portable", *(name for name, (flags, _) in ISAS.items() if x86 and flags and supports(flags))]
 
 
 class BuildKernels(build_ext):
     """Compiles kernels.cpp once for each ISA and ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
-        library = Path(self.get_ext_fullpath(extension.name))
+        try:
+            self.build_kernels(extension)
+        except Exception:
+            if extension.optional:
+                say("the CPU kernels did not build (reason below); the panels and Triton backends work without them")
+            raise
+
+    def build_kernels(self, extension):
         if extension.name.endswith("_C_cuda"):
+            library = Path(self.get_ext_fullpath(extension.name))
             cuda_build().build(library.absolute(), Path(self.build_temp, "cuda").absolute())
             return
         import torch
@@ -154,4 +161,4 @@ if what in ("cpu", "cuda"):
     extensions.append(Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required))
 if what == "cuda":  # one binary for every Python and every torch from 2.11 on
     extensions.append(Extension("fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True))
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
+setup(license="Apache-2.0", ext_modules=extensions, cmdclass={"build_ext": BuildKernels})

@@ -64,6 +64,17 @@ def section(kind: str, folder: Path = RESULTS) -> str:
     return f"{table(header, lines)}\n\n{source} by `{result['command'].strip()}` ([data](bench/results/{name}))."
 
 
+def accuracy(folder: Path = RESULTS) -> str:
+    """The Markdown table of the newest result of ``python -m bench.accuracy``."""
+    found = sorted(folder.glob("accuracy-*.json"))
+    if not found:
+        return "not yet measured"
+    result = json.loads(found[-1].read_text())
+    lines = [[r["dtype"], str(r["temperature"]), f"{r['eager']:.1e}", f"{r['fused']:.1e}"] for r in result["rows"]]
+    source = f"NT-Xent, views 0.3 σ apart, 1024 rows, D = 64; `{result['command']}` ([data](bench/results/{found[-1].name}))."
+    return f"{table(['dtype', 'temperature', 'eager', 'fused'], lines)}\n\n{source}"
+
+
 def replace(text: str, kind: str, content: str) -> str:
     """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one pair of markers."""
     begin, end = f"<!-- bench:{kind} -->", f"<!-- /bench:{kind} -->"
@@ -76,7 +87,7 @@ def generated(text: str, folder: Path = RESULTS) -> str:
     """`text` with all its tables."""
     for kind in UNMEASURED:
         text = replace(text, kind, section(kind, folder))
-    return text
+    return replace(text, "accuracy", accuracy(folder))
 
 
 def main() -> int:

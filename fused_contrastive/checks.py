@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 
@@ -38,9 +39,13 @@ def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) 
         raise ValueError(f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}")
 
 
+def is_integer(x: torch.Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
 def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
     """Integer tensor broadcastable to `shape`, ``[..., rows]``."""
-    if not isinstance(key, torch.Tensor) or key.is_floating_point() or key.is_complex():
+    if not isinstance(key, torch.Tensor) or not is_integer(key):
         raise TypeError(f"{name} must be an integer tensor, got {getattr(key, 'dtype', type(key).__name__)}")
     if key.device != device:
         raise ValueError(f"{name} must be on {device}, got {key.device}")
@@ -58,15 +63,17 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
     """A finite number, or a 0-d floating tensor on `device` or the CPU, whose value is never read."""
     if isinstance(value, torch.Tensor):
         if value.dim() != 0 or not value.is_floating_point():
-            raise ValueError(f"{name} must be a 0-d floating-point tensor, got {value.dtype}, shape {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} must be a 0-d floating-point tensor, got {value.dtype}, shape {tuple(value.shape)}"
+            )
         if value.device != device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on {device} or the CPU, got {value.device}")
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
-    if divisor and abs(value) < 1e-8:
+    if divisor and -1e-8 < value < 1e-8:
         raise ValueError(f"{name} must not be smaller than 1e-8 in magnitude, got {value}")
 
 

@@ -53,6 +53,18 @@ class Similarity(torch.autograd.Function):
         return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * 12)
 
 
+class DirectSimilarity(torch.autograd.Function):
+    """The same without `setup_context`, which torch.func needs and which costs 20 us a call."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        outputs = _forward(*arguments)
+        Similarity.setup_context(ctx, arguments, outputs)
+        return outputs
+
+    backward = Similarity.backward
+
+
 class FirstDerivative(torch.autograd.Function):
     """The gradients (first four arguments), tied to what they depend on: differentiating them again raises, never gives a wrong number."""
 
@@ -125,6 +137,8 @@ def similarity(
 
     Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py.
     """
+    if backend is not None:
+        dispatch.check_name(backend)
     dtype = matrix_dtype(a)
     M, D = a.shape[-2:]
     N = M if b is None else b.shape[-2]
@@ -136,12 +150,15 @@ def similarity(
             )
         )
     name = dispatch.select(backend, a.device, dtype)
+    if b is not None and b.dtype != a.dtype and not normalize:  # inside autocast
+        a, b = a.to(dtype), b.to(dtype)
     both = columns and b is None
     if b is None and (bias is not None or offset not in (0, NO_SELF)):  # not symmetric
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
     weighted = fixed and a.requires_grad and (bias is None or not bias.requires_grad) and torch.is_grad_enabled()
-    rows, cols, pos, loss, row_max, col_max, *_ = Similarity.apply(
+    function = Similarity if torch._C._are_functorch_transforms_active() else DirectSimilarity
+    rows, cols, pos, loss, row_max, col_max, *_ = function.apply(
         a.reshape(-1, M, D),
         None if b is None else b.reshape(-1, N, D),
         scale,
@@ -229,7 +246,9 @@ def similarity_logsumexp(
     checks.index("pair_stride", pair_stride)
     checks.index("self_offset", self_offset)
     if (pair_stride is not None) != (candidates == "not_pair") or (pair_stride is not None and pair_stride < 1):
-        raise ValueError(f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}")
+        raise ValueError(
+            f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}"
+        )
     if candidates in KEYED:
         checks.keys("key_a", key_a, (*lead, M), a.device)
         if b is None and key_b is not None:

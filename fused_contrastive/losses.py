@@ -22,16 +22,22 @@ def _finish(loss, reduction, metrics, result: Result, pos, scale=None, columns=F
     if not metrics:
         return loss
     pos = pos.detach()
-    hit = (pos >= result.row_max).to(loss.dtype).mean()
+    hit = _hits(pos, result.row_max).to(loss.dtype).mean()
     if columns:
-        hit = (hit + (pos >= result.col_max).to(loss.dtype).mean()) / 2
+        hit = (hit + _hits(pos, result.col_max).to(loss.dtype).mean()) / 2
     mean = (pos if scale is None else pos / scale.detach()).mean()
     return loss, {"accuracy": hit, "positive_similarity": mean}
 
 
+def _hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Where pos is at least the largest other logit; equal up to the rounding of differently ordered sums is equal."""
+    slack = 16 * torch.finfo(pos.dtype).eps * torch.maximum(pos.abs(), other.abs())
+    return (pos >= other) | (pos + slack >= other) & other.isfinite()
+
+
 def _one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-    """``softplus(lse - pos)``; NaN, as cross entropy, where pos is infinite."""
-    return F.softplus(lse - pos + 0 * pos, threshold=40)
+    """``softplus(lse - pos)``; NaN, as cross entropy, where a logit is infinite."""
+    return F.softplus(lse - pos + 0 * (pos + lse.clamp_min(0)), threshold=40)
 
 
 def _two_sets(name_a, a, name_b, b, dim=2):
@@ -69,7 +75,15 @@ def nt_xent_loss(
     z = torch.cat([z1.flatten(1), z2.flatten(1)])
     B, scale = z1.shape[0], inverse_scale(temperature, z)
     result = similarity(
-        z, None, scale, kind="not_pair", stride=max(B, 1), positive=B, normalize=normalize, extrema=metrics, backend=backend
+        z,
+        None,
+        scale,
+        kind="not_pair",
+        stride=max(B, 1),
+        positive=B,
+        normalize=normalize,
+        extrema=metrics,
+        backend=backend,
     )
     return _finish(result.loss, reduction, metrics, result, result.pos, scale if normalize else None)
 
@@ -210,11 +224,20 @@ def n_pairs_loss(
     if target is not None:
         target = _target_indices(target, anchors)
     if dispatch.is_eager(backend):
-        return reference.n_pairs_loss(anchors, positives, target, normalize=normalize, reduction=reduction, metrics=metrics)
+        return reference.n_pairs_loss(
+            anchors, positives, target, normalize=normalize, reduction=reduction, metrics=metrics
+        )
     scale = as_scalar(1.0, anchors)
     if target is None:
         result = similarity(
-            anchors, positives, scale, kind="not_self", positive=0, normalize=normalize, extrema=metrics, backend=backend
+            anchors,
+            positives,
+            scale,
+            kind="not_self",
+            positive=0,
+            normalize=normalize,
+            extrema=metrics,
+            backend=backend,
         )
         return _finish(result.loss, reduction, metrics, result, result.pos)
     anchors, positives = _rounded(anchors, normalize), _rounded(positives, normalize)
@@ -239,7 +262,7 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
         ):
             raise ValueError("target must be the identity where it is a matrix; pass other pairings as an index vector")
         return None
-    if target.shape != (B,) or target.is_floating_point():
+    if target.shape != (B,) or not checks.is_integer(target):
         raise ValueError(
             f"target must be an integer vector of shape [{B}] or the [{B}, {B}] identity, "
             f"got {target.dtype}, shape {tuple(target.shape)}"

@@ -22,12 +22,19 @@ class _Loss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
+def _own_number(name: str, value, *, divisor: bool = False) -> None:
+    """A finite number; a tensor would be neither learned nor saved nor moved with the module."""
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a number, got a tensor: pass learnable=True to learn it, or call the function")
+    checks.number(name, value, torch.device("cpu"), divisor=divisor)
+
+
 class _TemperatureLoss(_Loss):
     """A loss with a temperature: fixed, or learned as its logarithm (parameter ``log_temperature``), hence always positive."""
 
     def __init__(self, temperature: float, learnable: bool, **options):
         super().__init__(**options)
-        checks.number("temperature", temperature, torch.device("cpu"), divisor=True)
+        _own_number("temperature", temperature, divisor=True)
         if learnable and temperature <= 0:
             raise ValueError(f"temperature must be positive to be learnable, got {temperature}")
         self.learnable = learnable
@@ -67,6 +74,7 @@ class InfoNCELoss(_TemperatureLoss):
         self, temperature=0.1, *, negative_mode="unpaired", normalize=True, symmetric=False, reduction="mean",
         metrics=False, backend=None, learnable=False,
     ):  # fmt: skip
+        checks.choice("negative_mode", negative_mode, ("unpaired", "paired"))
         super().__init__(
             temperature, learnable, negative_mode=negative_mode, normalize=normalize, symmetric=symmetric,
             reduction=reduction, metrics=metrics, backend=backend,
@@ -77,13 +85,28 @@ class InfoNCELoss(_TemperatureLoss):
 
 
 class ClipLoss(_Loss):
-    """Module form of `clip_loss`: ``ClipLoss()(image_features, text_features, logit_scale)``."""
+    """Module form of `clip_loss`: ``ClipLoss()(image_features, text_features, logit_scale)``.
 
-    def __init__(self, *, reduction="mean", metrics=False, backend=None):
+    With ``learnable=True`` the module owns the scale, as parameter ``log_logit_scale`` starting at log(`logit_scale`), and
+    `forward` takes none: ``ClipLoss(1 / 0.07, learnable=True)(image_features, text_features)``.
+    """
+
+    def __init__(self, logit_scale=None, *, reduction="mean", metrics=False, backend=None, learnable=False):
         super().__init__(reduction=reduction, metrics=metrics, backend=backend)
+        if learnable != (logit_scale is not None):
+            raise ValueError(f"logit_scale must be given exactly when learnable=True, got {logit_scale}")
+        if learnable:
+            _own_number("logit_scale", logit_scale)
+            if logit_scale <= 0:
+                raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.learnable = learnable
 
-    def forward(self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale, logit_bias=None):
-        return losses.clip_loss(image_features, text_features, logit_scale, logit_bias, **self.options)
+    def forward(self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale=None, logit_bias=None):
+        if self.learnable == (logit_scale is not None):
+            raise ValueError("logit_scale must be passed to forward exactly when the module does not learn it")
+        scale = self.log_logit_scale.exp() if self.learnable else logit_scale
+        return losses.clip_loss(image_features, text_features, scale, logit_bias, **self.options)
 
 
 class NPairsLoss(_Loss):

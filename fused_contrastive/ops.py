@@ -90,7 +90,24 @@ _implement("similarity_backward")
 
 
 @torch.library.register_fake("fused_contrastive::similarity_forward", lib=_LIBRARY)
-def _(a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema, weighted, dtype, backend):
+def _(
+    a,
+    b,
+    scale,
+    bias,
+    key_a,
+    key_b,
+    kind,
+    offset,
+    stride,
+    positive,
+    normalize,
+    columns,
+    extrema,
+    weighted,
+    dtype,
+    backend,
+):
     G, M, D = a.shape
     N = M if b is None else b.shape[1]
     accumulate = accumulation_dtype(dtype)

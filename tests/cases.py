@@ -226,14 +226,6 @@ class Use:
                 total["bias"] += grads["bias"]
         return rows, cols, total
 
-    def largest_logit(self, named: dict) -> float:
-        """The largest ``|scale <a_i, b_j>|``."""
-        a, b = oracle.array(named["a"]), oracle.array(named["a" if self.one_set else "b"])
-        groups = np.ndindex(*self.lead)
-        return max(
-            np.abs(oracle.Pairs(a[g], b[g], oracle.array(named["scale"]), None, self.normalize).s).max() for g in groups
-        )
-
 
 USES = tuple(
     Use(kind, one_set, columns=columns, bias=bias, normalize=normalize, lead=lead, self_offset=offset)

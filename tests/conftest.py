@@ -29,6 +29,42 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "no_poison: leave torch.empty as it is (tracing compilers see the patch)")
+    config.addinivalue_line(
+        "markers", "interpreter(**values): the parameter values that the interpreter is asked to run"
+    )
+
+
+INTERPRETED = {
+    "case": ("nt_xent", "info_nce-symmetric", "info_nce-queue", "n_pairs-target"),
+    "dtype": (torch.float32, torch.bfloat16),
+    "use": (
+        "all-one-columns-bias-normalize",
+        "all-two-columns-normalize-groups",
+        "not_self-two-offset-3-normalize-groups",
+        "not_pair-two-offset1-bias",
+        "other_key-two-bias-normalize",
+        "same_key-one-columns-bias",
+        "same_key-two-offset1-columns-bias",
+    ),
+}
+"""What the interpreter (a tenth of a second per training step) runs of each parameter; a GPU runs everything. A marker may choose others."""
+
+
+def pytest_collection_modifyitems(items):
+    skip = pytest.mark.skip(reason="one of each kind in Triton's interpreter; all of them with --device cuda")
+    for item in items:
+        params = dict(getattr(getattr(item, "callspec", None), "params", {}))
+        if not is_interpreted(params.get("backend", params.get("any_backend"))):
+            continue
+        marker = item.get_closest_marker("interpreter")
+        chosen = INTERPRETED | (marker.kwargs if marker else {})
+        if "name" in params:
+            params["case"] = params.pop("name")
+        for key, value in params.items():
+            value = getattr(value, "name", str(value) if key == "use" else value)
+            if key in chosen and value not in chosen[key]:
+                item.add_marker(skip)
+                break
 
 
 def pytest_report_header(config):

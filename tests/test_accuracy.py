@@ -17,23 +17,30 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WITH_TEMPERATURE = [case.name for case in cases.LOSSES if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip")]
 
 
-def assert_within_yardstick(ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 1.0):
-    """The median over the seeds is at most eager's, or 4 ulp, or, in float32 and float64, the rounding of one logit of size `logit`.
+def assert_within_yardstick(ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0):
+    """The median over the seeds is at most eager's, or 4 ulp; or seed by seed typically no more than 1.5 times eager's.
 
-    (Below that, which of two correct programs has the smaller error is chance: it varies tenfold from seed to seed.) In float64 the oracle
-    rounds too and is granted 4 ulp of its own. Where eager is not finite, ours must be.
+    (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which median is smaller is chance.) In float64
+    the oracle rounds too and is granted 4 ulp of its own. `logit`: their size where it is extreme; a logit and a log-sum-exp of that size
+    are each known to one rounding. Where eager is not finite, ours must be.
     """
-    ulps = 4.0 if dtype in cases.HALF else max(4.0, logit)
-    ulps += 4.0 if dtype == torch.float64 else 0.0
+    ulps = 8 if dtype == torch.float64 else 4
+    ulps = ulps if dtype in cases.HALF else max(ulps, 2 * logit)
     for name in ours[0]:
-        error, theirs = (np.median([e[name] for e in errors]) for errors in (ours, eager))
-        bound = max(theirs, ulps * torch.finfo(dtype).eps) if np.isfinite(theirs) else np.finfo(float).max
-        assert error <= bound, f"{name}: relative error {error:.2e}, allowed {bound:.2e}"
+        errors, theirs = (np.array([e[name] for e in values]) for values in (ours, eager))
+        error, bound = np.median(errors), max(np.median(theirs), ulps * torch.finfo(dtype).eps)
+        ratio = np.median(errors / theirs)
+        if np.isnan(bound):
+            assert np.isfinite(errors).all(), f"{name}: {errors}"
+        else:
+            assert error <= bound or ratio <= 1.5, (
+                f"{name}: error {error:.2e}, allowed {bound:.2e}, ratio to eager {ratio:.2f}"
+            )
 
 
 def size(backend) -> tuple[int, int]:
     """Rows and dimensions: ragged across the tile borders of every backend."""
-    return (19, 20) if is_interpreted(backend) else (131, 70)
+    return (19, 20) if is_interpreted(backend) else (70, 40)
 
 
 def small_size(backend) -> tuple[int, int]:
@@ -53,6 +60,7 @@ def test_loss(case, dtype, backend, device):
     assert_within_yardstick(ours, eager, dtype)
 
 
+@pytest.mark.interpreter(dtype=(torch.float32,))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("use", cases.USES, ids=str)
 def test_primitive(use, dtype, backend, device):
@@ -62,9 +70,12 @@ def test_primitive(use, dtype, backend, device):
         [cases.use_errors(use, label, m, n, d, dtype, device, seed) for seed in SEEDS]
         for label in (backend, "reference")
     )
-    assert_within_yardstick(ours, eager, dtype, use.largest_logit(use.draw(m, n, d, dtype)))
+    # Raw rows against themselves, self included: softmax is 1 at a logit of about d, where eager's roundings of logit and lse cancel exactly.
+    dominated = str(use) == "all-one" and backend not in ("panels", "eager")
+    assert_within_yardstick(ours, eager, dtype, logit=d if dominated else 0.0)
 
 
+@pytest.mark.interpreter(case=("nt_xent", "info_nce-queue"), temperature=(0.02,))
 @pytest.mark.parametrize("temperature", (0.1, 0.05, 0.02))
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", WITH_TEMPERATURE)
@@ -77,7 +88,7 @@ def test_converged(name, dtype, temperature, backend, device):
         [cases.loss_errors(name, label, n, d, dtype, device, seed, **settings) for seed in MORE_SEEDS]
         for label in (backend, "reference")
     )
-    assert_within_yardstick(ours, eager, dtype, 1 / abs(temperature))
+    assert_within_yardstick(ours, eager, dtype)
 
 
 @pytest.mark.parametrize("name", ("nt_xent", "info_nce", "info_nce-symmetric", "clip", "info_nce-queue"))
@@ -88,14 +99,17 @@ def test_converged_gradient_under_1e_4(name, backend, device):
     assert max(errors.values()) < 1e-4, errors
 
 
+@pytest.mark.interpreter(dtype=(torch.float32,), temperature=(1e-3, -0.05))
 @pytest.mark.parametrize("temperature", (1e-3, 1e-2, 1e3, -0.05))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ("nt_xent", "info_nce-symmetric", "info_nce-queue"))
 def test_temperature_range(name, dtype, temperature, backend, device):
+    """From one-hot to uniform softmax, and repelling positives."""
     skip_unless_served(backend, device, dtype)
     n, d = size(backend)
+    settings = {"spread": 3.0, "temperature": temperature}
     ours, eager = (
-        [cases.loss_errors(name, label, n, d, dtype, device, seed, temperature=temperature) for seed in MORE_SEEDS]
+        [cases.loss_errors(name, label, n, d, dtype, device, seed, **settings) for seed in MORE_SEEDS]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype, 1 / abs(temperature))
@@ -103,14 +117,12 @@ def test_temperature_range(name, dtype, temperature, backend, device):
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_logits_of_1e4(dtype, backend, device):
-    """logit_scale 1e4 on unit vectors: the loss is about 1e4, the softmax one-hot."""
+    """logit_scale 1e4 on unit vectors: the losses are thousands, the softmax nearly one-hot."""
     skip_unless_served(backend, device, dtype)
     n, d = small_size(backend)
+    settings = {"spread": 3.0, "temperature": 1e-4}
     ours, eager = (
-        [
-            cases.loss_errors("clip", label, n, d, dtype, device, seed, spread=3.0, temperature=1e-4)
-            for seed in MORE_SEEDS
-        ]
+        [cases.loss_errors("clip", label, n, d, dtype, device, seed, **settings) for seed in MORE_SEEDS]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype, 1e4)

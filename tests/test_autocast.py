@@ -51,15 +51,16 @@ def test_products_are_in_the_autocast_dtype(backend, device):
     assert (found - exact).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
-def test_mixed_dtypes(name, backend, device):
+def test_mixed_dtypes(name, half, backend, device):
     """Inside autocast the two sets may have different dtypes; outside that is an error (test_errors.py)."""
     case = cases.BY_NAME[name]
     inputs = case.draw(6, 8, torch.float32, device)
-    second = list(inputs)[1]
+    half = list(inputs)[half]
     if case.function == "nt_xent_loss":
         pytest.skip("nt_xent_loss concatenates its views, which promotes both")
-    inputs[second] = inputs[second].detach().bfloat16().requires_grad_()
+    inputs[half] = inputs[half].detach().bfloat16().requires_grad_()
     with autocast(device):
         loss = case.loss(inputs, backend)
     loss.sum().backward()

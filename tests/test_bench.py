@@ -229,6 +229,7 @@ def result_file(folder, name, kind, day, **extra):
 
 def test_readme_tables_come_from_the_newest_result(tmp_path):
     text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n<!-- bench:gpu -->\n<!-- /bench:gpu -->\nc\n"
+    text += "<!-- bench:accuracy -->\n<!-- /bench:accuracy -->\n"
     unmeasured = readme.generated(text, tmp_path)
     assert "not yet measured on a GPU" in unmeasured
     assert "not yet measured on a CPU" in unmeasured
@@ -241,7 +242,7 @@ def test_readme_tables_come_from_the_newest_result(tmp_path):
     lines = [" ".join(line.split()) for line in new.splitlines()]
     assert "| 1000 | 100 | fp32 | 4000 | 2000 | 400 | 10.0 | 5.00 | 1.00 | - | - |" in lines
     assert readme.generated(new, tmp_path) == new
-    assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith("<!-- /bench:gpu -->\nc\n")
+    assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith("not yet measured\n<!-- /bench:accuracy -->\n")
     with pytest.raises(ValueError, match="bench:cpu"):
         readme.generated("no markers", tmp_path)
 

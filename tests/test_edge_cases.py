@@ -46,6 +46,7 @@ def reshaped(x, how):
     return x.detach()[:1].expand_as(x)
 
 
+@pytest.mark.interpreter(case=("nt_xent", "info_nce-queue"), dtype=(torch.float32,))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("how", ("transposed", "sliced", "offset", "expanded"))
 @pytest.mark.parametrize("name", NAMES)
@@ -198,6 +199,7 @@ def test_bias_of_minus_infinity(any_backend, device):
 BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+@pytest.mark.interpreter(case=("nt_xent-raw", "clip", "info_nce-queue-raw"), bad=("nan", "inf"))
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_inf(name, bad, backend, device):
@@ -253,3 +255,27 @@ def test_column_gradients_of_a_repeated_target(any_backend, device):
     np.testing.assert_allclose(oracle.array(loss), expected, rtol=1e-10)
     np.testing.assert_allclose(oracle.array(a.grad), grads["anchors"], rtol=1e-8, atol=1e-12)
     np.testing.assert_allclose(oracle.array(p.grad), grads["positives"], rtol=1e-8, atol=1e-12)
+
+
+def test_ties_are_hits(backend, device):
+    """All embeddings equal: every positive is at least the largest other candidate, however the sums were ordered."""
+    v = torch.randn(1, 37, device=device).repeat(40, 1)
+    target = torch.arange(40, device=device).flip(0)
+    for loss, arguments in (
+        (fc.nt_xent_loss, (v, v.clone(), 0.1)),
+        (fc.info_nce_loss, (v, v.clone())),
+        (fc.info_nce_loss, (v, v.clone(), v[:7].clone())),
+        (fc.clip_loss, (v, v.clone(), 1.3)),
+        (fc.n_pairs_loss, (v, v.clone(), target)),
+    ):
+        assert loss(*arguments, metrics=True, backend=backend)[1]["accuracy"] == 1, loss.__name__
+
+
+@pytest.mark.parametrize(("n", "d"), ((0, 4), (3, 0), (1, 3)))
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "cpc"])
+def test_metrics_of_corners(name, n, d, backend, device):
+    """NaN over nothing, every positive a hit where nothing can be larger: as eager."""
+    case = cases.BY_NAME[name]
+    inputs = case.draw(n, d, torch.float64, device)
+    found, expected = (case.loss(inputs, label, metrics=True)[1] for label in (backend, "reference"))
+    torch.testing.assert_close(found, expected, equal_nan=True)

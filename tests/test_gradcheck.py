@@ -1,4 +1,5 @@
-"""gradcheck in float64 of every loss and every use of the primitive, small in full and ragged across tile borders."""
+"""gradcheck in float64 of every loss and every use of the primitive: small in full (along one random direction in the interpreter), and
+ragged across tile borders."""
 
 import cases
 import pytest
@@ -23,9 +24,10 @@ def test_loss(case, any_backend, device):
     skip_unless_served(any_backend, device, torch.float64)
     n, d = (3, 2) if is_interpreted(any_backend) else (5, 3)
     inputs = case.draw(n, d, device=device)
-    check(loss_of(case, any_backend, inputs), tuple(inputs.values()), fast=False)
+    check(loss_of(case, any_backend, inputs), tuple(inputs.values()), fast=is_interpreted(any_backend))
 
 
+@pytest.mark.interpreter(case=("nt_xent", "info_nce-symmetric"))
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
 def test_loss_across_tiles(case, backend, device, monkeypatch):
     skip_unless_served(backend, device, torch.float64)
@@ -58,9 +60,12 @@ def test_primitive(use, any_backend, device):
     names, function = outputs_of(use, any_backend, named)
     out = function(*(named[name] for name in names))
     assert all(o.isfinite().all() for o in out), "the small case must have candidates everywhere"
-    check(function, tuple(named[name] for name in names), fast=False)
+    check(function, tuple(named[name] for name in names), fast=is_interpreted(any_backend))
 
 
+@pytest.mark.interpreter(
+    use=("all-one-columns-bias-normalize", "not_pair-two-offset1-bias", "same_key-two-offset1-columns-bias")
+)
 @pytest.mark.parametrize("use", cases.USES, ids=str)
 def test_primitive_across_tiles(use, backend, device, monkeypatch):
     skip_unless_served(backend, device, torch.float64)
@@ -117,7 +122,7 @@ def test_negative_and_learned_scale(backend, device):
                 expected = use.draw(6, 6, 3, device=device)
                 expected["scale"] = torch.tensor(value, dtype=torch.float64, device=device, requires_grad=True)
                 use.apply(expected, "reference")[0].sum().backward()
-                assert named["scale"].grad.dtype == dtype and named["scale"].grad.device == where
+                assert named["scale"].grad.dtype == dtype and named["scale"].grad.device.type == where.type
                 torch.testing.assert_close(
                     named["scale"].grad.to(device, torch.float64), expected["scale"].grad, rtol=1e-6, atol=1e-7
                 )

@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,14 +43,16 @@ def test_signature_mirrors_the_function(name):
     options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY}
     options |= {"temperature"} & set(function)
     learnable = constructor.pop("learnable", None)
-    assert (learnable is not None) == (name in WITH_TEMPERATURE)
+    assert (learnable is not None) == (name in (*WITH_TEMPERATURE, "ClipLoss"))
     assert learnable is None or learnable.default is False
+    own = {"logit_scale"} if name == "ClipLoss" else set()  # the constructor's when learned, else forward's
+    assert all(constructor.pop(k).default is None for k in own)
     assert set(constructor) == options
     for k in options:
         assert constructor[k].default == function[k].default, k
         assert constructor[k].kind == function[k].kind, k
     assert forward == [k for k in function if k not in options]
-    for k in forward:
+    for k in set(forward) - own:
         assert inspect.signature(getattr(fc, name).forward).parameters[k].default == function[k].default, k
 
 
@@ -152,9 +155,12 @@ def test_number_and_tensor_temperatures_agree(dtype, backend, device):
     torch.testing.assert_close(fc.clip_loss(z1, z2, scale, backend=backend), fc.clip_loss(z1, z2, 4.0, backend=backend))
 
 
-def test_integer_temperature(backend, device):
+@pytest.mark.parametrize("number", (2, np.float64(2), np.float32(2), np.int64(2)), ids=lambda x: type(x).__name__)
+def test_any_real_number(number, device):
     z1, z2 = arguments("NTXentLoss", device)
-    assert torch.equal(fc.nt_xent_loss(z1, z2, 2, backend=backend), fc.nt_xent_loss(z1, z2, 2.0, backend=backend))
+    assert torch.equal(fc.nt_xent_loss(z1, z2, number), fc.nt_xent_loss(z1, z2, 2.0))
+    assert torch.equal(fc.NTXentLoss(number)(z1, z2), fc.nt_xent_loss(z1, z2, 2.0))
+    assert torch.equal(fc.clip_loss(z1, z2, number), fc.clip_loss(z1, z2, 2.0))
 
 
 def test_train_and_eval_agree(backend, device):
@@ -162,3 +168,25 @@ def test_train_and_eval_agree(backend, device):
     assert torch.equal(
         module.train()(*arguments("NTXentLoss", device)), module.eval()(*arguments("NTXentLoss", device))
     )
+
+
+@pytest.mark.parametrize("module", [fc.NTXentLoss, fc.InfoNCELoss])
+def test_constructors_take_numbers_only(module):
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        module(torch.tensor(0.1))
+    with pytest.raises(ValueError, match="negative_mode"):
+        fc.InfoNCELoss(negative_mode="bogus")
+
+
+def test_clip_learns_its_scale(device):
+    image, text = (torch.randn(9, 5, device=device) for _ in range(2))
+    module = fc.ClipLoss(14.0, learnable=True).to(device)
+    loss = module(image, text)
+    torch.testing.assert_close(loss, fc.clip_loss(image, text, 14.0))
+    loss.backward()
+    assert module.log_logit_scale.grad.abs() > 0
+    for arguments in ({}, {"logit_scale": 14.0}):
+        with pytest.raises(ValueError, match="logit_scale"):
+            fc.ClipLoss(learnable=not arguments)(image, text)
+    with pytest.raises(ValueError, match="logit_scale"):
+        fc.ClipLoss()(image, text)

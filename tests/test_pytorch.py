@@ -314,3 +314,11 @@ def test_meta_tensors(name):
     assert loss.device.type == "meta" and loss.shape == case.loss(inputs, "reference").shape
     loss.sum().backward()
     assert all(x.grad.shape == x.shape for x in inputs.values())
+
+
+def test_compile_with_a_temperature_that_changes(device):
+    """A schedule: Dynamo turns the number into a symbol at its second value."""
+    compiled = torch.compile(lambda a, b, t: fc.nt_xent_loss(a, b, t), fullgraph=True, backend="aot_eager")
+    a, b = (torch.randn(6, 4, device=device) for _ in range(2))
+    for temperature in (0.5, 0.4, 0.3):
+        torch.testing.assert_close(compiled(a, b, temperature), fc.nt_xent_loss(a, b, temperature))

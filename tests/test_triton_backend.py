@@ -123,6 +123,28 @@ def test_panels_cover_the_matrix_once(G, M, N, symmetric, budget, monkeypatch):
     assert (covered == 1).all()
 
 
+def test_autotune_times_once_and_only_on_request(monkeypatch):
+    """The fastest neighbour is used inside the block; outside it, and without it, the table is."""
+    timed, used = [], []
+    monkeypatch.setattr(configs, "_fastest", {})
+    monkeypatch.setattr(
+        configs, "measure", lambda work: (work(), timed.append(used.pop()), len(timed) == 2)[2] and -1.0
+    )
+    table = configs.select("pair_weight", "sm_90", BF16, 512)
+
+    def run():
+        configs.run("pair_weight", "sm_90", BF16, 512, 4096, False, used.append)
+        return used.pop()
+
+    assert run() == table and not timed
+    with configs.autotune():
+        chosen = run()
+        assert chosen == timed[1] != table
+        count = len(timed)
+        assert run() == chosen and len(timed) == count == len(configs.neighbours(table))
+    assert run() == table
+
+
 def test_refusals_say_why(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setenv("TRITON_INTERPRET", "0")

@@ -5,6 +5,7 @@ from .guard import missing, refusal, status
 __all__ = ["refusal", "status"]
 
 if missing() is None:
+    from .configs import autotune
     from .similarity import similarity_backward, similarity_forward
 
-    __all__ += ["similarity_backward", "similarity_forward"]
+    __all__ += ["autotune", "similarity_backward", "similarity_forward"]

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ RESIDENT_D = 128
 
 _override: dict[str, Config] = {}
 _assumed: str | None = None
+_tuning = False
+_fastest: dict[tuple, Config] = {}
 
 
 def element_class(dtype: torch.dtype) -> str:
@@ -87,7 +93,9 @@ def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30,
     if kernel == "fused_rows":
         return Config(128, 64, 64 if D <= 64 else 128, 8, 2)
     if kind == "half" and keyed:
-        config = replace(config, block_n=64)
+        config = (
+            replace(config, block_m=64, block_n=64, num_warps=4) if arch == "gfx942" else replace(config, block_n=64)
+        )
     if kind != "double" and M <= FEW_ROWS:
         return replace(config, block_m=FEW_ROWS, block_n=128 if kind == "half" else 64, num_warps=4)
     if kernel == "pair_reduce" and kind == "half" and D <= RESIDENT_D and not keyed and arch != "gfx942":
@@ -96,6 +104,52 @@ def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30,
             return replace(config, block_k=wide)
         return replace(config, block_m=64, block_k=wide, num_warps=4)  # two programs per multiprocessor
     return config
+
+
+def run(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int, keyed: bool, start: Callable[[Config], T]) -> T:
+    """`start` with the configuration from the table; inside `autotune` with the fastest of its neighbours, timed once per entry."""
+    config = select(kernel, arch, dtype, D, M, keyed)
+    if not _tuning or kernel in _override or arch == "interpreter":
+        return start(config)
+    place = kernel, arch, element_class(dtype), config
+    if place not in _fastest:
+        _fastest[place] = min(neighbours(config), key=lambda other: measure(lambda: start(other)))
+    return start(_fastest[place])
+
+
+def neighbours(config: Config) -> list[Config]:
+    """The configuration and what differs from it in the stages, the warps or the width of the tile."""
+    return [
+        config,
+        *(replace(config, num_stages=stages) for stages in (2, 3, 4) if stages != config.num_stages),
+        replace(config, num_warps=12 - config.num_warps),
+        replace(config, block_n=192 - config.block_n),
+    ]
+
+
+def measure(work: Callable[[], object]) -> float:
+    """Milliseconds on the device; infinity for what does not fit on it."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    try:
+        return do_bench(work, warmup=10, rep=50)
+    except OutOfResources:
+        return float("inf")
+
+
+@contextlib.contextmanager
+def autotune():
+    """Time the neighbours of every configuration used inside the ``with`` block, once, and use the fastest (until the process ends).
+
+    Results may then differ in the last bits between machines. Synchronises with the device when it measures.
+    """
+    global _tuning
+    previous, _tuning = _tuning, True
+    try:
+        yield
+    finally:
+        _tuning = previous
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ def _merge(
 @triton.jit
 def _log_sum(maximum, total):
     """Natural log of sum exp, from base-2 parts; -inf for an empty sum."""
-    return tl.where(total == 0.0, NEG_INF, (finite(maximum) + tl.log2(total)) * LN2)
+    return tl.where(total == 0.0, NEG_INF, (finite(maximum) + tl.log2(tl.where(total == 0.0, 1.0, total))) * LN2)
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])

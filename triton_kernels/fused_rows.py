@@ -54,8 +54,7 @@ def fused_rows(
         row_sum = tl.fma(row_sum, fade, tl.sum(e, 1))
         row_max = top
         total = multiply(round_to(e, y.dtype, INTERPRET), y, total * fade[:, None], PRECISION, INTERPRET)
-    plane = (tl.num_programs(0) // programs).to(tl.int64) * M
-    place = split * plane + group * M + rows
+    place = split * row_plane + group * M + rows
     tl.store(slots + place, row_sum, mask=rows < M)
     tl.store(slots + splits * row_plane + place, row_max, mask=rows < M)
     features = tl.arange(0, BLOCK_K)

@@ -98,18 +98,21 @@ def panel_of_weights(
     """One panel ``[G, m, n]`` of W in `workspace`. Operands are contiguous, or rows of a single group."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
-    config = configs.select("pair_weight", arch, x.dtype, D, M, key_a is not None)
     ld = ceil_div(N, 16) * 16
     panel = workspace[: G * M * ld].view(G, M, ld)
     if kind == "not_pair":
         offset %= stride
-    launch(
-        pair_weight,
-        G * ceil_div(M, config.block_m) * ceil_div(N, config.block_n),
-        x, y, bias, key_a, key_b, scale, row_terms, col_terms, unit, panel, M, N, D, offset, stride,
-        KIND=kind, MIRROR=mirror, COLUMNS=col_terms is not None, EVEN_K=D % config.block_k == 0,
-        PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(),
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=8,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+
+    def start(config: configs.Config) -> None:
+        launch(
+            pair_weight,
+            G * ceil_div(M, config.block_m) * ceil_div(N, config.block_n),
+            x, y, bias, key_a, key_b, scale, row_terms, col_terms, unit, panel, M, N, D, offset, stride,
+            KIND=kind, MIRROR=mirror, COLUMNS=col_terms is not None, EVEN_K=D % config.block_k == 0,
+            PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(),
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=8,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+
+    configs.run("pair_weight", arch, x.dtype, D, M, key_a is not None, start)
     return panel[:, :, :N]

@@ -136,7 +136,7 @@ def _logaddexp(x, y):
 
 @triton.jit
 def _store_terms(terms, index, inside, lse, weight):
-    """A row without candidates has no gradient: level 0, weight 0."""
+    """A row without candidates has no gradient: level 0, weight 0 (NaN where the upstream gradient is not finite)."""
     empty = lse == float("-inf")
     tl.store(terms + 2 * index, tl.where(empty, 0.0, lse * LOG2E), mask=inside)
-    tl.store(terms + 2 * index + 1, tl.where(empty, 0.0, weight), mask=inside)
+    tl.store(terms + 2 * index + 1, tl.where(empty, 0.0 * weight, weight), mask=inside)

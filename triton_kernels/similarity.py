@@ -71,7 +71,9 @@ def similarity_forward(
     rounded = normalize or a.dtype != dtype
     a_hat, b_hat = empty(rounded, G, M, D, dtype=dtype), empty(rounded and not one_set, G, N, D, dtype=dtype)
     a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
-    bound = torch.zeros(G * BOUNDS, dtype=torch.float32, device=a.device)
+    bound = torch.empty(G * BOUNDS, dtype=torch.float32, device=a.device)
+    if not normalize or bias is not None:
+        bound.zero_()
     _prepare(a, None if one_set else b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype)
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded else b)
@@ -113,7 +115,7 @@ def _prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, 
         a, b, bias, a_hat if rounded else a, b_hat if rounded else b, a_inv if normalize else bound,
         b_inv if normalize else bound, bound, M, N, D,
         NORMALIZE=normalize, ROUND=rounded, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(dtype),
-        INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES,
+        INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES, num_warps=2,
     )  # fmt: skip
 
 
@@ -123,23 +125,25 @@ def _reduce(
     """(slots, super_rows) of `pair_reduce`."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
-    config = configs.select("pair_reduce", arch, x.dtype, D, M, kind in KEYED)
-    super_rows = super_tile(M, N, symmetric, config)
-    supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
-    size = (supers_n + symmetric) * G * M + (supers_m * G * N if columns else 0)
-    slots = torch.empty(2 * size, dtype=scale.dtype, device=x.device)
-    launch(
-        pair_reduce,
-        G * supers_m * supers_n,
-        x, y, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
-        KIND=kind, SYMMETRIC=symmetric, COLUMNS=symmetric or columns,
-        NORMALIZED=normalize, ONE_SET=one_set, EXTREMA=extrema, RESIDENT=D <= config.block_k, FOLD=2 if arch in configs.PAIRED_ROWS else 1,
-        EVEN_K=D % config.block_k == 0,
-        PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(),
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
-    return slots, super_rows
+
+    def start(config: configs.Config):
+        super_rows = super_tile(M, N, symmetric, config)
+        supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
+        size = (supers_n + symmetric) * G * M + (supers_m * G * N if columns else 0)
+        slots = torch.empty(2 * size, dtype=scale.dtype, device=x.device)
+        launch(
+            pair_reduce,
+            G * supers_m * supers_n,
+            x, y, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
+            KIND=kind, SYMMETRIC=symmetric, COLUMNS=symmetric or columns, NORMALIZED=normalize, ONE_SET=one_set,
+            EXTREMA=extrema, RESIDENT=D <= config.block_k, FOLD=2 if arch in configs.PAIRED_ROWS else 1,
+            EVEN_K=D % config.block_k == 0, PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype),
+            INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        return slots, super_rows
+
+    return configs.run("pair_reduce", arch, x.dtype, D, M, kind in KEYED, start)
 
 
 def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, symmetric):
@@ -164,22 +168,26 @@ def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, of
     """Fill rows, row_max and mean by `fused_rows` and `finish_weighted`."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
-    config = configs.select("fused_rows", arch, x.dtype, D)
     block_k = max(16, 1 << (D - 1).bit_length())
-    tiles = G * ceil_div(M, config.block_m)
-    splits = min(ceil_div(N, config.block_n), ceil_div(512, tiles))
-    split_columns = ceil_div(ceil_div(N, splits), config.block_n) * config.block_n
-    splits = ceil_div(N, split_columns)
-    slots = torch.empty((2, splits, G, M), dtype=scale.dtype, device=x.device)
-    partial = torch.empty((splits, G, M, D), dtype=scale.dtype, device=x.device)
-    launch(
-        fused_rows,
-        tiles * splits,
-        x, y, bias, key_a, key_b, scale, slots, partial, M, N, D, offset, stride, split_columns,
-        KIND=kind, EVEN_K=D == block_k, PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype),
-        INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+
+    def start(config: configs.Config):
+        tiles = G * ceil_div(M, config.block_m)
+        splits = min(ceil_div(N, config.block_n), ceil_div(512, tiles))
+        split_columns = ceil_div(ceil_div(N, splits), config.block_n) * config.block_n
+        splits = ceil_div(N, split_columns)
+        slots = torch.empty((2, splits, G, M), dtype=scale.dtype, device=x.device)
+        partial = torch.empty((splits, G, M, D), dtype=scale.dtype, device=x.device)
+        launch(
+            fused_rows,
+            tiles * splits,
+            x, y, bias, key_a, key_b, scale, slots, partial, M, N, D, offset, stride, split_columns,
+            KIND=kind, EVEN_K=D == block_k, PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype),
+            INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=block_k,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+        return slots, partial, splits
+
+    slots, partial, splits = configs.run("fused_rows", arch, x.dtype, D, M, kind in KEYED, start)
     launch(
         finish_weighted,
         G * ceil_div(M, ROWS),
@@ -245,7 +253,7 @@ def similarity_backward(
             sum_a, x, y, a_inv, pull, scale, unit, a.dtype, positive, True, one_set, 0.5 if one_set else 1.0,
             need_a, need_scale,
         )  # fmt: skip
-    db = a.new_empty(0)
+    db = (a if one_set else b).new_empty(0)
     if need_b:
         db, other = _finish_set(
             sum_b, y, x, b_inv, pull, scale, unit, b.dtype, positive, False, True, 1.0, True, need_scale and not from_a

@@ -15,24 +15,25 @@ namespace fused_contrastive::FUSED_ISA {
 // The weight vectors of one side: coefficient and log-sum-exp in units of log 2 (0 where there are no candidates).
 template <class T>
 struct Weights {
-  T *coefficient = nullptr, *lse = nullptr, *scaled = nullptr;
+  T *coefficient = nullptr, *rounded = nullptr, *scaled = nullptr;
+  double* lse = nullptr;
 };
 
-// The range of the log-sum-exps in a block: `low` over those with a coefficient, `high` over all rows (it bounds the
-// logits).
+// The range of the log-sum-exps that have a coefficient, and `bound`, which no logit exceeds: the largest of all rows.
 template <class T>
 struct Range {
-  static constexpr T SPREAD = sizeof(T) == 8 ? 1000 : 100, ROOM = sizeof(T) == 8 ? 300 : 30;
-  T low = std::numeric_limits<T>::infinity(), high = -std::numeric_limits<T>::infinity();
+  static constexpr double SPREAD = sizeof(T) == 8 ? 1000 : 100;
+  double low = std::numeric_limits<double>::infinity(), high = -low, bound = -low;
   bool finite = true;
 
-  void include(T lse, T coefficient, bool bounds) {
+  void include(double lse, T coefficient, bool row) {
     finite = finite && std::isfinite(lse) && std::isfinite(coefficient);
-    if (coefficient != 0) low = std::min(low, lse);
-    if (bounds) high = std::max(high, lse);
+    if (coefficient != 0) low = std::min(low, lse), high = std::max(high, lse);
+    if (row) bound = std::max(bound, lse);
   }
-  bool narrow() const { return finite && !(high - low > SPREAD); }
-  T center() const { return low < std::numeric_limits<T>::infinity() ? low + ROOM : std::max(high, T(0)); }
+  // The middle of the range, where one exp serves all: it neither overflows nor loses a weight that matters.
+  double center() const { return low <= high ? std::rint(0.5 * (low + high)) : std::isfinite(bound) ? bound : 0; }
+  bool narrow() const { return finite && !(high - low > SPREAD) && !(bound - center() > SPREAD); }
 };
 
 template <class C>
@@ -56,7 +57,7 @@ class BackwardPass {
               TileScratch<C>::bytes(size_, D_) + 2 * int64_t(sizeof(T)) * D_),
         row_turns_(grid_.row_blocks() * grid_.column_parts),
         column_turns_(grid_.column_blocks() * grid_.row_parts),
-        factor_(f.scale * LOG2_E),
+        factor_(f.scale * LOG2_E, true),
         a_(runtime, M_, D_, tiles_, tiles_ && (need_b_ || f.one_set), !f.one_set),
         b_(runtime, N_, D_, tiles_ && !f.one_set, tiles_ && need_a_ && !f.one_set, false) {
     const bool one = f.one_set;
@@ -107,7 +108,8 @@ class BackwardPass {
 
   static Weights<T> weights(Runtime* runtime, int64_t n) {
     Weights<T> w;
-    for (T** p : {&w.coefficient, &w.lse, &w.scaled}) *p = allocate<T>(runtime, n + P);
+    for (T** p : {&w.coefficient, &w.rounded, &w.scaled}) *p = allocate<T>(runtime, n + P);
+    w.lse = allocate<double>(runtime, n + P);
     return w;
   }
 
@@ -122,11 +124,12 @@ class BackwardPass {
     for (int64_t j = 0; column_ && j < N_; ++j) column_[j] = at(f_.g_cols, j, N_);
     for (int64_t i = 0; f_.positive >= 0 && i < M_; ++i) {
       const double upstream = row_[i] * (f_.cols ? 0.5 : 1), pos = at(f_.pos, i, M_);
-      row_[i] = upstream * sigmoid(at(f_.rows, i, M_) - pos);
+      const double row = at(f_.rows, i, M_);
+      row_[i] = upstream * sigmoid(row - pos) + undefined(row, pos);
       positive_[i] = -row_[i];
       if (!f_.cols) continue;
       const int64_t j = (i + f_.positive) % N_;
-      const double h = upstream * sigmoid(at(f_.cols, j, N_) - pos);
+      const double column = at(f_.cols, j, N_), h = upstream * sigmoid(column - pos) + undefined(column, pos);
       column_[j] += h;
       positive_[i] -= h;
     }
@@ -146,11 +149,12 @@ class BackwardPass {
       for (int64_t i = 0; i < n; ++i) {
         const double y = at(lse, i, n);
         const bool empty = std::isinf(y) && y < 0;
-        w.lse[i] = empty ? T(0) : T(y * LOG2_E);
-        w.coefficient[i] = empty ? T(0) : T(x[i] * inverse);
-        if (!empty) range.include(w.lse[i], w.coefficient[i], bounds);
+        w.lse[i] = empty ? 0 : y * LOG2_E;
+        w.rounded[i] = T(w.lse[i]);
+        w.coefficient[i] = empty && x[i] == x[i] ? T(0) : T(x[i] * inverse);
+        if (!empty || x[i] != x[i]) range.include(w.lse[i], w.coefficient[i], bounds);
       }
-      for (int64_t i = n; i < n + P; ++i) w.lse[i] = w.coefficient[i] = w.scaled[i] = T(0);
+      for (int64_t i = n; i < n + P; ++i) w.lse[i] = w.rounded[i] = w.coefficient[i] = w.scaled[i] = 0;
     };
     Range<T> range;
     fill(rows_, row_, f_.rows, M_, range, true);
@@ -160,20 +164,19 @@ class BackwardPass {
     common_ = range.narrow();
     additive<T>(f_, g, N_ + P, add_);
     if (!common_) return;
-    const T center = range.center();
-    for (int64_t j = 0; j < N_ + P; ++j) add_[j] -= center;
+    const double center = range.center();
+    for (int64_t j = 0; j < N_ + P; ++j) add_[j] -= T(center);
     scale_weights(rows_, 0, M_, center, rows_.scaled);
     if (columns_.lse && !f_.one_set) scale_weights(columns_, 0, N_, center, columns_.scaled);
   }
 
-  static void scale_weights(const Weights<T>& w, int64_t begin, int64_t end, T center, T* out) {
+  static void scale_weights(const Weights<T>& w, int64_t begin, int64_t end, double center, T* out) {
     for (int64_t i = begin; i < end; i += W) {  // the vectors are padded by a panel
-      const V coefficient = V::load(w.coefficient + i);
-      const V x = coefficient * exp2(V(center) - V::load(w.lse + i));
-      T padded[W];
-      x.store(padded);
+      T x[W];
+      for (int64_t k = 0; k < W; ++k) x[k] = T(center - w.lse[i + k]);
+      exp2(V::load(x)).store(x);
       for (int64_t k = 0; k < std::min<int64_t>(W, end - i); ++k)
-        out[i - begin + k] = w.coefficient[i + k] == 0 ? T(0) : padded[k];
+        out[i - begin + k] = w.coefficient[i + k] == 0 ? T(0) : w.coefficient[i + k] * x[k];
     }
   }
 
@@ -208,8 +211,8 @@ class BackwardPass {
         for (int64_t j = J.begin; j < J.end; ++j) range.include(columns_.lse[j], columns_.coefficient[j], false);
       one_exp = range.narrow();
       if (one_exp) {
-        const T center = range.center();
-        for (int64_t j = 0; j < (J.size() + P - 1) / P * P; ++j) s.add[j] = add[j] - center;
+        const double center = range.center();
+        for (int64_t j = 0; j < (J.size() + P - 1) / P * P; ++j) s.add[j] = add[j] - T(center);
         scale_weights(rows_, I.begin, I.end, center, s.u);
         std::fill_n(s.v, size_, T(0));
         if (columns_.lse) scale_weights(columns_, J.begin, J.end, center, s.v);
@@ -229,9 +232,10 @@ class BackwardPass {
             const V x = V::load(t + row * ld + c * W);
             if (one_exp) return exp2(x) * (V(u[i + row]) + V::load(v + k));
             const int64_t p = I.begin + i + row;
-            V w = V(rows_.coefficient[p]) * exp2(x - V(rows_.lse[p]));
+            V w = V(rows_.coefficient[p]) * exp2(x - V(rows_.rounded[p]));
             if (columns_.lse)
-              w = fma(V::load(columns_.coefficient + J.begin + k), exp2(x - V::load(columns_.lse + J.begin + k)), w);
+              w = fma(V::load(columns_.coefficient + J.begin + k), exp2(x - V::load(columns_.rounded + J.begin + k)),
+                      w);
             return w;
           };
           const V x = weight(r), y = second ? weight(r + 1) : V(T(0));

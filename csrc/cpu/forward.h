@@ -36,6 +36,8 @@ struct RunningSum {
   double log() const { return (sum == 0 ? 0 : reference * LN_2) + std::log(sum); }
 };
 
+// NaN where the loss of eager cross entropy is (an infinite positive, or an infinite candidate), else 0.
+inline double undefined(double lse, double pos) { return 0 * (pos + (lse > 0 ? lse : 0)); }
 inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
 
 // No overflow, and no underflow that matters, without subtracting a maximum: in sums of exp(s) and, with `mean`, of
@@ -79,7 +81,7 @@ class ForwardPass {
               TileScratch<C>::bytes(size_, D_)),
         row_turns_(grid_.row_blocks() * grid_.column_parts),
         column_turns_(grid_.column_blocks() * grid_.row_parts),
-        factor_(f.scale * LOG2_E),
+        factor_(f.scale * LOG2_E, false),
         a_(runtime, M_, D_, true, false, !f.one_set),
         b_(runtime, N_, D_, !f.one_set, f.mean, false) {
     rows_ = allocate<RunningSum>(runtime, grid_.column_parts * M_);
@@ -315,8 +317,8 @@ class ForwardPass {
             logits_block<C, 1>(a_.rows(i0), a_.width, b.rows(j0), a_.units, factor_, add_ + j0, t, W);
           }
           const double pos = double(t[(i - i0) * W + j - j0]) * LN_2;
-          double loss = softplus(rows_[i].sum - pos);
-          if (columns) loss = 0.5 * (loss + softplus(columns[j].sum - pos));
+          double loss = softplus(rows_[i].sum - pos) + undefined(rows_[i].sum, pos);
+          if (columns) loss = 0.5 * (loss + softplus(columns[j].sum - pos) + undefined(columns[j].sum, pos));
           static_cast<T*>(f_.pos)[g * M_ + i] = T(pos);
           static_cast<T*>(f_.loss)[g * M_ + i] = T(loss);
         }

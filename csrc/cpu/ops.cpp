@@ -203,6 +203,12 @@ void check(const Tensor& a, const optional<Tensor>& b, Kind kind, int64_t stride
 
 using Outputs = std::vector<Tensor>;
 
+// An output of the op, `[0]` when absent; no two outputs share memory.
+Tensor output(const Tensor& like, bool present, at::IntArrayRef sizes, at::ScalarType type) {
+  return present ? with_large_pages(at::empty(sizes, like.options().dtype(type)))
+                 : at::empty({0}, like.options().dtype(type));
+}
+
 Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale, const optional<Tensor>& bias_,
                 const optional<Tensor>& key_a, const optional<Tensor>& key_b, const std::string& kind_name,
                 int64_t offset, int64_t stride, int64_t positive, bool normalize, bool columns, bool extrema,
@@ -212,12 +218,7 @@ Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scal
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
-  const Tensor none = at::empty({0}, a.options().dtype(acc));
-  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
-    return present       ? with_large_pages(at::empty(sizes, a.options().dtype(type)))
-           : type == acc ? none
-                         : at::empty({0}, a.options().dtype(type));
-  };
+  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) { return output(a, present, sizes, type); };
   const bool paired = positive >= 0;
   const Tensor rows = make(true, {G, M}, acc), cols = make(columns, {G, N}, acc);
   const Tensor pos = make(paired, {G, M}, acc), loss = make(paired, {G, M}, acc);
@@ -253,10 +254,7 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
-  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
-    return present ? with_large_pages(at::empty(sizes, a.options().dtype(type)))
-                   : at::empty({0}, a.options().dtype(type));
-  };
+  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) { return output(a, present, sizes, type); };
   need_b = need_b && b_;
   const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
   need_bias = need_bias && bias.defined();
