@@ -105,7 +105,7 @@ class BuildKernels(build_ext):
     def build_kernels(self, extension):
         if extension.name.endswith("_C_cuda"):
             library = Path(self.get_ext_fullpath(extension.name))
-            cuda_build().build(library.absolute(), Path(self.build_temp, "cuda").absolute())
+            cuda_build().build(library.absolute(), Path("build/cuda").absolute())  # kept: minutes to compile
             return
         import torch
 

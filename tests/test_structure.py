@@ -11,9 +11,9 @@ import fused_contrastive as fc
 ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
-    {"candidates", "checks"},
+    {"candidates", "checks", "tiling", "verification"},
     {"reference", "panels", "visualize"},
-    {"native", "triton_kernels"},
+    {"native", "triton_kernels", "cuda"},
     {"dispatch"},
     {"ops"},
     {"functions"},
@@ -75,7 +75,7 @@ def test_backends_have_identical_signatures():
         ]
         assert list(inspect.signature(getattr(panels, name)).parameters) == schema, name
     assert ops.accumulation_dtype
-    for backend in ("panels", "cpu", "triton"):
+    for backend in ("panels", "cpu", "triton", "cuda"):
         module = dispatch.module(backend)
         assert callable(module.refusal) and callable(module.status), backend
         if module.status().startswith("available"):

@@ -64,28 +64,44 @@ def targets(source: Path) -> list[str]:
     return flags if names == ("90a",) else [*flags, f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}"]
 
 
-def build(library: Path, folder: Path, jobs: int | None = None) -> None:
-    """Compile everything into `library`, objects in `folder`; those newer than what they are made of are kept."""
+def release() -> str:
+    """Version of nvcc."""
+    printed = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"V([\d.]+)", printed)[1]
+
+
+def library_hash() -> str:
+    """Of everything the library is made of, the compiler apart: the library carries it as ``SOURCES``."""
+    everything = sorted(kernel_hashes().items()), source_hash(HERE / "library.cpp")
+    return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
+
+
+def build(library: Path, folder: Path, jobs: int | None = None, chosen: list[Path] | None = None) -> None:
+    """Compile everything (or, for tests, the kernel sources `chosen`) into `library`. Objects are kept in `folder`, named after
+    all they are made of."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
+    compiler = release()
     root = Path(torch.__file__).parent
     include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
     torch_flags = ["-DUSE_CUDA", "-DPy_LIMITED_API=0x030a0000", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    torch_flags += [f"-I{path}" for path in include]
+    torch_flags += [f"-DFUSED_CONTRASTIVE_SOURCES={library_hash()}", *(f"-I{path}" for path in include)]
 
     def compile_one(source: Path) -> str:
-        target = folder / (source.stem + ".o")
-        if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in closure(source)):
+        flags = targets(source) if source.suffix == ".cu" else torch_flags
+        made_of = f"{compiler} {torch.__version__ if source.suffix == '.cpp' else ''} {flags} {source_hash(source)}"
+        target = folder / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.o"
+        if not target.exists():
             part = target.with_suffix(".part.o")
-            flags = targets(source) if source.suffix == ".cu" else torch_flags
-            command = [nvcc(), *NVCC_FLAGS, *flags, "-c", str(source), "-o", str(part)]
-            subprocess.run(command, check=True)
+            subprocess.run([nvcc(), *NVCC_FLAGS, *flags, "-c", str(source), "-o", str(part)], check=True)
+            for stale in folder.glob(f"{source.stem}-????????????????.o"):
+                stale.unlink()
             part.rename(target)
         return str(target)
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [HERE / "library.cpp", *sources()]))
+        objects = list(pool.map(compile_one, [HERE / "library.cpp", *(sources() if chosen is None else chosen)]))
     linker = ["-Xlinker=-s,--no-as-needed,--exclude-libs,ALL", f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     subprocess.run([nvcc(), "-shared", "-cudart=static", *objects, "-o", str(library), *linker], check=True)

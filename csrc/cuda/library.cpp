@@ -27,6 +27,8 @@
 #define DEVICE CUDA
 #define LIBRARY_NAME PyInit__C_cuda
 #endif
+#define STRING(name) QUOTED(name)
+#define QUOTED(text) #text
 
 namespace fused_contrastive {
 namespace {
@@ -274,5 +276,9 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
 PyMODINIT_FUNC LIBRARY_NAME() {
   static PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  PyObject* created = PyModule_Create(&module);
+#ifdef FUSED_CONTRASTIVE_SOURCES
+  if (created != nullptr) PyModule_AddStringConstant(created, "SOURCES", STRING(FUSED_CONTRASTIVE_SOURCES));
+#endif
+  return created;
 }
