@@ -6,7 +6,6 @@ architecture and tables of null pointers for the others. What FUSED_CONTRASTIVE_
 
 from __future__ import annotations
 
-import importlib.machinery
 import importlib.util
 import re
 import shutil
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.compile_gate_cuda import build
 
 import fused_contrastive
+from bench.compile_gate_cuda import build
 
 OPERATORS = (
     "prepare", "pair_reduce", "finish_forward", "fused_rows", "finish_weighted", "terms", "pair_weight", "finish_backward"
