@@ -95,6 +95,8 @@ class BuildKernels(build_ext):
     """Compiles kernels.cpp once for each ISA and ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
+        for stale in Path("fused_contrastive").glob("_C_cpu*"):  # of an earlier editable install
+            stale.unlink()
         try:
             self.build_kernels(extension)
         except Exception:

@@ -19,7 +19,7 @@ _backward = torch.ops.fused_contrastive.similarity_backward.default
 
 
 class Similarity(torch.autograd.Function):
-    """Outputs are those of the forward op (ops.py). Differentiable: rows and cols, or loss where there is a positive."""
+    """Outputs are those of the forward op (ops.py). Differentiable: ``rows[0]`` and ``cols[0]``, or loss where there is a positive."""
 
     @staticmethod
     def forward(*arguments):
@@ -42,10 +42,12 @@ class Similarity(torch.autograd.Function):
         rows, cols, positive = saved[6], saved[7], ctx.options[3]
         if positive >= 0:
             g_rows, g_cols = g_loss, None
+        else:
+            g_rows, g_cols = (g if g is None else g[0] for g in (g_rows, g_cols))
         if g_rows is None:
-            g_rows = torch.zeros_like(rows)
+            g_rows = torch.zeros_like(rows[0])
         if g_cols is None:
-            g_cols = rows.new_empty(0) if positive >= 0 else torch.zeros_like(cols)
+            g_cols = rows.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
         needed = ctx.needs_input_grad[:4]
         gradients = _backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
         if torch.is_grad_enabled():  # create_graph=True
@@ -167,6 +169,7 @@ def similarity(
         None if b is None else _group_keys(key_b, lead, N),
         kind, offset, stride, positive, normalize, columns and not both, extrema, weighted, dtype, name,
     )  # fmt: skip
+    rows, cols = rows[0], cols[0] if cols.numel() else cols
     if both:
         cols, col_max = rows, row_max
 

@@ -17,8 +17,9 @@ Definitions, in the accumulation dtype: ``inv = 1 / max(|x|, 1e-12)`` per row wi
 
 Forward returns eleven tensors that share no memory with each other or the inputs, each empty (``[0]``) when absent:
 
-    rows [G, M]        log-sum-exp of s over the candidate columns; -inf where there are none
-    cols [G, N]        the same over the candidate rows of each column            with ``columns``
+    rows [2, G, M]     log-sum-exp of s over the candidate columns, -inf where there are none; and what
+                       its rounding lost (0 where it is not finite): the log-sum-exp is the sum of both
+    cols [2, G, N]     the same over the candidate rows of each column            with ``columns``
     pos [G, M]         s at the positive                                          with ``positive >= 0``
     loss [G, M]        softplus(rows - pos); with ``columns`` (then M = N) the mean of it and
                        softplus(cols[p(i)] - pos); NaN where pos is infinite (as cross entropy), and then
@@ -34,7 +35,7 @@ Forward returns eleven tensors that share no memory with each other or the input
 
 Backward takes the upstream gradients and what forward saved (absent tensors are the empty ones) and returns
 ``da [G, M, D]`` and ``db [G, N, D]`` in the dtypes of a and b, ``dscale []`` and ``dbias [G, N]`` in the accumulation dtype, each empty
-unless its ``need_*`` is set. Without a positive ``g_rows`` and ``g_cols`` (empty unless ``columns``) belong to rows and cols; with one,
+unless its ``need_*`` is set. Without a positive ``g_rows [G, M]`` and ``g_cols [G, N]`` (empty unless ``columns``) belong to the log-sum-exps; with one,
 ``g_rows`` belongs to loss and ``g_cols`` is empty. With ``mean`` present and only a and scale needed no tile is computed.
 With b=None ``da`` is the whole gradient of the set. Rows (columns) without candidates get no gradient from their lse.
 Below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
@@ -117,8 +118,8 @@ def _(
 
     paired = positive >= 0
     return (
-        tensor(True, G, M),
-        tensor(columns, G, N),
+        tensor(True, 2, G, M),
+        tensor(columns, 2, G, N),
         tensor(paired, G, M),
         tensor(paired, G, M),
         tensor(extrema, G, M),

@@ -87,9 +87,35 @@ def logits(x, y, scale, bias, key_x, key_y, kind, offset, stride, g, i, j):
     return s
 
 
-def finite_lse(lse: torch.Tensor) -> torch.Tensor:
+def finite(lse: torch.Tensor) -> torch.Tensor:
     """lse with 0 in place of −inf (no candidates): every exp(s − lse) of such a row is then exp(−inf) = 0."""
     return lse.masked_fill(lse == float("-inf"), 0.0)
+
+
+class RunningSum:
+    """Sums of exponentials ``[G, size]`` that arrive in parts, relative to their running maximum."""
+
+    def __init__(self, like: torch.Tensor, G: int, size: int):
+        self.maximum = like.new_full((G, size), float("-inf"))
+        self.total = like.new_zeros((G, size))
+
+    def add(self, place, s: torch.Tensor, dim: int) -> torch.Tensor:
+        """Add Σ exp(s) along `dim` at `place`; returns the terms, relative to the new maximum."""
+        old = self.maximum[place]
+        top = torch.maximum(old, s.amax(dim))
+        shift = top.masked_fill(top.isinf(), 0.0)
+        terms = torch.sub(s, shift.unsqueeze(dim)).exp_()
+        self.total[place] = self.total[place] * torch.exp(old - shift) + terms.sum(dim)
+        self.maximum[place] = top
+        return terms
+
+    def log(self) -> torch.Tensor:
+        """The logarithm, and what its rounding lost (Knuth's two-sum): ``[2, G, size]``."""
+        x, y = self.maximum.masked_fill(self.maximum.isinf(), 0.0), self.total.log()
+        lse = x + y
+        added = lse - x
+        low = (x - (lse - added)) + (y - added)
+        return torch.stack([lse, low.masked_fill_(~lse.isfinite(), 0.0)])
 
 
 def similarity_forward(
@@ -105,31 +131,25 @@ def similarity_forward(
     key_b = key_a if b is None else key_b
     N = y.shape[1]
 
-    def full(present, size, value=float("-inf")):
-        return scale.new_full((G, size) if present else (0,), value)
-
-    rows, cols = full(True, M), full(columns, N)
-    row_max, col_max = full(extrema, M), full(extrema and columns, N)
+    row_sums, column_sums = RunningSum(scale, G, M), RunningSum(scale, G, N if columns else 0)
     mean = scale.new_empty((G, M, D) if weighted else (0,))
     for g0, g1, i0, i1 in blocks(G, M, N, x.device):
         g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if b is None else 0, N)
         s = logits(x, y, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)
-        rows[g, i] = torch.logaddexp(rows[g, i], s.logsumexp(2))
-        if extrema:
-            row_max[g, i] = torch.maximum(row_max[g, i], s.amax(2))
-        if weighted:
-            torch.sub(s, finite_lse(rows[g, i]).unsqueeze(2), out=s).exp_()
-            mean[g, i] = product(s, y[g])
+        terms = row_sums.add((g, i), s, 2)
+        if weighted:  # a panel has all columns of its rows
+            total = row_sums.total[g, i].unsqueeze(2)
+            mean[g, i] = product(terms, y[g]).div_(total.masked_fill(total == 0, 1.0))
         if b is None and i1 < N:  # the columns after the panel's rows are rows still to come
-            later, s = slice(i1, N), s[:, :, i1 - i0 :]
-            rows[g, later] = torch.logaddexp(rows[g, later], s.logsumexp(1))
-            if extrema:
-                row_max[g, later] = torch.maximum(row_max[g, later], s.amax(1))
+            row_sums.add((g, slice(i1, N)), s[:, :, i1 - i0 :], 1)
         if columns:
-            cols[g] = torch.logaddexp(cols[g], s.logsumexp(1))
-            if extrema:
-                col_max[g] = torch.maximum(col_max[g], s.amax(1))
+            column_sums.add(g, s, 1)
 
+    def given(present, x):
+        return x if present else scale.new_empty(0)
+
+    rows, cols = row_sums.log(), given(columns, column_sums.log())
+    row_max, col_max = given(extrema, row_sums.maximum), given(extrema and columns, column_sums.maximum)
     pos, loss = scale.new_empty(0), scale.new_empty(0)
     if positive >= 0:
         pos = positive_logits(x, y, scale, bias, positive)
@@ -148,12 +168,17 @@ def positive_logits(x, y, scale, bias, positive: int) -> torch.Tensor:
     return pos if bias is None else pos + bias[:, p]
 
 
+def excess(lse, pos):
+    """lse − pos, of the log-sum-exps in both parts."""
+    return (lse[0] - pos) + lse[1]
+
+
 def paired_loss(rows, cols, pos, positive: int) -> torch.Tensor:
     """softplus(lse − pos) per row, the mean of both directions with `cols`: accurate relative to itself when it vanishes."""
-    loss = torch.nn.functional.softplus(rows - pos, threshold=40)
+    loss = torch.nn.functional.softplus(excess(rows, pos), threshold=40)
     if cols.numel():
-        p = partners(rows.shape[1], cols.shape[1], positive, rows.device)
-        loss = (loss + torch.nn.functional.softplus(cols[:, p] - pos, threshold=40)) / 2
+        p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
+        loss = (loss + torch.nn.functional.softplus(excess(cols[..., p], pos), threshold=40)) / 2
     return loss + 0 * pos
 
 
@@ -163,12 +188,12 @@ def upstream(g_rows, g_cols, rows, cols, pos, positive: int):
         return g_rows, g_cols if g_cols.numel() else None, None
     g_rows = g_rows + 0 * pos
     if not cols.numel():
-        c = g_rows * torch.sigmoid(rows - pos)
+        c = g_rows * torch.sigmoid(excess(rows, pos))
         return c, None, -c
-    p = partners(rows.shape[1], cols.shape[1], positive, rows.device)
-    c = g_rows * torch.sigmoid(rows - pos) / 2
-    h_row = g_rows * torch.sigmoid(cols[:, p] - pos) / 2
-    return c, torch.zeros_like(cols).index_copy_(1, p, h_row), -(c + h_row)
+    p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
+    c = g_rows * torch.sigmoid(excess(rows, pos)) / 2
+    h_row = g_rows * torch.sigmoid(excess(cols[..., p], pos)) / 2
+    return c, torch.zeros_like(cols[0]).index_copy_(1, p, h_row), -(c + h_row)
 
 
 def similarity_backward(
@@ -216,11 +241,11 @@ def weighted_sums(
     G_a = scale.new_zeros((G, M, D) if need_a or one_set else (0,))
     G_b = scale.new_zeros((G, N, D) if need_b else (0,))
     dbias = scale.new_zeros((G, N) if need_bias else (0,))
-    c, rows = c.unsqueeze(2), finite_lse(rows).unsqueeze(2)
+    c, rows = (c * torch.exp(-rows[1])).unsqueeze(2), finite(rows[0]).unsqueeze(2)
     if one_set:
         h, cols = c.transpose(1, 2), rows.transpose(1, 2)
     elif h is not None:
-        h, cols = h.unsqueeze(1), finite_lse(cols).unsqueeze(1)
+        h, cols = (h * torch.exp(-cols[1])).unsqueeze(1), finite(cols[0]).unsqueeze(1)
     for g0, g1, i0, i1 in blocks(G, M, N, x.device):
         g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if one_set else 0, N)
         s = logits(x, y, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)

@@ -89,12 +89,18 @@ def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torc
     )
     saved = dict(zip(NAMES, forward, strict=True))
     rows, cols = saved["rows"], saved["cols"]
-    g_rows, g_cols = upstream(call, rows, cols) if g is None else (g, cols.new_empty(0))
+    g_rows, g_cols = upstream(call, rows[0], cols[0] if cols.numel() else cols) if g is None else (g, cols.new_empty(0))
     need = (need[0], need[1] and b is not None, need[2], need[3] and bias is not None)
     results = backend.similarity_backward(
         g_rows, g_cols, *operands, rows, cols, saved["pos"], *forward[6:], *call.options, call.dtype, *need
     )
     assert results[0].dtype == a.dtype
+    for name in ("rows", "cols"):
+        if saved[name].numel():
+            rounded, lost = saved[name]
+            limit = rounded.abs().nan_to_num(0.0, 0.0) * torch.finfo(rounded.dtype).eps / 2
+            assert (lost.abs() <= limit).all(), name
+            saved[name] = rounded
     named = saved | dict(zip(GRADIENTS, results, strict=True))
     return {name: value for name, value in named.items() if value.numel()}
 

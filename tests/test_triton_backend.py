@@ -102,8 +102,6 @@ def test_resolved_offsets_mean_the_same(kind):
         mask = torch.ones(M, N, dtype=torch.bool) if mask is None else mask
         assert torch.equal(mask, expected), (offset, stride, resolved)
         assert all(abs(value) <= 2**30 for value in resolved[1:])
-        if M == N:
-            assert similarity.is_symmetric(*resolved) <= torch.equal(expected, expected.T)
 
 
 @pytest.mark.parametrize(("G", "M", "N"), [(1, 100, 100), (3, 40, 900), (2, 900, 40), (50, 8, 8), (1, 5000, 3000)])

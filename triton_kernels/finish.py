@@ -28,8 +28,24 @@ def _merge(
 
 @triton.jit
 def _log_sum(maximum, total):
-    """Natural log of sum exp, from base-2 parts; -inf for an empty sum."""
-    return tl.where(total == 0.0, NEG_INF, (finite(maximum) + tl.log2(tl.where(total == 0.0, 1.0, total))) * LN2)
+    """Natural log of sum exp from base-2 parts, in float64; -inf for an empty sum."""
+    total = total.to(tl.float64)
+    value = finite(maximum).to(tl.float64) * LN2 + tl.log(tl.where(total == 0.0, 1.0, total))
+    return tl.where(total == 0.0, NEG_INF, value)
+
+
+@triton.jit
+def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
+    """lse rounded and, a plane on, what rounding lost where it is finite."""
+    rounded = lse.to(ACC)
+    tl.store(target, rounded, mask=inside)
+    lost = (lse - rounded.to(tl.float64)).to(ACC)
+    tl.store(target + plane, tl.where(tl.abs(rounded) < float("inf"), lost, 0.0), mask=inside)
+
+
+@triton.jit
+def _loss(lse, pos, ACC: tl.constexpr):
+    return softplus((lse - pos.to(tl.float64)).to(ACC))
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])
@@ -55,7 +71,7 @@ def finish_forward(
     planes = stride * row_slots
     maximum, total = _merge(slots + group * M, planes, stride, index, inside, row_slots, ACC, BLOCK, SLOTS)
     lse = _log_sum(maximum, total)
-    tl.store(rows + group * M + index, lse, mask=inside)
+    _store_sum(rows + group * M + index, stride, lse, inside, ACC)
     if row_max is not None:
         tl.store(row_max + group * M + index, maximum * LN2, mask=inside)
 
@@ -71,7 +87,7 @@ def finish_forward(
             col_base, col_stride * col_slots, col_stride, column, known, col_slots, ACC, BLOCK, SLOTS
         )
         col_lse = _log_sum(maximum, total)
-        tl.store(cols + group * N + column, col_lse, mask=known)
+        _store_sum(cols + group * N + column, col_stride, col_lse, known, ACC)
         if col_max is not None:
             tl.store(col_max + group * N + column, maximum * LN2, mask=known)
 
@@ -86,9 +102,9 @@ def finish_forward(
         if bias is not None:
             target += tl.load(bias + group * N + column, mask=inside, other=0.0)
         tl.store(pos + group * M + index, target, mask=inside)
-        value = softplus(lse - target)
+        value = _loss(lse, target, ACC)
         if cols is not None:
-            value = 0.5 * (value + softplus(col_lse - target))
+            value = 0.5 * (value + _loss(col_lse, target, ACC))
         tl.store(loss + group * M + index, value + 0.0 * target, mask=inside)
 
 
@@ -114,7 +130,7 @@ def finish_weighted(
     for s in range(0, splits):
         part = tl.load(slots + (splits + s) * stride + index, mask=inside, other=NEG_INF)
         total += tl.load(slots + s * stride + index, mask=inside, other=0.0) * tl.exp2(part - shift)
-    tl.store(rows + group * M + index, _log_sum(maximum, total), mask=inside)
+    _store_sum(rows + group * M + index, stride, _log_sum(maximum, total), inside, ACC)
     if row_max is not None:
         tl.store(row_max + group * M + index, maximum * LN2, mask=inside)
     for k in range(0, D, BLOCK_K):

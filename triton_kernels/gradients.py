@@ -45,7 +45,7 @@ def panels(G: int, M: int, N: int, symmetric: bool, itemsize: int):
 
 def weighted_sums(
     x, y, bias, key_a, key_b, scale, row_terms, col_terms, unit, kind, offset, stride,
-    one_set: bool, symmetric: bool, need_a: bool, need_b: bool, need_bias: bool,
+    symmetric: bool, need_a: bool, need_b: bool, need_bias: bool,
 ):  # fmt: skip
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W ``[G, N]``, each None unless needed.
 
@@ -53,7 +53,6 @@ def weighted_sums(
     row terms and half of it is computed; one set without symmetry gets ``(W + W^T) x`` as the first result.
     """
     (G, M, D), N = x.shape, y.shape[1]
-    need_b = need_a if one_set and not symmetric else need_b
     plan = panels(G, M, N, symmetric, x.element_size())
     single = len(plan) == 1
     g, i, j = plan[0]
@@ -65,7 +64,7 @@ def weighted_sums(
         return torch.zeros(shape, dtype=accumulate, device=x.device)
 
     sum_a = zeros(G, M, D) if need_a and not single else None
-    sum_b = sum_a if one_set and not symmetric else (zeros(G, N, D) if need_b and not single else None)
+    sum_b = zeros(G, N, D) if need_b and not single else None
     sum_bias = zeros(G, N) if need_bias else None
     for g, i, j in plan:
         shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
@@ -80,8 +79,6 @@ def weighted_sums(
             sum_a = product(w, y) if need_a else None
             if need_b:
                 sum_b = product(w.transpose(1, 2), x)
-                if one_set:
-                    sum_a = sum_a + sum_b
             continue
         if need_a:
             sum_a[g, i] += product(w, y[g, j])

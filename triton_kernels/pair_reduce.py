@@ -31,12 +31,11 @@ def _logits(
         s = multiply(x, y, tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
     else:
         s = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
+    shift = tl.zeros((BLOCK_N,), ACC)
     if bias is not None:
         columns = j + tl.arange(0, BLOCK_N)
         shift = tl.load(bias + columns, mask=columns < N, other=0.0) * LOG2E
-        s = tl.fma(s, scale2, shift[None, :])
-    else:
-        s = s * scale2
+    s = tl.fma(s, scale2, shift[None, :])
     return mask_tile(s, NEG_INF, i, j, key_a, key_b, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N)
 
 
@@ -145,7 +144,7 @@ def _add(maximum, total, s, AXIS: tl.constexpr):
 @triton.jit(do_not_specialize=["M", "N", "offset", "stride", "super_rows"])
 def pair_reduce(
     a, b, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
-    KIND: tl.constexpr, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr, NORMALIZED: tl.constexpr, ONE_SET: tl.constexpr,
+    KIND: tl.constexpr, SYMMETRIC: tl.constexpr, COLUMNS: tl.constexpr, NORMALIZED: tl.constexpr,
     EXTREMA: tl.constexpr, RESIDENT: tl.constexpr, FOLD: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -187,7 +186,7 @@ def pair_reduce(
     if NORMALIZED:
         limit = tl.abs(logit_scale) * 1.01
     else:
-        limit = tl.load(bound + g * 3) * tl.load(bound + g * 3 + (0 if ONE_SET else 1)) * tl.abs(logit_scale)
+        limit = tl.load(bound + g * 3) * tl.load(bound + g * 3 + (0 if SYMMETRIC else 1)) * tl.abs(logit_scale)
     a += group * M * D
     b += group * N * D
     if bias is not None:

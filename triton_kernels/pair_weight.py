@@ -53,6 +53,7 @@ def pair_weight(
             bias2 = tl.load(bias + group * N + col_index) * LOG2E
         row_pair = _load_terms(row_terms + group * M * 2, row_index)
         row_level, row_weight = tl.split(row_pair)
+        s = tl.fma(d, scale2, bias2[None, :])  # rounded as in pair_reduce: a row's weights sum to its coefficient
         factor = tl.full((1,), 1.0, ACC)
         if unit is not None:
             largest = tl.load(unit)
@@ -67,12 +68,12 @@ def pair_weight(
             if top - low <= SPREAD:
                 row_part = _relative(row_pair, top, row_weight)
                 col_part = _relative(col_pair, top, col_weight)
-                w = tl.exp2(tl.fma(d, scale2, (bias2 - top)[None, :])) * (row_part[:, None] + col_part[None, :])
+                w = tl.exp2(s - top) * (row_part[:, None] + col_part[None, :])
             else:
-                w = tl.exp2(tl.fma(d, scale2, bias2[None, :] - row_level[:, None])) * row_weight[:, None]
-                w = tl.fma(tl.exp2(tl.fma(d, scale2, (bias2 - col_level)[None, :])), col_weight[None, :], w)
+                w = tl.exp2(s - row_level[:, None]) * row_weight[:, None]
+                w = tl.fma(tl.exp2(s - col_level[None, :]), col_weight[None, :], w)
         else:
-            w = tl.exp2(tl.fma(d, scale2, bias2[None, :] - row_level[:, None])) * row_weight[:, None]
+            w = tl.exp2(s - row_level[:, None]) * row_weight[:, None]
         if key_a is not None:
             key_a += group * M
             key_b += group * N

@@ -85,7 +85,8 @@ def prepare_backward(
 ):  # fmt: skip
     """Upstream gradients as terms of ``W_ij = weight_i exp2(s2_ij - level_i) + weight_j exp2(s2_ij - level_j)``.
 
-    ``row_terms [G, M, 2]`` and ``col_terms [G, N, 2]`` hold (level, weight); ``pull [G, M]`` is minus the gradient of the positive's logit;
+    ``row_terms [G, M, 2]`` and ``col_terms [G, N, 2]`` hold (level, weight), levels integral: what is rounded there does not grow with
+    the logits; ``pull [G, M]`` is minus the gradient of the positive's logit;
     `unit` becomes the largest total weight of a row or column (float16 panels are stored relative to it). With a positive the level
     is log2(exp(lse) + exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One program per BLOCK rows
     of one group; O(M + N) bytes.
@@ -95,16 +96,17 @@ def prepare_backward(
     index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = index < M
     row = group * M + index
-    lse = tl.load(rows + row, mask=inside, other=0.0)
-    weight = tl.load(g_rows + row, mask=inside, other=0.0)
+    plane = (tl.num_programs(0) // blocks).to(tl.int64)
+    lse = _load_sum(rows + row, plane * M, inside)
+    weight = tl.load(g_rows + row, mask=inside, other=0.0).to(tl.float64)
     column = index
     if pos is not None:
         column = (index + positive) % N
-        target = tl.load(pos + row, mask=inside, other=0.0)
+        target = tl.load(pos + row, mask=inside, other=0.0).to(tl.float64)
         weight += 0.0 * target  # an infinite positive is NaN, as in cross entropy
         if cols is not None:
             weight *= 0.5
-            col_lse = tl.load(cols + group * N + column, mask=inside, other=0.0)
+            col_lse = _load_sum(cols + group * N + column, plane * N, inside)
             col_pull = weight * sigmoid(col_lse - target)
             _store_terms(col_terms + group * N * 2, column, inside, _logaddexp(col_lse, target), weight)
         row_pull = weight * sigmoid(lse - target)
@@ -119,13 +121,20 @@ def prepare_backward(
         largest = tl.abs(weight)
         if cols is not None:
             inside_column = column < N
-            col_lse = tl.load(cols + group * N + column, mask=inside_column, other=0.0)
-            col_weight = tl.load(g_cols + group * N + column, mask=inside_column, other=0.0)
+            col_lse = _load_sum(cols + group * N + column, plane * N, inside_column)
+            col_weight = tl.load(g_cols + group * N + column, mask=inside_column, other=0.0).to(tl.float64)
             largest = tl.maximum(largest, tl.abs(col_weight))
             _store_terms(col_terms + group * N * 2, column, inside_column, col_lse, col_weight)
     _store_terms(row_terms + group * M * 2, index, inside, lse, weight)
     if unit is not None:
         _raise_bound(unit, tl.max(largest, 0))
+
+
+@triton.jit
+def _load_sum(lse, plane, inside):
+    """A log-sum-exp from its two parts, in float64."""
+    lost = tl.load(lse + plane, mask=inside, other=0.0).to(tl.float64)
+    return tl.load(lse, mask=inside, other=0.0).to(tl.float64) + lost
 
 
 @triton.jit
@@ -138,5 +147,9 @@ def _logaddexp(x, y):
 def _store_terms(terms, index, inside, lse, weight):
     """A row without candidates has no gradient: level 0, weight 0 (NaN where the upstream gradient is not finite)."""
     empty = lse == float("-inf")
-    tl.store(terms + 2 * index, tl.where(empty, 0.0, lse * LOG2E), mask=inside)
+    exact = tl.where(empty, 0.0, lse * LOG2E)
+    level = tl.floor(exact + 0.5).to(terms.dtype.element_ty)
+    rest = level.to(tl.float64) - exact
+    weight *= tl.exp2(tl.where(tl.abs(level) < float("inf"), rest, 0.0))
+    tl.store(terms + 2 * index, level, mask=inside)
     tl.store(terms + 2 * index + 1, tl.where(empty, 0.0 * weight, weight), mask=inside)

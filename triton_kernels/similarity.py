@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ..candidates import KEYED
 from . import configs, guard
 from .finish import finish_backward, finish_forward, finish_weighted
 from .fused_rows import fused_rows
@@ -15,7 +16,6 @@ from .pair_reduce import pair_reduce
 from .pair_weight import HALF_RANGE
 from .prepare import BOUNDS, prepare, prepare_backward
 
-KEYED = ("other_key", "same_key")
 FAR = 1 << 30
 """An offset beyond any index, small enough for 32-bit differences."""
 FUSED_D = 128
@@ -34,13 +34,6 @@ def resolve(kind: str, offset: int, stride: int, M: int, N: int) -> tuple[str, i
     return kind, max(-FAR, min(offset, FAR)), 1
 
 
-def is_symmetric(kind: str, offset: int, stride: int) -> bool:
-    """Whether j is a candidate of i exactly when i is one of j (for one set)."""
-    if kind == "not_pair":
-        return 2 * offset % stride == 0
-    return kind in ("all", "other_key") or offset in (0, FAR, -FAR)
-
-
 def super_tile(M: int, N: int, symmetric: bool, config: configs.Config) -> int:
     """Rows and columns of a super-tile: about 2000 programs once the matrix is large, of whole tiles."""
     unit = max(config.block_m, config.block_n)
@@ -56,10 +49,9 @@ def similarity_forward(
 ):  # fmt: skip
     """See ops.py."""
     G, M, D = a.shape
-    one_set = b is None
+    one_set = b is None  # symmetric by the contract
     N = M if one_set else b.shape[1]
     kind, offset, stride = resolve(kind, offset, stride, M, N)
-    symmetric = one_set and bias is None and not columns and is_symmetric(kind, offset, stride)
     a = a.contiguous()
     b = a if one_set else b.contiguous()
     bias = None if bias is None else bias.contiguous()
@@ -78,7 +70,7 @@ def similarity_forward(
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded else b)
 
-    rows, cols = empty(True, G, M), empty(columns, G, N)
+    rows, cols = empty(True, 2, G, M), empty(columns, 2, G, N)
     row_max, col_max = empty(extrema, G, M), empty(extrema and columns, G, N)
     pos, loss = empty(positive >= 0, G, M), empty(positive >= 0, G, M)
     mean = empty(weighted, G, M, D)
@@ -87,9 +79,9 @@ def similarity_forward(
         weighted_rows(*arguments, rows, row_max, mean, kind, offset, stride)
     else:
         slots, super_rows = _reduce(
-            *arguments, bound, kind, offset, stride, symmetric, one_set, columns, normalize, extrema
+            *arguments, bound, kind, offset, stride, one_set, columns, normalize, extrema
         )
-        _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, symmetric)
+        _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set)
         if weighted:
             mean = _weighted_mean(*arguments, rows, kind, offset, stride)
     return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
@@ -120,22 +112,22 @@ def _prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, 
 
 
 def _reduce(
-    x, y, bias, key_a, key_b, scale, bound, kind, offset, stride, symmetric, one_set, columns, normalize, extrema
+    x, y, bias, key_a, key_b, scale, bound, kind, offset, stride, one_set, columns, normalize, extrema
 ):  # fmt: skip
     """(slots, super_rows) of `pair_reduce`."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
 
     def start(config: configs.Config):
-        super_rows = super_tile(M, N, symmetric, config)
+        super_rows = super_tile(M, N, one_set, config)
         supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
-        size = (supers_n + symmetric) * G * M + (supers_m * G * N if columns else 0)
+        size = (supers_n + one_set) * G * M + (supers_m * G * N if columns else 0)
         slots = torch.empty(2 * size, dtype=scale.dtype, device=x.device)
         launch(
             pair_reduce,
             G * supers_m * supers_n,
             x, y, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
-            KIND=kind, SYMMETRIC=symmetric, COLUMNS=symmetric or columns, NORMALIZED=normalize, ONE_SET=one_set,
+            KIND=kind, SYMMETRIC=one_set, COLUMNS=one_set or columns, NORMALIZED=normalize,
             EXTREMA=extrema, RESIDENT=D <= config.block_k, FOLD=2 if arch in configs.PAIRED_ROWS else 1,
             EVEN_K=D % config.block_k == 0, PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype),
             INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
@@ -146,14 +138,14 @@ def _reduce(
     return configs.run("pair_reduce", arch, x.dtype, D, M, kind in KEYED, start)
 
 
-def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, symmetric):
+def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set):
     (G, M, D), N = x.shape, y.shape[1]
     launch(
         finish_forward,
         G * ceil_div(max(M, N), ROWS),
         slots, x, y, bias, scale, rows, _present(cols), _present(pos), _present(loss), _present(row_max), _present(col_max),
         M, N, max(positive, 0) % N, super_rows,
-        D=D, SYMMETRIC=symmetric, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(x.dtype), BLOCK=ROWS,
+        D=D, SYMMETRIC=one_set, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(x.dtype), BLOCK=ROWS,
         BLOCK_K=FEATURES, SLOTS=32,
     )  # fmt: skip
 
@@ -198,16 +190,16 @@ def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, of
 
 def _weighted_mean(x, y, bias, key_a, key_b, scale, rows, kind, offset, stride):
     """Softmax-weighted mean of the columns by panels, for any D."""
-    row_terms, _, _, unit = _terms(torch.ones_like(rows), None, rows, None, None, 0, x.dtype, y.shape[1])
+    row_terms, _, _, unit = _terms(torch.ones_like(rows[0]), None, rows, None, None, 0, x.dtype, y.shape[1])
     mean, _, _ = weighted_sums(
-        x, y, bias, key_a, key_b, scale, row_terms, None, unit, kind, offset, stride, False, False, True, False, False
+        x, y, bias, key_a, key_b, scale, row_terms, None, unit, kind, offset, stride, False, True, False, False
     )
     return mean if unit is None else mean.mul_(unit / HALF_RANGE.value)
 
 
 def _terms(g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     """(row_terms, col_terms, pull, unit) of `prepare_backward`; absent ones are None."""
-    G, M = rows.shape
+    _, G, M = rows.shape
     row_terms = rows.new_empty(G, M, 2)
     col_terms = None if cols is None else cols.new_empty(G, N, 2)
     pull = None if pos is None else pos.new_empty(G, M)
@@ -216,7 +208,7 @@ def _terms(g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     launch(
         prepare_backward,
         G * ceil_div(max(M, N), block),
-        rows if g_rows is None else g_rows.contiguous(), None if g_cols is None else g_cols.contiguous(), rows, cols, pos,
+        g_rows.contiguous(), None if g_cols is None else g_cols.contiguous(), rows, cols, pos,
         row_terms, col_terms, pull, unit, M, N, positive, BLOCK=block,
     )  # fmt: skip
     return row_terms, col_terms, pull, unit
@@ -233,7 +225,6 @@ def similarity_backward(
     M, N = x.shape[1], y.shape[1]
     kind, offset, stride = resolve(kind, offset, stride, M, N)
     cols, pos, bias = _present(cols), _present(pos), None if bias is None else bias.contiguous()
-    symmetric = one_set and bias is None and cols is None and is_symmetric(kind, offset, stride)
     key_a, key_b = _keys(kind, key_a, key_b, one_set)
     positive = positive % N if positive >= 0 else 0
     need_b = need_b and not one_set
@@ -244,8 +235,8 @@ def similarity_backward(
     else:
         row_terms, col_terms, pull, unit = _terms(g_rows, _present(g_cols), rows, cols, pos, positive, x.dtype, N)
         sum_a, sum_b, dbias = weighted_sums(
-            x, y, bias, key_a, key_b, scale, row_terms, row_terms if symmetric else col_terms, unit, kind, offset, stride,
-            one_set, symmetric, from_a, need_b, need_bias,
+            x, y, bias, key_a, key_b, scale, row_terms, row_terms if one_set else col_terms, unit, kind, offset, stride,
+            one_set, from_a, need_b, need_bias,
         )  # fmt: skip
     da, radial = a.new_empty(0), None
     if from_a:

@@ -6,30 +6,31 @@
 // two. Bytes: a tile of B x B reads four blocks of B D and updates two; gradients are updated in place. Schedule:
 // team.h. One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c - cols_j) for
 // one c where the log-sum-exps lie within 2^+-SPREAD of each other, else within a tile; where they do not, two exps.
+// Shifts are integral and the rest of a log-sum-exp is a factor of its weight: no rounding grows with the logits.
 #pragma once
 
 #include "forward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// The weight vectors of one side: coefficient and log-sum-exp in units of log 2 (0 where there are no candidates).
+// The vectors of one side: 2^-level weight = coefficient exp(-lse) with an integral level near lse / log 2 (0 where there
+// are no candidates); scaled = 2^(c - level) weight where one exp serves all.
 template <class T>
 struct Weights {
-  T *coefficient = nullptr, *rounded = nullptr, *scaled = nullptr;
-  double* lse = nullptr;
+  T *coefficient = nullptr, *weight = nullptr, *level = nullptr, *scaled = nullptr;
 };
 
-// The range of the log-sum-exps that have a coefficient, and `bound`, which no logit exceeds: the largest of all rows.
+// The range of the levels that have a weight, and `bound`, which no logit exceeds by more than 1: the largest of all rows.
 template <class T>
 struct Range {
   static constexpr double SPREAD = sizeof(T) == 8 ? 1000 : 100;
   double low = std::numeric_limits<double>::infinity(), high = -low, bound = -low;
   bool finite = true;
 
-  void include(double lse, T coefficient, bool row) {
-    finite = finite && std::isfinite(lse) && std::isfinite(coefficient);
-    if (coefficient != 0) low = std::min(low, lse), high = std::max(high, lse);
-    if (row) bound = std::max(bound, lse);
+  void include(double level, T weight, bool row) {
+    finite = finite && std::isfinite(level) && std::isfinite(weight);
+    if (weight != 0) low = std::min(low, level), high = std::max(high, level);
+    if (row) bound = std::max(bound, level);
   }
   // The middle of the range, where one exp serves all: it neither overflows nor loses a weight that matters.
   double center() const { return low <= high ? std::rint(0.5 * (low + high)) : std::isfinite(bound) ? bound : 0; }
@@ -57,7 +58,7 @@ class BackwardPass {
               TileScratch<C>::bytes(size_, D_) + 2 * int64_t(sizeof(T)) * D_),
         row_turns_(grid_.row_blocks() * grid_.column_parts),
         column_turns_(grid_.column_blocks() * grid_.row_parts),
-        factor_(f.scale * LOG2_E, true),
+        factor_(f.scale * LOG2_E),
         a_(runtime, M_, D_, tiles_, tiles_ && (need_b_ || f.one_set), !f.one_set),
         b_(runtime, N_, D_, tiles_ && !f.one_set, tiles_ && need_a_ && !f.one_set, false) {
     const bool one = f.one_set;
@@ -108,8 +109,7 @@ class BackwardPass {
 
   static Weights<T> weights(Runtime* runtime, int64_t n) {
     Weights<T> w;
-    for (T** p : {&w.coefficient, &w.rounded, &w.scaled}) *p = allocate<T>(runtime, n + P);
-    w.lse = allocate<double>(runtime, n + P);
+    for (T** p : {&w.coefficient, &w.weight, &w.level, &w.scaled}) *p = allocate<T>(runtime, n + P);
     return w;
   }
 
@@ -119,21 +119,22 @@ class BackwardPass {
     const auto at = [&](const void* p, int64_t i, int64_t n) {
       return p ? double(static_cast<const T*>(p)[g * n + i]) : 0.0;
     };
+    const auto sum_at = [&](const void* lse, int64_t i, int64_t n) { return at(lse, i, n) + at(lse, f_.G * n + i, n); };
     const auto sigmoid = [](double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); };
     for (int64_t i = 0; i < M_; ++i) row_[i] = at(f_.g_rows, i, M_);
     for (int64_t j = 0; column_ && j < N_; ++j) column_[j] = at(f_.g_cols, j, N_);
     for (int64_t i = 0; f_.positive >= 0 && i < M_; ++i) {
       const double upstream = row_[i] * (f_.cols ? 0.5 : 1), pos = at(f_.pos, i, M_);
-      const double row = at(f_.rows, i, M_);
+      const double row = sum_at(f_.rows, i, M_);
       row_[i] = upstream * sigmoid(row - pos) + undefined(row, pos);
       positive_[i] = -row_[i];
       if (!f_.cols) continue;
       const int64_t j = (i + f_.positive) % N_;
-      const double column = at(f_.cols, j, N_), h = upstream * sigmoid(column - pos) + undefined(column, pos);
+      const double column = sum_at(f_.cols, j, N_);
+      const double h = upstream * sigmoid(column - pos) + undefined(column, pos);
       column_[j] += h;
       positive_[i] -= h;
     }
-    for (int64_t j = 0; f_.one_set && column_ && j < N_; ++j) row_[j] += column_[j];
     double largest = 0;
     const auto widen = [&](const double* x, int64_t n) {
       for (int64_t i = 0; x && i < n; ++i)
@@ -147,37 +148,32 @@ class BackwardPass {
 
     const auto fill = [&](Weights<T>& w, const double* x, const void* lse, int64_t n, Range<T>& range, bool bounds) {
       for (int64_t i = 0; i < n; ++i) {
-        const double y = at(lse, i, n);
+        const double y = sum_at(lse, i, n) * LOG2_E;
         const bool empty = std::isinf(y) && y < 0;
-        w.lse[i] = empty ? 0 : y * LOG2_E;
-        w.rounded[i] = T(w.lse[i]);
+        const double level = empty ? 0 : double(T(std::rint(y)));
+        w.level[i] = T(level);
         w.coefficient[i] = empty && x[i] == x[i] ? T(0) : T(x[i] * inverse);
-        if (!empty || x[i] != x[i]) range.include(w.lse[i], w.coefficient[i], bounds);
+        w.weight[i] = std::isfinite(y) ? T(x[i] * inverse * std::exp2(level - y)) : w.coefficient[i];
+        if (!empty || x[i] != x[i]) range.include(level, w.weight[i], bounds);
       }
-      for (int64_t i = n; i < n + P; ++i) w.lse[i] = w.rounded[i] = w.coefficient[i] = w.scaled[i] = 0;
+      for (int64_t i = n; i < n + P; ++i) w.level[i] = w.weight[i] = w.coefficient[i] = w.scaled[i] = 0;
     };
     Range<T> range;
     fill(rows_, row_, f_.rows, M_, range, true);
-    if (f_.cols && !f_.one_set) fill(columns_, column_, f_.cols, N_, range, false);
+    if (f_.cols) fill(columns_, column_, f_.cols, N_, range, false);
     for (int64_t i = 0; positive_ && i < M_; ++i) positive_[i] *= inverse;
     if (bias_) std::fill_n(bias_, grid_.row_parts * N_, 0.0);
     common_ = range.narrow();
     additive<T>(f_, g, N_ + P, add_);
     if (!common_) return;
-    const double center = range.center();
-    for (int64_t j = 0; j < N_ + P; ++j) add_[j] -= T(center);
-    scale_weights(rows_, 0, M_, center, rows_.scaled);
-    if (columns_.lse && !f_.one_set) scale_weights(columns_, 0, N_, center, columns_.scaled);
+    center_ = range.center();
+    scale_weights(rows_, 0, M_, center_, rows_.scaled);
+    if (f_.cols) scale_weights(columns_, 0, N_, center_, columns_.scaled);
   }
 
   static void scale_weights(const Weights<T>& w, int64_t begin, int64_t end, double center, T* out) {
-    for (int64_t i = begin; i < end; i += W) {  // the vectors are padded by a panel
-      T x[W];
-      for (int64_t k = 0; k < W; ++k) x[k] = T(center - w.lse[i + k]);
-      exp2(V::load(x)).store(x);
-      for (int64_t k = 0; k < std::min<int64_t>(W, end - i); ++k)
-        out[i - begin + k] = w.coefficient[i + k] == 0 ? T(0) : w.coefficient[i + k] * x[k];
-    }
+    for (int64_t i = begin; i < end; ++i)
+      out[i - begin] = w.weight[i] == 0 ? T(0) : T(w.weight[i] * power_of_two(center - w.level[i]));
   }
 
   void all_tiles(Worker& worker, int64_t g, T* G_a, T* G_b) {
@@ -202,26 +198,26 @@ class BackwardPass {
   void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
              const Block& J, double* bias) const {
     const T *u = rows_.scaled + I.begin, *v = columns_.scaled ? columns_.scaled + J.begin : s.v;
-    const T* add = add_ + J.begin;
+    double center = center_;
     bool one_exp = common_;
     if (!common_) {
       Range<T> range;
-      for (int64_t i = I.begin; i < I.end; ++i) range.include(rows_.lse[i], rows_.coefficient[i], true);
-      if (columns_.lse)
-        for (int64_t j = J.begin; j < J.end; ++j) range.include(columns_.lse[j], columns_.coefficient[j], false);
+      for (int64_t i = I.begin; i < I.end; ++i) range.include(rows_.level[i], rows_.weight[i], true);
+      if (columns_.level)
+        for (int64_t j = J.begin; j < J.end; ++j) range.include(columns_.level[j], columns_.weight[j], false);
       one_exp = range.narrow();
       if (one_exp) {
-        const double center = range.center();
-        for (int64_t j = 0; j < (J.size() + P - 1) / P * P; ++j) s.add[j] = add[j] - T(center);
+        center = range.center();
         scale_weights(rows_, I.begin, I.end, center, s.u);
         std::fill_n(s.v, size_, T(0));
-        if (columns_.lse) scale_weights(columns_, J.begin, J.end, center, s.v);
-        u = s.u, v = s.v, add = s.add;
+        if (columns_.level) scale_weights(columns_, J.begin, J.end, center, s.v);
+        u = s.u, v = s.v;
       }
     } else if (!columns_.scaled) {
       std::fill_n(s.v, size_, T(0));
     }
     if (bias) std::fill_n(s.column_sums, size_, T(0));
+    const V shift{T(center)};
     const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
       constexpr int NR = count();
       const auto two_rows = [&](int64_t r, bool second) {
@@ -230,12 +226,11 @@ class BackwardPass {
           const int64_t k = j + c * W;
           const auto weight = [&](int64_t row) {
             const V x = V::load(t + row * ld + c * W);
-            if (one_exp) return exp2(x) * (V(u[i + row]) + V::load(v + k));
+            if (one_exp) return exp2(x - shift) * (V(u[i + row]) + V::load(v + k));
             const int64_t p = I.begin + i + row;
-            V w = V(rows_.coefficient[p]) * exp2(x - V(rows_.rounded[p]));
-            if (columns_.lse)
-              w = fma(V::load(columns_.coefficient + J.begin + k), exp2(x - V::load(columns_.rounded + J.begin + k)),
-                      w);
+            V w = V(rows_.weight[p]) * exp2(x - V(rows_.level[p]));
+            if (columns_.level)
+              w = fma(V::load(columns_.weight + J.begin + k), exp2(x - V::load(columns_.level + J.begin + k)), w);
             return w;
           };
           const V x = weight(r), y = second ? weight(r + 1) : V(T(0));
@@ -248,7 +243,7 @@ class BackwardPass {
       else
         for (int64_t r = 0; r < m; r += 2) two_rows(r, r + 1 < m);
     };
-    logits_tile(a_, b, I, J, factor_, add, candidates, s.block, P, false, false, visit);
+    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, false, visit);
     if (bias)
       for (int64_t j = 0; j < J.size(); ++j) bias[J.begin + j] += s.column_sums[j];
   }
@@ -322,7 +317,7 @@ class BackwardPass {
   Factor<T> factor_;
   Packed<C> a_, b_;
   Weights<T> rows_, columns_;
-  double upstream_scale_ = 1;
+  double upstream_scale_ = 1, center_ = 0;
   bool common_ = false;
   T *G_a_ = nullptr, *G_b_ = nullptr, *add_ = nullptr;
   double *row_ = nullptr, *column_ = nullptr, *positive_ = nullptr, *bias_ = nullptr, *dots_ = nullptr;

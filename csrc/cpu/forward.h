@@ -81,7 +81,7 @@ class ForwardPass {
               TileScratch<C>::bytes(size_, D_)),
         row_turns_(grid_.row_blocks() * grid_.column_parts),
         column_turns_(grid_.column_blocks() * grid_.row_parts),
-        factor_(f.scale * LOG2_E, false),
+        factor_(f.scale * LOG2_E),
         a_(runtime, M_, D_, true, false, !f.one_set),
         b_(runtime, N_, D_, !f.one_set, f.mean, false) {
     rows_ = allocate<RunningSum>(runtime, grid_.column_parts * M_);
@@ -276,8 +276,7 @@ class ForwardPass {
   }
 
   // Adds up the parts; afterwards the first part's sum is the log-sum-exp.
-  void total(Worker& worker, RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g, void* lse, void* maximum,
-             void* lse_copy, void* maximum_copy) {
+  void total(Worker& worker, RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g, void* lse, void* maximum) {
     worker.tasks((n + CHUNK - 1) / CHUNK, [&](int64_t task) {
       const auto put = [&](void* out, int64_t i, T x) {
         if (out) static_cast<T*>(out)[g * n + i] = x;
@@ -290,9 +289,8 @@ class ForwardPass {
         const double x = sums[i].log();
         const T highest = !top ? T(0) : x == x ? T(double(top[i]) * LN_2) : T(x);
         put(lse, i, T(x));
-        put(lse_copy, i, T(x));
+        static_cast<T*>(lse)[(f_.G + g) * n + i] = std::isfinite(x) ? T(x - double(T(x))) : T(0);
         put(maximum, i, highest);
-        put(maximum_copy, i, highest);
         sums[i].sum = x;
       }
     });
@@ -300,12 +298,10 @@ class ForwardPass {
 
   void finish(Worker& worker, int64_t g, const Packed<C>& b) {
     if (f_.mean) normalise_mean(worker, g);
-    const bool one = f_.one_set;
-    total(worker, rows_, row_top_, M_, grid_.column_parts, g, f_.rows, f_.row_max, one ? f_.cols : nullptr,
-          one ? f_.col_max : nullptr);
-    if (columns_) total(worker, columns_, column_top_, N_, grid_.row_parts, g, f_.cols, f_.col_max, nullptr, nullptr);
+    total(worker, rows_, row_top_, M_, grid_.column_parts, g, f_.rows, f_.row_max);
+    if (columns_) total(worker, columns_, column_top_, N_, grid_.row_parts, g, f_.cols, f_.col_max);
     if (f_.positive < 0) return;
-    const RunningSum* columns = !f_.cols ? nullptr : one ? rows_ : columns_;
+    const RunningSum* columns = columns_;
     worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
       T t[MR * W];
       for (int64_t i0 = task * P; i0 < std::min(M_, (task + 1) * P); i0 += MR) {

@@ -68,13 +68,12 @@ FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C
 }
 
 // Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it carries no rounding of
-// its own. Both have one sign and are not 0, so that an infinite product stays that infinity. `centered`: add brings
-// the logits that matter near 0, and the sum is rounded there.
+// its own. Both have one sign and are not 0, so that an infinite product stays that infinity. Forward and backward round a
+// logit alike: then a row's weights sum to 1 whatever was lost.
 template <class T>
 struct Factor {
   T high, low;
-  bool centered;
-  Factor(double x, bool centered) : high(T(x)), centered(centered) {
+  explicit Factor(double x) : high(T(x)) {
     if (std::fabs(double(high)) > std::fabs(x)) high = std::nextafter(high, T(0));
     const double rest = x - double(high);
     low = T(rest == 0 ? std::ldexp(x, -80) : rest);
@@ -93,7 +92,7 @@ void logits_block(const typename C::Unit* a, int64_t step, const typename C::Uni
 #pragma GCC unroll 4
     for (int c = 0; c < NR; ++c) {
       const V z = acc[r][c], x = V::load(add + c * V::W);
-      (factor.centered ? fma(z, low, fma(z, high, x)) : fma(z, high, fma(z, low, x))).store(out + r * ld + c * V::W);
+      fma(z, high, fma(z, low, x)).store(out + r * ld + c * V::W);
     }
 }
 

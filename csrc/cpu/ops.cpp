@@ -94,6 +94,8 @@ void set_isa(const std::string& name) {
   chosen_isa = wanted;
 }
 
+constexpr int64_t NO_SELF = std::numeric_limits<int32_t>::min();  // fused_contrastive/candidates.py
+
 Kernels kernels_for(Type matrix) {
 #if defined(FUSED_AVX512_BF16_KERNELS)
   if (chosen_isa == AVX512_BF16 && matrix == Type::BFloat16) return avx512_bf16::kernels(matrix);
@@ -162,13 +164,6 @@ struct Keys {
   }
 };
 
-// Whether one set's logits and candidates are symmetric, so that half the tiles are enough.
-bool symmetric(Kind kind, int64_t offset, int64_t stride, bool bias) {
-  if (bias) return false;
-  if (kind == Kind::NotPair) return 2 * offset % stride == 0;
-  return kind == Kind::All || kind == Kind::OtherKey || offset == 0 || offset == std::numeric_limits<int32_t>::min();
-}
-
 Set set_of(const Tensor& x, const Tensor& hat, const Tensor& inv, const Tensor& gradient) {
   return {x.const_data_ptr(), type_of(x.scalar_type()), x.stride(0), x.stride(1), x.size(1), data(hat), data(inv),
           data(gradient)};
@@ -190,12 +185,15 @@ void describe(Problem& p, const Tensor& a, const Tensor& scale, const Tensor& bi
   p.key_b = keys.b.empty() ? nullptr : keys.b.data();
 }
 
-void check(const Tensor& a, const optional<Tensor>& b, Kind kind, int64_t stride, const optional<Tensor>& key_a,
-           const optional<Tensor>& key_b) {
+void check(const Tensor& a, const optional<Tensor>& b, bool bias, bool columns, Kind kind, int64_t offset,
+           int64_t stride, const optional<Tensor>& key_a, const optional<Tensor>& key_b) {
   TORCH_CHECK(a.dim() == 3 && a.numel() > 0, "a must be [G, M, D] and not empty, got ", a.sizes());
-  if (b)
+  if (b) {
     TORCH_CHECK(b->dim() == 3 && b->numel() > 0 && b->size(0) == a.size(0) && b->size(2) == a.size(2),
                 "b must be [G, N, D] and not empty with G and D of a ", a.sizes(), ", got ", b->sizes());
+  } else {
+    TORCH_CHECK(!columns && !bias && (offset == 0 || offset == NO_SELF), "one set must be symmetric");
+  }
   TORCH_CHECK(kind != Kind::NotPair || stride > 0, "stride must be positive, got ", stride);
   const bool keyed = kind == Kind::OtherKey || kind == Kind::SameKey;
   TORCH_CHECK(keyed == key_a.has_value() && (!b || keyed == key_b.has_value()), "keys and kind do not agree");
@@ -214,13 +212,13 @@ Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scal
                 int64_t offset, int64_t stride, int64_t positive, bool normalize, bool columns, bool extrema,
                 bool weighted, at::ScalarType dtype) {
   const Kind kind = kind_of(kind_name);
-  check(a_, b_, kind, stride, key_a, key_b);
+  check(a_, b_, bias_.has_value(), columns, kind, offset, stride, key_a, key_b);
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
   const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) { return output(a, present, sizes, type); };
   const bool paired = positive >= 0;
-  const Tensor rows = make(true, {G, M}, acc), cols = make(columns, {G, N}, acc);
+  const Tensor rows = make(true, {2, G, M}, acc), cols = make(columns, {2, G, N}, acc);
   const Tensor pos = make(paired, {G, M}, acc), loss = make(paired, {G, M}, acc);
   const Tensor row_max = make(extrema, {G, M}, acc), col_max = make(extrema && columns, {G, N}, acc);
   const Tensor a_hat = make(normalize || a.scalar_type() != dtype, {G, M, D}, dtype);
@@ -232,7 +230,7 @@ Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scal
   Forward f{};
   const Keys keys(key_a, key_b, !b_);
   describe(f, a, scale, bias, keys, kind, offset, stride, positive, dtype);
-  f.one_set = !b_ && symmetric(kind, offset, stride, bias.defined());
+  f.one_set = !b_;
   f.a = set_of(a, a_hat, a_inv, Tensor());
   f.b = b_ ? set_of(b, b_hat, b_inv, Tensor()) : f.a;
   f.normalize = normalize;
@@ -250,7 +248,7 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
                  const std::string& kind_name, int64_t offset, int64_t stride, int64_t positive, bool normalize,
                  at::ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias) {
   const Kind kind = kind_of(kind_name);
-  check(a_, b_, kind, stride, key_a, key_b);
+  check(a_, b_, bias_.has_value(), cols.numel() > 0, kind, offset, stride, key_a, key_b);
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
@@ -258,21 +256,17 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
   need_b = need_b && b_;
   const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
   need_bias = need_bias && bias.defined();
-  const bool one_set = !b_ && symmetric(kind, offset, stride, bias.defined());
   const Tensor da = make(need_a, {G, M, D}, a.scalar_type());
-  Tensor db = make(need_b, {G, N, D}, b.scalar_type());
-  const Tensor second =
-      make(need_a && !b_ && !one_set, {G, M, D}, a.scalar_type());  // one set, its gradient as columns
+  const Tensor db = make(need_b, {G, N, D}, b.scalar_type());
   const Tensor dbias = make(need_bias, {G, N}, acc);
   std::vector<double> dscale(size_t(G), 0.0);
   if (need_a || need_b || need_scale || need_bias) {
     Backward f{};
     const Keys keys(key_a, key_b, !b_);
     describe(f, a, scale, bias, keys, kind, offset, stride, positive, dtype);
-    f.one_set = one_set;
+    f.one_set = !b_;
     f.a = set_of(a, a_hat, a_inv, da);
     f.b = b_ ? set_of(b, b_hat, b_inv, db) : f.a;
-    if (!b_ && !one_set) f.b.gradient = data(second);
     const auto vector = [&](const Tensor& x) { return x.numel() ? x.to(acc).contiguous() : x; };
     const Tensor saved[] = {vector(g_rows), vector(g_cols), vector(rows), vector(cols), vector(pos), vector(mean)};
     f.g_rows = data(saved[0]), f.g_cols = data(saved[1]), f.rows = data(saved[2]), f.cols = data(saved[3]);
@@ -282,7 +276,6 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
     f.dbias = data(dbias);
     TorchRuntime runtime;
     kernels_for(f.matrix).backward(f, &runtime);
-    if (second.numel()) da.add_(second);
   }
   Tensor total = make(need_scale, {}, acc);
   if (need_scale) {

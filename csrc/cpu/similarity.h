@@ -47,7 +47,7 @@ struct Problem {
 
 struct Forward : Problem {
   bool normalize;
-  void *rows, *cols, *pos, *loss, *row_max, *col_max, *mean;  // T, null when absent; cols and col_max null with one set
+  void *rows, *cols, *pos, *loss, *row_max, *col_max, *mean;  // T, null when absent; rows and cols in two parts
 };
 
 struct Backward : Problem {

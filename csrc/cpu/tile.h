@@ -66,18 +66,18 @@ struct TileScratch {
   using T = typename C::T;
   using Unit = typename C::Unit;
   static constexpr int P = PANEL<T>, W = Vec<T>::W;
-  T *block, *row_vectors, *column_sums, *add, *u, *v, *tile;
+  T *block, *row_vectors, *column_sums, *u, *v, *tile;
   Unit *by_rows, *by_columns;  // the tile of weights as the left side of W z and of W^T z
 
   TileScratch(T* memory, int64_t size) {
     const auto take = [&](int64_t n) { return std::exchange(memory, memory + n); };
-    block = take(MR * P), row_vectors = take(size * W), column_sums = take(size), add = take(size), u = take(size);
-    v = take(size), tile = take(size * size);
+    block = take(MR * P), row_vectors = take(size * W), column_sums = take(size), u = take(size), v = take(size);
+    tile = take(size * size);
     by_rows = reinterpret_cast<Unit*>(take(size * size / C::PAIR));
     by_columns = C::PAIR == 1 ? by_rows : reinterpret_cast<Unit*>(take(size * size / C::PAIR));
   }
   static int64_t bytes(int64_t size, int64_t D) {
-    return int64_t(sizeof(T)) * std::max<int64_t>((P + 1) * (D + 1), MR * P + size * (W + 4) + 2 * size * size);
+    return int64_t(sizeof(T)) * std::max<int64_t>((P + 1) * (D + 1), MR * P + size * (W + 3) + 2 * size * size);
   }
 };
 
