@@ -1,4 +1,5 @@
-"""A pytest plugin (``-p bench.device_tests``): the tests with device inputs, Triton's first, recorded line by line as they end."""
+"""A pytest plugin (``-p bench.device_tests``): the tests with device inputs, those of GPU kernels first, recorded line by line as they
+end, each with the kernels that it launched."""
 
 from __future__ import annotations
 
@@ -29,9 +30,47 @@ def _note_launch(metadata) -> None:
     _launched.add(metadata.get()["name"])
 
 
+FINISHING = ("finish_forward", "finish_weighted", "finish_backward")
+TILES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+FLOAT32_TILES = ("tf32", "tf32x3", "fma")
+
+
+def source_of(operator: str, arguments: tuple) -> str:
+    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of csrc/cuda/library.cpp launches."""
+    if operator in ("prepare", "terms"):
+        return "cuda/prepare"
+    if operator in FINISHING:
+        return "cuda/finish"
+    x = arguments[0]
+    if x.dtype == torch.float32:
+        return f"cuda/tiles_{FLOAT32_TILES[arguments[-1]]}"
+    on_sm90 = x.is_cuda and x.itemsize == 2 and torch.cuda.get_device_capability(x.device)[0] == 9
+    return "cuda/tiles_sm90" if on_sm90 else f"cuda/tiles_{TILES[x.dtype]}"
+
+
+class Recorder:
+    """Operators of the CUDA library, noting the sources of the kernels they launch."""
+
+    def __init__(self, operators):
+        self._operators = operators
+
+    def __getattr__(self, name):
+        operator = getattr(self._operators, name)
+
+        def call(*arguments):
+            _launched.add(source_of(name, arguments))
+            return operator(*arguments)
+
+        return call
+
+
 def pytest_configure(config):
     """After the suite's conftest, which chooses Triton's interpreter where it is needed before anything imports triton."""
     complete_package()
+    from fused_contrastive import cuda
+
+    cuda.status()  # loads the library where there is one
+    cuda.LIBRARIES.update({device: Recorder(operators) for device, operators in cuda.LIBRARIES.items()})
     try:
         from triton import knobs
     except ImportError:
@@ -40,7 +79,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Only tests with inputs on the device that an earlier process has not recorded; those of the Triton backend first."""
+    """Only tests with inputs on the device that an earlier process has not recorded; those of Triton and CUDA kernels first."""
     done = test_log.read(earlier(Path(os.environ[LOG]))) if LOG in os.environ else {}
     chosen = [item for item in items if "device" in item.fixturenames and item.nodeid not in done]
     if len(chosen) < len(items):
@@ -49,7 +88,8 @@ def pytest_collection_modifyitems(config, items):
 
     def rank(item) -> int:
         named = {str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()}
-        return 0 if "triton" in named else 2 if named & {"panels", "cpu", "eager"} else 1
+        ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(("_kernels.py", "cuda_backend.py"))
+        return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
 
     items[:] = sorted(chosen, key=rank)
 

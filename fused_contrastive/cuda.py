@@ -119,7 +119,7 @@ def similarity_forward(
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded_b else b)
 
-    rows, cols = empty(True, G, M), empty(columns, G, N)
+    rows, cols = empty(True, 2, G, M), empty(columns, 2, G, N)
     row_max, col_max = empty(extrema, G, M), empty(extrema and columns, G, N)
     pos, loss = empty(positive >= 0, G, M), empty(positive >= 0, G, M)
     mean = empty(weighted, G, M, D)
@@ -170,14 +170,14 @@ def _weighted_mean(operators, operands, rows, candidates):
     """Softmax-weighted mean of the columns by panels, for any D."""
     x, y = operands[:2]
     none = rows.new_empty(0)
-    row_terms, _, _, unit = _terms(operators, torch.ones_like(rows), none, rows, none, none, 0, x.dtype, y.shape[1])
+    row_terms, _, _, unit = _terms(operators, torch.ones_like(rows[0]), none, rows, none, none, 0, x.dtype, y.shape[1])
     mean, _, _ = weighted_sums(operators, operands, row_terms, none, unit, candidates, False, True, False, False)
     return mean.mul_(unit / HALF_RANGE) if unit.numel() else mean
 
 
 def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     """(row_terms, col_terms, pull, unit) of the kernel `terms`; absent ones are empty."""
-    G, M = rows.shape
+    _, G, M = rows.shape
     none = rows.new_empty(0)
     row_terms = rows.new_empty(G, M, 2)
     col_terms = rows.new_empty(G, N, 2) if cols.numel() else none
@@ -235,7 +235,7 @@ def similarity_backward(
         radial = other if radial is None else radial
     if need_bias:
         dbias = _finish_bias(dbias, pull, unit, positive)
-    dscale = radial.sum() if need_scale else scale.new_empty(0)
+    dscale = radial.sum().to(scale.dtype) if need_scale else scale.new_empty(0)
     return da, db, dscale, dbias if need_bias else scale.new_empty(0)
 
 
@@ -243,7 +243,7 @@ def _finish_set(operators, gradient, x, y, inv, *, pull, scale, unit, positive, 
     """(gradient of one set in `dtype` or empty, partial sums of the scale's gradient or empty)."""
     G, X, _ = x.shape
     dx = torch.empty(x.shape if need_x else (0,), dtype=dtype, device=x.device)
-    radial = scale.new_empty(G * ceil_div(X, FINISH_ROWS) if need_scale else 0)
+    radial = scale.new_empty(G * ceil_div(X, FINISH_ROWS) if need_scale else 0, dtype=torch.float64)
     paired = pull.numel() > 0
     operators.finish_backward(
         gradient, x, y, inv, pull, scale, unit, dx, radial, positive, near and paired, far and paired, near and far

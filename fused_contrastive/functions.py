@@ -43,7 +43,7 @@ class Similarity(torch.autograd.Function):
         if positive >= 0:
             g_rows, g_cols = g_loss, None
         else:
-            g_rows, g_cols = (g if g is None else g[0] for g in (g_rows, g_cols))
+            g_rows, g_cols = (g if g is None or not g.numel() else g[0] for g in (g_rows, g_cols))
         if g_rows is None:
             g_rows = torch.zeros_like(rows[0])
         if g_cols is None:

@@ -1,7 +1,7 @@
 """Devices, backends and poisoned memory for the whole suite.
 
 `--device` says where inputs live (default: cuda where there is one, else cpu). Without a GPU the Triton backend runs in Triton's
-interpreter, which must be chosen before anything imports triton.
+interpreter, which must be chosen before anything imports triton, and the CUDA backend by the host shim (cuda_host).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
+import cuda_host
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import fused_contrastive
-from fused_contrastive import dispatch
+from fused_contrastive import cuda, dispatch
 
 PACKAGE = "fused_contrastive"
 BACKENDS = ("panels", "cpu", "triton", "cuda")
@@ -47,11 +48,14 @@ INTERPRETED = {
         "same_key-two-offset1-columns-bias",
     ),
 }
-"""What the interpreter (a tenth of a second per training step) runs of each parameter; a GPU runs everything. A marker may choose others."""
+"""What the interpreter (a tenth of a second per training step) and the host shim run of each parameter; a GPU runs everything. A marker
+may choose others."""
 
 
 def pytest_collection_modifyitems(items):
-    skip = pytest.mark.skip(reason="one of each kind in Triton's interpreter; all of them with --device cuda")
+    skip = pytest.mark.skip(
+        reason="one of each kind in Triton's interpreter and the host shim; all of them with --device cuda"
+    )
     for item in items:
         params = dict(getattr(getattr(item, "callspec", None), "params", {}))
         if not is_interpreted(params.get("backend", params.get("any_backend"))):
@@ -95,23 +99,35 @@ def skip_unless_served(name: str, device: torch.device, dtype: torch.dtype = tor
         pytest.skip(f"backend {name} cannot serve {dtype} on {device}: {reason}")
 
 
+def host_kernels(name: str, device: torch.device, monkeypatch) -> None:
+    """During this test the CUDA backend serves CPU tensors, by the host shim, where there is no GPU."""
+    if name == "cuda" and is_interpreted(name) and device.type == "cpu" and cuda_host.compiler() is not None:
+        monkeypatch.setitem(cuda.LIBRARIES, "cpu", cuda_host.load().operators)
+
+
 @pytest.fixture(params=BACKENDS)
-def backend(request, device) -> str:
+def backend(request, device, monkeypatch) -> str:
     """Every streaming backend, skipped with its reason where it is not available."""
+    host_kernels(request.param, device, monkeypatch)
     skip_unless_served(request.param, device)
     return request.param
 
 
 @pytest.fixture(params=("eager", *BACKENDS))
-def any_backend(request, device) -> str:
+def any_backend(request, device, monkeypatch) -> str:
     """Every backend, the dense reference included."""
+    host_kernels(request.param, device, monkeypatch)
     skip_unless_served(request.param, device)
     return request.param
 
 
 def is_interpreted(name: str) -> bool:
-    """Whether this backend runs in Triton's interpreter (milliseconds per program instance: small sizes)."""
-    return name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    """Whether this backend runs in Triton's interpreter (milliseconds per program instance: small sizes) or the host shim."""
+    return (
+        os.environ.get("TRITON_INTERPRET") == "1"
+        if name == "triton"
+        else name == "cuda" and not torch.cuda.is_available()
+    )
 
 
 def _poisoned(function, self_module: str):

@@ -55,14 +55,14 @@ def check_symbols(library: Path) -> None:
 
 
 @needs_nvcc
-def test_builds_and_loads_without_a_gpu(tmp_path, monkeypatch):
+def test_builds_and_loads_without_a_gpu(tmp_path):
     tables = tmp_path / "tables.cu"
     lines = [f"const TileKernels {name}_KERNELS{{}};" for name in TABLES]
     tables.write_text("\n".join([f'#include "{build.HERE}/launch.h"', "namespace fused_contrastive {", *lines, "}"]))
-    monkeypatch.setattr(build, "ARCHITECTURES", ("80",))
     library = tmp_path / "_C_cuda.abi3.so"
     folder = Path(build.HERE).parents[1] / "build/cuda_library_test"
-    build.build(library, folder, jobs=2, chosen=[build.HERE / "prepare.cu", build.HERE / "finish.cu", tables])
+    kernels = [build.HERE / "prepare.cu", build.HERE / "finish.cu", tables]
+    build.build(library, folder, jobs=2, names=("80",), chosen=kernels)
     assert loaded(library) == build.library_hash()
     check_symbols(library)
 
@@ -80,5 +80,5 @@ def test_the_installed_library():
         assert "the library is loaded, but there is no GPU here" in fused_contrastive.backends()["cuda"]
     if (cuobjdump := shutil.which("cuobjdump")) is not None:
         printed = subprocess.run([cuobjdump, "-lelf", "-lptx", str(library)], capture_output=True, text=True).stdout
-        assert set(re.findall(r"sm_(\w+)\.cubin", printed)) == set(build.ARCHITECTURES)
-        assert re.search(rf"sm_{build.ARCHITECTURES[0]}\.ptx", printed)
+        assert set(re.findall(r"sm_(\w+)\.cubin", printed)) <= set(build.ARCHITECTURES)
+        assert re.search(r"sm_\w+\.ptx", printed)

@@ -53,13 +53,13 @@ def kernel_hashes() -> dict[str, str]:
     return {f"cuda/{source.stem}": source_hash(source) for source in sources()}
 
 
-def architectures(source: Path) -> tuple[str, ...]:
-    """What this source is compiled for: the warpgroup products exist on sm_90a alone."""
-    return ("90a",) if source.stem.endswith("_sm90") else ARCHITECTURES
+def architectures(source: Path, names: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
+    """What this source is compiled for, of `names`: the warpgroup products exist on sm_90a alone."""
+    return ("90a",) if source.stem.endswith("_sm90") else names
 
 
-def targets(source: Path) -> list[str]:
-    names = architectures(source)
+def targets(source: Path, names: tuple[str, ...]) -> list[str]:
+    names = architectures(source, names)
     flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
     return flags if names == ("90a",) else [*flags, f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}"]
 
@@ -76,9 +76,15 @@ def library_hash() -> str:
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
 
-def build(library: Path, folder: Path, jobs: int | None = None, chosen: list[Path] | None = None) -> None:
-    """Compile everything (or, for tests, the kernel sources `chosen`) into `library`. Objects are kept in `folder`, named after
-    all they are made of."""
+def build(
+    library: Path,
+    folder: Path,
+    jobs: int | None = None,
+    names: tuple[str, ...] = ARCHITECTURES,
+    chosen: list[Path] | None = None,
+) -> None:
+    """Compile everything (for tests: the kernel sources `chosen`) for the architectures `names` into `library`. Objects are kept in
+    `folder`, named after all they are made of."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +96,7 @@ def build(library: Path, folder: Path, jobs: int | None = None, chosen: list[Pat
     torch_flags += [f"-DFUSED_CONTRASTIVE_SOURCES={library_hash()}", *(f"-I{path}" for path in include)]
 
     def compile_one(source: Path) -> str:
-        flags = targets(source) if source.suffix == ".cu" else torch_flags
+        flags = targets(source, names) if source.suffix == ".cu" else torch_flags
         made_of = f"{compiler} {torch.__version__ if source.suffix == '.cpp' else ''} {flags} {source_hash(source)}"
         target = folder / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.o"
         if not target.exists():

@@ -75,26 +75,28 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
   if (warp != 0) return;
   const int64_t row = g * p.M + index;
   const Partial<Acc> of_row = merge_shares(shares);
-  const Acc lse = log_sum(of_row.maximum, of_row.sum);
-  Acc col_lse = 0;
+  const double lse = log_sum(of_row.maximum, of_row.sum);
+  double col_lse = 0;
   if (inside) {
-    static_cast<Acc*>(p.rows)[row] = lse;
+    store_lse<Acc>(p.rows, row_stride, row, lse);
     if (p.row_max != nullptr) static_cast<Acc*>(p.row_max)[row] = of_row.maximum * Acc(LN2);
   }
   if (p.cols != nullptr) {
     const Partial<Acc> of_column = merge_shares(shares + WARPS * 32);
     col_lse = log_sum(of_column.maximum, of_column.sum);
     if (column_inside) {
-      static_cast<Acc*>(p.cols)[g * p.N + column] = col_lse;
+      store_lse<Acc>(p.cols, col_stride, g * p.N + column, col_lse);
       if (p.col_max != nullptr) static_cast<Acc*>(p.col_max)[g * p.N + column] = of_column.maximum * Acc(LN2);
     }
   }
   if (!paired || !inside) return;
   const Acc target = targets[lane_id()];
   static_cast<Acc*>(p.pos)[row] = target;
-  Acc value = softplus(lse - target);
-  if (p.cols != nullptr) value = (value + softplus(col_lse - target)) / 2;
-  static_cast<Acc*>(p.loss)[row] = value + Acc(0) * target;  // an infinite positive is NaN, as in cross entropy
+  Acc value = softplus(static_cast<Acc>(lse - target + undefined(lse, target)));
+  if (p.cols != nullptr) {
+    value = (value + softplus(static_cast<Acc>(col_lse - target + undefined(col_lse, target)))) / 2;
+  }
+  static_cast<Acc*>(p.loss)[row] = value;
 }
 
 // Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp per row. Bytes: 4
@@ -111,7 +113,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_weighted(const __grid_co
   const Acc shift = finite(top);
   for (int s = 0; s < p.splits; ++s) total += sums[s * rows] * exp_2(maxima[s * rows] - shift);
   if (lane_id() == 0) {
-    static_cast<Acc*>(p.rows)[row] = log_sum(top, total);
+    store_lse<Acc>(p.rows, rows, row, log_sum(top, total));
     if (p.row_max != nullptr) static_cast<Acc*>(p.row_max)[row] = top * Acc(LN2);
   }
   const Acc share = Acc(1) / (total == Acc(0) ? Acc(1) : total);
@@ -123,8 +125,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_weighted(const __grid_co
   }
 }
 
-// dx = scale (G - <x, G> x) inv in the type of dx; radial: this block's sum of <x, G> (half of it with `halved`), for
-// the gradient of the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows
+// dx = scale (G - <x, G> x) inv in the type of dx; radial: this block's sum of <x, G> (half of it with `halved`) in
+// float64, for the gradient of the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows
 // with positives y[(i + positive) % Y]; far, x are the positives of y[(j - positive) % X]; both for one set. Rows below
 // the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 6) X D read, the second reading from cache.
 // Predicted: 70 % of the copy rate.
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_co
   using Acc = typename Accumulation<T>::type;
   static_assert(FINISH_ROWS == WARPS, "a warp per row");
   SHARED_MEMORY(shared);
-  Acc* inner_sums = reinterpret_cast<Acc*>(shared);
+  double* inner_sums = reinterpret_cast<double*>(shared);
   const int blocks = ceil_div(p.X, WARPS), warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t g = static_cast<int>(blockIdx.x) / blocks;
   const int index = static_cast<int>(blockIdx.x) % blocks * WARPS + warp;
@@ -187,9 +189,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_co
   if (lane_id() == 0) inner_sums[warp] = inner;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  Acc sum = 0;
+  double sum = 0;
   for (int w = 0; w < WARPS; ++w) sum += inner_sums[w];
-  static_cast<Acc*>(p.radial)[blockIdx.x] = p.halved ? sum / 2 : sum;
+  p.radial[blockIdx.x] = p.halved ? sum / 2 : sum;
 }
 
 }  // namespace
@@ -211,8 +213,7 @@ void launch_finish_weighted(const FinishWeightedParams& p, Type matrix, Stream s
 void launch_finish_backward(const FinishBackwardParams& p, Type matrix, Stream stream) {
   const int64_t blocks = static_cast<int64_t>(p.G) * ceil_div(p.X, WARPS);
   with_matrix(matrix, [&](auto zero) {
-    constexpr int SHARED = WARPS * static_cast<int>(sizeof(typename Accumulation<decltype(zero)>::type));
-    launch(finish_backward<decltype(zero)>, blocks, 32 * WARPS, SHARED, stream, p);
+    launch(finish_backward<decltype(zero)>, blocks, 32 * WARPS, WARPS * static_cast<int>(sizeof(double)), stream, p);
   });
 }
 

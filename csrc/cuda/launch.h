@@ -10,6 +10,9 @@ struct ReduceParams;
 struct WeightParams;
 struct RowsParams;
 
+// Log-sum-exps are [2, G, M] (rows) and [2, G, N] (cols): the values rounded to the accumulation type, then what
+// rounding lost.
+
 // How float32 matrices are multiplied.
 enum class Float32 { tf32 = 0, tf32x3 = 1, fma = 2 };
 
@@ -60,7 +63,8 @@ void launch_terms(const TermsParams& p, Type matrix, Stream stream);
 struct FinishBackwardParams {
   const void *gradient, *x, *y, *inv, *pull, *scale;
   const float* unit;
-  void *dx, *radial;
+  void* dx;
+  double* radial;
   Type output;
   int G, X, Y, D, positive;
   bool near, far, halved;

@@ -184,7 +184,7 @@ void finish_weighted(Tensor slots, Tensor partial, Tensor rows, Tensor row_max, 
   FinishWeightedParams p{};
   p.slots = pointer(slots), p.partial = pointer(partial);
   p.rows = pointer(rows), p.row_max = pointer(row_max), p.mean = pointer(mean);
-  p.G = size(rows, 0), p.M = size(rows, 1), p.D = size(mean, 2), p.splits = size(partial, 0);
+  p.G = size(mean, 0), p.M = size(mean, 1), p.D = size(mean, 2), p.splits = size(partial, 0);
   launch_finish_weighted(p, type(like), queue.stream());
 }
 
@@ -196,7 +196,7 @@ void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, T
   p.pos = pointer(pos);
   p.row_terms = pointer(row_terms), p.col_terms = pointer(col_terms), p.pull = pointer(pull);
   p.unit = static_cast<float*>(pointer(unit));
-  p.G = size(rows, 0), p.M = size(rows, 1), p.N = p.cols == nullptr ? p.M : size(cols, 1);
+  p.G = size(rows, 1), p.M = size(g_rows, 1), p.N = p.cols == nullptr ? p.M : static_cast<int>(cols.size(2));
   p.positive = static_cast<int>(positive);
   launch_terms(p, type(rows), queue.stream());
 }
@@ -218,7 +218,7 @@ void finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor inv, Tensor pul
   FinishBackwardParams p{};
   p.gradient = pointer(gradient), p.x = pointer(x), p.y = pointer(y), p.inv = pointer(inv), p.pull = pointer(pull);
   p.scale = pointer(scale), p.unit = static_cast<const float*>(pointer(unit));
-  p.dx = pointer(dx), p.radial = pointer(radial), p.output = type(dx);
+  p.dx = pointer(dx), p.radial = static_cast<double*>(pointer(radial)), p.output = type(dx);
   p.G = size(x, 0), p.X = size(x, 1), p.Y = size(y, 1), p.D = size(x, 2), p.positive = static_cast<int>(positive);
   p.near = near, p.far = far, p.halved = halved;
   launch_finish_backward(p, type(x), queue.stream());
@@ -243,8 +243,7 @@ STABLE_TORCH_LIBRARY(NAMESPACE, m) {
   m.def(
       "finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) rows, Tensor(b!) cols, "
       "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int super_rows, bool "
-      "symmetric)"
-      " -> ()");
+      "symmetric) -> ()");
   m.def("fused_rows(" PROBLEM "Tensor(a!) slots, Tensor(b!) partial, " CANDIDATES
         "int split_columns, int float32) -> ()");
   m.def(
@@ -252,8 +251,7 @@ STABLE_TORCH_LIBRARY(NAMESPACE, m) {
       "like) -> ()");
   m.def(
       "terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor(a!) row_terms, Tensor(b!) "
-      "col_terms, "
-      "Tensor(c!) pull, Tensor(d!) unit, int positive) -> ()");
+      "col_terms, Tensor(c!) pull, Tensor(d!) unit, int positive) -> ()");
   m.def("pair_weight(" PROBLEM "Tensor row_terms, Tensor col_terms, Tensor unit, Tensor(a!) panel, " CANDIDATES
         "bool mirror, int float32) -> ()");
   m.def(

@@ -79,43 +79,52 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
   atomic_raise(p.bound + 3 * g + target, top);
 }
 
-// A row without candidates has no gradient: level 0, weight 0.
+// weight exp(s - lse) as the factor of exp2(s2 - level): the level is whole, so that it is exact and so is the
+// subtraction, and its distance from lse log2(e) goes into the factor. A row without candidates has no gradient: level
+// 0, factor 0 (NaN for a NaN).
 template <class Acc>
-__device__ void store_terms(void* terms, int64_t index, Acc lse, Acc weight) {
+__device__ void store_terms(void* terms, int64_t index, double lse, Acc weight) {
   Acc* target = static_cast<Acc*>(terms) + 2 * index;
   const bool empty = lse == -infinity(lse);
-  target[0] = empty ? Acc(0) : lse * Acc(LOG2E);
-  target[1] = empty ? Acc(0) : weight;
+  const double exact = lse * LOG2E;
+  const Acc level = static_cast<Acc>(rint(exact));
+  const double above = fmin(fmax(level - exact, -0.5), 0.5);  // more only where Acc's whole numbers are further apart
+  target[0] = empty ? Acc(0) : level;
+  target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(above));
 }
 
-// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, weight); pull [G, M] is minus the gradient of the positive's
-// logit; `unit` becomes the largest total weight of a row or column. With a positive the level is log2(exp(lse) +
+// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor); pull [G, M] is minus the gradient of the positive's
+// logit; `unit` becomes the largest total weight of a row or column. With a positive the level is that of log(exp(lse) +
 // exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ TermsParams p) {
   const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;
   const int index = static_cast<int>(blockIdx.x) % blocks * 32 * WARPS + static_cast<int>(threadIdx.x);
   const int64_t row = static_cast<int64_t>(g) * p.M + index;
-  const Acc* rows = static_cast<const Acc*>(p.rows);
-  const Acc* cols = static_cast<const Acc*>(p.cols);
+  const int64_t row_plane = static_cast<int64_t>(p.G) * p.M, col_plane = static_cast<int64_t>(p.G) * p.N;
   Acc largest = 0;
   if (index < p.M) {
-    Acc lse = rows[row], weight = static_cast<const Acc*>(p.g_rows)[row];
+    double lse = load_lse<Acc>(p.rows, row_plane, row);
+    Acc weight = static_cast<const Acc*>(p.g_rows)[row];
     if (p.pos != nullptr) {
       const Acc target = static_cast<const Acc*>(p.pos)[row];
-      weight += Acc(0) * target;  // an infinite positive is NaN, as in cross entropy
-      if (p.cols != nullptr) weight *= Acc(0.5);
-      Acc total = weight * sigmoid(lse - target);
+      weight += static_cast<Acc>(undefined(lse, target));
+      double col_lse = 0;
+      const int64_t column = static_cast<int64_t>(g) * p.N + (index + p.positive) % p.N;
+      if (p.cols != nullptr) {
+        col_lse = load_lse<Acc>(p.cols, col_plane, column);
+        weight = weight / 2 + static_cast<Acc>(undefined(col_lse, target));
+      }
+      Acc total = weight * sigmoid(static_cast<Acc>(lse - target));
       largest = fabs(total);
       if (p.cols != nullptr) {
-        const int64_t column = static_cast<int64_t>(g) * p.N + (index + p.positive) % p.N;
-        const Acc pull = weight * sigmoid(cols[column] - target);
-        store_terms(p.col_terms, column, logaddexp(cols[column], target), weight);
+        const Acc pull = weight * sigmoid(static_cast<Acc>(col_lse - target));
+        store_terms(p.col_terms, column, logaddexp(col_lse, static_cast<double>(target)), weight);
         total += pull;
         largest = largest >= fabs(pull) ? largest : fabs(pull);
       }
       static_cast<Acc*>(p.pull)[row] = total;
-      lse = logaddexp(lse, target);
+      lse = logaddexp(lse, static_cast<double>(target));
     } else {
       largest = fabs(weight);
     }
@@ -124,7 +133,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
   if (p.pos == nullptr && p.cols != nullptr && index < p.N) {
     const int64_t column = static_cast<int64_t>(g) * p.N + index;
     const Acc weight = static_cast<const Acc*>(p.g_cols)[column];
-    store_terms(p.col_terms, column, cols[column], weight);
+    store_terms(p.col_terms, column, load_lse<Acc>(p.cols, col_plane, column), weight);
     largest = largest >= fabs(weight) ? largest : fabs(weight);
   }
   if (p.unit == nullptr) return;

@@ -42,10 +42,27 @@ __device__ inline Acc logaddexp(Acc x, Acc y) {
   return fabs(top) == infinity(top) ? top + (x - x) * 0 + (y - y) * 0 : top + log_one_plus(exp(-fabs(x - y)));
 }
 
-// Natural log of sum exp from base-2 parts; -inf for an empty sum.
+// NaN where cross entropy is (an infinite positive, or an infinite candidate), else 0.
+__device__ inline double undefined(double lse, double pos) { return 0 * (pos + fmax(lse, 0.0)); }
+
+// Natural log of sum exp from base-2 parts; -inf for an empty sum. In float64: at large logits the rounding of a float32
+// would be most of the error of exp(s - lse).
+__device__ inline double log_sum(double maximum, double sum) {
+  return sum == 0 ? -infinity(0.0) : (finite(maximum) + log2(sum)) * LN2;
+}
+
+// x rounded and, `plane` elements on, what that lost (0 where it is not finite).
 template <class Acc>
-__device__ inline Acc log_sum(Acc maximum, Acc sum) {
-  return sum == Acc(0) ? -infinity(Acc(0)) : (finite(maximum) + log2(sum)) * Acc(LN2);
+__device__ inline void store_lse(void* lse, int64_t plane, int64_t index, double x) {
+  const Acc rounded = static_cast<Acc>(x);
+  Acc* target = static_cast<Acc*>(lse) + index;
+  target[0] = rounded;
+  target[plane] = fabs(rounded) < infinity(rounded) ? static_cast<Acc>(x - rounded) : Acc(0);
+}
+template <class Acc>
+__device__ inline double load_lse(const void* lse, int64_t plane, int64_t index) {
+  const Acc* source = static_cast<const Acc*>(lse) + index;
+  return static_cast<double>(source[0]) + source[plane];
 }
 
 // Calls f with a value of the element type `type`.

@@ -1,0 +1,71 @@
+"""A few small training steps through every CUDA kernel: what ``make gpu`` runs under compute-sanitizer."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from .environment import ROOT
+
+TOOLS = ("memcheck", "racecheck")
+FAULTS = 9
+"""Exit status of the sanitizer where it found any."""
+
+
+def main(device: str = "cuda") -> int:
+    import fused_contrastive as fc
+
+    generator = torch.Generator().manual_seed(0)
+
+    def points(n, d, dtype):
+        return torch.randn(n, d, generator=generator).to(device, dtype).requires_grad_()
+
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        for d in (40, 130):
+            a, b, keys = points(75, d, dtype), points(75, d, dtype), points(140, d, dtype).detach()
+            losses = [
+                fc.nt_xent_loss(a, b, 0.1, backend="cuda"),
+                fc.clip_loss(a, b, 5.0, backend="cuda"),
+                fc.info_nce_loss(a, b, keys, 0.1, backend="cuda"),
+            ]
+            torch.autograd.grad(sum(losses), (a, b))
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return 0
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer of the CUDA toolkit beside nvcc or on the path."""
+    from .compile_gate_cuda import build
+
+    nvcc = build.nvcc()
+    beside = shutil.which("compute-sanitizer", path=str(Path(nvcc).resolve().parent)) if nvcc else None
+    return beside or shutil.which("compute-sanitizer")
+
+
+def sanitize(limit: float) -> dict[str, str]:
+    """What each tool of compute-sanitizer says about `main`, each given at most half of `limit` seconds."""
+    tool = sanitizer()
+    if tool is None:
+        return dict.fromkeys(TOOLS, "not run: no compute-sanitizer here")
+    said = {}
+    for name in TOOLS:
+        command = [tool, f"--tool={name}", f"--error-exitcode={FAULTS}", sys.executable, "-m", "bench.small_case"]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit / len(TOOLS)
+            )
+        except subprocess.TimeoutExpired:
+            said[name] = f"not finished in {limit / len(TOOLS):.0f} s"
+            continue
+        last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
+        said[name] = "passed" if done.returncode == 0 else f"failed: exit {done.returncode}, {last}"
+    return said
+
+
+if __name__ == "__main__":
+    sys.exit(main())
