@@ -27,9 +27,9 @@ gate: $(VENV)/installed
 readme: $(VENV)/installed
 	$(RUN) -m bench.readme
 
-# On a machine with an NVIDIA GPU; uses the Python and torch found there and installs nothing.
+# On a machine with an NVIDIA GPU; uses the Python and torch found there and installs nothing. PART=verify or PART=sweep, QUICK=1.
 gpu:
-	$(PYTHON) -m bench.gpu
+	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick)
 
 gpu-status:
 	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m bench.gpu_status

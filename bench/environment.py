@@ -102,6 +102,16 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
 
+def digest(folders: tuple[str, ...], more: str = "") -> str:
+    """Hash of the sources in these folders of the checkout (folders within them apart), and of `more`."""
+    found = hashlib.sha256(more.encode())
+    for folder in folders:
+        for path in sorted((ROOT / folder).iterdir()):
+            if path.suffix in (".py", ".cu", ".cuh", ".cpp", ".h"):
+                found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
 def native_hashes() -> dict[str, str]:
     """Hash of every CPU kernel source."""
     files = sorted(path for path in (ROOT / NATIVE_SOURCES).rglob("*") if path.suffix in (".cpp", ".h"))

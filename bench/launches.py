@@ -1,4 +1,4 @@
-"""GPU kernels of one step, counted by torch's profiler."""
+"""GPU kernels of one step, with the time each takes alone on the device, by torch's profiler."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from .measure import Step, matmul_precision
 
+Launch = tuple[str, float]
+"""Name and microseconds on the device."""
 
-def count(step: Step) -> dict[str, list[str] | None]:
-    """Names of the kernels (copies and fills left out) that one forward, backward and full pass launch, in order.
+
+def record(step: Step) -> dict[str, list[Launch] | None]:
+    """The kernels (copies and fills left out) that one forward, backward and full pass launch, in order.
 
     None for each where the profiler does not work on this machine.
     """
@@ -27,12 +30,13 @@ def count(step: Step) -> dict[str, list[str] | None]:
     return {"forward": forward, "backward": backward, "full": forward + backward}
 
 
-def _kernels(work) -> list[str]:
+def _kernels(work) -> list[Launch]:
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         work()
         torch.cuda.synchronize()
     events = [event for event in recorded.events() if event.device_type == DeviceType.CUDA]
     events.sort(key=lambda event: event.time_range.start)
-    names = [event.name for event in events]
-    return [name[:120] for name in names if not name.lower().startswith(("memcpy", "memset", "gpu_user_annotation"))]
+    left_out = ("memcpy", "memset", "gpu_user_annotation")
+    kept = [event for event in events if not event.name.lower().startswith(left_out)]
+    return [(event.name[:120], round(event.time_range.elapsed_us(), 2)) for event in kept]

@@ -79,14 +79,14 @@ def run_group(group: Group, plan: Plan, seconds: float, tick: Callable[[str], No
     sampling = time.perf_counter() - began
     products = {dtype: product.flops for dtype, product in bare.items()}
     rows = rows_from_samples(group, samples, products, plan.passes)
-    launched = {key: launches.count(step) for key, step in steps.items()} if plan.device.type == "cuda" else {}
+    launched = {key: launches.record(step) for key, step in steps.items()} if plan.device.type == "cuda" else {}
     for row in rows:
         key = (row["backend"], row["dtype"])
         row["gradient_error"] = errors.get(key)
         if plan.device.type == "cuda":
             if plan.memory and row["pass"] != "backward":
                 row["peak_extra_bytes"] = memory.cuda_peak(steps[key], row["pass"])
-            row["kernels"] = launched[key][row["pass"]]
+            row["kernels"] = launched[key][row["pass"]]  # (name, microseconds) each
     return {"rows": rows, "unavailable": refused, "compile_seconds": compiled, "sampling_seconds": sampling}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import __main__ as cli
-from bench import device_tests, environment, gpu, gpu_status, measure, memory, readme, report, rows, test_log
+from bench import device_tests, environment, gpu, gpu_run, gpu_status, measure, memory, readme, report, rows, test_log
 from bench.losses import LOSSES, Size, flops, make_inputs, parse_size
 from fused_contrastive import dispatch
 
@@ -319,19 +319,10 @@ def test_gpu_run_without_a_gpu_says_why_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):
-    run = gpu.Run({**report.new_result("gpu", "", {}), "kernels": {}}, tmp_path, "gpu-test", 300, device="cpu")
-    gpu.run_rows(run, gpu.Stage("fp32", ("15x4", "16x4"), 120, 0.1, "eager,panels"))  # an odd N ends the process with 2
-    written = json.loads((tmp_path / "gpu-test.json").read_text())
-    report.validate(written)
-    assert {row["N"] for row in written["rows"]} == {16}
-    assert [(entry["N"], entry["reason"]) for entry in written["unavailable"]] == [(15, "the process ended with 2")]
-
-
 def test_result_names_never_overwrite(tmp_path):
-    assert gpu.unused(tmp_path, "gpu-x").name == "gpu-x.json"
+    assert gpu_run.unused(tmp_path, "gpu-x").name == "gpu-x.json"
     (tmp_path / "gpu-x.json").touch()
-    assert gpu.unused(tmp_path, "gpu-x").name == "gpu-x-2.json"
+    assert gpu_run.unused(tmp_path, "gpu-x").name == "gpu-x-2.json"
 
 
 def test_device_tests_skip_what_an_earlier_process_recorded(tmp_path, monkeypatch):

@@ -1,0 +1,59 @@
+"""The package's kernels alone, from the profiled step of every row, against the product and copy rates of the same run."""
+
+from __future__ import annotations
+
+import re
+
+from .losses import LOSSES, Size
+from .report import table
+
+TILED = ("pair_reduce", "pair_weight", "fused_rows")
+"""Kernels that compute every similarity once (a symmetric matrix: half of them)."""
+OWN = re.compile(r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+)\b")
+PRODUCT = re.compile(r"gemm|cutlass|nvjet|cublas", re.IGNORECASE)
+BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
+
+
+def short(name: str) -> str | None:
+    """The package's name of a kernel, "product" for a library's, None for another."""
+    own = OWN.search(name)
+    return own[1] if own else "product" if PRODUCT.search(name) else None
+
+
+def entries(result: dict) -> list[dict]:
+    """One per row of a GPU backend and kernel: microseconds of all its launches in a step, and its rate where it has a meaning: TFLOP/s
+    of the tiled kernels, GB/s of `prepare` (embeddings read, normalised ones written)."""
+    found = []
+    for row in result["rows"]:
+        if row["pass"] != "full" or row["backend"] not in ("triton", "cuda") or not row.get("kernels"):
+            continue
+        sums: dict[str, float] = {}
+        for name, microseconds in row["kernels"]:
+            sums[short(name) or "other"] = sums.get(short(name) or "other", 0.0) + microseconds
+        loss, size = LOSSES[row["loss"]], Size(row["N"], row["K"], row["D"])
+        bare = result["rates"].get(f"gemm_{row['dtype']}_tflops")
+        for kernel, microseconds in sums.items():
+            rate = of = None
+            if kernel in TILED and microseconds:
+                rate = loss.fused[0] * loss.cells(size) * size.D / microseconds / 1e6
+                of = rate / bare if bare else None
+            elif kernel == "prepare" and microseconds:
+                rows = sum(shape[-2] for shape in loss.embeddings(size) + loss.constants(size))
+                rate = 2 * BYTES[row["dtype"]] * rows * size.D / microseconds / 1e3
+                of = rate / result["rates"]["copy_gb_per_s"] if result["rates"].get("copy_gb_per_s") else None
+            place = {name: row[name] for name in ("loss", "N", "K", "D", "dtype", "backend")}
+            found.append({**place, "kernel": kernel, "us": microseconds, "rate": rate, "of": of})
+    return found
+
+
+def markdown(result: dict) -> str:
+    """The entries as a table; says so where there are none."""
+    lines = []
+    for e in entries(result):
+        size = str(Size(e["N"], e["K"], e["D"]))
+        unit = "TFLOP/s" if e["kernel"] in TILED else "GB/s"
+        rate = f"{e['rate']:.0f} {unit}" if e["rate"] else "-"
+        line = [e["loss"], size, e["dtype"], e["backend"], e["kernel"], f"{e['us']:.1f}", rate]
+        lines.append([*line, f"{e['of']:.2f}" if e["of"] else "-"])
+    header = ["loss", "size", "dtype", "backend", "kernel", "us", "rate", "of bare rate"]
+    return table(header, lines) if lines else "No profiled kernels."

@@ -1,0 +1,214 @@
+"""Everything of ``make gpu`` that needs no GPU: what it goes on with, what it repeats, what it builds, what it prints."""
+
+from __future__ import annotations
+
+import json
+import stat
+import types
+
+import cuda_host
+import pytest
+import torch
+
+from bench import device_tests, environment, gpu, gpu_library, gpu_run, gpu_status, kernel_table, report, small_case
+from fused_contrastive import cuda
+
+TINY = gpu.Stage("nt_xent,clip", "fp32", ("16x4",), 0.1, "eager,panels")
+
+
+def described(**changes):
+    card = {"name": "G", "driver": "1", "ptxas": {"version": "13"}, "cuda": "13"}
+    return {**environment.describe(torch.device("cpu")), "gpu": card, **changes}
+
+
+def opened(folder, **changes):
+    run = gpu_run.Run.opened(described(**changes), folder, "gpu-g-", "make gpu", device="cpu")
+    run.begin(300)
+    return run
+
+
+def rates():
+    return {"gemm_bf16_tflops": 700.0, "gemm_fp32_tflops": 50.0, "copy_gb_per_s": 4000.0}
+
+
+def test_a_run_goes_on_with_the_result_of_the_same_sources(tmp_path, monkeypatch):
+    first = opened(tmp_path)
+    assert opened(tmp_path).path == first.path
+    assert opened(tmp_path, torch="9.9").path != first.path
+    (tmp_path / "gpu-g-quick-2099-01-01.json").write_text(first.path.read_text())
+    assert opened(tmp_path).path == first.path, "the quick version has results of its own"
+    monkeypatch.setattr(environment, "digest", lambda folders, more="": "other sources")
+    assert opened(tmp_path).path not in (first.path,)
+
+
+def test_a_sweep_repeats_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "SWEEP", (TINY,))
+    run = opened(tmp_path)
+    gpu.sweep(run, False, rates)
+    written = json.loads(run.path.read_text())
+    report.validate(written)
+    assert {(row["loss"], row["backend"]) for row in written["rows"]} == {
+        (loss, backend) for loss in ("nt_xent", "clip") for backend in ("eager", "panels")
+    }
+    assert written["swept"] and written["rates"] == rates()
+    monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("measured again"))
+    again = opened(tmp_path)
+    gpu.sweep(again, False, lambda: pytest.fail("rates measured again"))
+    assert again.result["rows"] == written["rows"]
+
+
+def test_a_sweep_out_of_time_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "SWEEP", (TINY._replace(losses="clip", backends="panels"),))
+    run = opened(tmp_path)
+    run.begin(10)  # less than a process is started for
+    gpu.sweep(run, False, rates)
+    assert not run.result["swept"] and not run.result["rows"] and not run.result["given_up"]
+    again = opened(tmp_path)
+    gpu.sweep(again, False, rates)
+    assert again.result["swept"] and again.result["rows"]
+
+
+def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):
+    run = opened(tmp_path)
+    stage = gpu.Stage("nt_xent", "fp32", ("15x4", "16x4"), 0.1, "eager,panels")  # an odd N ends the process with 2
+    gpu.run_rows(run, stage)
+    written = json.loads(run.path.read_text())
+    report.validate(written)
+    assert {row["N"] for row in written["rows"]} == {16}
+    assert [(entry["N"], entry["reason"]) for entry in written["unavailable"]] == [(15, "the process ended with 2")]
+    assert written["given_up"] == ["nt_xent 15x4 fp32"] and not run.missing(stage)
+
+
+def test_a_hanging_process_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "SECONDS_OF_A_SIZE", -29.0)
+    run = opened(tmp_path)
+    gpu.run_rows(run, gpu.Stage("nt_xent", "fp32", ("16x4",), 0.1, "eager"))
+    assert [entry["reason"] for entry in run.result["unavailable"]] == ["not finished in 1 s"]
+
+
+def test_tests_recorded_are_not_run_again(tmp_path, monkeypatch):
+    chosen = ("tests/test_edge_cases.py::test_ties_are_hits",)
+    run = opened(tmp_path)
+    gpu.run_tests(run, 120, chosen)
+    tests = run.result["tests"]
+    assert tests["complete"] and tests["passed"] >= 2 and not tests["failed"] and run.tests_done()
+    lines = run.log().read_text()
+    run.result["tests"]["complete"] = False
+    gpu.run_tests(run, 120, chosen)
+    assert run.log().read_text() == lines and run.tests_done()
+    monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("run again"))
+    monkeypatch.setattr(small_case, "sanitizer", lambda: None)
+    gpu.verify(run, False)
+    assert set(run.result["sanitizer"].values()) == {"not run: no compute-sanitizer here"}
+    monkeypatch.setattr(environment, "digest", lambda folders, more="": "other tests")
+    assert not run.tests_done() and not run.log().exists()
+
+
+def test_the_library_is_taken_or_built(tmp_path, monkeypatch):
+    wanted, library = gpu_library.build.library_hash(), tmp_path / "_C_cuda.abi3.so"
+    present, built = ["", wanted], []
+    monkeypatch.setattr(gpu_library, "made_of", lambda: present[0])
+    monkeypatch.setattr(gpu_library.build, "nvcc", lambda: None)
+    assert gpu_library.ready((9, 0), library) == "unavailable: none here, and there is no nvcc"
+    monkeypatch.setattr(gpu_library.build, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(gpu_library.build, "build", lambda *a, names: built.append(names) or present.pop(0))
+    assert gpu_library.ready((9, 0), library).startswith("built for sm_90a in 0 s")
+    assert gpu_library.ready((9, 0), library) == f"prebuilt, sources {wanted}"
+    assert built == [("90a",)]
+    present[:] = ["other", ""]
+    assert gpu_library.ready((8, 9), library) == "unavailable: built, but does not load"
+    assert built[1] == gpu_library.build.ARCHITECTURES
+
+    def fail(*a, names):
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(gpu_library.build, "build", fail)
+    assert gpu_library.ready((8, 0), library) == "unavailable: did not build (OSError)"
+
+
+def test_every_operator_has_a_source():
+    x = types.SimpleNamespace(dtype=torch.bfloat16, is_cuda=False, itemsize=2)
+    names = {device_tests.source_of(name, (x,)) for name in ("prepare", "terms", "finish_forward", "pair_reduce")}
+    for dtype in (torch.float16, torch.float64):
+        names.add(device_tests.source_of("pair_weight", (types.SimpleNamespace(dtype=dtype, is_cuda=False),)))
+    names |= {device_tests.source_of("fused_rows", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+    assert names | {"cuda/tiles_sm90"} == {name for name in environment.kernel_hashes() if name.startswith("cuda/")}
+    assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/tiles_fma"
+
+
+def test_the_plugin_notes_launches(monkeypatch):
+    calls = []
+    recorder = device_tests.Recorder(types.SimpleNamespace(prepare=lambda *a: calls.append(a)))
+    monkeypatch.setattr(device_tests, "_launched", set())
+    recorder.prepare(1, 2)
+    assert calls == [(1, 2)] and device_tests._launched == {"cuda/prepare"}
+
+
+def test_gpu_status_covers_the_cuda_kernels(capsys):
+    assert gpu_status.main() == 0
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"cuda/prepare", "cuda/finish", "cuda/tiles_bf16", "cuda/tiles_sm90", "pair_reduce"} <= names
+
+
+def test_compute_sanitizer(tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    monkeypatch.setattr(small_case, "sanitizer", lambda: str(tool))
+    for status, said in ((0, "passed"), (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors")):
+        tool.write_text(f"#!/bin/sh\necho '========= ERROR SUMMARY: 3 errors'\nexit {status}\n")
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+        assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, said)
+    tool.write_text("#!/bin/sh\nexec sleep 20\n")
+    assert small_case.sanitize(0.4)["memcheck"].startswith("not finished")
+
+
+@pytest.mark.skipif(cuda_host.compiler() is None, reason="the host shim needs a C++ compiler")
+def test_the_small_case_reaches_every_kernel(monkeypatch):
+    monkeypatch.setattr(device_tests, "_launched", set())
+    monkeypatch.setitem(cuda.LIBRARIES, "cpu", device_tests.Recorder(cuda_host.load().operators))
+    assert small_case.main("cpu") == 0
+    assert device_tests._launched == {
+        f"cuda/{name}" for name in "prepare finish tiles_bf16 tiles_f16 tiles_f64 tiles_tf32x3".split()
+    }
+
+
+def test_bare_rates():
+    measured = gpu.rates(torch.device("cpu"), 64, 1 << 16, 0.01)
+    assert set(measured) == {"gemm_bf16_tflops", "gemm_tf32_tflops", "gemm_fp32_tflops", "copy_gb_per_s"}
+
+
+def test_kernels_alone_against_bare_rates():
+    kernels = [
+        ("void fused_contrastive::(anonymous namespace)::prepare<bf16>(PrepareParams)", 10.0),
+        ("void fused_contrastive::pair_reduce<Half<bf16>, false>(ReduceParams)", 100.0),
+        ("nvjet_tst_256x128", 300.0),
+        ("elementwise_kernel", 1.0),
+    ]
+    place = {"loss": "nt_xent", "N": 10000, "K": 0, "D": 250, "dtype": "bf16", "pass": "full", "backend": "cuda"}
+    result = {
+        "rows": [{**place, "kernels": kernels}, {**place, "backend": "eager", "kernels": kernels}],
+        "rates": rates(),
+    }
+    found = {e["kernel"]: e for e in kernel_table.entries(result)}
+    assert set(found) == {"prepare", "pair_reduce", "product", "other"}
+    assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
+    assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
+    assert found["prepare"]["rate"] == pytest.approx(1000.0)
+    assert "250 TFLOP/s" in kernel_table.markdown(result) and "no" not in kernel_table.markdown(result)[:2]
+    assert kernel_table.markdown({"rows": [], "rates": {}}) == "No profiled kernels."
+
+
+def test_the_end_of_a_run(tmp_path, capsys):
+    run = opened(tmp_path)
+    run.result["library"] = "prebuilt"
+    run.result["tests_of"] = environment.digest(("tests",))
+    tests = {"passed": 3, "failed": 0, "skipped": 1, "failures": [], "skip_reasons": {}, "complete": True}
+    run.result["tests"] = tests
+    assert gpu.conclude(run) == 0
+    assert "the same command goes on with it" in capsys.readouterr().out
+    run.result.update(swept=True, sanitizer={"memcheck": "passed"})
+    assert gpu.conclude(run) == 0 and run.result["complete"]
+    run.result["sanitizer"] = {"memcheck": "failed: exit 9"}
+    assert gpu.conclude(run) == 1
+    run.result.update(sanitizer={}, tests={**tests, "failed": 1, "failures": [{"test": "t", "message": "wrong"}]})
+    assert gpu.conclude(run) == 1
+    assert "t: wrong" in capsys.readouterr().out
