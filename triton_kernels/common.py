@@ -31,10 +31,11 @@ def load_rows(pointers, k, D, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr):
 
 @triton.jit
 def multiply(x, y, total, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
-    """``total + x @ y``. The interpreter multiplies bfloat16 payloads as integers, so it gets float32 operands."""
+    """``total + x @ y``. The interpreter would multiply bfloat16 payloads as integers, and float32 with a rounding that depends on
+    the shape of the tile: it multiplies in float64."""
     if INTERPRET:
-        x = x.to(total.dtype)
-        y = y.to(total.dtype)
+        product = tl.dot(x.to(tl.float64), y.to(tl.float64), input_precision="ieee", out_dtype=tl.float64)
+        return total + product.to(total.dtype)
     return tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 

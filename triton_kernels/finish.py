@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LN2, NEG_INF, finite, fold, load_rows, round_to, row_pointers, softplus
+from .common import LN2, LOG2E, NEG_INF, finite, fold, load_rows, round_to, row_pointers, softplus
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
 
 @triton.jit
 def _loss(lse, pos, ACC: tl.constexpr):
-    return softplus((lse - pos.to(tl.float64)).to(ACC))
+    return softplus((lse - pos).to(ACC))
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])
@@ -98,14 +98,15 @@ def finish_forward(
         for k in range(0, D, BLOCK_K):
             x = load_rows(x_rows, k, D, BLOCK_K, EVEN_K).to(ACC)
             target += tl.sum(x * load_rows(y_rows, k, D, BLOCK_K, EVEN_K).to(ACC), 1)
-        target *= tl.load(scale)
+        shift = tl.zeros((BLOCK,), ACC)
         if bias is not None:
-            target += tl.load(bias + group * N + column, mask=inside, other=0.0)
+            shift = tl.load(bias + group * N + column, mask=inside, other=0.0) * LOG2E
+        target = tl.fma(target, tl.load(scale) * LOG2E, shift).to(tl.float64) * LN2  # scaled as in pair_reduce
         tl.store(pos + group * M + index, target, mask=inside)
         value = _loss(lse, target, ACC)
         if cols is not None:
             value = 0.5 * (value + _loss(col_lse, target, ACC))
-        tl.store(loss + group * M + index, value + 0.0 * target, mask=inside)
+        tl.store(loss + group * M + index, value + 0.0 * target.to(ACC), mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "splits"])

@@ -119,19 +119,19 @@ class BackwardPass {
     const auto at = [&](const void* p, int64_t i, int64_t n) {
       return p ? double(static_cast<const T*>(p)[g * n + i]) : 0.0;
     };
-    const auto sum_at = [&](const void* lse, int64_t i, int64_t n) { return at(lse, i, n) + at(lse, f_.G * n + i, n); };
+    const auto excess = [&](const void* lse, int64_t i, int64_t n, double pos) {
+      return at(lse, i, n) - pos + at(lse, f_.G * n + i, n);
+    };
     const auto sigmoid = [](double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); };
     for (int64_t i = 0; i < M_; ++i) row_[i] = at(f_.g_rows, i, M_);
     for (int64_t j = 0; column_ && j < N_; ++j) column_[j] = at(f_.g_cols, j, N_);
     for (int64_t i = 0; f_.positive >= 0 && i < M_; ++i) {
       const double upstream = row_[i] * (f_.cols ? 0.5 : 1), pos = at(f_.pos, i, M_);
-      const double row = sum_at(f_.rows, i, M_);
-      row_[i] = upstream * sigmoid(row - pos) + undefined(row, pos);
+      row_[i] = upstream * sigmoid(excess(f_.rows, i, M_, pos)) + undefined(at(f_.rows, i, M_), pos);
       positive_[i] = -row_[i];
       if (!f_.cols) continue;
       const int64_t j = (i + f_.positive) % N_;
-      const double column = sum_at(f_.cols, j, N_);
-      const double h = upstream * sigmoid(column - pos) + undefined(column, pos);
+      const double h = upstream * sigmoid(excess(f_.cols, j, N_, pos)) + undefined(at(f_.cols, j, N_), pos);
       column_[j] += h;
       positive_[i] -= h;
     }
@@ -148,12 +148,13 @@ class BackwardPass {
 
     const auto fill = [&](Weights<T>& w, const double* x, const void* lse, int64_t n, Range<T>& range, bool bounds) {
       for (int64_t i = 0; i < n; ++i) {
-        const double y = sum_at(lse, i, n) * LOG2_E;
+        const double x0 = at(lse, i, n), y = x0 * LOG2_E;
         const bool empty = std::isinf(y) && y < 0;
         const double level = empty ? 0 : double(T(std::rint(y)));
         w.level[i] = T(level);
         w.coefficient[i] = empty && x[i] == x[i] ? T(0) : T(x[i] * inverse);
-        w.weight[i] = std::isfinite(y) ? T(x[i] * inverse * std::exp2(level - y)) : w.coefficient[i];
+        const double rest = std::fma(x0, LOG2_E, -level) + x0 * LOG2_E_LOW + at(lse, f_.G * n + i, n) * LOG2_E;
+        w.weight[i] = std::isfinite(y) ? T(x[i] * inverse * std::exp2(-rest)) : w.coefficient[i];
         if (!empty || x[i] != x[i]) range.include(level, w.weight[i], bounds);
       }
       for (int64_t i = n; i < n + P; ++i) w.level[i] = w.weight[i] = w.coefficient[i] = w.scaled[i] = 0;

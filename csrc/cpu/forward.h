@@ -33,7 +33,14 @@ struct RunningSum {
       sum += shift == reference ? x : x * power_of_two(shift - reference);
     }
   }
-  double log() const { return (sum == 0 ? 0 : reference * LN_2) + std::log(sum); }
+  // The logarithm, and what is lost of it.
+  std::pair<double, double> log() const {
+    const double x = sum == 0 ? 0 : reference * LN_2, y = std::log(sum), lse = x + y;
+    if (!std::isfinite(lse)) return {lse, 0};
+    const double product = x == 0 ? 0 : std::fma(reference, LN_2, -x) + reference * LN_2_LOW, added = lse - x;
+    const double rest = (x - (lse - added)) + (y - added) + product, high = lse + rest;
+    return {high, rest - (high - lse)};
+  }
 };
 
 // NaN where the loss of eager cross entropy is (an infinite positive, or an infinite candidate), else 0.
@@ -286,10 +293,10 @@ class ForwardPass {
           sums[i].add(sums[part * n + i].sum, sums[part * n + i].reference);
           if (top) top[i] = std::max(top[i], top[part * n + i]);
         }
-        const double x = sums[i].log();
+        const auto [x, lost] = sums[i].log();
         const T highest = !top ? T(0) : x == x ? T(double(top[i]) * LN_2) : T(x);
         put(lse, i, T(x));
-        static_cast<T*>(lse)[(f_.G + g) * n + i] = std::isfinite(x) ? T(x - double(T(x))) : T(0);
+        static_cast<T*>(lse)[(f_.G + g) * n + i] = std::isfinite(x) ? T(x - double(T(x)) + lost) : T(0);
         put(maximum, i, highest);
         sums[i].sum = x;
       }

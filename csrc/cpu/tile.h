@@ -9,7 +9,9 @@
 
 namespace fused_contrastive::FUSED_ISA {
 
-constexpr double LOG2_E = 1.4426950408889634074, LN_2 = 0.69314718055994530942;
+// High and low parts of log2(e) and log(2).
+constexpr double LOG2_E = 1.4426950408889634, LOG2_E_LOW = 2.0355273740931033e-17;
+constexpr double LN_2 = 0.6931471805599453, LN_2_LOW = 2.3190468138462996e-17;
 
 // Blocks are whole panels; larger ones serve larger problems, for which there are still enough of them to share.
 inline int64_t block_size(int64_t M, int64_t N, int64_t D, bool one_set) {
