@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
   using Acc = typename Accumulation<T>::type;
   SHARED_MEMORY(shared);
   Partial<Acc>* shares = reinterpret_cast<Partial<Acc>*>(shared);  // [2][WARPS][32]
-  Acc* targets = reinterpret_cast<Acc*>(shares + 2 * WARPS * 32);  // [32]
+  Acc* targets = reinterpret_cast<Acc*>(shares + 2 * WARPS * 32);  // [32], base 2
   const int blocks = ceil_div(max(p.M, p.N), MERGE_ROWS);
   const int64_t g = static_cast<int>(blockIdx.x) / blocks;
   const int first = static_cast<int>(blockIdx.x) % blocks * MERGE_ROWS, index = first + lane_id();
@@ -66,8 +66,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
       const T* y = static_cast<const T*>(p.y) + (g * p.N + partner) * p.D;
       Acc sum = 0;
       for (int d = lane_id(); d < p.D; d += 32) sum = fma(to_float(x[d]), to_float(y[d]), sum);
-      sum = warp_sum(sum) * *static_cast<const Acc*>(p.scale);
-      if (p.bias != nullptr) sum += static_cast<const Acc*>(p.bias)[g * p.N + partner];
+      // Scaled as the logits of the tiles are: their common roundings cancel in lse - pos.
+      const Acc shift = p.bias == nullptr ? Acc(0) : static_cast<const Acc*>(p.bias)[g * p.N + partner] * Acc(LOG2E);
+      sum = fma(warp_sum(sum), *static_cast<const Acc*>(p.scale) * Acc(LOG2E), shift);
       if (lane_id() == 0) targets[n] = sum;
     }
   }
@@ -90,8 +91,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
     }
   }
   if (!paired || !inside) return;
-  const Acc target = targets[lane_id()];
-  static_cast<Acc*>(p.pos)[row] = target;
+  const double target = static_cast<double>(targets[lane_id()]) * LN2;
+  static_cast<Acc*>(p.pos)[row] = static_cast<Acc>(target);
   Acc value = softplus(static_cast<Acc>(lse - target + undefined(lse, target)));
   if (p.cols != nullptr) {
     value = (value + softplus(static_cast<Acc>(col_lse - target + undefined(col_lse, target)))) / 2;
