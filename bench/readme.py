@@ -13,7 +13,7 @@ from .report import cell, milliseconds, summary, table
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
 UNMEASURED = {"cpu": "not yet measured on a CPU", "gpu": "not yet measured on a GPU"}
-PREFERRED = {"cpu": ("cpu", "panels"), "gpu": ("triton", "panels")}
+PREFERRED = {"cpu": ("cpu", "panels"), "gpu": ("triton", "cuda", "panels")}
 BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
 

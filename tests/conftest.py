@@ -123,11 +123,9 @@ def any_backend(request, device, monkeypatch) -> str:
 
 def is_interpreted(name: str) -> bool:
     """Whether this backend runs in Triton's interpreter (milliseconds per program instance: small sizes) or the host shim."""
-    return (
-        os.environ.get("TRITON_INTERPRET") == "1"
-        if name == "triton"
-        else name == "cuda" and not torch.cuda.is_available()
-    )
+    if name == "triton":
+        return os.environ.get("TRITON_INTERPRET") == "1"
+    return name == "cuda" and not torch.cuda.is_available()
 
 
 def _poisoned(function, self_module: str):

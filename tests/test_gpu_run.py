@@ -41,10 +41,14 @@ def test_a_run_goes_on_with_the_result_of_the_same_sources(tmp_path, monkeypatch
     assert opened(tmp_path).path not in (first.path,)
 
 
-def test_a_sweep_repeats_nothing(tmp_path, monkeypatch):
+def test_a_sweep_ends_with_its_budget_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "SWEEP", (TINY,))
     run = opened(tmp_path)
+    run.begin(10)  # less than a process is started for
     gpu.sweep(run, False, rates)
+    assert not run.result["swept"] and not run.result["rows"] and not run.result["given_up"]
+    run = opened(tmp_path)
+    gpu.sweep(run, False, lambda: pytest.fail("rates measured again"))
     written = json.loads(run.path.read_text())
     report.validate(written)
     assert {(row["loss"], row["backend"]) for row in written["rows"]} == {
@@ -53,19 +57,8 @@ def test_a_sweep_repeats_nothing(tmp_path, monkeypatch):
     assert written["swept"] and written["rates"] == rates()
     monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("measured again"))
     again = opened(tmp_path)
-    gpu.sweep(again, False, lambda: pytest.fail("rates measured again"))
-    assert again.result["rows"] == written["rows"]
-
-
-def test_a_sweep_out_of_time_is_gone_on_with(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "SWEEP", (TINY._replace(losses="clip", backends="panels"),))
-    run = opened(tmp_path)
-    run.begin(10)  # less than a process is started for
-    gpu.sweep(run, False, rates)
-    assert not run.result["swept"] and not run.result["rows"] and not run.result["given_up"]
-    again = opened(tmp_path)
     gpu.sweep(again, False, rates)
-    assert again.result["swept"] and again.result["rows"]
+    assert again.result["rows"] == written["rows"]
 
 
 def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):

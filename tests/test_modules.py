@@ -150,7 +150,8 @@ def test_number_and_tensor_temperatures_agree(dtype, backend, device):
         assert temperature.grad.dtype == dtype and temperature.grad.device.type == where.type
         truth = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
         reference.nt_xent_loss(z1.cpu().double(), z2.cpu().double(), truth).backward()
-        torch.testing.assert_close(temperature.grad.cpu(), truth.grad.to(dtype))
+        in_float32 = {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float64 else {}  # as the embeddings are
+        torch.testing.assert_close(temperature.grad.cpu(), truth.grad.to(dtype), **in_float32)
     scale = torch.tensor(4.0, dtype=dtype, requires_grad=True)
     torch.testing.assert_close(fc.clip_loss(z1, z2, scale, backend=backend), fc.clip_loss(z1, z2, 4.0, backend=backend))
 

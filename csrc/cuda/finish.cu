@@ -76,8 +76,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
   if (warp != 0) return;
   const int64_t row = g * p.M + index;
   const Partial<Acc> of_row = merge_shares(shares);
-  const double lse = log_sum(of_row.maximum, of_row.sum);
-  double col_lse = 0;
+  const LogSum lse = log_sum(of_row.maximum, of_row.sum);
+  LogSum col_lse{};
   if (inside) {
     store_lse<Acc>(p.rows, row_stride, row, lse);
     if (p.row_max != nullptr) static_cast<Acc*>(p.row_max)[row] = of_row.maximum * Acc(LN2);
@@ -93,9 +93,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
   if (!paired || !inside) return;
   const double target = static_cast<double>(targets[lane_id()]) * LN2;
   static_cast<Acc*>(p.pos)[row] = static_cast<Acc>(target);
-  Acc value = softplus(static_cast<Acc>(lse - target + undefined(lse, target)));
+  Acc value = softplus(static_cast<Acc>(lse.excess(target) + lse.undefined(target)));
   if (p.cols != nullptr) {
-    value = (value + softplus(static_cast<Acc>(col_lse - target + undefined(col_lse, target)))) / 2;
+    value = (value + softplus(static_cast<Acc>(col_lse.excess(target) + col_lse.undefined(target)))) / 2;
   }
   static_cast<Acc*>(p.loss)[row] = value;
 }

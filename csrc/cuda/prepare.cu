@@ -83,12 +83,12 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
 // subtraction, and its distance from lse log2(e) goes into the factor. A row without candidates has no gradient: level
 // 0, factor 0 (NaN for a NaN).
 template <class Acc>
-__device__ void store_terms(void* terms, int64_t index, double lse, Acc weight) {
+__device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc weight) {
   Acc* target = static_cast<Acc*>(terms) + 2 * index;
-  const bool empty = lse == -infinity(lse);
-  const double exact = lse * LOG2E;
-  const Acc level = static_cast<Acc>(rint(exact));
-  const double above = fmin(fmax(level - exact, -0.5), 0.5);  // more only where Acc's whole numbers are further apart
+  const bool empty = lse.value == -infinity(lse.value);
+  const Acc level = static_cast<Acc>(rint(lse.value * LOG2E));
+  const double below = fma(lse.value, LOG2E, -static_cast<double>(level)) + lse.value * LOG2E_LOW + lse.lost * LOG2E;
+  const double above = fmin(fmax(-below, -1.0), 1.0);  // more only where Acc's whole numbers are further apart
   target[0] = empty ? Acc(0) : level;
   target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(above));
 }
@@ -104,27 +104,27 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
   const int64_t row_plane = static_cast<int64_t>(p.G) * p.M, col_plane = static_cast<int64_t>(p.G) * p.N;
   Acc largest = 0;
   if (index < p.M) {
-    double lse = load_lse<Acc>(p.rows, row_plane, row);
+    LogSum lse = load_lse<Acc>(p.rows, row_plane, row);
     Acc weight = static_cast<const Acc*>(p.g_rows)[row];
     if (p.pos != nullptr) {
       const Acc target = static_cast<const Acc*>(p.pos)[row];
-      weight += static_cast<Acc>(undefined(lse, target));
-      double col_lse = 0;
+      weight += static_cast<Acc>(lse.undefined(target));
+      LogSum col_lse{};
       const int64_t column = static_cast<int64_t>(g) * p.N + (index + p.positive) % p.N;
       if (p.cols != nullptr) {
         col_lse = load_lse<Acc>(p.cols, col_plane, column);
-        weight = weight / 2 + static_cast<Acc>(undefined(col_lse, target));
+        weight = weight / 2 + static_cast<Acc>(col_lse.undefined(target));
       }
-      Acc total = weight * sigmoid(static_cast<Acc>(lse - target));
+      Acc total = weight * sigmoid(static_cast<Acc>(lse.excess(target)));
       largest = fabs(total);
       if (p.cols != nullptr) {
-        const Acc pull = weight * sigmoid(static_cast<Acc>(col_lse - target));
-        store_terms(p.col_terms, column, logaddexp(col_lse, static_cast<double>(target)), weight);
+        const Acc pull = weight * sigmoid(static_cast<Acc>(col_lse.excess(target)));
+        store_terms(p.col_terms, column, logaddexp(col_lse, target), weight);
         total += pull;
         largest = largest >= fabs(pull) ? largest : fabs(pull);
       }
       static_cast<Acc*>(p.pull)[row] = total;
-      lse = logaddexp(lse, static_cast<double>(target));
+      lse = logaddexp(lse, target);
     } else {
       largest = fabs(weight);
     }

@@ -36,33 +36,47 @@ __device__ inline Acc sigmoid(Acc x) {
   const Acc small = exp(-fabs(x));
   return (x >= Acc(0) ? Acc(1) : small) / (Acc(1) + small);
 }
-template <class Acc>
-__device__ inline Acc logaddexp(Acc x, Acc y) {
-  const Acc top = fmax(x, y);
-  return fabs(top) == infinity(top) ? top + (x - x) * 0 + (y - y) * 0 : top + log_one_plus(exp(-fabs(x - y)));
+
+// What rounding the constants to float64 lost.
+constexpr double LOG2E_LOW = 2.0355273740931033e-17, LN2_LOW = 2.3190468138462996e-17;
+
+// A log-sum-exp as the sum of two float64 numbers: at large logits the rounding of one would be most of the error of
+// exp(s - lse).
+struct LogSum {
+  double value, lost;
+
+  __device__ double excess(double pos) const { return value - pos + lost; }
+  // NaN where cross entropy is (an infinite positive, or an infinite candidate), else 0.
+  __device__ double undefined(double pos) const { return 0 * (pos + fmax(value, 0.0)); }
+};
+
+// Natural log of sum exp from base-2 parts; -inf for an empty sum. Sums and products with what their rounding lost.
+__device__ inline LogSum log_sum(double maximum, double sum) {
+  const double shift = finite(maximum), x = shift * LN2, y = log(sum), lse = x + y, added = lse - x;
+  if (sum == 0 || !(fabs(lse) < infinity(lse))) return {sum == 0 ? -infinity(lse) : lse, 0};
+  const double rest = (x - (lse - added)) + (y - added) + fma(shift, LN2, -x) + shift * LN2_LOW, value = lse + rest;
+  return {value, rest - (value - lse)};
 }
 
-// NaN where cross entropy is (an infinite positive, or an infinite candidate), else 0.
-__device__ inline double undefined(double lse, double pos) { return 0 * (pos + fmax(lse, 0.0)); }
-
-// Natural log of sum exp from base-2 parts; -inf for an empty sum. In float64: at large logits the rounding of a float32
-// would be most of the error of exp(s - lse).
-__device__ inline double log_sum(double maximum, double sum) {
-  return sum == 0 ? -infinity(0.0) : (finite(maximum) + log2(sum)) * LN2;
+// log(exp(x) + exp(y)).
+__device__ inline LogSum logaddexp(const LogSum& x, double y) {
+  const double excess = x.excess(y), top = excess > 0 ? x.value : y;
+  const double rest = log_one_plus(exp(-fabs(excess))) + (excess > 0 ? x.lost : 0), value = top + rest;
+  return {value, rest - (value - top)};
 }
 
-// x rounded and, `plane` elements on, what that lost (0 where it is not finite).
+// x rounded to Acc and, `plane` elements on, what that lost (0 where it is not finite).
 template <class Acc>
-__device__ inline void store_lse(void* lse, int64_t plane, int64_t index, double x) {
-  const Acc rounded = static_cast<Acc>(x);
+__device__ inline void store_lse(void* lse, int64_t plane, int64_t index, const LogSum& x) {
+  const Acc rounded = static_cast<Acc>(x.value);
   Acc* target = static_cast<Acc*>(lse) + index;
   target[0] = rounded;
-  target[plane] = fabs(rounded) < infinity(rounded) ? static_cast<Acc>(x - rounded) : Acc(0);
+  target[plane] = fabs(rounded) < infinity(rounded) ? static_cast<Acc>(x.value - rounded + x.lost) : Acc(0);
 }
 template <class Acc>
-__device__ inline double load_lse(const void* lse, int64_t plane, int64_t index) {
+__device__ inline LogSum load_lse(const void* lse, int64_t plane, int64_t index) {
   const Acc* source = static_cast<const Acc*>(lse) + index;
-  return static_cast<double>(source[0]) + source[plane];
+  return {static_cast<double>(source[0]), static_cast<double>(source[plane])};
 }
 
 // Calls f with a value of the element type `type`.
