@@ -70,6 +70,25 @@ def test_two_sets(case, sizes, columns):
     check(replace(CASES[case], M=sizes[0], N=sizes[1], columns=columns))
 
 
+@pytest.mark.parametrize("offset", [1, -1, 63, 64, -64, 127, -127])
+@pytest.mark.parametrize("kind", ["not_self", "not_pair"])
+def test_diagonals_through_corners_of_tiles(kind, offset):
+    """One pair of a tile is masked, or none is: tiles are 64 wide in float64, 128 in float16."""
+    for dtype in (torch.float64, torch.float16):
+        stride = 200 if kind == "not_pair" else 1
+        check(
+            Call(
+                M=200,
+                N=200,
+                D=8,
+                kind=kind,
+                offset=offset % stride if stride > 1 else offset,
+                stride=stride,
+                dtype=dtype,
+            )
+        )
+
+
 @pytest.mark.parametrize("scale", [5.0, -5.0, 150.0])
 @pytest.mark.parametrize("case", POSITIVES)
 def test_positive(case, scale):
@@ -199,6 +218,17 @@ def test_weights_sum_to_one(columns, scale, precision):
     sums = call.backward(outputs, upstream=(g_rows, g_cols))[3].sum(1)
     expected = 1.0 + g_cols.shape[-1] if columns else 1.0
     assert (sums / expected - 1).abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(name, 2e-6)
+
+
+@pytest.mark.parametrize("scale", [20.0, 1e4])
+def test_derivatives_by_the_logits_sum_to_zero(scale, precision):
+    """With a positive, however large the logits: its pull is the sum of the weights."""
+    name, dtype = precision
+    call = Call(G=40, M=1, N=90, positive=0, bias="values", scale=scale, dtype=dtype)
+    sums = call.backward(call.forward(), upstream=(torch.ones(40, 1, dtype=call.inputs[2].dtype), torch.zeros(0)))[
+        3
+    ].sum(1)
+    assert sums.abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(name, 2e-6)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32x3"], indirect=True)
