@@ -52,8 +52,8 @@ def op_arguments(call, backend, device, dtype):
     forward = (a, b, scale, bias, key_a, key_b, *candidates, columns, extrema, weighted, dtype, backend)
     out = torch.ops.fused_contrastive.similarity_forward(*forward)
     rows, cols, pos, _, _, _, *prepared = out
-    g_rows = torch.randn_like(rows)
-    g_cols = torch.randn_like(cols) if positive < 0 else cols.new_empty(0)
+    g_rows = torch.randn_like(rows[0])
+    g_cols = torch.randn_like(cols[0]) if columns and positive < 0 else cols.new_empty(0)
     needs = (True, two, True, with_bias)
     backward = (g_rows, g_cols, *forward[:6], rows, cols, pos, *prepared, *candidates, dtype, *needs, backend)
     return forward, backward
