@@ -29,6 +29,11 @@ def embeddings(name: str, x, *, dim: int | None = None, at_least: int | None = N
         raise TypeError(f"{name} must have the dtype of {other} ({reference.dtype}), got {x.dtype}")
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def in_autocast(device: torch.device) -> bool:
     """Whether autocast is on for this device; meta has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)

@@ -10,12 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from . import checks, dispatch, reference
+from . import checks, dispatch, ops, reference
 from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
-from .ops import accumulation_dtype
-
-_forward = torch.ops.fused_contrastive.similarity_forward.default
-_backward = torch.ops.fused_contrastive.similarity_backward.default
+from .checks import accumulation_dtype
 
 
 class Similarity(torch.autograd.Function):
@@ -23,7 +20,7 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments):
-        return _forward(*arguments)
+        return ops.similarity_forward(*arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -43,13 +40,13 @@ class Similarity(torch.autograd.Function):
         if positive >= 0:
             g_rows, g_cols = g_loss, None
         else:
-            g_rows, g_cols = (g if g is None or not g.numel() else g[0] for g in (g_rows, g_cols))
+            g_rows, g_cols = (g[0] if g is not None and g.numel() else None for g in (g_rows, g_cols))
         if g_rows is None:
             g_rows = torch.zeros_like(rows[0])
         if g_cols is None:
             g_cols = rows.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
         needed = ctx.needs_input_grad[:4]
-        gradients = _backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
+        gradients = ops.similarity_backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = FirstDerivative.apply(*gradients, g_rows, g_cols, *saved[:4])
         return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * 12)
@@ -60,7 +57,7 @@ class DirectSimilarity(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *arguments):
-        outputs = _forward(*arguments)
+        outputs = ops.similarity_forward(*arguments)
         Similarity.setup_context(ctx, arguments, outputs)
         return outputs
 

@@ -1,6 +1,7 @@
 """The registered torch ops: one forward and one backward for the similarity family, with schemas and fakes.
 
-The autograd functions call these, so `torch.compile(fullgraph=True)`, `opcheck` and export see single opaque nodes. The
+The autograd functions call these, so `torch.compile(fullgraph=True)`, `opcheck` and export see single opaque nodes. torch.compile
+caches graphs on disk by the names of their ops: a release that changes an output's shape renames the op. The
 implementation hands every call to the backend named in its last argument: a module with functions
 `similarity_forward` and `similarity_backward` of exactly these arguments (less ``backend``).
 
@@ -46,6 +47,7 @@ from __future__ import annotations
 import torch
 
 from . import checks, dispatch
+from .checks import accumulation_dtype
 
 _LIBRARY = torch.library.Library("fused_contrastive", "DEF")
 
@@ -67,11 +69,6 @@ _LIBRARY.define(
 )
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _implement(name: str) -> None:
     """The op `name`: the function of that name in the backend that the last argument names, outside autocast."""
 
@@ -88,6 +85,8 @@ def _implement(name: str) -> None:
 
 _implement("similarity_forward")
 _implement("similarity_backward")
+similarity_forward = torch.ops.fused_contrastive.similarity_forward.default
+similarity_backward = torch.ops.fused_contrastive.similarity_backward.default
 
 
 @torch.library.register_fake("fused_contrastive::similarity_forward", lib=_LIBRARY)

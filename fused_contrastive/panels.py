@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from .candidates import KEYED, candidate_mask, excluded_diagonals
+from .checks import accumulation_dtype
 
 PANEL = 1 << 19
 """Similarities per panel: 2 MiB in float32 stay in a CPU's caches; other devices get 32 times that."""
@@ -26,15 +27,11 @@ def status() -> str:
     return "available: any device"
 
 
-def accumulation(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def prepare(x: torch.Tensor, normalize: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """``(hat, inv)``: x ``[G, M, D]`` normalised in the accumulation dtype, rounded to `dtype`; ``inv`` is empty without `normalize`."""
     if not normalize:
-        return x.to(dtype), x.new_empty(0, dtype=accumulation(dtype))
-    x = x.to(accumulation(dtype))
+        return x.to(dtype), x.new_empty(0, dtype=accumulation_dtype(dtype))
+    x = x.to(accumulation_dtype(dtype))
     inv = torch.linalg.vector_norm(x, dim=-1).clamp_min(EPS).reciprocal()
     return (x * inv.unsqueeze(-1)).to(dtype), inv
 
@@ -46,12 +43,12 @@ def on_tensor_cores(x: torch.Tensor) -> bool:
 
 def widen(x: torch.Tensor) -> torch.Tensor:
     """x as the products read it: in the accumulation dtype, converted once, unless there are tensor cores for its own."""
-    return x if on_tensor_cores(x) else x.to(accumulation(x.dtype))
+    return x if on_tensor_cores(x) else x.to(accumulation_dtype(x.dtype))
 
 
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y`` of ``[G, m, k]`` and ``[G, k, n]`` with the result, and every partial sum, in the accumulation dtype."""
-    accumulate = accumulation(y.dtype)
+    accumulate = accumulation_dtype(y.dtype)
     if x.dtype == y.dtype and on_tensor_cores(y):
         return torch.bmm(x, y, out_dtype=torch.float32)
     return torch.bmm(x.to(accumulate), y.to(accumulate))

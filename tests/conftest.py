@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 
 import cuda_host
 import pytest
@@ -29,6 +30,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    compiled = tempfile.TemporaryDirectory()
+    config.add_cleanup(compiled.cleanup)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name  # graphs compiled for another version's ops are not found
     config.addinivalue_line("markers", "no_poison: leave torch.empty as it is (tracing compilers see the patch)")
     config.addinivalue_line(
         "markers", "interpreter(**values): the parameter values that the interpreter is asked to run"

@@ -7,6 +7,7 @@ architecture and tables of null pointers for the others. What FUSED_CONTRASTIVE_
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import fused_contrastive
+from bench import compile_gate_cuda
 from bench.compile_gate_cuda import build
 
 OPERATORS = (
@@ -52,6 +54,19 @@ def check_symbols(library: Path) -> None:
     assert "aoti_torch_get_current_cuda_stream" in names and any(name.startswith("torch_") for name in names)
     assert not [name for name in names if re.match(r"_ZN?K?(St)?\d*(2at|3c10|5torch)", name)]
     assert not [name for name in names if name.startswith("cuda")], "the CUDA runtime is linked statically"
+
+
+def test_the_compile_gate_has_passed():
+    """Every kernel source, as it is, for every architecture: else run ``python -m bench.compile_gate_cuda``."""
+    record = json.loads(compile_gate_cuda.RECORD.read_text())
+    places = {f"{source.stem} sm_{arch}": source for source in build.sources() for arch in build.architectures(source)}
+    assert set(record) == set(places)
+    for place, source in places.items():
+        arch = place.rpartition("sm_")[2]
+        assert record[place]["hash"] == build.source_hash(source), place
+        assert record[place]["kernels"]
+        for row in record[place]["kernels"]:
+            assert not compile_gate_cuda.objections(row, arch), (place, row["kernel"])
 
 
 @needs_nvcc

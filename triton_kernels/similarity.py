@@ -78,9 +78,7 @@ def similarity_forward(
     if weighted and fits_fused_rows(x):
         weighted_rows(*arguments, rows, row_max, mean, kind, offset, stride)
     else:
-        slots, super_rows = _reduce(
-            *arguments, bound, kind, offset, stride, one_set, columns, normalize, extrema
-        )
+        slots, super_rows = _reduce(*arguments, bound, kind, offset, stride, one_set, columns, normalize, extrema)
         _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set)
         if weighted:
             mean = _weighted_mean(*arguments, rows, kind, offset, stride)
