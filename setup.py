@@ -95,8 +95,7 @@ class BuildKernels(build_ext):
     """Compiles kernels.cpp once for each ISA and ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
-        for stale in Path("fused_contrastive").glob("_C_cpu*"):  # of an earlier editable install
-            stale.unlink()
+        Path(self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier editable install
         try:
             self.build_kernels(extension)
         except Exception:
