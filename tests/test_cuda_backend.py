@@ -71,6 +71,21 @@ def test_primitive(kind, columns):
     assert torch.autograd.gradcheck(function, (a, b, scalar(), bias), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1024.0])
+@pytest.mark.parametrize("margin", [10.0, 60.0, 85.0, 90.0, 200.0])
+def test_converged_float16(margin, size):
+    """Every row's weights vanish, down to below float32's range: so does the gradient, which float16 panels hold relative to them."""
+    z = torch.eye(4, 16, dtype=torch.float16, device=Call.device)
+    for symmetric in (False, True):
+        gradients = {}
+        for backend in ("eager", "cuda"):
+            a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
+            loss = fused_contrastive.info_nce_loss(a, b, None, 1 / margin, symmetric=symmetric, backend=backend)
+            gradients[backend] = torch.autograd.grad(loss, (a, b), torch.tensor(size, device=loss.device))
+        for expected, found in zip(gradients["eager"], gradients["cuda"], strict=True):
+            assert torch.allclose(found, expected, rtol=2e-2, atol=1e-6), (expected, found)
+
+
 def test_without_the_library():
     """Where the library is not built, or there is no GPU, the backend says so."""
     if not torch.cuda.is_available():

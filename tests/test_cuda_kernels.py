@@ -293,6 +293,22 @@ def test_infinite_logits(case, value, monkeypatch):
             assert da[~bad].isfinite().all()
 
 
+@pytest.mark.parametrize("place", [0, 3, 8, 31, 40])
+def test_the_norm_of_one_row_overflows(place, monkeypatch):
+    """Its square is infinite, its logits are not: no bound, so the sums are shifted, whichever thread had the row."""
+    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    call = Call(M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32)
+    a = torch.ones(1, 64, 8)
+    a[0, place] = 1e20
+    b = torch.full((1, 48, 8), 1e-19)
+    for first, second in ((a, b), (b, a)):
+        inputs = (first, second, *call.inputs[2:])
+        want = contract.dense(call, *inputs)
+        outputs = call.forward(inputs)
+        contract.assert_close("rows", outputs[0][0], want["rows"], 1e-5)
+        contract.assert_close("cols", outputs[1][0], want["cols"], 1e-5)
+
+
 def test_zero_rows():
     call = Call(M=70, N=80, kind="not_self", columns=True, positive=-1)
     a = call.inputs[0].clone()

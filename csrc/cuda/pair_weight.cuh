@@ -16,7 +16,7 @@
 namespace fused_contrastive {
 
 constexpr double SPREAD = 34.0;        // octaves: what flushes to zero is below 2^-92 of its row's weight
-constexpr double HALF_RANGE = 8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice HALF_RANGE in magnitude
+constexpr double HALF_RANGE = 8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice that in magnitude
 constexpr int BAND = 8;
 
 struct OneTile {

@@ -29,7 +29,7 @@ struct ReduceParams {
 struct WeightParams {
   Problem p;
   const void *row_terms, *col_terms;  // [G, M, 2], [G, N, 2] or null
-  const void* unit;                   // largest total weight of a row or column, or null
+  const void* unit;                   // terms' bound on the weights, or null
   void* panel;
   bool mirror;
 };

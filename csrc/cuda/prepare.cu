@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
         if (lane_id() == 0) static_cast<Acc*>(set.inv)[place] = factor;
       } else {
         const float norm = static_cast<float>(square > Acc(0) ? square * inverse_root(square) : square);
-        top = norm <= top ? top : norm;  // keeps a NaN
+        top = larger(top, norm);
       }
       if (set.hat == nullptr) continue;
       Out* hat = static_cast<Out*>(set.hat) + place * p.D;
@@ -68,14 +68,11 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
     }
   }
 #pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2) {
-    const float other = shuffle_xor(top, bit);
-    top = other <= top ? top : other;
-  }
+  for (int bit = 16; bit > 0; bit /= 2) top = larger(top, shuffle_xor(top, bit));
   if (lane_id() == 0) largest[warp] = top;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < WARPS; ++w) top = largest[w] <= top ? top : largest[w];
+  for (int w = 1; w < WARPS; ++w) top = larger(top, largest[w]);
   atomic_raise(p.bound + 3 * g + target, top);
 }
 
@@ -93,8 +90,16 @@ __device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc w
   target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(above));
 }
 
+// The unit of float16 weights that are at most `largest` after the sigmoids and `size` before them. 2^-60 of `size` is
+// far below what float16 can hold of a gradient; less would overflow what is divided by it once all rows have converged.
+template <class Acc>
+__device__ Acc unit_of(Acc largest, Acc size) {
+  if (size == Acc(0)) return size;
+  return larger(larger(largest, size * Acc(0x1p-60)), Acc(1e-30));
+}
+
 // row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor); pull [G, M] is minus the gradient of the positive's
-// logit; `unit` becomes the largest total weight of a row or column. With a positive the level is that of log(exp(lse) +
+// logit; `unit` becomes the largest total weight of a row or column (see unit_of). With a positive the level is that of log(exp(lse) +
 // exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ TermsParams p) {
@@ -102,7 +107,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
   const int index = static_cast<int>(blockIdx.x) % blocks * 32 * WARPS + static_cast<int>(threadIdx.x);
   const int64_t row = static_cast<int64_t>(g) * p.M + index;
   const int64_t row_plane = static_cast<int64_t>(p.G) * p.M, col_plane = static_cast<int64_t>(p.G) * p.N;
-  Acc largest = 0;
+  Acc largest = 0, size = 0;  // of the total weights; before their sigmoids
   if (index < p.M) {
     LogSum lse = load_lse<Acc>(p.rows, row_plane, row);
     Acc weight = static_cast<const Acc*>(p.g_rows)[row];
@@ -115,18 +120,19 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
         col_lse = load_lse<Acc>(p.cols, col_plane, column);
         weight = weight / 2 + static_cast<Acc>(col_lse.undefined(target));
       }
+      size = fabs(weight);
       Acc total = weight * sigmoid(static_cast<Acc>(lse.excess(target)));
       largest = fabs(total);
       if (p.cols != nullptr) {
         const Acc pull = weight * sigmoid(static_cast<Acc>(col_lse.excess(target)));
         store_terms(p.col_terms, column, logaddexp(col_lse, target), weight);
         total += pull;
-        largest = largest >= fabs(pull) ? largest : fabs(pull);
+        largest = larger(largest, fabs(pull));
       }
       static_cast<Acc*>(p.pull)[row] = total;
       lse = logaddexp(lse, target);
     } else {
-      largest = fabs(weight);
+      largest = size = fabs(weight);
     }
     store_terms(p.row_terms, row, lse, weight);
   }
@@ -134,15 +140,12 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
     const int64_t column = static_cast<int64_t>(g) * p.N + index;
     const Acc weight = static_cast<const Acc*>(p.g_cols)[column];
     store_terms(p.col_terms, column, load_lse<Acc>(p.cols, col_plane, column), weight);
-    largest = largest >= fabs(weight) ? largest : fabs(weight);
+    largest = larger(largest, fabs(weight)), size = larger(size, fabs(weight));
   }
   if (p.unit == nullptr) return;
-  float top = static_cast<float>(largest);
+  float top = static_cast<float>(unit_of(largest, size));
 #pragma unroll
-  for (int bit = 16; bit > 0; bit /= 2) {
-    const float other = shuffle_xor(top, bit);
-    top = other <= top ? top : other;
-  }
+  for (int bit = 16; bit > 0; bit /= 2) top = larger(top, shuffle_xor(top, bit));
   if (lane_id() == 0) atomic_raise(p.unit, top);
 }
 

@@ -11,6 +11,12 @@ constexpr int WARPS = 8;  // of a block of a row-wise kernel
 __device__ inline float smallest_norm(float) { return 1e-12f; }
 __device__ inline double smallest_norm(double) { return 1e-12; }
 
+// The larger one, or the first NaN.
+template <class Acc>
+__device__ inline Acc larger(Acc x, Acc y) {
+  return x != x || x > y ? x : y;
+}
+
 template <class Acc>
 __device__ inline Acc warp_sum(Acc x) {
 #pragma unroll
