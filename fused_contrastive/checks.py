@@ -34,6 +34,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def float32_precision() -> str:
+    """What torch is asked for in float32 products on GPUs: "highest", "high" or "medium", by `torch.set_float32_matmul_precision`
+    or by ``torch.backends.cuda.matmul.fp32_precision``."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it does not report what was set by the other one
+        return {"tf32": "high", "bf16": "medium"}.get(torch.backends.cuda.matmul.fp32_precision, "highest")
+
+
 def in_autocast(device: torch.device) -> bool:
     """Whether autocast is on for this device; meta has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)

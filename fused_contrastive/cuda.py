@@ -16,6 +16,7 @@ import torch
 
 from . import tiling
 from .candidates import KEYED, KINDS
+from .checks import float32_precision
 from .panels import product
 from .tiling import ceil_div, resolve
 from .verification import verified
@@ -83,12 +84,14 @@ def _source_hashes() -> dict[str, str]:
     return module.kernel_hashes()
 
 
-def float32_products(device: torch.device) -> int:
-    """How float32 is multiplied: `torch.set_float32_matmul_precision` "highest": float32-class accuracy (three tf32 products, or plain
+def float32_products(x: torch.Tensor) -> int:
+    """How float32 matrices like x are multiplied, by torch's setting. "highest": float32-class accuracy (three tf32 products, or plain
     multiply-adds where tensor cores do not make that faster); "high" and "medium": one tf32 product."""
-    if torch.get_float32_matmul_precision() != "highest":
+    if x.dtype != torch.float32:
+        return FMA
+    if float32_precision() != "highest":
         return TF32
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) not in TF32_CORES:
+    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) not in TF32_CORES:
         return FMA
     return TF32X3
 
@@ -125,7 +128,7 @@ def similarity_forward(
     mean = empty(weighted, G, M, D)
     operands = (x, y, bias, key_a, key_b, scale)
     candidates = (KINDS.index(kind), offset, stride)
-    float32 = float32_products(x.device)
+    float32 = float32_products(x)
     if weighted and fits_fused_rows(x):
         _weighted_rows(operators, operands, rows, row_max, mean, candidates, float32)
     else:
@@ -284,7 +287,7 @@ def weighted_sums(
     plan = tiling.panels(G, M, N, one_set, tiling.WORKSPACE // x.element_size())
     single = len(plan) == 1
     workspace = x.new_empty(max(_panel_size(g, i, j) for g, i, j in plan))
-    float32 = float32_products(x.device)
+    float32 = float32_products(x)
 
     def zeros(*shape):
         return torch.zeros(shape, dtype=scale.dtype, device=x.device)

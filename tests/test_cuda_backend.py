@@ -9,6 +9,7 @@ from cuda_calls import Call, backend, operators  # noqa: F401
 
 import fused_contrastive
 from fused_contrastive import cuda
+from fused_contrastive.checks import float32_precision
 
 
 def points(*shape, seed=0):
@@ -84,6 +85,39 @@ def test_converged_float16(margin, size):
             gradients[backend] = torch.autograd.grad(loss, (a, b), torch.tensor(size, device=loss.device))
         for expected, found in zip(gradients["eager"], gradients["cuda"], strict=True):
             assert torch.allclose(found, expected, rtol=2e-2, atol=1e-6), (expected, found)
+
+
+@pytest.fixture
+def precision_settings():
+    """Both ways to set torch's precision of float32 products, put back at the end."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has one setting only")
+    before = torch.get_float32_matmul_precision()
+    yield matmul
+    torch.backends.fp32_precision = "none"
+    matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision(before)
+
+
+def test_matrix_precision_is_torchs(precision_settings):
+    """By either setting; float32 alone asks for it."""
+    x = torch.zeros(2, 2, device=Call.device)
+    highest = cuda.float32_products(x)
+    assert highest in (cuda.FMA, cuda.TF32X3)
+    for setting, expected in (("high", cuda.TF32), ("medium", cuda.TF32), ("highest", highest)):
+        torch.set_float32_matmul_precision(setting)
+        assert cuda.float32_products(x) == expected
+    for setting, expected in (("tf32", cuda.TF32), ("ieee", highest)):
+        precision_settings.fp32_precision = setting
+        assert cuda.float32_products(x) == expected
+        assert float32_precision() == {"tf32": "high", "ieee": "highest"}[setting]
+    precision_settings.fp32_precision = "none"
+    torch.backends.fp32_precision = "tf32"
+    assert cuda.float32_products(x) == cuda.TF32
+    a = points(5, 4).detach().float()
+    for backend in ("cuda", "panels"):
+        assert fused_contrastive.nt_xent_loss(a, a + 1, backend=backend).isfinite()
 
 
 def test_without_the_library():

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..checks import float32_precision
 from . import guard
 from .common import log1p
 
@@ -59,14 +60,14 @@ def is_interpreted() -> bool:
 
 
 def precision(dtype: torch.dtype, arch: str) -> str:
-    """``tl.dot``'s input_precision: for float32 what `torch.set_float32_matmul_precision` asks for.
+    """``tl.dot``'s input_precision: for float32 what torch is asked for (`checks.float32_precision`).
 
     "highest": float32-class (three tf32 products), or plain float32 where that is unsafe (guard.py) or unknown (AMD);
     "high" and "medium": one tf32 product.
     """
     if dtype != torch.float32 or arch.startswith("gfx"):
         return "ieee"
-    if torch.get_float32_matmul_precision() != "highest":
+    if float32_precision() != "highest":
         return "tf32"
     return "tf32x3" if guard.register_operands_are_safe(arch) else "ieee"
 
