@@ -27,9 +27,10 @@ gate: $(VENV)/installed
 readme: $(VENV)/installed
 	$(RUN) -m bench.readme
 
-# On a machine with an NVIDIA GPU; uses the Python and torch found there and installs nothing. PART=verify or PART=sweep, QUICK=1.
+# On a machine with an NVIDIA GPU; uses the Python and torch found there and installs nothing. PART=verify or PART=sweep, QUICK=1,
+# OUT=folder of the results, an earlier run's among them.
 gpu:
-	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick)
+	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick) $(if $(OUT),--out "$(OUT)")
 
 gpu-status:
 	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m bench.gpu_status

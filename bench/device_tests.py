@@ -1,5 +1,5 @@
-"""A pytest plugin (``-p bench.device_tests``): the tests with device inputs, those of GPU kernels first, recorded line by line as they
-end, each with the kernels that it launched."""
+"""A pytest plugin (``-p bench.device_tests``): the tests with device inputs, those of GPU kernels first, recorded line by line: when they
+start, before each kernel's first launch, and when a phase of theirs ends. Of a test that kills its process the first two remain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from . import test_log
 from .source_tree import complete_package
 
 LOG = "FUSED_CONTRASTIVE_TEST_LOG"
@@ -18,16 +17,27 @@ DEVICE_LOST = 70
 """Exit status."""
 
 _launched: set[str] = set()
+_test = ""
 _lost = False
 
 
 def earlier(log: Path) -> Path:
-    """The lines of earlier processes: as they were when this run began, so that all its workers collect the same tests."""
+    """A list of the tests that are recorded already: every worker of a run leaves out the same ones."""
     return log.with_suffix(".earlier")
 
 
-def _note_launch(metadata) -> None:
-    _launched.add(metadata.get()["name"])
+def _write(**line) -> None:
+    """One line, at once: several processes may write."""
+    if os.environ.get(LOG):
+        with open(os.environ[LOG], "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def _launching(kernel: str) -> None:
+    if kernel not in _launched:
+        _launched.add(kernel)
+        if _test:
+            _write(test=_test, kernel=kernel)
 
 
 FINISHING = ("finish_forward", "finish_weighted", "finish_backward")
@@ -58,7 +68,7 @@ class Recorder:
         operator = getattr(self._operators, name)
 
         def call(*arguments):
-            _launched.add(source_of(name, arguments))
+            _launching(source_of(name, arguments))
             return operator(*arguments)
 
         return call
@@ -75,12 +85,12 @@ def pytest_configure(config):
         from triton import knobs
     except ImportError:
         return
-    knobs.runtime.launch_enter_hook.add(_note_launch)
+    knobs.runtime.launch_enter_hook.add(lambda metadata: _launching(metadata.get()["name"]))
 
 
 def pytest_collection_modifyitems(config, items):
-    """Only tests with inputs on the device that an earlier process has not recorded; those of Triton and CUDA kernels first."""
-    done = test_log.read(earlier(Path(os.environ[LOG]))) if LOG in os.environ else {}
+    """Only tests with inputs on the device that are not recorded already; those of Triton and CUDA kernels first."""
+    done = set(json.loads(earlier(Path(os.environ[LOG])).read_text())) if LOG in os.environ else set()
     chosen = [item for item in items if "device" in item.fixturenames and item.nodeid not in done]
     if len(chosen) < len(items):
         kept = set(chosen)
@@ -95,11 +105,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_runtest_setup(item):
+    global _test
+    _test = item.nodeid
     _launched.clear()
-
-
-def pytest_runtest_teardown(item):
-    item.user_properties.append(("kernels", sorted(_launched)))
 
 
 def pytest_exception_interact(node, call, report):
@@ -118,17 +126,23 @@ def pytest_runtest_logfinish(nodeid, location):
         os._exit(DEVICE_LOST)
 
 
+def _collects() -> bool:
+    """Whether this process sees every worker's tests."""
+    return "PYTEST_XDIST_WORKER" not in os.environ
+
+
+def pytest_runtest_logstart(nodeid, location):
+    if _collects():
+        _write(test=nodeid, started=True)
+
+
 def pytest_runtest_logreport(report):
-    """One line per test phase that matters, written at once (by the process that collects the workers' reports)."""
-    path = os.environ.get(LOG)
-    if not path or "PYTEST_XDIST_WORKER" in os.environ or (report.when != "teardown" and report.passed):
+    """A line per test phase that matters: those that failed or skipped, and the last."""
+    if not _collects() or (report.when != "teardown" and report.passed):
         return
     line = {"test": report.nodeid, "outcome": report.outcome, "when": report.when}
-    if report.when == "teardown":
-        line["kernels"] = dict(report.user_properties).get("kernels", [])
     if report.failed:
         line["message"] = str(report.longrepr)[-1500:]
     elif report.skipped and isinstance(report.longrepr, (tuple, list)):
         line["message"] = str(report.longrepr[2])[:300]
-    with open(path, "a") as log:
-        log.write(json.dumps(line) + "\n")
+    _write(**line)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,10 @@ from .losses import Size, parse_size
 
 SECONDS_OF_A_SIZE = 50.0
 """A process that takes longer (compiling included) is taken to hang."""
+SILENT_SECONDS = 60.0
+"""A test process that writes nothing for so long hangs (twice as long before its first line)."""
+HUNG = 124
+"""Exit status of such a process."""
 
 
 class Stage(NamedTuple):
@@ -66,7 +69,7 @@ class Run:
                 return cls(result, path, device)
         result = report.new_result("gpu", command, described)
         result.update(fingerprint=holds_for, rates={}, tests=None, tests_of="", kernels={}, sanitizer={}, swept=False)
-        result["given_up"] = []
+        result.update(given_up=[], outcomes={})
         run = cls(result, unused(folder, stem + result["date"]), device)
         run.write()
         return run
@@ -80,16 +83,11 @@ class Run:
     def write(self) -> None:
         report.write_json(self.result, self.path)
 
-    def log(self) -> Path:
-        """The tests' outcomes, one line each; begun anew where the tests changed."""
-        path, now = self.path.with_suffix(".tests.jsonl"), environment.digest(("tests",))
-        if self.result["tests_of"] != now:
-            path.unlink(missing_ok=True)
-            self.result.update(tests_of=now, tests=None)
-        return path
-
     def tests_done(self) -> bool:
-        self.log()
+        """Whether every test of these test files is recorded; outcomes of others are dropped."""
+        now = environment.digest(("tests",))
+        if self.result["tests_of"] != now:
+            self.result.update(tests_of=now, tests=None, outcomes={})
         return bool(self.result["tests"] and self.result["tests"]["complete"])
 
     def missing(self, stage: Stage) -> dict[str, list[Size]]:
@@ -108,8 +106,9 @@ def unused(folder: Path, stem: str) -> Path:
     return next(folder / f"{name}.json" for name in names if not (folder / f"{name}.json").exists())
 
 
-def child(command: list[str], limit: float, extra: dict[str, str], poll) -> int | None:
-    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None when it was out of time."""
+def child(command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None) -> int | None:
+    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None when it was out of time, HUNG when
+    `log` had long ceased to grow."""
     environ = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
@@ -117,13 +116,18 @@ def child(command: list[str], limit: float, extra: dict[str, str], poll) -> int 
         **extra,
     }
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environ, start_new_session=True)
-    end = time.monotonic() + limit
+    began = grown = time.monotonic()
+    size = 0
     try:
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < began + limit:
             try:
                 return process.wait(timeout=1.0)
             except subprocess.TimeoutExpired:
                 poll()
+            if log is not None and log.exists() and log.stat().st_size != size:
+                size, grown = log.stat().st_size, now
+            if log is not None and now - grown > SILENT_SECONDS * (1 if size else 2):
+                return HUNG
         return None
     finally:
         if process.poll() is None:
@@ -169,31 +173,44 @@ def merge_part(run: Run, part: Path, earlier: dict) -> None:
 
 
 def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -> None:
-    """The tests with device inputs that are not recorded yet; a process that dies is followed by another that goes on behind the test it
-    died in."""
-    log = run.log()
+    """The tests with device inputs that are not recorded yet. A test whose process died or hung has failed, and another process goes on
+    behind it; where several were under way, they run again one by one first."""
+    run.tests_done()
     end = time.monotonic() + min(limit, run.left())
     hashes = environment.kernel_hashes()
+    earlier = test_log.unpacked(run.result["outcomes"])
     options = f"--device {run.device} -p bench.device_tests -p no:cacheprovider -q --tb=short".split()
-    if importlib.util.find_spec("xdist"):
-        options += ["-n", str(min(6, os.cpu_count() or 1))]
+    parallel = ["-n", str(min(6, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
 
-    def merge():
-        outcomes = test_log.read(log)
-        run.result["tests"] = test_log.summary(outcomes)
-        run.result["kernels"] = test_log.kernels(outcomes, hashes)
-        run.write()
+    def merge(new: dict[str, dict]) -> None:
+        if set(new) - set(run.result["outcomes"]):
+            outcomes = earlier | new
+            run.result["outcomes"] = test_log.packed(outcomes)
+            run.result["tests"] = test_log.summary(outcomes)
+            run.result["kernels"] = test_log.kernels(outcomes, hashes)
+            run.write()
 
     print("\ntests with inputs on the device", flush=True)
-    merge()
-    status = None
+    status, suspects, part = None, [], 0
     while (left := end - time.monotonic()) > 5:
-        before = len(test_log.read(log))
-        if before:
-            shutil.copyfile(log, device_tests.earlier(log))
-        status = child(["-m", "pytest", *selection, *options], left, {device_tests.LOG: str(log)}, merge)
-        if status in (0, 1, 5) or len(test_log.read(log)) == before:
+        log, part = run.scratch / f"tests-{part}.jsonl", part + 1
+        device_tests.earlier(log).write_text(json.dumps(list(earlier)))
+        command = ["-m", "pytest", *(suspects or selection), *options, *([] if suspects else parallel)]
+        status = child(command, left, {device_tests.LOG: str(log)}, lambda log=log: merge(test_log.read(log)), log)
+        ended, begun = test_log.read(log), test_log.unfinished(log)
+        all_run = status in (0, 1, 5)
+        if not all_run and status is not None and len(begun) == 1:
+            how = f"hung for {SILENT_SECONDS:.0f} s" if status == HUNG else f"ended with {status}"
+            ended |= {
+                test: {"outcome": "failed", "kernels": kernels, "message": f"its process {how}"}
+                for test, kernels in begun.items()
+            }
+        merge(ended)
+        earlier |= ended
+        if status is None or (all_run and not suspects) or not (ended or begun or all_run):
             break
-    nothing_left = status == 5 and bool(test_log.read(log))
-    run.result["tests"].update(complete=status in (0, 1) or nothing_left, exit_status=status)
+        suspects = list(begun) if len(begun) > 1 else [test for test in suspects if test not in earlier and not all_run]
+    if run.result["tests"]:
+        complete = not suspects and (status in (0, 1) or (status == 5 and bool(earlier)))
+        run.result["tests"].update(complete=complete, exit_status=status)
     run.write()

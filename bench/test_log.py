@@ -1,4 +1,4 @@
-"""The outcome of a device test run, read from the lines that the plugin of source_tree.py writes."""
+"""The outcome of a device test run, read from the lines that device_tests.py writes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,53 @@ KEPT = 50
 
 
 def read(path: Path) -> dict[str, dict]:
-    """``{test: {"outcome", "kernels", "message"}}``; a test fails when any of its phases does. A torn last line is left out."""
-    outcomes: dict[str, dict] = {}
+    """``{test: {"outcome", "kernels", "message"}}`` of the tests that ended; one fails when any of its phases does."""
+    return {test: state for test, state in _states(path).items() if state.pop("ended")}
+
+
+def unfinished(path: Path) -> dict[str, list[str]]:
+    """The tests that started and did not end, with the kernels they had launched."""
+    return {test: state["kernels"] for test, state in _states(path).items() if not state["ended"]}
+
+
+def _states(path: Path) -> dict[str, dict]:
+    """A torn last line is left out."""
+    states: dict[str, dict] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             phase = json.loads(line)
         except json.JSONDecodeError:
             continue
-        state = outcomes.setdefault(phase["test"], {"outcome": "passed", "kernels": [], "message": ""})
+        fresh = {"outcome": "passed", "kernels": [], "message": "", "ended": False}
+        state = states.setdefault(phase["test"], fresh)
+        if "kernel" in phase:
+            state["kernels"] = sorted({*state["kernels"], phase["kernel"]})
+        if "outcome" not in phase:
+            continue
         if phase["outcome"] == "failed" or (phase["outcome"] == "skipped" and state["outcome"] == "passed"):
             state["outcome"] = phase["outcome"]
-        state["kernels"] = sorted({*state["kernels"], *phase.get("kernels", [])})
         state["message"] = state["message"] or phase.get("message", "")
+        state["ended"] |= phase["when"] not in (
+            "setup",
+            "call",
+        )  # xdist reports a worker that died in a phase of its own
+    return states
+
+
+def packed(outcomes: dict[str, dict]) -> dict[str, str]:
+    """Outcomes for a result file, a line each: outcome, kernels, and after a bar the message."""
+    return {
+        test: " | ".join(filter(None, [" ".join([s["outcome"], *s["kernels"]]), s["message"]]))
+        for test, s in outcomes.items()
+    }
+
+
+def unpacked(lines: dict[str, str]) -> dict[str, dict]:
+    outcomes = {}
+    for test, line in lines.items():
+        words, _, message = line.partition(" | ")
+        outcome, *kernels = words.split()
+        outcomes[test] = {"outcome": outcome, "kernels": kernels, "message": message}
     return outcomes
 
 

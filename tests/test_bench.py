@@ -259,15 +259,27 @@ def test_committed_results_are_of_this_schema():
 
 def test_outcomes_give_the_kernels_that_passed(tmp_path):
     lines = [
-        {"test": "t1", "outcome": "passed", "when": "teardown", "kernels": ["reduce", "other"]},
+        {"test": "t1", "started": True},
+        {"test": "t1", "kernel": "reduce"},
+        {"test": "t1", "kernel": "other"},
+        {"test": "t1", "outcome": "passed", "when": "teardown"},
+        {"test": "t2", "kernel": "weight"},
         {"test": "t2", "outcome": "failed", "when": "call", "message": "wrong"},
-        {"test": "t2", "outcome": "passed", "when": "teardown", "kernels": ["weight", "reduce2"]},
-        {"test": "t3", "outcome": "passed", "when": "teardown", "kernels": ["weight"]},
+        {"test": "t2", "kernel": "reduce2"},
+        {"test": "t2", "outcome": "passed", "when": "teardown"},
+        {"test": "t3", "kernel": "weight"},
+        {"test": "t3", "outcome": "passed", "when": "teardown"},
         {"test": "t4", "outcome": "skipped", "when": "setup", "message": "no such device"},
+        {"test": "t4", "outcome": "passed", "when": "teardown"},
+        {"test": "t5", "started": True},
+        {"test": "t5", "kernel": "reduce"},
+        {"test": "t5", "outcome": "failed", "when": "call", "message": "wrong"},
     ]
     log = tmp_path / "log.jsonl"
     log.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "torn')
     outcomes = test_log.read(log)
+    assert test_log.unfinished(log) == {"t5": ["reduce"]}
+    assert test_log.unpacked(test_log.packed(outcomes)) == outcomes
     counts = test_log.summary(outcomes)
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 1, 1)
     assert counts["failures"] == [{"test": "t2", "message": "wrong"}]
@@ -338,7 +350,7 @@ def test_device_tests_skip_what_an_earlier_process_recorded(tmp_path, monkeypatc
 
     log = tmp_path / "tests.jsonl"
     monkeypatch.setenv(device_tests.LOG, str(log))
-    device_tests.earlier(log).write_text(json.dumps({"test": "done", "outcome": "passed", "when": "teardown"}) + "\n")
+    device_tests.earlier(log).write_text(json.dumps(["done"]))
     items = [Item("done", "device"), Item("left", "device", "backend"), Item("host only", "tmp_path")]
     device_tests.pytest_collection_modifyitems(Config, items)
     assert [item.nodeid for item in items] == ["left"]

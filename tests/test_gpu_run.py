@@ -85,16 +85,91 @@ def test_tests_recorded_are_not_run_again(tmp_path, monkeypatch):
     gpu.run_tests(run, 120, chosen)
     tests = run.result["tests"]
     assert tests["complete"] and tests["passed"] >= 2 and not tests["failed"] and run.tests_done()
-    lines = run.log().read_text()
-    run.result["tests"]["complete"] = False
-    gpu.run_tests(run, 120, chosen)
-    assert run.log().read_text() == lines and run.tests_done()
+    again = opened(tmp_path)  # another machine: the file is all there is
+    again.result["tests"]["complete"] = False
+    gpu.run_tests(again, 120, chosen)
+    assert again.result["tests"] == {**tests, "exit_status": 5} and again.result["outcomes"] == run.result["outcomes"]
+    monkeypatch.setattr(gpu_run, "child", lambda *a: None)
+    again.result["tests"]["complete"] = False
+    gpu.run_tests(again, 120, chosen)
+    assert again.result["tests"]["passed"] == tests["passed"], "a process that records nothing takes nothing away"
+    again = opened(tmp_path)
+    again.result["tests"]["complete"] = True
     monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("run again"))
     monkeypatch.setattr(small_case, "sanitizer", lambda: None)
-    gpu.verify(run, False)
-    assert set(run.result["sanitizer"].values()) == {"not run: no compute-sanitizer here"}
+    gpu.verify(again, False)
+    assert set(again.result["sanitizer"].values()) == {"not run: no compute-sanitizer here"}
     monkeypatch.setattr(environment, "digest", lambda folders, more="": "other tests")
-    assert not run.tests_done() and not run.log().exists()
+    assert not again.tests_done() and again.result["outcomes"] == {}
+
+
+CONFTEST = """
+import pytest
+def pytest_addoption(parser):
+    parser.addoption("--device")
+@pytest.fixture
+def device(): ...
+"""
+DEADLY = """
+import os, signal, time, pytest
+from bench import device_tests
+ENDS = {"abort": os.abort, "hang": lambda: time.sleep(300), "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV)}
+@pytest.mark.parametrize("how", ["first", "abort", "hang", "segfault", "last"])
+def test_it(device, how):
+    device_tests._launching("deadly" if how in ENDS else "sound")
+    ENDS.get(how, bool)()
+"""
+
+
+def test_a_test_that_dies_or_hangs_has_failed_and_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "SILENT_SECONDS", 8.0)
+    monkeypatch.setattr(environment, "kernel_hashes", lambda: {"deadly": "h", "sound": "h"})
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_deadly.py").write_text(DEADLY)
+    run = opened(tmp_path)
+    gpu.run_tests(run, 200, (str(tmp_path / "test_deadly.py"),))
+    outcomes = {test.split("[")[1][:-1]: line for test, line in run.result["outcomes"].items()}
+    assert outcomes == {
+        "first": "passed sound",
+        "abort": "failed deadly | its process ended with -6",
+        "hang": "failed deadly | its process hung for 8 s",
+        "segfault": "failed deadly | its process ended with -11",
+        "last": "passed sound",
+    }
+    assert run.result["tests"]["complete"] and run.result["tests"]["failed"] == 3
+    assert {name: state["passed"] for name, state in run.result["kernels"].items()} == {"deadly": False, "sound": True}
+
+
+def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monkeypatch):
+    """Parallel workers: which of the unfinished tests it was shows when they run one by one."""
+    calls = []
+
+    def child(command, limit, extra, poll, log):
+        chosen = command[2 : command.index("--device")]
+        done = set(json.loads(device_tests.earlier(log).read_text()))
+        calls.append(chosen)
+        if chosen == ["tests"] and not done:  # three workers, one hangs
+            lines, status = [("a", True), ("bad", False), ("slow", False)], gpu_run.HUNG
+        elif chosen == ["bad", "slow"]:
+            lines, status = [("bad", False)], -11
+        else:
+            lines, status = [(test, True) for test in ("slow", "z") if test not in done and test in (*chosen, "z")], 0
+            lines = [line for line in lines if chosen == ["tests"] or line[0] in chosen]
+        with open(log, "a") as file:
+            for test, ended in lines:
+                file.write(json.dumps({"test": test, "started": True}) + "\n")
+                if ended:
+                    file.write(json.dumps({"test": test, "outcome": "passed", "when": "teardown"}) + "\n")
+        return status
+
+    monkeypatch.setattr(gpu_run, "child", child)
+    run = opened(tmp_path)
+    gpu.run_tests(run, 100)
+    assert calls == [["tests"], ["bad", "slow"], ["slow"], ["tests"]]
+    assert run.result["outcomes"] == {
+        "a": "passed", "bad": "failed | its process ended with -11", "slow": "passed", "z": "passed"
+    }  # fmt: skip
+    assert run.result["tests"]["complete"] and run.tests_done()
 
 
 def test_the_library_is_taken_or_built(tmp_path, monkeypatch):
