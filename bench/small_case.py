@@ -47,23 +47,35 @@ def sanitizer() -> str | None:
     return beside or shutil.which("compute-sanitizer")
 
 
-def sanitize(limit: float) -> dict[str, str]:
-    """What each tool of compute-sanitizer says about `main`, each given at most half of `limit` seconds."""
+def decided(said: str) -> bool:
+    """Whether this is a verdict: what did not run or did not finish is tried again."""
+    return said.startswith(("passed", "failed"))
+
+
+def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, str]:
+    """What each tool of compute-sanitizer says about `main`: "passed", "failed: ..." where it found faults, else why there is no
+    verdict. Those `decided` earlier are kept; each other is given its share of `limit` seconds."""
+    said = {name: text for name, text in (earlier or {}).items() if name in TOOLS and decided(text)}
+    left = [name for name in TOOLS if name not in said]
     tool = sanitizer()
     if tool is None:
-        return dict.fromkeys(TOOLS, "not run: no compute-sanitizer here")
-    said = {}
-    for name in TOOLS:
+        return said | dict.fromkeys(left, "not run: no compute-sanitizer here")
+    for name in left:
         command = [tool, f"--tool={name}", f"--error-exitcode={FAULTS}", sys.executable, "-m", "bench.small_case"]
+        share = limit / len(left)
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=limit / len(TOOLS)
-            )
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=share)
         except subprocess.TimeoutExpired:
-            said[name] = f"not finished in {limit / len(TOOLS):.0f} s"
+            said[name] = f"not finished in {share:.0f} s"
             continue
-        last = (done.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-        said[name] = "passed" if done.returncode == 0 else f"failed: exit {done.returncode}, {last}"
+        except OSError as error:
+            said[name] = f"not run: {error.strerror}"
+            continue
+        last = [*done.stderr.strip().splitlines()[-1:], *done.stdout.strip().splitlines()[-1:]] or ["no output"]
+        if done.returncode == FAULTS:
+            said[name] = f"failed: exit {FAULTS}, {last[-1].strip('= ')}"
+        else:
+            said[name] = f"not run: exit {done.returncode}, {last[0].strip('= ')}" if done.returncode else "passed"
     return said
 
 

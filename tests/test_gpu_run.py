@@ -174,24 +174,69 @@ def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monk
 
 def test_the_library_is_taken_or_built(tmp_path, monkeypatch):
     wanted, library = gpu_library.build.library_hash(), tmp_path / "_C_cuda.abi3.so"
-    present, built = ["", wanted], []
+    everything = gpu_library.build.ARCHITECTURES
+    present, built = [""], []
+
+    def child(command, limit, extra, poll):
+        assert command[:2] == ["-m", "bench.gpu_library"] and limit == 100
+        built.append(tuple(command[3:]))
+        monkeypatch.setattr(gpu_library.build, "build", lambda path, folder, names: path.write_bytes(b"ELF"))
+        present[0] = wanted
+        return gpu_library.main(*command[2:])
+
     monkeypatch.setattr(gpu_library, "made_of", lambda: present[0])
     monkeypatch.setattr(gpu_library.build, "nvcc", lambda: None)
-    assert gpu_library.ready((9, 0), library) == "unavailable: none here, and there is no nvcc"
+    assert gpu_library.ready((9, 0), 100, library) == "unavailable: none here, and there is no nvcc"
     monkeypatch.setattr(gpu_library.build, "nvcc", lambda: "nvcc")
-    monkeypatch.setattr(gpu_library.build, "build", lambda *a, names: built.append(names) or present.pop(0))
-    assert gpu_library.ready((9, 0), library).startswith("built for sm_90a in 0 s")
-    assert gpu_library.ready((9, 0), library) == f"prebuilt, sources {wanted}"
-    assert built == [("90a",)]
-    present[:] = ["other", ""]
-    assert gpu_library.ready((8, 9), library) == "unavailable: built, but does not load"
-    assert built[1] == gpu_library.build.ARCHITECTURES
+    monkeypatch.setattr(gpu_library, "child", child)
+    assert gpu_library.ready((9, 0), 100, library).startswith("built for sm_90a in 0 s")
+    assert gpu_library.ready((9, 0), 100, library) == f"prebuilt, sources {wanted}"
+    assert built == [("90a",)] and gpu_library.recorded(library) == ("90a",)
+    assert gpu_library.ready((8, 0), 100, library).startswith("built for sm_80, sm_90a"), (
+        "of one architecture, and another's"
+    )
+    assert gpu_library.ready((9, 0), 100, library) == f"prebuilt, sources {wanted}"
+    assert gpu_library.ready((8, 9), 100, library).startswith("built for sm_80, sm_86, sm_90a, sm_100, sm_120 in")
+    present[0] = "other"
+    assert gpu_library.ready((9, 0), 100, library).startswith("built for"), "of other sources"
+    assert built[1:] == [("80", "90a"), everything, everything], "an architecture that is there stays"
+    library.write_bytes(b"ELF of setup.py, which records nothing")
+    assert gpu_library.ready((10, 0), 100, library) == f"prebuilt, sources {wanted}"
+    for status, said in ((None, "out of time"), (1, "exit 1")):
+        present[0] = "other"
+        monkeypatch.setattr(gpu_library, "child", lambda *a, status=status: status)
+        assert gpu_library.ready((9, 0), 100, library) == f"unavailable: did not build ({said})"
+        assert not list(tmp_path.iterdir()), "the package would load it"
 
-    def fail(*a, names):
-        raise OSError("no compiler")
 
-    monkeypatch.setattr(gpu_library.build, "build", fail)
-    assert gpu_library.ready((8, 0), library) == "unavailable: did not build (OSError)"
+def test_the_clock_starts_before_the_library_is_built(tmp_path, monkeypatch):
+    now, parts = [1000.0], {}
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
+    monkeypatch.setattr(gpu, "describe", described)
+    monkeypatch.setattr(gpu, "conclude", lambda run: 0)
+
+    def ready(capability, seconds):
+        parts["build"] = seconds
+        now[0] += 40
+        return "built"
+
+    def part(name):
+        def does(run, quick):
+            parts[name] = run.left()
+            now[0] += run.left()
+
+        return does
+
+    monkeypatch.setattr(gpu_library, "ready", ready)
+    for name in gpu.PARTS:
+        monkeypatch.setattr(gpu, name, part(name))
+    assert gpu.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert parts == {"build": 48, "verify": 20, "sweep": 60} and now[0] == 1120
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    assert parts == {"build": 360, "verify": 410, "sweep": 450}
 
 
 def test_every_operator_has_a_source():
@@ -221,12 +266,32 @@ def test_gpu_status_covers_the_cuda_kernels(capsys):
 def test_compute_sanitizer(tmp_path, monkeypatch):
     tool = tmp_path / "compute-sanitizer"
     monkeypatch.setattr(small_case, "sanitizer", lambda: str(tool))
-    for status, said in ((0, "passed"), (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors")):
-        tool.write_text(f"#!/bin/sh\necho '========= ERROR SUMMARY: 3 errors'\nexit {status}\n")
+
+    def does(commands):
+        tool.write_text(f"#!/bin/sh\n{commands}\n")
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-        assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, said)
-    tool.write_text("#!/bin/sh\nexec sleep 20\n")
-    assert small_case.sanitize(0.4)["memcheck"].startswith("not finished")
+
+    for status, verdict in (
+        (0, "passed"),
+        (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors"),
+        (1, "not run: exit 1, no such driver"),
+    ):
+        does(f"echo 'no such driver' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}")
+        assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, verdict)
+    does("exec sleep 20")
+    said = small_case.sanitize(0.4, {"memcheck": "passed"})
+    assert said == {"memcheck": "passed", "racecheck": "not finished in 0 s"}
+    run = opened(tmp_path / "results")
+    monkeypatch.setattr(run, "tests_done", lambda: True)
+    run.result["sanitizer"] = said
+    does("exit 0")
+    gpu.verify(run, False)
+    assert run.result["sanitizer"] == dict.fromkeys(small_case.TOOLS, "passed")
+    monkeypatch.setattr(small_case, "sanitize", lambda *a: pytest.fail("run again"))
+    gpu.verify(run, False)
+    monkeypatch.undo()
+    monkeypatch.setattr(small_case, "sanitizer", lambda: str(tmp_path))
+    assert small_case.sanitize(20)["racecheck"].startswith("not run: ")
 
 
 @pytest.mark.skipif(cuda_host.compiler() is None, reason="the host shim needs a C++ compiler")
@@ -275,8 +340,11 @@ def test_the_end_of_a_run(tmp_path, capsys):
     assert "the same command goes on with it" in capsys.readouterr().out
     run.result.update(swept=True, sanitizer={"memcheck": "passed"})
     assert gpu.conclude(run) == 0 and run.result["complete"]
-    run.result["sanitizer"] = {"memcheck": "failed: exit 9"}
-    assert gpu.conclude(run) == 1
+    for tool in small_case.TOOLS:
+        run.result["sanitizer"] = {tool: "failed: exit 9"}
+        assert gpu.conclude(run) == 1
+        run.result["sanitizer"] = {tool: "not run: exit 1"}
+        assert gpu.conclude(run) == 0
     run.result.update(sanitizer={}, tests={**tests, "failed": 1, "failures": [{"test": "t", "message": "wrong"}]})
     assert gpu.conclude(run) == 1
     assert "t: wrong" in capsys.readouterr().out
