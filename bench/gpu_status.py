@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
-from .environment import ROOT, kernel_hashes
+from fused_contrastive.verification import Outcome, newest, outcomes
 
-RESULTS = ROOT / "bench" / "results"
-
-
-def results(folder: Path) -> list[dict]:
-    """The GPU results in `folder`, oldest first."""
-    read = [json.loads(path.read_text()) for path in sorted(folder.glob("gpu-*.json"))]
-    return sorted(read, key=lambda result: (result["date"], result["time"]))
+from .environment import kernel_hashes
 
 
-def status(hashes: dict[str, str], measured: list[dict]) -> dict[str, str]:
-    """One line per kernel."""
+def status(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, str]:
+    """One line per kernel; the last run of a source counts."""
+    current, last = newest(hashes, recorded), {outcome.kernel: outcome for outcome in recorded}
     lines = {}
-    for name, current in sorted(hashes.items()):
-        runs = [(r, r["kernels"][name]) for r in measured if r.get("kernels", {}).get(name, {}).get("tests")]
-        verified = [
-            f"{r['environment']['gpu']['name']}, {r['date']}"
-            for r, state in runs
-            if state["hash"] == current and state["passed"]
-        ]
-        failed = [r for r, state in runs if state["hash"] == current and not state["passed"]]
-        if verified:
-            lines[name] = f"verified on {verified[-1]}"
-        elif failed:
-            lines[name] = f"failed on {failed[-1]['environment']['gpu']['name']}, {failed[-1]['date']}"
-        elif runs:
-            lines[name] = f"no GPU has run it since it changed (last run {runs[-1][0]['date']})"
+    for name in sorted(hashes):
+        if name in current:
+            verdict = "verified" if current[name].passed else "failed"
+            lines[name] = f"{verdict} on {current[name].gpu}, {current[name].when[0]}"
+        elif name in last:
+            lines[name] = f"no GPU has run it since it changed (last run {last[name].when[0]})"
         else:
             lines[name] = "never run on a GPU"
     return lines
 
 
 def main() -> int:
-    lines = status(kernel_hashes(), results(RESULTS))
+    lines = status(kernel_hashes(), outcomes())
     if not lines:
         print("no kernels")
     width = max(map(len, lines), default=0)

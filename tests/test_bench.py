@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import __main__ as cli
-from bench import device_tests, environment, gpu, gpu_run, gpu_status, measure, memory, readme, report, rows, test_log
+from bench import device_tests, environment, gpu, gpu_run, measure, memory, readme, report, rows
 from bench.losses import LOSSES, Size, flops, make_inputs, parse_size
 from fused_contrastive import dispatch
 
@@ -255,73 +255,6 @@ def test_the_readme_holds_what_the_results_say():
 def test_committed_results_are_of_this_schema():
     for path in sorted(readme.RESULTS.glob("[cg]pu-*.json")):
         report.validate(json.loads(path.read_text()))
-
-
-def test_outcomes_give_the_kernels_that_passed(tmp_path):
-    lines = [
-        {"test": "t1", "started": True},
-        {"test": "t1", "kernel": "reduce"},
-        {"test": "t1", "kernel": "other"},
-        {"test": "t1", "outcome": "passed", "when": "teardown"},
-        {"test": "t2", "kernel": "weight"},
-        {"test": "t2", "outcome": "failed", "when": "call", "message": "wrong"},
-        {"test": "t2", "kernel": "reduce2"},
-        {"test": "t2", "outcome": "passed", "when": "teardown"},
-        {"test": "t3", "kernel": "weight"},
-        {"test": "t3", "outcome": "passed", "when": "teardown"},
-        {"test": "t4", "outcome": "skipped", "when": "setup", "message": "no such device"},
-        {"test": "t4", "outcome": "passed", "when": "teardown"},
-        {"test": "t5", "started": True},
-        {"test": "t5", "kernel": "reduce"},
-        {"test": "t5", "outcome": "failed", "when": "call", "message": "wrong"},
-    ]
-    log = tmp_path / "log.jsonl"
-    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"test": "torn')
-    outcomes = test_log.read(log)
-    assert test_log.unfinished(log) == {"t5": ["reduce"]}
-    assert test_log.unpacked(test_log.packed(outcomes)) == outcomes
-    counts = test_log.summary(outcomes)
-    assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 1, 1)
-    assert counts["failures"] == [{"test": "t2", "message": "wrong"}]
-    assert counts["skip_reasons"] == {"no such device": 1}
-    states = test_log.kernels(outcomes, {"reduce": "aa", "weight": "bb", "unused": "cc"})
-    assert states == {
-        "reduce": {"hash": "aa", "passed": True, "tests": 1, "failed": 0},
-        "weight": {"hash": "bb", "passed": False, "tests": 2, "failed": 1},
-        "unused": {"hash": "cc", "passed": False, "tests": 0, "failed": 0},
-    }
-
-
-def test_gpu_status_follows_the_hashes():
-    def run(day, **kernels):
-        return {"date": day, "time": "", "environment": {"gpu": {"name": "G"}}, "kernels": kernels}
-
-    def state(source, passed=True, tests=3):
-        return {"hash": source, "passed": passed, "tests": tests}
-
-    measured = [
-        run(
-            "2025-01-01",
-            same=state("s"),
-            changed=state("old"),
-            broken=state("b", passed=False),
-            idle=state("i", tests=0, passed=False),
-        ),
-        run("2025-02-01", same=state("s")),
-    ]
-    lines = gpu_status.status({"same": "s", "changed": "new", "broken": "b", "idle": "i", "fresh": "f"}, measured)
-    assert lines == {
-        "same": "verified on G, 2025-02-01",
-        "changed": "no GPU has run it since it changed (last run 2025-01-01)",
-        "broken": "failed on G, 2025-01-01",
-        "idle": "never run on a GPU",
-        "fresh": "never run on a GPU",
-    }
-
-
-def test_gpu_status_runs_without_a_gpu(capsys):
-    assert gpu_status.main() == 0
-    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

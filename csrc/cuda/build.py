@@ -49,8 +49,12 @@ def source_hash(source: Path) -> str:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """Source hash of every CUDA kernel source, by name."""
-    return {f"cuda/{source.stem}": source_hash(source) for source in sources()}
+    """Source hash of every CUDA kernel source, by name: of what launches it, too, without which a run says nothing."""
+    package = HERE.parents[1] / "fused_contrastive"
+    launching = source_hash(HERE / "library.cpp").encode()
+    launching += b"".join(path.read_bytes() for path in (package / "cuda.py", package / "tiling.py") if path.exists())
+    hashes = {f"cuda/{source.stem}": source_hash(source).encode() + launching for source in sources()}
+    return {name: hashlib.sha256(made_of).hexdigest()[:16] for name, made_of in hashes.items()}
 
 
 def architectures(source: Path, names: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
