@@ -1,8 +1,9 @@
 """The native CUDA backend: fused_contrastive/ops.py has the contract, csrc/cuda the kernels.
 
 Every output and workspace is allocated here and filled by operators of one kernel each; products with panels of weights are library
-GEMMs. One set, below one panel: 3 kernels forward (prepare, pair_reduce, finish_forward), 5 kernels and products backward (terms, pair_weight, one
-product, finish_backward and, for the scale, a sum). No host synchronisation. Workspace: WORKSPACE bytes of weights, 16 bytes per row and super-tile.
+GEMMs. One normalised set, below one panel: 3 kernels forward (prepare, pair_reduce, finish_forward), 4 kernels and products backward (terms,
+pair_weight, one product, finish_backward); the scale's gradient takes 2 more (a sum and its rounding), float16 one (a fill). No host
+synchronisation. Workspace: WORKSPACE bytes of weights, 16 bytes per row and super-tile.
 """
 
 from __future__ import annotations
@@ -37,13 +38,28 @@ HALF_RANGE = 8192.0
 
 @functools.cache
 def _load() -> str | None:
-    """Load the library; the reason where there is none."""
+    """Load the library; the reason where there is none that works here."""
     try:
-        importlib.import_module("fused_contrastive._C_cuda")
+        versions = importlib.import_module("fused_contrastive._C_cuda").versions
     except ImportError as error:
         return f"the CUDA library is not built (FUSED_CONTRASTIVE_BUILD=cuda): {error}"
-    LIBRARIES["cuda"] = torch.ops.fused_contrastive_cuda
-    return None
+    except AttributeError:
+        return "the CUDA library is older than this package: build it anew (FUSED_CONTRASTIVE_BUILD=cuda)"
+    reason = driver_refusal(*versions())
+    if reason is None:
+        LIBRARIES["cuda"] = torch.ops.fused_contrastive_cuda
+    return reason
+
+
+def driver_refusal(driver: int, runtime: int) -> str | None:
+    """Why a driver cannot serve the CUDA runtime in the library, whose major version it must know; versions are 1000 major + 10 minor, a
+    driver of 0 is none."""
+    if driver == 0 or driver // 1000 >= runtime // 1000:
+        return None
+    return (
+        f"the NVIDIA driver serves CUDA {driver // 1000}.{driver % 1000 // 10}, the library was built with CUDA "
+        f"{runtime // 1000}.{runtime % 1000 // 10}: update the driver, or build with a toolkit of CUDA {driver // 1000}"
+    )
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -116,8 +132,8 @@ def similarity_forward(
     rounded_b = not one_set and (normalize or b.dtype != dtype)
     a_hat, b_hat = empty(rounded, G, M, D, dtype=dtype), empty(rounded_b, G, N, D, dtype=dtype)
     a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
-    bound = torch.zeros((G, 3), dtype=torch.float32, device=a.device)
     like = empty(False, dtype=dtype)
+    bound = like if normalize and bias is None else torch.zeros((G, 3), dtype=torch.float32, device=a.device)
     operators.prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, like, normalize)
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded_b else b)
@@ -187,9 +203,15 @@ def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     pull = torch.empty_like(pos)
     unit = rows.new_zeros(1) if dtype == torch.float16 else none
     operators.terms(
-        g_rows.contiguous(), g_cols.contiguous(), rows, cols, pos, row_terms, col_terms, pull, unit, positive
+        _upstream(g_rows), _upstream(g_cols), rows, cols, pos, row_terms, col_terms, pull, unit, positive
     )
     return row_terms, col_terms, pull, unit
+
+
+def _upstream(g):
+    """Contiguous, or as it is where one element stands for all: the gradient of a mean."""
+    same = all(size == 1 or step == 0 for size, step in zip(g.shape, g.stride(), strict=True))
+    return g if same else g.contiguous()
 
 
 def similarity_backward(

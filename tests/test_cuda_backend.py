@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_calls import Call, backend, operators  # noqa: F401
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_contrastive
 from fused_contrastive import cuda
@@ -85,6 +86,77 @@ def test_converged_float16(margin, size):
             gradients[backend] = torch.autograd.grad(loss, (a, b), torch.tensor(size, device=loss.device))
         for expected, found in zip(gradients["eager"], gradients["cuda"], strict=True):
             assert torch.allclose(found, expected, rtol=2e-2, atol=1e-6), (expected, found)
+
+
+class Launches(TorchDispatchMode):
+    """Names of the operators that do work on the device, in order."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        poison = name == "fill_" and args[1] != args[1]
+        if not (func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+FORWARD = ["prepare", "pair_reduce", "finish_forward"]
+BACKWARD = ["terms", "pair_weight", "bmm", "finish_backward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_launches_of_nt_xent(learnable, dtype, monkeypatch):
+    """What one step of the loss, a mean, starts on the device."""
+    found = {"similarity_forward": [], "similarity_backward": []}
+    for name, names in found.items():
+
+        def counted(*arguments, original=getattr(cuda, name), names=names):
+            with Launches(names):
+                return original(*arguments)
+
+        monkeypatch.setattr(cuda, name, counted)
+    a, b = (points(20, 8, seed=seed).detach().to(dtype).requires_grad_() for seed in range(2))
+    t = torch.tensor(0.3, dtype=dtype, device=a.device, requires_grad=learnable)
+    fused_contrastive.nt_xent_loss(a, b, t, backend="cuda").backward()
+    assert found["similarity_forward"] == FORWARD
+    scale = ["sum", "_to_copy"] if dtype == torch.float32 else ["sum"]
+    assert found["similarity_backward"] == BACKWARD + (scale if learnable else [])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_of_one_element(loss):
+    """The upstream gradient of a mean is one element for all rows, that of the others one each."""
+    inputs = points(9, 5), points(9, 5, seed=1), points(4, 5, seed=2), scalar()
+    gradients = []
+    for upstream in (torch.tensor(0.7).double().to(Call.device).expand, lambda *shape: torch.full(shape, 0.7).double()):
+        total = LOSSES[loss](*inputs, backend="cuda")
+        upstream = upstream(*total.shape).to(total.device)
+        gradients.append(torch.autograd.grad(total, inputs, upstream, allow_unused=True))
+    for x, y in zip(*gradients, strict=True):
+        assert x is y or torch.allclose(x, y, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("driver", "runtime", "refused"),
+    [(0, 13000, False), (12080, 13000, True), (13000, 13020, False), (14010, 13000, False), (13020, 12080, False)],
+)
+def test_the_driver_must_know_the_runtime(driver, runtime, refused):
+    reason = cuda.driver_refusal(driver, runtime)
+    assert (reason is not None) == refused
+    if refused:
+        assert "driver serves CUDA 12.8" in reason and "built with CUDA 13.0" in reason
+
+
+def test_more_blocks_than_a_launch_takes(operators):
+    """Said so, not cut to 32 bits."""
+    x = torch.zeros(1, device=Call.device).expand(1 << 30, 65, 1)
+    none = x.new_empty(0)
+    with pytest.raises(RuntimeError, match="2\\^31 - 1 blocks"):
+        operators.prepare(x, None, None, none, none, none, none, none, none, True)
 
 
 @pytest.fixture

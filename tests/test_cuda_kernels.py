@@ -1,7 +1,8 @@
 """The CUDA kernels against the dense float64 oracle of the contract in ops.py: on a GPU with ``--device cuda``, else executed on the
 CPU by the host shim (cuda_host).
 
-The shim does not run the wgmma main loop of sm_90a (products_sm90.cuh): the compile gate checks its code, a GPU its results.
+Of the warpgroup products of sm_90a the shim replaces the instruction, the descriptor and the fences (cuda_host/warpgroup_host.h): those
+only a GPU checks.
 """
 
 from __future__ import annotations
@@ -48,13 +49,21 @@ POSITIVES = {
 check = contract.check
 
 
-@pytest.fixture(params=PRECISIONS)
-def precision(request, monkeypatch):
+@pytest.fixture(params=[*PRECISIONS, "bf16-sm90", "fp16-sm90"])
+def precision(request, device, monkeypatch):
     """(name, dtype) of every way matrices are multiplied."""
-    dtype, float32 = PRECISIONS[request.param]
+    name, _, architecture = request.param.partition("-")
+    dtype, float32 = PRECISIONS[name]
     if float32 is not None:
         monkeypatch.setattr(cuda, "float32_products", lambda _: float32)
-    return request.param, dtype
+    if not architecture:
+        yield name, dtype
+    elif device.type == "cuda":
+        pytest.skip("a GPU has one way of its own")
+    else:
+        cuda_host.load().capability(9)
+        yield name, dtype
+        cuda_host.load().capability(8)
 
 
 @pytest.mark.parametrize("M", [1, 65, 200])
@@ -321,9 +330,9 @@ def test_zero_rows():
 
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed", "weighted"])
 def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypatch):
-    """Bitwise equal for every order of threads between barriers, with copies done at once or when waited for: no race. On a GPU: the
-    same bits in every run."""
-    options = cuda_host.load().options if device.type == "cpu" else lambda order, at_once: None
+    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products done at once or when waited for: no
+    race. On a GPU: the same bits in every run."""
+    options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype = precision[1]
     unit = cuda.TILE_F64 if dtype == torch.float64 else cuda.TILE
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 2 * unit)
@@ -333,8 +342,8 @@ def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypat
         call = replace(POSITIVES[case], dtype=dtype, M=2 * unit + 6, D=48, stride=unit + 3)
         call = call if call.N is None else replace(call, N=call.M)
     results = []
-    for order, at_once in ((1, 0), (2, 1), (0, 1), (0, 0)):
-        options(order, at_once)
+    for order, copies_at_once, products_at_once in ((1, 0, 1), (1, 1, 0), (2, 1, 0), (0, 1, 1), (0, 0, 0)):
+        options(order, copies_at_once, products_at_once)
         outputs = call.forward()
         results.append((*outputs, *call.backward(outputs)))
     for other in results[1:]:

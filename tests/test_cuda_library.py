@@ -34,6 +34,8 @@ spec.loader.exec_module(library)
 for name in sys.argv[2:]:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_contrastive_cuda::{name}", "CUDA"), name
 from fused_contrastive import cuda
+driver, runtime = library.versions()
+assert driver >= 0 and runtime >= 12000, (driver, runtime)
 print(library.SOURCES)
 """
 

@@ -56,6 +56,7 @@ struct TermsParams {
   void *row_terms, *col_terms, *pull;
   float* unit;
   int G, M, N, positive;
+  bool same_g_rows, same_g_cols;  // one element each, for all
 };
 void launch_terms(const TermsParams& p, Type matrix, Stream stream);
 

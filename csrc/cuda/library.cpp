@@ -70,6 +70,14 @@ int size(const Tensor& x, int64_t dimension) {
   return static_cast<int>(n);
 }
 
+// Whether one element in memory stands for all.
+bool expanded(const Tensor& x) {
+  for (int64_t d = 0; d < x.dim(); ++d) {
+    if (x.size(d) > 1 && x.stride(d) != 0) return false;
+  }
+  return true;
+}
+
 Type type(const Tensor& x) {
   switch (x.scalar_type()) {
     case ScalarType::Half:
@@ -86,19 +94,19 @@ Type type(const Tensor& x) {
 }
 
 // Whether the tensor's device has compute capability 9.0, whose warpgroup products are its own.
-#ifndef FUSED_CONTRASTIVE_HOST
-bool is_sm90(const Tensor& x) {
+bool is_sm90([[maybe_unused]] const Tensor& x) {
   int major = 0;
+#ifdef FUSED_CONTRASTIVE_HOST
+  major = shim::capability_major();
+#else
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.get_device_index()), "compute capability");
+#endif
   return major == 9;
 }
-#endif
 
 const TileKernels& kernels(const Tensor& x, int64_t float32) {
-#ifndef FUSED_CONTRASTIVE_HOST
   if (type(x) == Type::bf16 && is_sm90(x)) return BF16_SM90_KERNELS;
   if (type(x) == Type::f16 && is_sm90(x)) return F16_SM90_KERNELS;
-#endif
   switch (type(x)) {
     case Type::bf16:
       return BF16_KERNELS;
@@ -197,7 +205,7 @@ void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, T
   p.row_terms = pointer(row_terms), p.col_terms = pointer(col_terms), p.pull = pointer(pull);
   p.unit = static_cast<float*>(pointer(unit));
   p.G = size(rows, 1), p.M = size(g_rows, 1), p.N = p.cols == nullptr ? p.M : static_cast<int>(cols.size(2));
-  p.positive = static_cast<int>(positive);
+  p.positive = static_cast<int>(positive), p.same_g_rows = expanded(g_rows), p.same_g_cols = expanded(g_cols);
   launch_terms(p, type(rows), queue.stream());
 }
 
@@ -270,10 +278,24 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
   m.impl("finish_backward", TORCH_BOX(&finish_backward));
 }
 
+#ifndef FUSED_CONTRASTIVE_HOST
+// (newest CUDA that the driver serves, 0 without one; CUDA of the runtime in this library), as 1000 major + 10 minor.
+static PyObject* versions(PyObject*, PyObject*) {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  return Py_BuildValue("(ii)", driver, CUDART_VERSION);
+}
+#endif
+
 // Importing the module is what loads the library: its static initialisers registered the operators.
 PyMODINIT_FUNC LIBRARY_NAME() {
+  static PyMethodDef methods[] = {
+#ifndef FUSED_CONTRASTIVE_HOST
+      {"versions", versions, METH_NOARGS, nullptr},
+#endif
+      {nullptr, nullptr, 0, nullptr}};
   static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+      PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
   PyObject* created = PyModule_Create(&module);
 #ifdef FUSED_CONTRASTIVE_SOURCES
   if (created != nullptr) PyModule_AddStringConstant(created, "SOURCES", STRING(FUSED_CONTRASTIVE_SOURCES));

@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS)
   const Acc scale = *static_cast<const Acc*>(p.scale);
   const float* bound = r.bound + 3 * g;
   const float norms = r.normalized ? 1.01f : bound[0] * bound[r.symmetric ? 0 : 1];
-  const float limit = fabsf(static_cast<float>(scale)) * norms + bound[2];
+  const float limit = fabsf(static_cast<float>(scale)) * norms + (p.bias == nullptr ? 0.0f : bound[2]);
   Reduce<P, KEYED> epilogue{r, g, scale * Acc(LOG2E), r.extrema || !(limit <= static_cast<float>(DIRECT))};
   epilogue.col_sums = reinterpret_cast<Acc*>(shared + ReduceLoop<P>::SHARED);
   epilogue.clear_rows();

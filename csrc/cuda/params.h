@@ -19,7 +19,7 @@ struct Problem {
 // pair_reduce.cuh
 struct ReduceParams {
   Problem p;
-  const float* bound;  // [G, 3]: largest row norm of a, of b, largest finite |bias|
+  const float* bound;  // [G, 3]: largest row norm of a, of b, largest finite |bias|; null: none is read
   void* slots;
   int super_rows;
   bool symmetric, columns, normalized, extrema;  // symmetric: one set, y is x

@@ -3,14 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #ifdef FUSED_CONTRASTIVE_HOST
 #include "shim.h"
 #else
 #include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
 
 #define SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
@@ -27,10 +26,16 @@ inline void check(cudaError_t error, const char* what) {
 }
 #endif
 
+constexpr int64_t MOST_BLOCKS = (int64_t(1) << 31) - 1;  // of a launch: CUDA's limit, and that of block indices as int
+
 // Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Asynchronous, no allocation.
 template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Stream stream, const Params& params) {
   if (blocks <= 0) return;
+  if (blocks > MOST_BLOCKS) {
+    throw std::runtime_error("the CUDA kernels take at most 2^31 - 1 blocks of work at once, got " +
+                             std::to_string(blocks) + ": pass fewer groups or rows at a time");
+  }
 #ifdef FUSED_CONTRASTIVE_HOST
   shim::run(kernel, blocks, threads, shared, params);
 #else

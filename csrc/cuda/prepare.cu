@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
   Acc largest = 0, size = 0;  // of the total weights; before their sigmoids
   if (index < p.M) {
     LogSum lse = load_lse<Acc>(p.rows, row_plane, row);
-    Acc weight = static_cast<const Acc*>(p.g_rows)[row];
+    Acc weight = static_cast<const Acc*>(p.g_rows)[p.same_g_rows ? 0 : row];
     if (p.pos != nullptr) {
       const Acc target = static_cast<const Acc*>(p.pos)[row];
       weight += static_cast<Acc>(lse.undefined(target));
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
   }
   if (p.pos == nullptr && p.cols != nullptr && index < p.N) {
     const int64_t column = static_cast<int64_t>(g) * p.N + index;
-    const Acc weight = static_cast<const Acc*>(p.g_cols)[column];
+    const Acc weight = static_cast<const Acc*>(p.g_cols)[p.same_g_cols ? 0 : column];
     store_terms(p.col_terms, column, load_lse<Acc>(p.cols, col_plane, column), weight);
     largest = larger(largest, fabs(weight)), size = larger(size, fabs(weight));
   }

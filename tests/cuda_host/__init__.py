@@ -30,11 +30,7 @@ def compiler() -> str | None:
 
 
 def sources() -> list[Path]:
-    return [
-        HERE / "shim.cpp",
-        SOURCES / "library.cpp",
-        *(path for path in sorted(SOURCES.glob("*.cu")) if path.stem != "tiles_sm90"),
-    ]
+    return [HERE / "shim.cpp", SOURCES / "library.cpp", *sorted(SOURCES.glob("*.cu"))]
 
 
 def fingerprint() -> str:
@@ -79,8 +75,11 @@ def run(command: list[str]) -> None:
 
 @functools.cache
 def load() -> types.SimpleNamespace:
-    """``operators``: namespace of torch operators; ``options(order, copies_at_once)``: how threads take turns (shim.cpp)."""
+    """``operators``: namespace of torch operators; from shim.cpp ``options(order, copies_at_once, products_at_once)``: how threads take
+    turns, and ``capability(major)`` of the device."""
     path = build()
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
-    return types.SimpleNamespace(operators=torch.ops.fused_contrastive_cuda_host, options=library.shim_options)
+    return types.SimpleNamespace(
+        operators=torch.ops.fused_contrastive_cuda_host, options=library.shim_options, capability=library.shim_capability
+    )

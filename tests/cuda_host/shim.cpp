@@ -16,7 +16,8 @@ constexpr unsigned char POISON = 0xff;  // NaN in every type
 
 enum Order { FORWARD = 0, BACKWARD = 1, ALTERNATING = 2 };
 int order = FORWARD;
-bool copies_at_once = false;
+bool copies_at_once = false, products_at_once = false;
+int capability = 8;
 
 struct Copy {
   void* target;
@@ -34,7 +35,8 @@ struct Fiber {
   bool done;
   const unsigned* awaited;  // runs on once *awaited differs from `seen`
   unsigned seen;
-  std::vector<std::vector<Copy>> groups;  // committed, then the open one
+  std::vector<std::vector<Copy>> groups;  // committed, then the open one: here and below
+  std::vector<std::vector<std::function<void()>>> products;
 };
 
 struct Warp {
@@ -141,6 +143,17 @@ void perform(const Copy& copy) {
   memcpy(copy.target, copy.source, copy.valid);
 }
 
+void perform(const std::function<void()>& share) { share(); }
+
+// Of the committed groups, the open one apart, all but the last `pending`.
+template <class T>
+void perform_all_but(std::vector<std::vector<T>>& groups, int pending) {
+  while (groups.size() > static_cast<size_t>(pending) + 1) {
+    for (const T& item : groups.front()) perform(item);
+    groups.erase(groups.begin());
+  }
+}
+
 void run_block(int threads) {
   const size_t count = static_cast<size_t>(threads);
   for (bool reverse = order == BACKWARD; block.alive > 0; reverse = order == ALTERNATING ? !reverse : reverse) {
@@ -189,20 +202,24 @@ void collective(void* arguments, void (*all)(void* const*)) {
 void copy(void* target, const void* source, int valid) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(target) | reinterpret_cast<uintptr_t>(source);
   if (bits % 16 != 0 || valid < 0 || valid > 16) fail("asynchronous copy: 16-byte alignment, 0 to 16 valid bytes");
-  if (copies_at_once) return perform({target, source, valid});
+  if (copies_at_once) return perform(Copy{target, source, valid});
   current->groups.back().push_back({target, source, valid});
 }
 
 void commit_copies() { current->groups.emplace_back(); }
 
-void wait_for_copies(int pending) {
-  auto& groups = current->groups;
-  const size_t open = static_cast<size_t>(pending) + 1;
-  while (groups.size() > open) {
-    for (const Copy& copy : groups.front()) perform(copy);
-    groups.erase(groups.begin());
-  }
+void wait_for_copies(int pending) { perform_all_but(current->groups, pending); }
+
+void issue_product(const std::function<void()>& share) {
+  if (products_at_once) return share();
+  current->products.back().push_back(share);
 }
+
+void commit_products() { current->products.emplace_back(); }
+
+void wait_for_products(int pending) { perform_all_but(current->products, pending); }
+
+int capability_major() { return capability; }
 
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread) {
   if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("a block is 1 to 32 whole warps");
@@ -224,6 +241,7 @@ void run_blocks(int64_t blocks, int threads, int shared, const std::function<voi
       fiber.done = false;
       fiber.awaited = nullptr;
       fiber.groups.assign(1, {});
+      fiber.products.assign(1, {});
       start(fiber, block.stacks.data() + n * STACK);
     }
     run_block(threads);
@@ -237,8 +255,13 @@ void run_blocks(int64_t blocks, int threads, int shared, const std::function<voi
 }  // namespace shim
 
 // How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2 alternating), and whether
-// asynchronous copies happen when issued rather than when waited for.
-extern "C" __attribute__((visibility("default"))) void shim_options(int new_order, int new_copies_at_once) {
+// asynchronous copies and warpgroup products happen when issued rather than when waited for.
+extern "C" __attribute__((visibility("default"))) void shim_options(int new_order, int new_copies_at_once,
+                                                                    int new_products_at_once) {
   shim::order = new_order;
   shim::copies_at_once = new_copies_at_once != 0;
+  shim::products_at_once = new_products_at_once != 0;
 }
+
+// The major compute capability that the library sees: 9 has warpgroup products.
+extern "C" __attribute__((visibility("default"))) void shim_capability(int major) { shim::capability = major; }

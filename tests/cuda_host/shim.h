@@ -57,6 +57,13 @@ void copy(void* target, const void* source, int valid);
 void commit_copies();
 void wait_for_copies(int pending);
 
+// Products of a warpgroup, one share per thread: done when waited for (or at once, as tests choose).
+void issue_product(const std::function<void()>& share);
+void commit_products();
+void wait_for_products(int pending);
+
+int capability_major();  // of the device that tests choose to be on
+
 // Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on divergence within
 // an instruction of a warp, on writes past the end of shared memory.
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread);
