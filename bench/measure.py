@@ -8,6 +8,7 @@ a ratio is the median of the ratios within rounds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import statistics
 import time
@@ -84,13 +85,22 @@ class Copy:
 @contextlib.contextmanager
 def matmul_precision(tf32: bool):
     """torch's float32 matmul precision "high" with `tf32`, else as it is."""
-    previous = torch.get_float32_matmul_precision()
-    if tf32:
+    if not tf32:
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    try:
+        previous = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by fp32_precision, which the older functions do not read
+        previous, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+        restore = functools.partial(setattr, matmul, "fp32_precision", previous)
+    else:
         torch.set_float32_matmul_precision("high")
+        restore = functools.partial(torch.set_float32_matmul_precision, previous)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(previous)
+        restore()
 
 
 def _host_sample(forward, backward, repeats: int) -> Sample:

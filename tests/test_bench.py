@@ -82,6 +82,29 @@ def test_quartiles_and_paired_ratios():
         measure.paired_ratio([1.0], [1.0, 2.0])
 
 
+def test_tf32_is_asked_for_and_taken_back_whichever_way_it_was_set():
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision()
+    with measure.matmul_precision(True):
+        assert torch.get_float32_matmul_precision() == "high"
+        with measure.matmul_precision(False):
+            assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+    newer = matmul.fp32_precision
+    try:
+        for setting in ("ieee", "tf32"):
+            matmul.fp32_precision = setting
+            with measure.matmul_precision(False):
+                assert matmul.fp32_precision == setting
+            with pytest.raises(KeyError), measure.matmul_precision(True):
+                assert matmul.fp32_precision == "tf32"
+                raise KeyError
+            assert matmul.fp32_precision == setting
+    finally:
+        matmul.fp32_precision = newer
+    assert torch.get_float32_matmul_precision() == before
+
+
 def synthetic_rows():
     group = rows.Group("nt_xent", Size(1000, 0, 100), ())
     samples = {
