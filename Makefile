@@ -25,6 +25,7 @@ gate: $(VENV)/installed
 	$(RUN) -m bench.compile_gate_cuda
 
 readme: $(VENV)/installed
+	$(RUN) -m bench.fastest
 	$(RUN) -m bench.readme
 
 # On a machine with an NVIDIA GPU; uses the Python and torch found there and installs nothing. PART=verify or PART=sweep, QUICK=1,

@@ -9,6 +9,8 @@ import warnings
 
 import torch
 
+from .fastest import FASTEST
+
 _MODULES = {
     "panels": "fused_contrastive.panels",
     "cpu": "fused_contrastive.native",
@@ -39,18 +41,38 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return str(error)
 
 
-def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that serves this call: `name` if given, else the one of `use_backend`, else the device's default.
+def select(
+    name: str | None, device: torch.device, dtype: torch.dtype, D: int | None = None, op: str = "two_sets"
+) -> str:
+    """The backend that serves this call: `name` if given, else the one of `use_backend`, else the device's default, which on a GPU is
+    the one measured to be faster for this D and op ("one_set", "two_sets").
 
     Raises ValueError for an unknown name and RuntimeError, with the reason, where the named backend cannot serve.
     """
-    return _resolve(name or _forced, device, dtype)
+    if D is not None and torch.compiler.is_dynamo_compiling():  # a symbolic D is no constant
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+
+        D = int(D) if has_static_value(D) else None
+    return _resolve(name or _forced, device, dtype, D, op)
 
 
-def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def _preference(device: torch.device, dtype: torch.dtype, D: int | None, op: str) -> tuple[str, ...]:
+    """The device's defaults, first the one that is fastest at the least measured D that is not below this one (else at the largest)."""
+    order = _PREFERENCE.get(device.type, ("panels",))
+    if not FASTEST or type(D) is not int or device.type != "cuda" or torch.version.hip is not None:
+        return order
+    place = ("{}.{}".format(*torch.cuda.get_device_capability(device)), op, str(dtype).removeprefix("torch."))
+    measured = FASTEST.get(place)
+    if not measured:
+        return order
+    best = measured[min((d for d in measured if d >= D), default=max(measured))]
+    return (best, *(name for name in order if name != best))
+
+
+def _resolve(name: str | None, device: torch.device, dtype: torch.dtype, D: int | None, op: str) -> str:
     if name is None:
         reasons = []
-        for preferred in _PREFERENCE.get(device.type, ("panels",)):
+        for preferred in _preference(device, dtype, D, op):
             reason = refusal(preferred, device, dtype)
             if reason is None:
                 return preferred

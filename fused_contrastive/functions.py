@@ -148,7 +148,7 @@ def similarity(
                 a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
             )
         )
-    name = dispatch.select(backend, a.device, dtype)
+    name = dispatch.select(backend, a.device, dtype, D, "one_set" if b is None else "two_sets")
     if b is not None and b.dtype != a.dtype and not normalize:  # inside autocast
         a, b = a.to(dtype), b.to(dtype)
     both = columns and b is None

@@ -11,7 +11,7 @@ import fused_contrastive as fc
 ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
-    {"candidates", "checks", "tiling", "verification"},
+    {"candidates", "checks", "tiling", "verification", "fastest"},
     {"reference", "panels", "visualize"},
     {"native", "triton_kernels", "cuda"},
     {"dispatch"},
