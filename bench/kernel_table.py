@@ -22,7 +22,7 @@ def short(name: str) -> str | None:
 
 def entries(result: dict) -> list[dict]:
     """One per row of a GPU backend and kernel: microseconds of all its launches in a step, and its rate where it has a meaning: TFLOP/s
-    of the tiled kernels, GB/s of `prepare` (embeddings read, normalised ones written)."""
+    of the tiled kernels and the products, GB/s of `prepare` (embeddings read, normalised ones written)."""
     found = []
     for row in result["rows"]:
         if row["pass"] != "full" or row["backend"] not in ("triton", "cuda") or not row.get("kernels"):
@@ -34,8 +34,15 @@ def entries(result: dict) -> list[dict]:
         bare = result["rates"].get(f"gemm_{row['dtype']}_tflops")
         for kernel, microseconds in sums.items():
             rate = of = None
-            if kernel in TILED and microseconds:
-                rate = loss.fused[0] * loss.cells(size) * size.D / microseconds / 1e6
+            flops = (
+                loss.fused[0]
+                if kernel in TILED
+                else max(0, loss.fused[1] - loss.fused[0])
+                if kernel == "product"
+                else 0
+            )
+            if flops and microseconds:
+                rate = flops * loss.cells(size) * size.D / microseconds / 1e6
                 of = rate / bare if bare else None
             elif kernel == "prepare" and microseconds:
                 rows = sum(shape[-2] for shape in loss.embeddings(size) + loss.constants(size))
@@ -51,7 +58,7 @@ def markdown(result: dict) -> str:
     lines = []
     for e in entries(result):
         size = str(Size(e["N"], e["K"], e["D"]))
-        unit = "TFLOP/s" if e["kernel"] in TILED else "GB/s"
+        unit = "GB/s" if e["kernel"] == "prepare" else "TFLOP/s"
         rate = f"{e['rate']:.0f} {unit}" if e["rate"] else "-"
         line = [e["loss"], size, e["dtype"], e["backend"], e["kernel"], f"{e['us']:.1f}", rate]
         lines.append([*line, f"{e['of']:.2f}" if e["of"] else "-"])

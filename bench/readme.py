@@ -7,7 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from .environment import ROOT
+from fused_contrastive.verification import outcomes
+
+from . import gpu_status, kernel_table, model
+from .environment import ROOT, kernel_hashes
 from .report import cell, milliseconds, summary, table
 
 README = ROOT / "README.md"
@@ -75,6 +78,32 @@ def accuracy(folder: Path = RESULTS) -> str:
     return f"{table(['dtype', 'temperature', 'eager', 'fused'], lines)}\n\n{source}"
 
 
+def kernels(folder: Path = RESULTS) -> str:
+    """The predicted rate of every GPU kernel, the measured ones beside it, and the kernels that no GPU has verified."""
+    latest = newest("gpu", folder)
+    entries = kernel_table.entries(latest[1]) if latest else []
+    lines = []
+    for p in model.PREDICTIONS:
+        unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
+        line = [p.kernel, str(p.D), f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}"]
+        for backend in ("triton", "cuda"):
+            place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": "bf16", "backend": backend}
+            here = [e for e in entries if e["rate"] and place.items() <= e.items()]
+            largest = max(here, key=lambda e: e["N"], default=None)
+            line.append(f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else UNMEASURED["gpu"])
+        lines.append(line)
+    text = table(["kernel", "D", "predicted", "triton, measured", "cuda, measured"], lines)
+    text += f"\n\nThe predictions are a model's (`bench/model.py`: {model.GIVEN}), not measurements."
+    if latest:
+        text += f" Measured, and in brackets of the bare rate of the same run: {summary(latest[1]['environment'])}"
+    states = gpu_status.status(kernel_hashes(), outcomes(folder))
+    left = [f"`{name}`" for name, state in states.items() if not state.startswith(("verified", "failed"))]
+    failed = [f"`{name}`" for name, state in states.items() if state.startswith("failed")]
+    if left:
+        text += f"\n\nKernels that no GPU has run as they are (`make gpu-status`): {', '.join(left)}."
+    return text + (f"\n\nKernels that failed on a GPU: {', '.join(failed)}." if failed else "")
+
+
 def replace(text: str, kind: str, content: str) -> str:
     """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one pair of markers."""
     begin, end = f"<!-- bench:{kind} -->", f"<!-- /bench:{kind} -->"
@@ -87,6 +116,7 @@ def generated(text: str, folder: Path = RESULTS) -> str:
     """`text` with all its tables."""
     for kind in UNMEASURED:
         text = replace(text, kind, section(kind, folder))
+    text = replace(text, "kernels", kernels(folder))
     return replace(text, "accuracy", accuracy(folder))
 
 

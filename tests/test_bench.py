@@ -252,7 +252,7 @@ def result_file(folder, name, kind, day, **extra):
 
 def test_readme_tables_come_from_the_newest_result(tmp_path):
     text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n<!-- bench:gpu -->\n<!-- /bench:gpu -->\nc\n"
-    text += "<!-- bench:accuracy -->\n<!-- /bench:accuracy -->\n"
+    text += "<!-- bench:kernels -->\n<!-- /bench:kernels -->\n<!-- bench:accuracy -->\n<!-- /bench:accuracy -->\n"
     unmeasured = readme.generated(text, tmp_path)
     assert "not yet measured on a GPU" in unmeasured
     assert "not yet measured on a CPU" in unmeasured
@@ -268,6 +268,28 @@ def test_readme_tables_come_from_the_newest_result(tmp_path):
     assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith("not yet measured\n<!-- /bench:accuracy -->\n")
     with pytest.raises(ValueError, match="bench:cpu"):
         readme.generated("no markers", tmp_path)
+
+
+def test_predictions_stand_beside_measurements(tmp_path):
+    unmeasured = [" ".join(line.split()) for line in readme.kernels(tmp_path).splitlines()]
+    nothing = "not yet measured on a GPU"
+    assert f"| pair_reduce | 128 | 450 - 560 TFLOP/s | {nothing} | {nothing} |" in unmeasured
+    assert unmeasured[-1].startswith("Kernels that no GPU has run as they are") and "`cuda/prepare`" in unmeasured[-1]
+    row = next(r for r in synthetic_rows() if r["pass"] == "full") | {"N": 16384, "D": 128, "dtype": "bf16"}
+    card = {"name": "H200", "driver": "1", "cuda": "13"}
+    states = {
+        name: {"hash": h, "passed": name != "cuda/finish", "tests": 1}
+        for name, h in environment.kernel_hashes().items()
+    }
+    profile = [("pair_reduce_kernel", 1.0), ("void pair_reduce<f>()", 68.7), ("gemm", 100.0)]
+    result = result_file(tmp_path, "gpu-h", "gpu", "2025-01-01", gpu=card, kernels=states)
+    result |= {"rates": {"gemm_bf16_tflops": 800.0}, "rows": [row | {"backend": "cuda", "kernels": profile}]}
+    (tmp_path / "gpu-h.json").write_text(json.dumps(result))
+    text = readme.kernels(tmp_path)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert f"| pair_reduce | 128 | 450 - 560 TFLOP/s | {nothing} | 500 (0.63) |" in lines
+    assert "H200 (driver 1, CUDA 13)" in text and "no GPU has run" not in text
+    assert lines[-1] == "Kernels that failed on a GPU: `cuda/finish`."
 
 
 def test_the_readme_holds_what_the_results_say():

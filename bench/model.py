@@ -1,0 +1,35 @@
+"""What the GPU kernels are predicted to reach on one H200 in bf16: a model from instruction counts, tile sizes and published rates of
+similar kernels (NOTES.md), never a measurement."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GIVEN = "one H200, bf16, taking 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
+
+
+class Prediction(NamedTuple):
+    """Of one kernel in NT-Xent (`fused_rows`: InfoNCE with a queue) at large N and this D: TFLOP/s, of `prepare` GB/s."""
+
+    kernel: str
+    D: int
+    least: int
+    most: int
+
+    @property
+    def loss(self) -> str:
+        return "info_nce_queue" if self.kernel == "fused_rows" else "nt_xent"
+
+
+PREDICTIONS = (
+    Prediction("pair_reduce", 128, 450, 560),
+    Prediction("pair_reduce", 256, 600, 640),
+    Prediction("pair_reduce", 512, 650, 700),
+    Prediction("pair_reduce", 1024, 650, 700),
+    Prediction("pair_weight", 128, 450, 560),  # the tiles and exponentials of pair_reduce
+    *(Prediction("pair_weight", D, 600, 680) for D in (256, 512, 1024)),
+    *(Prediction("product", D, 650, 730) for D in (256, 512, 1024)),
+    Prediction("fused_rows", 128, 400, 480),
+    Prediction("prepare", 1024, 0, 4300),
+)
+"""`product` is the library's, of panels of weights with the embeddings."""
