@@ -202,9 +202,7 @@ def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     col_terms = rows.new_empty(G, N, 2) if cols.numel() else none
     pull = torch.empty_like(pos)
     unit = rows.new_zeros(1) if dtype == torch.float16 else none
-    operators.terms(
-        _upstream(g_rows), _upstream(g_cols), rows, cols, pos, row_terms, col_terms, pull, unit, positive
-    )
+    operators.terms(_upstream(g_rows), _upstream(g_cols), rows, cols, pos, row_terms, col_terms, pull, unit, positive)
     return row_terms, col_terms, pull, unit
 
 

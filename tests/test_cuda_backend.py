@@ -3,6 +3,9 @@ differences. On a GPU with ``--device cuda``, else by the host shim."""
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 from cuda_calls import Call, backend, operators  # noqa: F401
@@ -80,10 +83,10 @@ def test_converged_float16(margin, size):
     z = torch.eye(4, 16, dtype=torch.float16, device=Call.device)
     for symmetric in (False, True):
         gradients = {}
-        for backend in ("eager", "cuda"):
+        for name in ("eager", "cuda"):
             a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-            loss = fused_contrastive.info_nce_loss(a, b, None, 1 / margin, symmetric=symmetric, backend=backend)
-            gradients[backend] = torch.autograd.grad(loss, (a, b), torch.tensor(size, device=loss.device))
+            loss = fused_contrastive.info_nce_loss(a, b, None, 1 / margin, symmetric=symmetric, backend=name)
+            gradients[name] = torch.autograd.grad(loss, (a, b), torch.tensor(size, device=loss.device))
         for expected, found in zip(gradients["eager"], gradients["cuda"], strict=True):
             assert torch.allclose(found, expected, rtol=2e-2, atol=1e-6), (expected, found)
 
@@ -112,13 +115,16 @@ BACKWARD = ["terms", "pair_weight", "bmm", "finish_backward"]
 def test_launches_of_nt_xent(learnable, dtype, monkeypatch):
     """What one step of the loss, a mean, starts on the device."""
     found = {"similarity_forward": [], "similarity_backward": []}
-    for name, names in found.items():
 
-        def counted(*arguments, original=getattr(cuda, name), names=names):
+    def counted(original, names):
+        def call(*arguments):
             with Launches(names):
                 return original(*arguments)
 
-        monkeypatch.setattr(cuda, name, counted)
+        return call
+
+    for name, names in found.items():
+        monkeypatch.setattr(cuda, name, counted(getattr(cuda, name), names))
     a, b = (points(20, 8, seed=seed).detach().to(dtype).requires_grad_() for seed in range(2))
     t = torch.tensor(0.3, dtype=dtype, device=a.device, requires_grad=learnable)
     fused_contrastive.nt_xent_loss(a, b, t, backend="cuda").backward()
@@ -151,12 +157,23 @@ def test_the_driver_must_know_the_runtime(driver, runtime, refused):
         assert "driver serves CUDA 12.8" in reason and "built with CUDA 13.0" in reason
 
 
-def test_more_blocks_than_a_launch_takes(operators):
+def test_a_library_that_cannot_run_here_is_not_used(monkeypatch):
+    monkeypatch.setattr(cuda, "LIBRARIES", {})
+    for library, reason in (
+        (types.SimpleNamespace(versions=lambda: (12080, 13000)), "the NVIDIA driver serves CUDA 12.8"),
+        (types.SimpleNamespace(), "older than this package"),
+        (None, "not built"),
+    ):
+        monkeypatch.setitem(sys.modules, "fused_contrastive._C_cuda", library)
+        assert reason in cuda._load.__wrapped__() and not cuda.LIBRARIES
+
+
+def test_more_blocks_than_a_launch_takes():
     """Said so, not cut to 32 bits."""
     x = torch.zeros(1, device=Call.device).expand(1 << 30, 65, 1)
     none = x.new_empty(0)
     with pytest.raises(RuntimeError, match="2\\^31 - 1 blocks"):
-        operators.prepare(x, None, None, none, none, none, none, none, none, True)
+        cuda.LIBRARIES[Call.device.type].prepare(x, None, None, none, none, none, none, none, none, True)
 
 
 @pytest.fixture
@@ -188,8 +205,8 @@ def test_matrix_precision_is_torchs(precision_settings):
     torch.backends.fp32_precision = "tf32"
     assert cuda.float32_products(x) == cuda.TF32
     a = points(5, 4).detach().float()
-    for backend in ("cuda", "panels"):
-        assert fused_contrastive.nt_xent_loss(a, a + 1, backend=backend).isfinite()
+    for name in ("cuda", "panels"):
+        assert fused_contrastive.nt_xent_loss(a, a + 1, backend=name).isfinite()
 
 
 def test_without_the_library():

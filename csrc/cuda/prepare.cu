@@ -91,7 +91,7 @@ __device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc w
 }
 
 // The unit of float16 weights that are at most `largest` after the sigmoids and `size` before them. 2^-60 of `size` is
-// far below what float16 can hold of a gradient; less would overflow what is divided by it once all rows have converged.
+// far below what float16 can hold of a gradient; what is divided by less overflows once all rows have converged.
 template <class Acc>
 __device__ Acc unit_of(Acc largest, Acc size) {
   if (size == Acc(0)) return size;
@@ -99,8 +99,9 @@ __device__ Acc unit_of(Acc largest, Acc size) {
 }
 
 // row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor); pull [G, M] is minus the gradient of the positive's
-// logit; `unit` becomes the largest total weight of a row or column (see unit_of). With a positive the level is that of log(exp(lse) +
-// exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
+// logit; `unit` becomes the largest total weight of a row or column (see unit_of). With a positive the level is that of
+// log(exp(lse) + exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row,
+// O(M + N) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ TermsParams p) {
   const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;

@@ -81,5 +81,7 @@ def load() -> types.SimpleNamespace:
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))
     return types.SimpleNamespace(
-        operators=torch.ops.fused_contrastive_cuda_host, options=library.shim_options, capability=library.shim_capability
+        operators=torch.ops.fused_contrastive_cuda_host,
+        options=library.shim_options,
+        capability=library.shim_capability,
     )

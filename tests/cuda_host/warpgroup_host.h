@@ -1,5 +1,6 @@
-// The wrappers of csrc/cuda/warpgroup.cuh on the CPU: a descriptor is the address it would hold, and a thread computes its
-// own sums of a product when it waits for the product, from what shared memory then holds. The fences are not modelled.
+// The wrappers of csrc/cuda/warpgroup.cuh on the CPU: a descriptor is the address it would hold, and a thread computes
+// its own sums of a product when it waits for the product, from what shared memory then holds. The fences are not
+// modelled.
 #pragma once
 
 namespace fused_contrastive {
