@@ -42,12 +42,13 @@ def key(loss: str, size: Size, dtypes: str) -> str:
 
 
 def fingerprint(described: dict) -> str:
-    """Of the package's GPU code, the versions that compile it and the GPU: what a result holds for."""
+    """Of the package's GPU code, the versions that compile it, the backends that are there and the GPU: what a result holds for."""
     gpu = described["gpu"] or {}
     versions = [described[name] for name in ("torch", "triton")] + [
         gpu.get(name) for name in ("name", "driver", "ptxas")
     ]
-    return environment.digest(("fused_contrastive", "triton_kernels", "csrc/cuda"), repr(versions))
+    there = [name for name, status in described["backends"].items() if status.startswith("available")]
+    return environment.digest(("fused_contrastive", "triton_kernels", "csrc/cuda"), repr((versions, there)))
 
 
 class Run:

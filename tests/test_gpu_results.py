@@ -167,3 +167,15 @@ def test_the_table_of_faster_backends(tmp_path):
 def test_the_committed_table_is_what_the_results_say():
     table = fastest.table(fastest.RESULTS, environment.kernel_hashes())
     assert table == fastest.fastest.FASTEST, "run: make readme"
+
+
+def test_the_table_is_no_source_of_the_results(tmp_path, monkeypatch):
+    """A run goes on with its result after the table was made from it."""
+    (tmp_path / "package").mkdir()
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    (tmp_path / "package" / "dispatch.py").write_text("1")
+    before = environment.digest(("package",))
+    (tmp_path / "package" / "fastest.py").write_text("2")
+    assert environment.digest(("package",)) == before
+    (tmp_path / "package" / "dispatch.py").write_text("3")
+    assert environment.digest(("package",)) != before
