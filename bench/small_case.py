@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from .environment import ROOT
+from .environment import ROOT, without_paths
 
 TOOLS = ("memcheck", "racecheck")
 FAULTS = 9
@@ -52,6 +54,19 @@ def decided(said: str) -> bool:
     return said.startswith(("passed", "failed"))
 
 
+def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
+    """Exit status and the last lines of the outputs. Raises subprocess.TimeoutExpired, with all its processes ended."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
+        try:
+            outputs = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    lines = [(output.strip().splitlines() or [""])[-1].strip("= ") for output in outputs]
+    return process.returncode, {name: without_paths(line) for name, line in zip(pipes, lines, strict=True)}
+
+
 def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, str]:
     """What each tool of compute-sanitizer says about `main`: "passed", "failed: ..." where it found faults, else why there is no
     verdict. Those `decided` earlier are kept; each other is given its share of `limit` seconds."""
@@ -64,18 +79,14 @@ def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, s
         command = [tool, f"--tool={name}", f"--error-exitcode={FAULTS}", sys.executable, "-m", "bench.small_case"]
         share = limit / len(left)
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=share)
+            status, last = _run(command, share)
         except subprocess.TimeoutExpired:
             said[name] = f"not finished in {share:.0f} s"
-            continue
         except OSError as error:
             said[name] = f"not run: {error.strerror}"
-            continue
-        last = [*done.stderr.strip().splitlines()[-1:], *done.stdout.strip().splitlines()[-1:]] or ["no output"]
-        if done.returncode == FAULTS:
-            said[name] = f"failed: exit {FAULTS}, {last[-1].strip('= ')}"
         else:
-            said[name] = f"not run: exit {done.returncode}, {last[0].strip('= ')}" if done.returncode else "passed"
+            verdict = {0: "passed", FAULTS: f"failed: exit {FAULTS}, {last['stdout']}"}
+            said[name] = verdict.get(status, f"not run: exit {status}, {last['stderr'] or last['stdout']}")
     return said
 
 

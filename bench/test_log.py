@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from .environment import without_paths
+
 KEPT = 50
 """Failures whose messages are kept."""
 
@@ -35,7 +37,7 @@ def _states(path: Path) -> dict[str, dict]:
             continue
         if phase["outcome"] == "failed" or (phase["outcome"] == "skipped" and state["outcome"] == "passed"):
             state["outcome"] = phase["outcome"]
-        state["message"] = state["message"] or phase.get("message", "")
+        state["message"] = state["message"] or without_paths(phase.get("message", ""))
         state["ended"] |= phase["when"] not in (
             "setup",
             "call",

@@ -18,7 +18,7 @@ def test_outcomes_give_the_kernels_that_passed(tmp_path):
         {"test": "t1", "kernel": "other"},
         {"test": "t1", "outcome": "passed", "when": "teardown"},
         {"test": "t2", "kernel": "weight"},
-        {"test": "t2", "outcome": "failed", "when": "call", "message": "wrong"},
+        {"test": "t2", "outcome": "failed", "when": "call", "message": "wrong at /home/me/t.py:3"},
         {"test": "t2", "kernel": "reduce2"},
         {"test": "t2", "outcome": "passed", "when": "teardown"},
         {"test": "t3", "kernel": "weight"},
@@ -36,7 +36,7 @@ def test_outcomes_give_the_kernels_that_passed(tmp_path):
     assert test_log.unpacked(test_log.packed(outcomes)) == outcomes
     counts = test_log.summary(outcomes)
     assert (counts["passed"], counts["failed"], counts["skipped"]) == (2, 1, 1)
-    assert counts["failures"] == [{"test": "t2", "message": "wrong"}]
+    assert counts["failures"] == [{"test": "t2", "message": "wrong at t.py:3"}]
     assert counts["skip_reasons"] == {"no such device": 1}
     states = test_log.kernels(outcomes, {"reduce": "aa", "weight": "bb", "unused": "cc"})
     assert states == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 import types
 
 import cuda_host
@@ -275,13 +276,14 @@ def test_compute_sanitizer(tmp_path, monkeypatch):
     for status, verdict in (
         (0, "passed"),
         (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors"),
-        (1, "not run: exit 1, no such driver"),
+        (1, "not run: exit 1, no driver.so"),
     ):
-        does(f"echo 'no such driver' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}")
+        does(f"echo 'no /usr/lib/driver.so' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}")
         assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, verdict)
-    does("exec sleep 20")
+    does("sleep 60 & wait")  # a process of its own that keeps the pipes open
+    began = time.monotonic()
     said = small_case.sanitize(0.4, {"memcheck": "passed"})
-    assert said == {"memcheck": "passed", "racecheck": "not finished in 0 s"}
+    assert said == {"memcheck": "passed", "racecheck": "not finished in 0 s"} and time.monotonic() - began < 30
     run = opened(tmp_path / "results")
     monkeypatch.setattr(run, "tests_done", lambda: True)
     run.result["sanitizer"] = said
