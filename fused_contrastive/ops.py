@@ -23,8 +23,9 @@ Forward returns eleven tensors that share no memory with each other or the input
     cols [2, G, N]     the same over the candidate rows of each column            with ``columns``
     pos [G, M]         s at the positive                                          with ``positive >= 0``
     loss [G, M]        softplus(rows - pos); with ``columns`` (then M = N) the mean of it and
-                       softplus(cols[p(i)] - pos); NaN where pos is infinite (as cross entropy), and then
-                       NaN in all that backward makes of that row                  with ``positive >= 0``
+                       softplus(cols[p(i)] - pos); NaN where pos is infinite or a log-sum-exp +inf (as
+                       cross entropy), and then NaN in all that backward makes of that row
+                                                                                 with ``positive >= 0``
     row_max [G, M]     maximum of s over the candidates, -inf where none          with ``extrema``
     col_max [G, N]     the same for columns                                       with ``extrema`` and ``columns``
     a_hat [G, M, D]    in ``dtype``, contiguous; absent when ``a`` is it already (not ``normalize``, same dtype)

@@ -170,26 +170,31 @@ def excess(lse, pos):
     return (lse[0] - pos) + lse[1]
 
 
+def undefined(lse, pos):
+    """NaN where cross entropy is: an infinite positive or candidate; else 0."""
+    return 0 * (pos + lse[0].clamp_min(0))
+
+
 def paired_loss(rows, cols, pos, positive: int) -> torch.Tensor:
     """softplus(lse − pos) per row, the mean of both directions with `cols`: accurate relative to itself when it vanishes."""
-    loss = torch.nn.functional.softplus(excess(rows, pos), threshold=40)
+    loss = torch.nn.functional.softplus(excess(rows, pos), threshold=40) + undefined(rows, pos)
     if cols.numel():
         p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
-        loss = (loss + torch.nn.functional.softplus(excess(cols[..., p], pos), threshold=40)) / 2
-    return loss + 0 * pos
+        cols = cols[..., p]
+        loss = (loss + torch.nn.functional.softplus(excess(cols, pos), threshold=40) + undefined(cols, pos)) / 2
+    return loss
 
 
 def upstream(g_rows, g_cols, rows, cols, pos, positive: int):
     """``(c [G, M], h [G, N] or None, g_pos [G, M] or None)``: the gradients of row lse, column lse and positive logit."""
     if positive < 0:
         return g_rows, g_cols if g_cols.numel() else None, None
-    g_rows = g_rows + 0 * pos
     if not cols.numel():
-        c = g_rows * torch.sigmoid(excess(rows, pos))
+        c = g_rows * torch.sigmoid(excess(rows, pos)) + undefined(rows, pos)
         return c, None, -c
     p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
-    c = g_rows * torch.sigmoid(excess(rows, pos)) / 2
-    h_row = g_rows * torch.sigmoid(excess(cols[..., p], pos)) / 2
+    c = g_rows * torch.sigmoid(excess(rows, pos)) / 2 + undefined(rows, pos)
+    h_row = g_rows * torch.sigmoid(excess(cols[..., p], pos)) / 2 + undefined(cols[..., p], pos)
     return c, torch.zeros_like(cols[0]).index_copy_(1, p, h_row), -(c + h_row)
 
 

@@ -80,9 +80,7 @@ def test_kernels_have_few_arguments(device):
             del out
         a, b, scale, bias, _, _ = Call(30, 40, dtype=F32).draw(device)
         terms = a.new_empty(1, 30, 2)
-        gradients.weighted_sums(
-            a, b, bias, None, None, scale, terms, None, None, "all", 0, 1, False, True, True, True
-        )
+        gradients.weighted_sums(a, b, bias, None, None, scale, terms, None, None, "all", 0, 1, False, True, True, True)
     assert {"prepare", "pair_reduce", "finish_forward", "pair_weight"} == {
         started.kernel.__name__ for started in launches
     }

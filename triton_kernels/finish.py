@@ -45,7 +45,8 @@ def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
 
 @triton.jit
 def _loss(lse, pos, ACC: tl.constexpr):
-    return softplus((lse - pos).to(ACC))
+    undefined = 0.0 * (pos + tl.maximum(lse, 0.0))  # NaN where cross entropy is: an infinite positive or candidate
+    return softplus((lse - pos).to(ACC)) + undefined.to(ACC)
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])
@@ -106,7 +107,7 @@ def finish_forward(
         value = _loss(lse, target, ACC)
         if cols is not None:
             value = 0.5 * (value + _loss(col_lse, target, ACC))
-        tl.store(loss + group * M + index, value + 0.0 * target.to(ACC), mask=inside)
+        tl.store(loss + group * M + index, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "splits"])
