@@ -40,7 +40,8 @@ Backward takes the upstream gradients and what forward saved (absent tensors are
 unless its ``need_*`` is set. Without a positive ``g_rows [G, M]`` and ``g_cols [G, N]`` (empty unless ``columns``) belong to the log-sum-exps; with one,
 ``g_rows`` belongs to loss and ``g_cols`` is empty. With ``mean`` present and only a and scale needed no tile is computed.
 With b=None ``da`` is the whole gradient of the set. Rows (columns) without candidates get no gradient from their lse.
-Below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
+Through the normalisation ``dx = (G - <u, G> u) inv`` with ``u = x inv``,
+not rounded; below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
 """
 
 from __future__ import annotations

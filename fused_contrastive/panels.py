@@ -228,8 +228,8 @@ def similarity_backward(
     if need_scale:
         dscale = (x.to(G_a.dtype) * G_a).sum() * (0.5 if b is None else 1.0)
     return (
-        finish(G_a, x, a_inv, scale, a.dtype) if need_a else a.new_empty(0),
-        finish(G_b, y, b_inv, scale, b.dtype) if need_b else a.new_empty(0),
+        finish(G_a, a, a_inv, scale) if need_a else a.new_empty(0),
+        finish(G_b, b, b_inv, scale) if need_b else a.new_empty(0),
         dscale,
         dbias,
     )
@@ -265,9 +265,11 @@ def weighted_sums(
     return G_a, G_b, dbias
 
 
-def finish(gradient, hat, inv, scale, dtype: torch.dtype) -> torch.Tensor:
-    """Gradient of the unrounded input: times scale, through the normalisation where there is one, rounded to `dtype`."""
+def finish(gradient, x, inv, scale) -> torch.Tensor:
+    """Gradient of the input x: times scale, through the normalisation where there is one (of x, not of its rounded direction)."""
     if inv.numel():
-        radial = (hat.to(gradient.dtype) * gradient).sum(-1) * (inv < 1 / EPS)
-        gradient = (gradient - radial.unsqueeze(-1) * hat.to(gradient.dtype)) * inv.unsqueeze(-1)
-    return (gradient * scale).to(dtype)
+        inv = inv.unsqueeze(-1)
+        unit = x.to(gradient.dtype) * inv
+        radial = (unit * gradient).sum(-1, keepdim=True) * (inv < 1 / EPS)
+        gradient = (gradient - radial * unit) * inv
+    return (gradient * scale).to(x.dtype)
