@@ -23,8 +23,9 @@ Forward returns eleven tensors that share no memory with each other or the input
     cols [2, G, N]     the same over the candidate rows of each column            with ``columns``
     pos [G, M]         s at the positive                                          with ``positive >= 0``
     loss [G, M]        softplus(rows - pos); with ``columns`` (then M = N) the mean of it and
-                       softplus(cols[p(i)] - pos); NaN where pos is infinite (as cross entropy), and then
-                       NaN in all that backward makes of that row                  with ``positive >= 0``
+                       softplus(cols[p(i)] - pos); NaN where pos is infinite or a log-sum-exp +inf (as
+                       cross entropy), and then NaN in all that backward makes of that row
+                                                                                 with ``positive >= 0``
     row_max [G, M]     maximum of s over the candidates, -inf where none          with ``extrema``
     col_max [G, N]     the same for columns                                       with ``extrema`` and ``columns``
     a_hat [G, M, D]    in ``dtype``, contiguous; absent when ``a`` is it already (not ``normalize``, same dtype)
@@ -39,7 +40,8 @@ Backward takes the upstream gradients and what forward saved (absent tensors are
 unless its ``need_*`` is set. Without a positive ``g_rows [G, M]`` and ``g_cols [G, N]`` (empty unless ``columns``) belong to the log-sum-exps; with one,
 ``g_rows`` belongs to loss and ``g_cols`` is empty. With ``mean`` present and only a and scale needed no tile is computed.
 With b=None ``da`` is the whole gradient of the set. Rows (columns) without candidates get no gradient from their lse.
-Below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
+Through the normalisation ``dx = (G - <u, G> u) inv`` with ``u = x inv``,
+not rounded; below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
 """
 
 from __future__ import annotations

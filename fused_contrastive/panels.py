@@ -170,26 +170,31 @@ def excess(lse, pos):
     return (lse[0] - pos) + lse[1]
 
 
+def undefined(lse, pos):
+    """NaN where cross entropy is: an infinite positive or candidate; else 0."""
+    return 0 * (pos + lse[0].clamp_min(0))
+
+
 def paired_loss(rows, cols, pos, positive: int) -> torch.Tensor:
     """softplus(lse − pos) per row, the mean of both directions with `cols`: accurate relative to itself when it vanishes."""
-    loss = torch.nn.functional.softplus(excess(rows, pos), threshold=40)
+    loss = torch.nn.functional.softplus(excess(rows, pos), threshold=40) + undefined(rows, pos)
     if cols.numel():
         p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
-        loss = (loss + torch.nn.functional.softplus(excess(cols[..., p], pos), threshold=40)) / 2
-    return loss + 0 * pos
+        cols = cols[..., p]
+        loss = (loss + torch.nn.functional.softplus(excess(cols, pos), threshold=40) + undefined(cols, pos)) / 2
+    return loss
 
 
 def upstream(g_rows, g_cols, rows, cols, pos, positive: int):
     """``(c [G, M], h [G, N] or None, g_pos [G, M] or None)``: the gradients of row lse, column lse and positive logit."""
     if positive < 0:
         return g_rows, g_cols if g_cols.numel() else None, None
-    g_rows = g_rows + 0 * pos
     if not cols.numel():
-        c = g_rows * torch.sigmoid(excess(rows, pos))
+        c = g_rows * torch.sigmoid(excess(rows, pos)) + undefined(rows, pos)
         return c, None, -c
     p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
-    c = g_rows * torch.sigmoid(excess(rows, pos)) / 2
-    h_row = g_rows * torch.sigmoid(excess(cols[..., p], pos)) / 2
+    c = g_rows * torch.sigmoid(excess(rows, pos)) / 2 + undefined(rows, pos)
+    h_row = g_rows * torch.sigmoid(excess(cols[..., p], pos)) / 2 + undefined(cols[..., p], pos)
     return c, torch.zeros_like(cols[0]).index_copy_(1, p, h_row), -(c + h_row)
 
 
@@ -223,8 +228,8 @@ def similarity_backward(
     if need_scale:
         dscale = (x.to(G_a.dtype) * G_a).sum() * (0.5 if b is None else 1.0)
     return (
-        finish(G_a, x, a_inv, scale, a.dtype) if need_a else a.new_empty(0),
-        finish(G_b, y, b_inv, scale, b.dtype) if need_b else a.new_empty(0),
+        finish(G_a, a, a_inv, scale) if need_a else a.new_empty(0),
+        finish(G_b, b, b_inv, scale) if need_b else a.new_empty(0),
         dscale,
         dbias,
     )
@@ -260,9 +265,11 @@ def weighted_sums(
     return G_a, G_b, dbias
 
 
-def finish(gradient, hat, inv, scale, dtype: torch.dtype) -> torch.Tensor:
-    """Gradient of the unrounded input: times scale, through the normalisation where there is one, rounded to `dtype`."""
+def finish(gradient, x, inv, scale) -> torch.Tensor:
+    """Gradient of the input x: times scale, through the normalisation where there is one (of x, not of its rounded direction)."""
     if inv.numel():
-        radial = (hat.to(gradient.dtype) * gradient).sum(-1) * (inv < 1 / EPS)
-        gradient = (gradient - radial.unsqueeze(-1) * hat.to(gradient.dtype)) * inv.unsqueeze(-1)
-    return (gradient * scale).to(dtype)
+        inv = inv.unsqueeze(-1)
+        unit = x.to(gradient.dtype) * inv
+        radial = (unit * gradient).sum(-1, keepdim=True) * (inv < 1 / EPS)
+        gradient = (gradient - radial * unit) * inv
+    return (gradient * scale).to(x.dtype)

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import is_interpreted
+from conftest import is_interpreted, skip_unless_served
 
 import fused_contrastive as fc
 from fused_contrastive import reference
@@ -281,3 +281,21 @@ def test_metrics_of_corners(name, n, d, backend, device):
     inputs = case.draw(n, d, torch.float64, device)
     found, expected = (case.loss(inputs, label, metrics=True)[1] for label in (backend, "reference"))
     torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("margin", (70, 80, 90))
+def test_half_gradients_when_every_row_has_converged(margin, backend, device):
+    """Losses down to 1e-39: weights that all but vanish neither overflow relative to the largest nor turn into NaN."""
+    skip_unless_served(backend, device, torch.float16)
+    query = torch.eye(4, 16, device=device).half().requires_grad_()
+    loss = fc.info_nce_loss(query, query.detach().clone(), None, 1 / margin, backend=backend)
+    loss.sum().backward()
+    assert query.grad.isfinite().all()
+
+
+def test_norms_whose_squares_overflow(backend, device):
+    """Such rows have no usable bound on their logits: these are summed relative to their maximum."""
+    a, b = torch.ones(4, 8, device=device), torch.full((5, 8), 1e-19, device=device)
+    a[3] = 1e20
+    lse = fc.similarity_logsumexp(a, b, backend=backend)
+    torch.testing.assert_close(lse.cpu(), math.log(5) + torch.tensor([0.0, 0.0, 0.0, 80.0]), rtol=1e-5, atol=1e-5)

@@ -45,7 +45,8 @@ def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
 
 @triton.jit
 def _loss(lse, pos, ACC: tl.constexpr):
-    return softplus((lse - pos).to(ACC))
+    undefined = 0.0 * (pos + tl.maximum(lse, 0.0))  # NaN where cross entropy is: an infinite positive or candidate
+    return softplus((lse - pos).to(ACC)) + undefined.to(ACC)
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])
@@ -106,7 +107,7 @@ def finish_forward(
         value = _loss(lse, target, ACC)
         if cols is not None:
             value = 0.5 * (value + _loss(col_lse, target, ACC))
-        tl.store(loss + group * M + index, value + 0.0 * target.to(ACC), mask=inside)
+        tl.store(loss + group * M + index, value, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M", "splits"])
@@ -150,29 +151,29 @@ def finish_weighted(
 
 
 @triton.jit
-def _pulled(gradient, x_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K: tl.constexpr, ACC: tl.constexpr,
+def _pulled(gradient, near, far, near_pull, far_pull, factor, k, D, EVEN_K: tl.constexpr, ACC: tl.constexpr,
             NEAR: tl.constexpr, FAR: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """Features k.. of the rows and of their unscaled gradient, positives included."""
-    x = load_rows(x_rows, k, D, BLOCK_K, EVEN_K).to(ACC)
+    """Features k.. of the rows' unscaled gradient, positives included."""
     total = load_rows(gradient, k, D, BLOCK_K, EVEN_K) * factor
     if NEAR:
         total -= near_pull[:, None] * load_rows(near, k, D, BLOCK_K, EVEN_K).to(ACC)
     if FAR:
         total -= far_pull[:, None] * load_rows(far, k, D, BLOCK_K, EVEN_K).to(ACC)
-    return x, total
+    return total
 
 
 @triton.jit(do_not_specialize=["X", "Y", "positive"])
 def finish_backward(
-    gradient, x, y, inv, pull, scale, unit, dx, radial, X, Y, D, positive,
+    gradient, x, y, given, inv, pull, scale, unit, dx, radial, X, Y, D, positive,
     NEAR: tl.constexpr, FAR: tl.constexpr, SHARE: tl.constexpr, EVEN_K: tl.constexpr, ACC: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HALF_RANGE: tl.constexpr,
 ):  # fmt: skip
-    """``dx = scale (G - <x, G> x) inv`` in the dtype of dx; ``radial``: this block's ``SHARE * sum <x, G>``, for the gradient of the scale.
+    """``dx = scale (G - <u, G> u) inv`` with ``u = given * inv`` in the dtype of dx; ``radial``: this block's ``SHARE * sum <x, G>``, for
+    the gradient of the scale.
 
     G is `gradient` (a product with W, fp32, unscaled) less the positives' pull: NEAR, x are rows with positives
     ``y[(i + positive) % Y]``; FAR, x are the positives of ``y[(j - positive) % X]``; both for one set. Rows below the norm floor are
-    not projected. One program per BLOCK rows of one group. Bytes: (8 + 3..6) X D.
+    not projected. One program per BLOCK rows of one group. Bytes: (8 + 4..8) X D.
     """
     blocks = tl.cdiv(X, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -196,29 +197,36 @@ def finish_backward(
     factor = tl.full((BLOCK,), 1.0, ACC)[:, None]
     if unit is not None:
         factor *= tl.load(unit) / HALF_RANGE
+    length = tl.full((BLOCK,), 1.0, ACC)
+    if inv is not None:
+        length = tl.load(inv + group * X + index, mask=inside, other=1.0)
+        given_rows = row_pointers(given + group * X * D, first, BLOCK, X, D)
     inner = tl.zeros((BLOCK,), ACC)
+    tangent = tl.zeros((BLOCK,), ACC)
     if (inv is not None) or (radial is not None):
         for k in range(0, D, BLOCK_K):
-            part, total = _pulled(
-                gradient_rows, x_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K, ACC, NEAR, FAR, BLOCK_K
+            total = _pulled(
+                gradient_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K, ACC, NEAR, FAR, BLOCK_K
             )
-            inner += tl.sum(part * total, 1)
+            if radial is not None:
+                inner += tl.sum(load_rows(x_rows, k, D, BLOCK_K, EVEN_K).to(ACC) * total, 1)
+            if inv is not None:
+                u = load_rows(given_rows, k, D, BLOCK_K, EVEN_K).to(ACC) * length[:, None]
+                tangent += tl.sum(u * total, 1)
     if radial is not None:
         tl.store(radial + tl.program_id(0), SHARE * tl.sum(tl.where(inside, inner, 0.0), 0))
     if dx is not None:
-        length = tl.full((BLOCK,), 1.0, ACC)
-        if inv is not None:
-            length = tl.load(inv + group * X + index, mask=inside, other=1.0)
-            inner = tl.where(length < 0.99999e12, inner, 0.0)
-        else:
-            inner = tl.zeros((BLOCK,), ACC)
-        length *= tl.load(scale)
+        tangent = tl.where(length < 0.99999e12, tangent, 0.0)
+        outer = length * tl.load(scale)
         targets = row_pointers(dx + group * X * D, first, BLOCK, X, D)
         for k in range(0, D, BLOCK_K):
             features = k + tl.arange(0, BLOCK_K)
-            part, total = _pulled(
-                gradient_rows, x_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K, ACC, NEAR, FAR, BLOCK_K
+            total = _pulled(
+                gradient_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K, ACC, NEAR, FAR, BLOCK_K
             )
-            value = (total - inner[:, None] * part) * length[:, None]
+            if inv is not None:
+                u = load_rows(given_rows, k, D, BLOCK_K, EVEN_K).to(ACC) * length[:, None]
+                total -= tangent[:, None] * u
+            value = total * outer[:, None]
             kept = inside[:, None] & (features < D)[None, :]
             tl.store(targets[:, None] + features[None, :], round_to(value, dx.dtype.element_ty, INTERPRET), mask=kept)

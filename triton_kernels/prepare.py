@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .common import EPS, LOG2E, load_rows, log1p, round_to, row_pointers, sigmoid
 
+TINY = tl.constexpr(2.0**-60)
 BOUNDS = 3
 """Per group: largest row norm of a, of b, largest finite |bias|."""
 
@@ -16,6 +17,12 @@ def _raise_bound(bound, value):
     """Maximum of non-negative floats through their bits: independent of the order, NaN above everything."""
     bits = bound.to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_max(bits, value.to(tl.float32).to(tl.int32, bitcast=True), sem="relaxed")
+
+
+@triton.jit
+def _kept(x):
+    """x with NaN, which a maximum may drop, as infinity."""
+    return tl.where(x == x, x, float("inf"))
 
 
 @triton.jit
@@ -36,7 +43,7 @@ def _prepare_rows(
         factor = 1.0 / tl.where(norm < EPS, EPS, norm)
         tl.store(inv + rows, factor, mask=inside)
     else:
-        _raise_bound(bound, tl.max(norm, 0))
+        _raise_bound(bound, tl.max(_kept(norm), 0))
     if ROUND:
         targets = row_pointers(hat, first, BLOCK, count, D)
         for k in range(0, D, BLOCK_K):
@@ -76,7 +83,7 @@ def prepare(
             columns = first + tl.arange(0, BLOCK)
             size = tl.abs(tl.load(bias + group * N + columns, mask=columns < N, other=0.0))
             removed = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) == float("-inf")
-            _raise_bound(bound + g * 3 + 2, tl.max(tl.where(removed, 0.0, size), 0))
+            _raise_bound(bound + g * 3 + 2, tl.max(tl.where(removed, 0.0, _kept(size)), 0))
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive"])
@@ -87,7 +94,8 @@ def prepare_backward(
 
     ``row_terms [G, M, 2]`` and ``col_terms [G, N, 2]`` hold (level, weight), levels integral: what is rounded there does not grow with
     the logits; ``pull [G, M]`` is minus the gradient of the positive's logit;
-    `unit` becomes the largest total weight of a row or column (float16 panels are stored relative to it). With a positive the level
+    `unit` becomes the largest total weight of a row or column (float16 panels are stored relative to it), but no less than 2^-60 of an
+    upstream gradient, so that no level's weight overflows relative to it. With a positive the level
     is log2(exp(lse) + exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One program per BLOCK rows
     of one group; O(M + N) bytes.
     """
@@ -103,10 +111,11 @@ def prepare_backward(
     if pos is not None:
         column = (index + positive) % N
         target = tl.load(pos + row, mask=inside, other=0.0).to(tl.float64)
-        weight += 0.0 * target  # an infinite positive is NaN, as in cross entropy
+        weight += _undefined(lse, target)
         if cols is not None:
             weight *= 0.5
             col_lse = _load_sum(cols + group * N + column, plane * N, inside)
+            weight += _undefined(col_lse, target)
             col_pull = weight * sigmoid(col_lse - target)
             _store_terms(col_terms + group * N * 2, column, inside, _logaddexp(col_lse, target), weight)
         row_pull = weight * sigmoid(lse - target)
@@ -117,6 +126,7 @@ def prepare_backward(
             largest = tl.maximum(largest, tl.abs(col_pull))
         tl.store(pull + row, total, mask=inside)
         lse = _logaddexp(lse, target)
+        largest = tl.maximum(largest, tl.abs(weight) * TINY)
     else:
         largest = tl.abs(weight)
         if cols is not None:
@@ -127,7 +137,14 @@ def prepare_backward(
             _store_terms(col_terms + group * N * 2, column, inside_column, col_lse, col_weight)
     _store_terms(row_terms + group * M * 2, index, inside, lse, weight)
     if unit is not None:
-        _raise_bound(unit, tl.max(largest, 0))
+        finite_size = tl.where(largest < float("inf"), largest, 0.0)
+        _raise_bound(unit, tl.max(tl.where(finite_size > 0.0, tl.maximum(finite_size, 1e-30), 0.0), 0))
+
+
+@triton.jit
+def _undefined(lse, pos):
+    """NaN where cross entropy is: an infinite positive or candidate; else 0."""
+    return 0.0 * (pos + tl.maximum(lse, 0.0))
 
 
 @triton.jit

@@ -239,13 +239,13 @@ def similarity_backward(
     da, radial = a.new_empty(0), None
     if from_a:
         da, radial = _finish_set(
-            sum_a, x, y, a_inv, pull, scale, unit, a.dtype, positive, True, one_set, 0.5 if one_set else 1.0,
+            sum_a, x, y, a, a_inv, pull, scale, unit, positive, True, one_set, 0.5 if one_set else 1.0,
             need_a, need_scale,
         )  # fmt: skip
     db = (a if one_set else b).new_empty(0)
     if need_b:
         db, other = _finish_set(
-            sum_b, y, x, b_inv, pull, scale, unit, b.dtype, positive, False, True, 1.0, True, need_scale and not from_a
+            sum_b, y, x, b, b_inv, pull, scale, unit, positive, False, True, 1.0, True, need_scale and not from_a
         )
         radial = other if radial is None else radial
     if need_bias:
@@ -254,16 +254,16 @@ def similarity_backward(
     return da, db, dscale, dbias if need_bias else scale.new_empty(0)
 
 
-def _finish_set(gradient, x, y, inv, pull, scale, unit, dtype, positive, near, far, share, need_x, need_scale):
-    """(gradient of one set in `dtype` or empty, partial sums of the scale's gradient or None)."""
+def _finish_set(gradient, x, y, given, inv, pull, scale, unit, positive, near, far, share, need_x, need_scale):
+    """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or None)."""
     (G, X, D), Y = x.shape, y.shape[1]
     programs = G * ceil_div(X, ROWS)
-    dx = torch.empty((G, X, D) if need_x else (0,), dtype=dtype, device=x.device)
+    dx = torch.empty((G, X, D) if need_x else (0,), dtype=given.dtype, device=x.device)
     radial = scale.new_empty(programs) if need_scale else None
     launch(
         finish_backward,
         programs,
-        gradient, x, y, _present(inv), pull, scale, unit, _present(dx), radial, X, Y, D, positive,
+        gradient, x, y, given.contiguous(), _present(inv), pull, scale, unit, _present(dx), radial, X, Y, D, positive,
         NEAR=near and pull is not None, FAR=far and pull is not None, SHARE=share, EVEN_K=D % FEATURES == 0,
         ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES, HALF_RANGE=HALF_RANGE.value,
     )  # fmt: skip

@@ -273,8 +273,12 @@ class BackwardPass {
         if (set.inv) {
           const T inv = static_cast<const T*>(set.inv)[g * n + i];
           factor *= inv;
-          if (!(inv >= T(1 / NORM_FLOOR)))
-            for (int64_t d = 0; d < D_; ++d) row[d] -= inner * z[d];
+          if (!(inv >= T(1 / NORM_FLOOR))) {  // the direction of x, not that of the rounded z
+            const bool exact = f_.matrix == TYPE<T>;
+            const T* u = exact ? z : row_in(input(set, g, i), set.type, D_, buffer);
+            const T radial = exact ? inner : inv * inv * dot(u, row, D_);
+            for (int64_t d = 0; d < D_; ++d) row[d] -= radial * u[d];
+          }
         }
         for (int64_t d = 0; d < D_; ++d) row[d] *= factor;
         void* out = offset_by(set.gradient, set.type, (g * n + i) * D_);

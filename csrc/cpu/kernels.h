@@ -8,7 +8,7 @@
 
 namespace fused_contrastive::FUSED_ISA {
 
-constexpr double SHARE = 1 << 24;  // multiply-adds that are worth a thread
+constexpr double SHARE = 1 << 23;  // multiply-adds that are worth a thread
 constexpr double SMALL = 1 << 24;  // ... of a group that one thread takes whole
 
 template <class Pass, class Arguments>

@@ -138,6 +138,10 @@ const T* rounded_row(const Set& set, int64_t g, int64_t i, int64_t D, Type matri
   return row_in(row, type, D, buffer);
 }
 
+inline const void* input(const Set& set, int64_t g, int64_t i) {
+  return offset_by(set.x, set.type, g * set.group_stride + i * set.row_stride);
+}
+
 // Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and null where x needs no
 // rounding.
 template <class C>
@@ -151,7 +155,7 @@ void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type mat
     const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
     T largest = normalize ? T(1.02) : T(0);  // rounding a unit vector moves its norm by less than 2^-8
     for (int64_t r = 0; r < m; ++r) {
-      const void* given = offset_by(set.x, set.type, g * set.group_stride + (i0 + r) * set.row_stride);
+      const void* given = input(set, g, i0 + r);
       const T* x = row_in(given, set.type, D, buffer);
       const T square = dot(x, x, D);
       T inv = 1;
