@@ -248,12 +248,10 @@ def similarity_backward(
     finish = functools.partial(_finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
     da, db, radial = a.new_empty(0), a.new_empty(0), None
     if from_a:
-        da, radial = finish(
-            sum_a, x, y, a_inv, dtype=a.dtype, near=True, far=one_set, need_x=need_a, need_scale=need_scale
-        )
+        da, radial = finish(sum_a, x, y, a, a_inv, near=True, far=one_set, need_x=need_a, need_scale=need_scale)
     if need_b:
         db, other = finish(
-            sum_b, y, x, b_inv, dtype=b.dtype, near=False, far=True, need_x=True, need_scale=need_scale and not from_a
+            sum_b, y, x, b, b_inv, near=False, far=True, need_x=True, need_scale=need_scale and not from_a
         )
         radial = other if radial is None else radial
     if need_bias:
@@ -262,14 +260,27 @@ def similarity_backward(
     return da, db, dscale, dbias if need_bias else scale.new_empty(0)
 
 
-def _finish_set(operators, gradient, x, y, inv, *, pull, scale, unit, positive, dtype, near, far, need_x, need_scale):
-    """(gradient of one set in `dtype` or empty, partial sums of the scale's gradient or empty)."""
+def _finish_set(operators, gradient, x, y, given, inv, *, pull, scale, unit, positive, near, far, need_x, need_scale):
+    """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or empty)."""
     G, X, _ = x.shape
-    dx = torch.empty(x.shape if need_x else (0,), dtype=dtype, device=x.device)
+    dx = torch.empty(x.shape if need_x else (0,), dtype=given.dtype, device=x.device)
     radial = scale.new_empty(G * ceil_div(X, FINISH_ROWS) if need_scale else 0, dtype=torch.float64)
     paired = pull.numel() > 0
     operators.finish_backward(
-        gradient, x, y, inv, pull, scale, unit, dx, radial, positive, near and paired, far and paired, near and far
+        gradient,
+        x,
+        y,
+        given.contiguous(),
+        inv,
+        pull,
+        scale,
+        unit,
+        dx,
+        radial,
+        positive,
+        near and paired,
+        far and paired,
+        near and far,
     )
     return dx, radial
 

@@ -76,7 +76,7 @@ def release() -> str:
 
 def library_hash() -> str:
     """Of everything the library is made of, the compiler apart: the library carries it as ``SOURCES``."""
-    everything = sorted(kernel_hashes().items()), source_hash(HERE / "library.cpp")
+    everything = [(source.name, source_hash(source)) for source in (*sources(), HERE / "library.cpp")]
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
 

@@ -126,10 +126,10 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_weighted(const __grid_co
   }
 }
 
-// dx = scale (G - <x, G> x) inv in the type of dx; radial: this block's sum of <x, G> (half of it with `halved`) in
-// float64, for the gradient of the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows
+// dx = scale (G - <u, G> u) inv with u = given * inv, in the type of dx and given; radial: this block's sum of <x, G>
+// (half of it with `halved`) in float64, for the gradient of the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows
 // with positives y[(i + positive) % Y]; far, x are the positives of y[(j - positive) % X]; both for one set. Rows below
-// the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 6) X D read, the second reading from cache.
+// the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 8) X D read, the second reading from cache.
 // Predicted: 70 % of the copy rate.
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_constant__ FinishBackwardParams p) {
@@ -167,22 +167,27 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_co
       if (p.far) value -= far_pull * static_cast<Acc>(to_float(far[d]));
       return value;
     };
-    if (p.inv != nullptr || p.radial != nullptr) {
+    if (p.radial != nullptr) {
       for (int d = lane_id(); d < p.D; d += 32) inner = fma(static_cast<Acc>(to_float(x[d])), total(d), inner);
       inner = warp_sum(inner);
     }
     if (p.dx != nullptr) {
-      Acc factor = *static_cast<const Acc*>(p.scale), projected = 0;
-      if (p.inv != nullptr) {
-        const Acc inv = static_cast<const Acc*>(p.inv)[g * p.X + index];
-        factor *= inv;
-        projected = inv < Acc(0.99999e12) ? inner : Acc(0);
-      }
+      Acc factor = *static_cast<const Acc*>(p.scale);
+      const Acc inv = p.inv == nullptr ? Acc(1) : static_cast<const Acc*>(p.inv)[g * p.X + index];
+      factor *= inv;
       with_type(p.output, [&](auto zero) {
-        decltype(zero)* dx = static_cast<decltype(zero)*>(p.dx) + row;
-        for (int d = lane_id(); d < p.D; d += 32) {
-          from_float((total(d) - projected * static_cast<Acc>(to_float(x[d]))) * factor, dx[d]);
+        using Output = decltype(zero);
+        Output* dx = static_cast<Output*>(p.dx) + row;
+        if (p.inv == nullptr || inv >= Acc(0.99999e12)) {
+          for (int d = lane_id(); d < p.D; d += 32) from_float(total(d) * factor, dx[d]);
+          return;
         }
+        const Output* given = static_cast<const Output*>(p.given) + row;
+        const auto direction = [&](int d) { return static_cast<Acc>(to_float(given[d])) * inv; };
+        Acc along = 0;
+        for (int d = lane_id(); d < p.D; d += 32) along = fma(direction(d), total(d), along);
+        along = warp_sum(along);
+        for (int d = lane_id(); d < p.D; d += 32) from_float((total(d) - along * direction(d)) * factor, dx[d]);
       });
     }
   }

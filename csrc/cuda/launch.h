@@ -62,7 +62,7 @@ void launch_terms(const TermsParams& p, Type matrix, Stream stream);
 
 // Gradient of one set: x [G, X, D], the other one y [G, Y, D].
 struct FinishBackwardParams {
-  const void *gradient, *x, *y, *inv, *pull, *scale;
+  const void *gradient, *x, *y, *given, *inv, *pull, *scale;
   const float* unit;
   void* dx;
   double* radial;

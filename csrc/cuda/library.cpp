@@ -220,12 +220,12 @@ void pair_weight(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, 
   kernels(x, float32).pair_weight(w, queue.stream());
 }
 
-void finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor inv, Tensor pull, Tensor scale, Tensor unit, Tensor dx,
-                     Tensor radial, int64_t positive, bool near, bool far, bool halved) {
+void finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, Tensor scale,
+                     Tensor unit, Tensor dx, Tensor radial, int64_t positive, bool near, bool far, bool halved) {
   const Queue queue(x);
   FinishBackwardParams p{};
   p.gradient = pointer(gradient), p.x = pointer(x), p.y = pointer(y), p.inv = pointer(inv), p.pull = pointer(pull);
-  p.scale = pointer(scale), p.unit = static_cast<const float*>(pointer(unit));
+  p.given = pointer(given), p.scale = pointer(scale), p.unit = static_cast<const float*>(pointer(unit));
   p.dx = pointer(dx), p.radial = static_cast<double*>(pointer(radial)), p.output = type(dx);
   p.G = size(x, 0), p.X = size(x, 1), p.Y = size(y, 1), p.D = size(x, 2), p.positive = static_cast<int>(positive);
   p.near = near, p.far = far, p.halved = halved;
@@ -263,8 +263,8 @@ STABLE_TORCH_LIBRARY(NAMESPACE, m) {
   m.def("pair_weight(" PROBLEM "Tensor row_terms, Tensor col_terms, Tensor unit, Tensor(a!) panel, " CANDIDATES
         "bool mirror, int float32) -> ()");
   m.def(
-      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor inv, Tensor pull, Tensor scale, Tensor unit, "
-      "Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool halved) -> ()");
+      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, Tensor scale, "
+      "Tensor unit, Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool halved) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
