@@ -18,6 +18,7 @@ import torch
 from . import tiling
 from .candidates import KEYED, KINDS
 from .checks import float32_precision
+from .force_panels import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401
 from .panels import product
 from .tiling import ceil_div, resolve
 from .verification import verified

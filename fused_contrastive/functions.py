@@ -48,7 +48,7 @@ class Similarity(torch.autograd.Function):
         needed = ctx.needs_input_grad[:4]
         gradients = ops.similarity_backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
         if torch.is_grad_enabled():  # create_graph=True
-            gradients = FirstDerivative.apply(*gradients, g_rows, g_cols, *saved[:4])
+            gradients = FirstDerivative.apply(4, *gradients, g_rows, g_cols, *saved[:4])
         return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * 12)
 
 
@@ -65,11 +65,12 @@ class DirectSimilarity(torch.autograd.Function):
 
 
 class FirstDerivative(torch.autograd.Function):
-    """The gradients (first four arguments), tied to what they depend on: differentiating them again raises, never gives a wrong number."""
+    """The gradients (the first `count` tensors), tied to what they depend on: differentiating them again raises, never gives a wrong
+    number."""
 
     @staticmethod
-    def forward(da, db, dscale, dbias, *_dependencies):
-        return da.clone(), db.clone(), dscale.clone(), dbias.clone()
+    def forward(count, *tensors):
+        return tuple(gradient.clone() for gradient in tensors[:count])
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -78,7 +79,7 @@ class FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *_):
         raise NotImplementedError(
-            "second derivatives of the fused similarity losses are not available: use backend='eager' where you need them"
+            "second derivatives of the fused losses are not available: use backend='eager' where you need them"
         )
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from . import checks, losses
+from . import checks, force, losses
 
 
 class _Loss(nn.Module):
@@ -27,6 +27,14 @@ def _own_number(name: str, value, *, divisor: bool = False) -> None:
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a number, got a tensor: pass learnable=True to learn it, or call the function")
     checks.number(name, value, torch.device("cpu"), divisor=divisor)
+
+
+def _own_temperatures(values) -> tuple:
+    """At least one finite number other than 0."""
+    force.check_temperatures(values)
+    for value in values:
+        _own_number("temperatures", value, divisor=True)
+    return tuple(values)
 
 
 class _TemperatureLoss(_Loss):
@@ -127,3 +135,51 @@ class CPCLoss(_Loss):
 
     def forward(self, predictions: torch.Tensor, latents: torch.Tensor):
         return losses.cpc_loss(predictions, latents, **self.options)
+
+
+class ContrastiveForceLoss(_Loss):
+    """Module form of `contrastive_force_loss`: ``ContrastiveForceLoss()(positive, negative)``."""
+
+    def __init__(
+        self,
+        temperatures=(0.01, 0.02, 0.05, 0.1, 0.2),
+        *,
+        mask_self="sum",
+        normalizer="dist_affinity_rms",
+        scale=None,
+        detach_scale=False,
+        affinity_floor=0.0,
+        reduction="none",
+        backend=None,
+    ):
+        super().__init__(
+            temperatures=_own_temperatures(temperatures),
+            mask_self=mask_self,
+            normalizer=normalizer,
+            scale=scale,
+            detach_scale=detach_scale,
+            affinity_floor=affinity_floor,
+            reduction=reduction,
+            backend=backend,
+        )
+        force.check_options(mask_self, normalizer, affinity_floor)
+        checks.choice("detach_scale", detach_scale, (True, False))
+        if scale is not None:
+            _own_number("scale", scale, divisor=True)
+
+    def forward(self, positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+        return force.contrastive_force_loss(positive, negative, **self.options)
+
+
+class DriftLoss(nn.Module):
+    """Module form of `drift_loss`: ``DriftLoss()(gen, positive, negative)``, with its weights as keyword arguments."""
+
+    def __init__(self, temperatures=(0.02, 0.05, 0.2), *, backend=None):
+        super().__init__()
+        self.options = {"temperatures": _own_temperatures(temperatures), "backend": backend}
+
+    def forward(self, gen: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor | None = None, **weights):
+        return force.drift_loss(gen, positive, negative, **weights, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from .force_panels import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LIBRARY = "fused_contrastive._C_cpu"
 _MARK = b"fused_contrastive for torch "

@@ -51,17 +51,17 @@ import torch
 from . import checks, dispatch
 from .checks import accumulation_dtype
 
-_LIBRARY = torch.library.Library("fused_contrastive", "DEF")
+LIBRARY = torch.library.Library("fused_contrastive", "DEF")
 
 _CANDIDATES = "str kind, SymInt offset, SymInt stride, SymInt positive"
-_LIBRARY.define(
+LIBRARY.define(
     "similarity_forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, "
     + _CANDIDATES
     + ", bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype, str backend) -> ("
     + ", ".join(["Tensor"] * 11)
     + ")"
 )
-_LIBRARY.define(
+LIBRARY.define(
     "similarity_backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, "
     "Tensor? key_a, Tensor? key_b, Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, "
     "Tensor b_inv, Tensor mean, "
@@ -71,7 +71,7 @@ _LIBRARY.define(
 )
 
 
-def _implement(name: str) -> None:
+def implement(name: str) -> None:
     """The op `name`: the function of that name in the backend that the last argument names, outside autocast."""
 
     def call(*arguments):
@@ -82,16 +82,16 @@ def _implement(name: str) -> None:
         with torch.autocast(device.type, enabled=False):
             return function(*arguments[:-1])
 
-    _LIBRARY.impl(name, call, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 
 
-_implement("similarity_forward")
-_implement("similarity_backward")
+implement("similarity_forward")
+implement("similarity_backward")
 similarity_forward = torch.ops.fused_contrastive.similarity_forward.default
 similarity_backward = torch.ops.fused_contrastive.similarity_backward.default
 
 
-@torch.library.register_fake("fused_contrastive::similarity_forward", lib=_LIBRARY)
+@torch.library.register_fake("fused_contrastive::similarity_forward", lib=LIBRARY)
 def _(
     a,
     b,
@@ -133,7 +133,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fused_contrastive::similarity_backward", lib=_LIBRARY)
+@torch.library.register_fake("fused_contrastive::similarity_backward", lib=LIBRARY)
 def _(
     g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
     kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,

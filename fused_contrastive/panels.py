@@ -11,6 +11,7 @@ import torch
 
 from .candidates import KEYED, candidate_mask, excluded_diagonals
 from .checks import accumulation_dtype
+from .force_panels import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401
 
 PANEL = 1 << 19
 """Similarities per panel: 2 MiB in float32 stay in a CPU's caches; other devices get 32 times that."""

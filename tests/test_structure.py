@@ -12,12 +12,14 @@ ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
     {"candidates", "checks", "tiling", "verification", "fastest"},
-    {"reference", "panels", "visualize"},
+    {"reference", "force_reference", "force_panels"},
+    {"panels", "visualize"},
     {"native", "triton_kernels", "cuda"},
     {"dispatch"},
     {"ops"},
+    {"force_ops"},
     {"functions"},
-    {"losses"},
+    {"losses", "force"},
     {"modules", "distributed", "testing"},
     {"__init__", "__main__", "integrations"},
 )
@@ -66,10 +68,12 @@ def test_imports_run_one_way():
 
 
 def test_backends_have_identical_signatures():
-    """A backend is a module with the four functions, the last two with the ops' arguments less the backend."""
+    """A backend is a module with `refusal`, `status` and one function per op, with the op's arguments less the backend."""
     from fused_contrastive import dispatch, panels
 
-    for name in ("similarity_forward", "similarity_backward"):
+    ops = ("similarity_forward", "similarity_backward")
+    ops += ("force_forward", "force_backward", "distance_sums", "distance_gradient")
+    for name in ops:
         schema = [a.name for a in getattr(__import__("torch").ops.fused_contrastive, name).default._schema.arguments][
             :-1
         ]
@@ -78,7 +82,7 @@ def test_backends_have_identical_signatures():
         module = dispatch.module(backend)
         assert callable(module.refusal) and callable(module.status), backend
         if module.status().startswith("available"):
-            assert callable(module.similarity_forward) and callable(module.similarity_backward), backend
+            assert all(callable(getattr(module, name, None)) for name in ops), backend
 
 
 @pytest.mark.parametrize("name", [n for n in fc.__all__ if n not in ("backends", "use_backend")])
@@ -102,12 +106,12 @@ def test_public_names():
 
 def test_reference_has_the_signatures_of_the_losses():
     """The specification takes the same arguments with the same defaults, less backend."""
-    from fused_contrastive import losses, reference
+    from fused_contrastive import force, force_reference, losses, reference
 
-    for name, function in vars(losses).items():
-        if not name.endswith("_loss"):
-            continue
-        ours, theirs = (dict(inspect.signature(f).parameters) for f in (function, getattr(reference, name)))
+    families = [(n, f, reference) for n, f in vars(losses).items() if n.endswith("_loss")]
+    families += [(n, vars(force)[n], force_reference) for n in vars(force) if n in fc.__all__]
+    for name, function, specification in families:
+        ours, theirs = (dict(inspect.signature(f).parameters) for f in (function, getattr(specification, name)))
         ours.pop("backend")
         assert list(ours) == list(theirs), name
         for key, parameter in ours.items():

@@ -1,0 +1,404 @@
+"""The force family: the affinity-weighted force between positives and negatives, and the losses that move the negatives along it.
+
+Distances are computed from differences in float32 (float64 for float64 inputs), no ``[N + M, N + M]`` matrix is stored, and every
+exponential is taken relative to the largest of its row, so that forces are finite where a dense float32 softmax underflows. Wrong shapes,
+dtypes, devices or values raise ValueError or TypeError naming the argument. Derivations: docs/maths.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from . import checks, dispatch, force_ops, force_reference
+from .functions import FirstDerivative, inverse_scale
+
+MASKS = ("sum", "softmax")
+NORMALIZERS = (None, "dist_affinity_rms", "force_rms")
+
+
+class Force(torch.autograd.Function):
+    """``x [G, P, D], inverse_temperature [1]`` to the first five outputs of the forward op; differentiable: the force."""
+
+    @staticmethod
+    def forward(x, inverse_temperature, rows, mask, floor, rms, separate, backend):
+        ones = inverse_temperature.new_ones(x.shape[0])
+        outputs = force_ops.force_forward(
+            x, inverse_temperature, ones, None, rows, rows, True, mask, -math.inf, floor, -math.inf, 0.0, rms, separate,
+            backend,
+        )  # fmt: skip
+        force, log_norm, _, lse, _, shift, sums = outputs
+        return force, log_norm, lse, shift, sums
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        x, inverse_temperature, rows, mask, floor, rms, _separate, backend = inputs
+        _force, *saved = outputs
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, inverse_temperature, *saved)
+        ctx.options = (rows, mask, floor, rms, backend)
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        if g is None:
+            return (None,) * 8
+        saved = ctx.saved_tensors
+        gradients = force_ops.force_backward(g, *saved, *ctx.options)
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = FirstDerivative.apply(2, *gradients, g, *saved[:2])
+        return (*(d if need else None for d, need in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 6)
+
+
+class ForceLoss(torch.autograd.Function):
+    """``(rows / scale - stopgrad(rows / scale + force))^2``, which is ``force^2``, of x ``[G, P, D]``; scale ``[G]`` or None (the mean
+    distance). Its gradient flows through ``rows / scale`` alone, with `attached` also through the mean distance."""
+
+    @staticmethod
+    def forward(x, scale, inverse_temperatures, rows, mask, floor, normalizer, attached, backend):
+        force, _, scale, *_ = force_ops.force_forward(
+            x, inverse_temperatures, scale, None, rows, rows, True, mask, -math.inf, floor, -math.inf, 0.0,
+            normalizer == "dist_affinity_rms", normalizer == "force_rms", backend,
+        )  # fmt: skip
+        scale = scale.masked_fill(scale == 0, 1.0)
+        if normalizer == "force_rms":
+            force = (force / force_reference.rms(force)).sum(0)
+        else:
+            force = force[0] / scale[:, None, None]
+        return force * force, force, scale
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        x, scale, _, rows, *_, attached, backend = inputs
+        _loss, force, used = outputs
+        ctx.mark_non_differentiable(force, used)
+        ctx.save_for_backward(x, force, used)
+        ctx.rows, ctx.attached, ctx.backend = rows, attached and scale is None, backend
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        x, force, scale = ctx.saved_tensors
+        pull = (-2 * g) * force / scale[:, None, None]
+        dx = dscale = None
+        if ctx.attached or ctx.needs_input_grad[1]:
+            dscale = -(pull * x[:, : ctx.rows]).sum((1, 2)) / scale
+        if ctx.needs_input_grad[0]:
+            P = x.shape[1]
+            dx = force_ops.distance_gradient(dscale / P**2, x, ctx.backend) if ctx.attached else torch.zeros_like(x)
+            dx[:, : ctx.rows] += pull.to(dx.dtype)
+        if not ctx.needs_input_grad[1]:
+            dscale = None
+        if torch.is_grad_enabled() and dx is not None:
+            (dx,) = FirstDerivative.apply(1, dx, g, x)
+        return (dx, dscale, *[None] * 7)
+
+
+class DriftLoss(torch.autograd.Function):
+    """``mean((gen / s_in - constant)^2)`` where the difference is ``-force``: ``[G]``."""
+
+    @staticmethod
+    def forward(gen, force, s_in):
+        return (force * force).mean((1, 2))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        gen, force, s_in = inputs
+        ctx.save_for_backward(force, s_in)
+        ctx.dtype = gen.dtype
+
+    @staticmethod
+    def backward(ctx, g):
+        force, s_in = ctx.saved_tensors
+        d = g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))
+        return d.to(ctx.dtype), None, None
+
+
+def _points(name_a, a, name_b, b):
+    """The dtype of the computation, once both sets ``[..., n, D]`` are checked."""
+    checks.embeddings(name_a, a, at_least=2)
+    checks.embeddings(name_b, b, at_least=2, like=(name_a, a))
+    if b.shape[:-2] != a.shape[:-2] or b.shape[-1] != a.shape[-1]:
+        raise ValueError(
+            f"{name_b} must have shape [..., n, D] matching {name_a} {tuple(a.shape)}, got {tuple(b.shape)}"
+        )
+    return torch.promote_types(a.dtype, b.dtype)
+
+
+def check_options(mask_self, normalizer, affinity_floor) -> float:
+    """The floor of log A, once the options are checked."""
+    checks.choice("mask_self", mask_self, MASKS)
+    checks.choice("normalizer", normalizer, NORMALIZERS)
+    if isinstance(affinity_floor, torch.Tensor):
+        raise TypeError("affinity_floor must be a number, got a tensor")
+    checks.number("affinity_floor", affinity_floor, torch.device("cpu"))
+    if not 0 <= affinity_floor <= 1:
+        raise ValueError(f"affinity_floor must be between 0 and 1, got {affinity_floor}")
+    return math.log(affinity_floor) / 2 if affinity_floor > 0 else -math.inf
+
+
+def check_temperatures(temperatures) -> None:
+    """A sequence that is not empty."""
+    if isinstance(temperatures, str) or not isinstance(temperatures, Sequence):
+        raise TypeError(f"temperatures must be a sequence of numbers, got {type(temperatures).__name__}")
+    if not temperatures:
+        raise ValueError("temperatures must not be empty")
+
+
+def _inverse_temperatures(temperatures, like: torch.Tensor) -> torch.Tensor:
+    """``[K]`` in the accumulation dtype of `like`, on its device."""
+    check_temperatures(temperatures)
+    for value in temperatures:
+        checks.number("temperatures", value, like.device, divisor=True)
+    return torch.stack([inverse_scale(value, like) for value in temperatures])
+
+
+def _groups(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, *x.shape[-2:])
+
+
+def contrastive_force(
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    temperature: float | torch.Tensor,
+    *,
+    mask_self: str = "sum",
+    normalizer: str | None = None,
+    affinity_floor: float = 0.0,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Force on each negative, towards the positives and away from the other negatives.
+
+    ``force_j = sum_ik A_ji A_jk (positive_i - negative_k)`` over positives i and negatives k != j, where A is the root of the product of the
+    row and the column softmax of ``-d / temperature`` over all N + M points, d the Euclidean distances.
+
+    Args:
+        positive, negative: ``[..., N, D]`` and ``[..., M, D]``, each leading index a group of its own.
+        temperature: in units of distance; a number, or a 0-d tensor, which then gets a gradient.
+        mask_self: "sum" leaves a point's pair with itself out of the sum only, "softmax" also out of both softmaxes.
+        normalizer: None, or divide each group by ``sqrt(mean((d A)^2))`` over its (N + M)^2 pairs ("dist_affinity_rms"), or by
+            ``sqrt(mean(force^2))`` ("force_rms"; a force of 0 stays 0).
+        affinity_floor: lower bound of the product of the two softmaxes.
+
+    Returns:
+        ``[..., M, D]`` in the dtype of the inputs, differentiable once in positive, negative and temperature.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    dtype = _points("positive", positive, "negative", negative)
+    checks.number("temperature", temperature, negative.device, divisor=True)
+    floor = check_options(mask_self, normalizer, affinity_floor)
+    if backend is not None:
+        dispatch.check_name(backend)
+    if negative.numel() == 0 or positive.numel() == 0:
+        return (negative * 0).to(dtype) + positive.sum().to(dtype) * 0
+    if dispatch.is_eager(backend):
+        options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
+        return force_reference.contrastive_force(positive, negative, temperature, **options).to(dtype)
+    x = torch.cat([_groups(negative).to(dtype), _groups(positive).to(dtype)], 1)
+    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+    inverse = inverse_scale(temperature, x).reshape(1)
+    force, *_ = Force.apply(
+        x, inverse, negative.shape[-2], mask_self == "softmax", floor, normalizer == "dist_affinity_rms",
+        normalizer == "force_rms", name,
+    )  # fmt: skip
+    force = force[0]
+    if normalizer == "force_rms":
+        force = force / force_reference.rms(force)
+    return force.reshape(negative.shape).to(dtype)
+
+
+def contrastive_force_loss(
+    positive: torch.Tensor,
+    negative: torch.Tensor,
+    temperatures: tuple = (0.01, 0.02, 0.05, 0.1, 0.2),
+    *,
+    mask_self: str = "sum",
+    normalizer: str | None = "dist_affinity_rms",
+    scale: float | torch.Tensor | None = None,
+    detach_scale: bool = False,
+    affinity_floor: float = 0.0,
+    reduction: str = "none",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Squared step of each negative along the sum over the temperatures of `contrastive_force`.
+
+    ``(negative - stopgrad(negative + sum_T force_T))^2`` after both sets are divided by `scale`. Gradients flow through
+    ``negative / scale``: to negative and, through the scale, to both sets.
+
+    Args:
+        positive, negative: ``[..., N, D]`` and ``[..., M, D]``, each leading index a group of its own.
+        temperatures: in units of `scale`, at least one.
+        mask_self, normalizer, affinity_floor: as in `contrastive_force`.
+        scale: None, the group's mean distance over all (N + M)^2 pairs, self pairs included; or given: a number or a tensor that
+            broadcasts to the leading dimensions, which then gets a gradient.
+        detach_scale: take the scale as a constant.
+
+    Returns:
+        ``[..., M, D]`` elementwise with ``reduction="none"``, else a scalar; float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    dtype = _points("positive", positive, "negative", negative)
+    floor = check_options(mask_self, normalizer, affinity_floor)
+    checks.choice("detach_scale", detach_scale, (True, False))
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    if backend is not None:
+        dispatch.check_name(backend)
+    x = torch.cat([_groups(negative).to(dtype), _groups(positive).to(dtype)], 1)
+    inverse = _inverse_temperatures(temperatures, x)
+    lead = negative.shape[:-2]
+    scale = _given_scale(scale, lead, inverse)
+    if detach_scale and scale is not None:
+        scale = scale.detach()
+    if negative.numel() == 0 or positive.shape[-2] == 0:
+        loss = (negative * 0).to(inverse.dtype) + positive.sum().to(inverse.dtype) * 0
+    elif dispatch.is_eager(backend):
+        loss = force_reference.contrastive_force_loss(
+            positive, negative, temperatures, mask_self=mask_self, normalizer=normalizer,
+            scale=None if scale is None else scale.reshape(lead), detach_scale=detach_scale,
+            affinity_floor=affinity_floor,
+        )  # fmt: skip
+    else:
+        name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+        loss, *_ = ForceLoss.apply(
+            x, scale, inverse, negative.shape[-2], mask_self == "softmax", floor, normalizer, not detach_scale, name
+        )
+        loss = loss.reshape(negative.shape)
+    return force_reference.reduce(loss, reduction)
+
+
+def _given_scale(scale, lead, like: torch.Tensor) -> torch.Tensor | None:
+    """``[G]`` in the dtype and on the device of `like`, or None."""
+    if scale is None:
+        return None
+    if isinstance(scale, torch.Tensor):
+        if not scale.is_floating_point():
+            raise TypeError(f"scale must be a number or a floating-point tensor, got {scale.dtype}")
+        if not checks.broadcastable(scale.shape, lead):
+            raise ValueError(f"scale must be broadcastable to shape {tuple(lead)}, got {tuple(scale.shape)}")
+        if scale.device != like.device and (scale.dim() > 0 or scale.device.type != "cpu"):
+            raise ValueError(f"scale must be on {like.device}, got {scale.device}")
+        return scale.to(like.device, like.dtype).expand(lead).reshape(-1)
+    checks.number("scale", scale, like.device, divisor=True)
+    return torch.full((math.prod(lead),), scale, dtype=like.dtype, device=like.device)
+
+
+def _weight(name, weight, points_name, points):
+    if weight is None:
+        return
+    checks.embeddings(name, weight, dim=2)
+    if weight.shape != points.shape[:2]:
+        raise ValueError(f"{name} must have shape {tuple(points.shape[:2])} ({points_name}), got {tuple(weight.shape)}")
+    if weight.device != points.device:
+        raise ValueError(f"{name} must be on the device of {points_name} ({points.device}), got {weight.device}")
+
+
+def drift_loss(
+    gen: torch.Tensor,
+    positive: torch.Tensor,
+    negative: torch.Tensor | None = None,
+    *,
+    weight_gen: torch.Tensor | None = None,
+    weight_positive: torch.Tensor | None = None,
+    weight_negative: torch.Tensor | None = None,
+    temperatures: tuple = (0.02, 0.05, 0.2),
+    backend: str | None = None,
+):
+    """The drifting loss as published (lambertae/drifting, ``drift_loss.py``).
+
+    Samples drift towards the positives and away from one another and from the fixed negatives. The scale and the mean square of the
+    drift of each temperature are taken over the whole batch. Everything but ``gen / s_in`` is a constant.
+
+    Args:
+        gen, positive, negative: ``[G, n, D]`` with each its own n.
+        weight_gen, weight_positive, weight_negative: ``[G, n]``, weights of the points as columns, applied to their affinities; None: 1.
+        temperatures: in units of the mean distance, at least one.
+
+    Returns:
+        ``(loss, info)``: loss ``[G]``, float32 (float64 for float64 inputs); info ``{"scale": ..., "loss_<temperature>": ...}``, the mean
+        distance and the mean square of each temperature's drift.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    checks.embeddings("gen", gen, dim=3)
+    for name, x in (("positive", positive), ("negative", negative)):
+        if x is None and name == "negative":
+            continue
+        checks.embeddings(name, x, dim=3, like=("gen", gen))
+        if x.shape[0] != gen.shape[0] or x.shape[2] != gen.shape[2]:
+            raise ValueError(f"{name} must have shape [G, n, D] matching gen {tuple(gen.shape)}, got {tuple(x.shape)}")
+    _weight("weight_gen", weight_gen, "gen", gen)
+    _weight("weight_positive", weight_positive, "positive", positive)
+    if negative is None and weight_negative is not None:
+        raise ValueError("weight_negative must be None without negative")
+    _weight("weight_negative", weight_negative, "negative", negative)
+    if gen.numel() == 0:
+        raise ValueError(f"gen must not be empty, got shape {tuple(gen.shape)}")
+    inverse = _inverse_temperatures(temperatures, gen)
+    if backend is not None:
+        dispatch.check_name(backend)
+    weights = {"weight_gen": weight_gen, "weight_positive": weight_positive, "weight_negative": weight_negative}
+    if dispatch.is_eager(backend):
+        return force_reference.drift_loss(gen, positive, negative, temperatures=temperatures, **weights)
+    gen = gen.to(inverse.dtype)
+    parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
+    x = torch.cat(parts, 1)
+    weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)
+    G, n, D = gen.shape
+    negatives = n + (0 if negative is None else negative.shape[1])
+    name = dispatch.select(backend, x.device, x.dtype, D, "force")
+    scale = force_ops.distance_sums(x, weight, n, 1e-8, name).mean() / x.shape[1]
+    if weight is not None:
+        scale = scale / weight.mean()
+    s_in, floor = (scale / math.sqrt(D)).clamp_min(1e-3), math.log(1e-6) / 2
+    fields, log_norm, *_ = force_ops.force_forward(
+        x, inverse, scale.clamp_min(1e-3).expand(G).contiguous(), weight, n, negatives, False, True, floor, floor,
+        -math.inf, 1e-8, False, True, name,
+    )  # fmt: skip
+    fields = fields * (log_norm.exp() / s_in)[:, :, None, None]
+    squares = (fields * fields).mean((1, 2, 3))
+    force = (fields / squares.clamp_min(1e-8).sqrt()[:, None, None, None]).sum(0)
+    info = {"scale": scale, **{f"loss_{t}": f for t, f in zip(temperatures, squares.unbind(), strict=True)}}
+    return DriftLoss.apply(gen, force, s_in), info
+
+
+@torch.no_grad()
+def drift_field(
+    gen: torch.Tensor, positive: torch.Tensor, temperature: float | torch.Tensor = 0.05, *, backend: str | None = None
+) -> torch.Tensor:
+    """The drift of each sample as in the published toy notebook (drifting_model_demo.ipynb): raw distances, nothing normalised.
+
+    Train with ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``.
+
+    Args:
+        gen, positive: ``[..., n, D]`` and ``[..., N, D]``, each leading index a group of its own.
+        temperature: in units of distance.
+
+    Returns:
+        ``[..., n, D]`` in the dtype of gen, a constant.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    dtype = _points("gen", gen, "positive", positive)
+    checks.number("temperature", temperature, gen.device, divisor=True)
+    if backend is not None:
+        dispatch.check_name(backend)
+    if gen.numel() == 0 or positive.numel() == 0:
+        return torch.zeros_like(gen)
+    if dispatch.is_eager(backend):
+        return force_reference.drift_field(gen, positive, temperature).to(gen.dtype)
+    x = torch.cat([_groups(gen).to(dtype), _groups(positive).to(dtype)], 1)
+    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+    inverse = inverse_scale(temperature, x).reshape(1)
+    n = gen.shape[-2]
+    field, *_ = force_ops.force_forward(
+        x, inverse, inverse.new_ones(x.shape[0]), None, n, n, False, True, -math.inf, -math.inf, math.log(1e-12), 0.0,
+        False, False, name,
+    )  # fmt: skip
+    return field[0].reshape(gen.shape).to(gen.dtype)

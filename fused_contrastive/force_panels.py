@@ -1,0 +1,353 @@
+"""The force family in torch operations over row panels: O(P (D + K)) memory on any device. Contract: force_ops.py.
+
+Each pass computes the distances of a panel of rows to all points again, once more than it must when a group fits into one panel.
+Flops per group of P points, of which M rows: 3 P^2 D of each pass over all points (sums of distances, log-sum-exps) and 3 M P D
+of each over rows (sums of affinities, forces), K exponentials per pair and pass, 2 M P D for the product with the coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .checks import accumulation_dtype
+
+PANEL = 1 << 19
+"""Pairs per panel on a CPU; other devices get 32 times that. A temperature's temporaries are a few of them."""
+
+
+def _panels(G: int, P: int, device: torch.device):
+    """``(groups, row panels)``: whole groups while one panel holds them, else row panels of one group."""
+    panel = PANEL if device.type == "cpu" else 32 * PANEL
+    if P * P <= panel:
+        step = panel // (P * P)
+        return [(slice(g, min(g + step, G)), [slice(0, P)]) for g in range(0, G, step)]
+    step = max(1, panel // P)
+    rows = [slice(i, min(i + step, P)) for i in range(0, P, step)]
+    return [(slice(g, g + 1), rows) for g in range(G)]
+
+
+def _distances(x: torch.Tensor, i: slice, clip: float) -> torch.Tensor:
+    """``[G, |i|, P]``: of the rows `i` to all points, from differences."""
+    d = torch.cdist(x[:, i], x, compute_mode="donot_use_mm_for_euclid_dist")
+    return d.clamp_min_(math.sqrt(clip)) if clip > 0 else d
+
+
+def _self_pairs(x: torch.Tensor, i: slice) -> torch.Tensor:
+    """The pairs of a row with itself, as a view ``[G, |i|]`` of a panel ``[G, |i|, P]``."""
+    return x.diagonal(i.start, 1, 2)
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    """x less the mean of its group, which no force depends on; exactly 0 where all points are equal."""
+    x = x - x[:, :1]
+    return x - x.mean(1, keepdim=True)
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    return x.masked_fill(x == -math.inf, 0.0)
+
+
+class _Field:
+    """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time."""
+
+    def __init__(self, x, factors, scale, weight, negatives, mask, self_logit, floor, denominator, clip):
+        self.x, self.factors, self.scale, self.weight = x, factors, scale, weight
+        self.sides = (slice(0, negatives), slice(negatives, x.shape[1]))
+        self.mask, self.self_logit, self.floor, self.denominator, self.clip = mask, self_logit, floor, denominator, clip
+        self.place, self.panel = None, None
+
+    def distances(self, i: slice) -> torch.Tensor:
+        if self.place != (i.start, i.stop):
+            self.place, self.panel = (i.start, i.stop), _distances(self.x, i, self.clip)
+        return self.panel
+
+    def log_kernel(self, i: slice, k: int) -> torch.Tensor:
+        """``-f d``, −inf at self pairs with `mask`."""
+        s = self.distances(i) * -self.factors[k, :, None, None]
+        if self.mask:
+            _self_pairs(s, i).fill_(-math.inf)
+        return s
+
+    def log_affinity(self, i: slice, k: int, R: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
+        """a of the rows `i`; R of those rows, C of all points."""
+        total = R.unsqueeze(2) + C.unsqueeze(1)
+        if self.denominator > -math.inf:
+            total = total.clamp_min(self.denominator)
+        a = (self.distances(i) * -self.factors[k, :, None, None]).sub_(total, alpha=0.5)
+        if self.floor > -math.inf:
+            a = a.clamp_min(self.floor)
+        _self_pairs(a, i).fill_(self.self_logit)
+        return a
+
+
+def _factors(inverse_temperatures, scale):
+    """``[K, G]``."""
+    return inverse_temperatures.unsqueeze(1) / scale.masked_fill(scale == 0, 1.0)
+
+
+def force_forward(
+    x, inverse_temperatures, scale, weight, rows, negatives, all_rows, mask, self_logit, floor, denominator, clip, rms,
+    separate,
+):  # fmt: skip
+    """See force_ops.py."""
+    x = x.to(inverse_temperatures.dtype)
+    G, P, D = x.shape
+    K = inverse_temperatures.shape[0]
+    new = x.new_empty
+    force = new((K if separate else 1, G, rows, D))
+    log_norm, scales = new((K, G)), new((G,))
+    lse_rows = new((K, G, P if all_rows else rows))
+    lse_cols = new((0,) if all_rows else (K, G, P))
+    shift, sums = new((2, K, G, rows)), new((2, K, G, rows))
+    for g, panels in _panels(G, P, x.device):
+        field = _Field(
+            x[g], None, None, None if weight is None else weight[g].unsqueeze(1),
+            negatives, mask, self_logit, floor, denominator, clip,
+        )  # fmt: skip
+        if scale is None:
+            scales[g] = sum(field.distances(i).sum((1, 2), dtype=torch.float64) for i in panels) / (P * P)
+        else:
+            scales[g] = scale[g]
+        field.scale, field.factors = scales[g], _factors(inverse_temperatures, scales[g])
+        row_panels = panels if all_rows else _rows_only(panels, rows)
+        _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
+        R, C = lse_rows[:, g], (lse_rows if all_rows else lse_cols)[:, g]
+        affinity_panels = panels if rms else _rows_only(panels, rows)
+        log_norm[:, g] = _sums(field, affinity_panels, R, C, shift[:, :, g], sums[:, :, g], rms)
+        if separate:
+            log_norm[:, g] = _finite(shift[:, :, g].sum(0).amax(-1))
+        _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], log_norm[:, g], force[:, g])
+    return force, log_norm, scales, lse_rows, lse_cols, shift, sums
+
+
+def _rows_only(panels: list[slice], rows: int) -> list[slice]:
+    return [slice(i.start, min(i.stop, rows)) for i in panels if i.start < rows]
+
+
+def _log_sums(field: _Field, panels, lse_rows, lse_cols) -> None:
+    for k in range(len(lse_rows)):
+        total = None
+        for i in panels:
+            s = field.log_kernel(i, k)
+            lse_rows[k, :, i] = s.logsumexp(2)
+            if lse_cols is not None:
+                part = s.logsumexp(1)
+                total = part if total is None else torch.logaddexp(total, part)
+        if lse_cols is not None:
+            lse_cols[k] = total
+
+
+def _sums(field: _Field, panels, R, C, shift, sums, rms: bool) -> torch.Tensor:
+    """Fills shift and sums of the rows; returns log_norm ``[K, G]``."""
+    K, G, P = C.shape
+    rows = shift.shape[-1]
+    log_norm = C.new_zeros((K, G))
+    for k in range(K):
+        squares = []
+        for i in panels:
+            a = field.log_affinity(i, k, R[k, :, i], C[k])
+            if rms:
+                squares.append(
+                    (field.distances(i).log().sub_(field.scale.log()[:, None, None]) + a)
+                    .mul_(2)
+                    .flatten(1)
+                    .logsumexp(1)
+                )
+            i = slice(i.start, min(i.stop, rows))
+            for side, columns in enumerate(field.sides):
+                part = a[:, : i.stop - i.start, columns]
+                if part.shape[1] == 0:
+                    continue
+                if part.shape[2] == 0:
+                    shift[side, k, :, i], sums[side, k, :, i] = -math.inf, 0.0
+                    continue
+                shift[side, k, :, i] = part.amax(2)
+                e = (part - _finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
+                sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
+        if rms:
+            log_norm[k] = (torch.stack(squares).logsumexp(0) - 2 * math.log(P)) / 2
+    return log_norm
+
+
+def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
+    y = _centred(field.x)
+    K = len(R)
+    unit = (shift.sum(0) - _finite(log_norm).unsqueeze(2)).exp().masked_fill((log_norm == -math.inf).unsqueeze(2), 0.0)
+    for i in panels:
+        total = None
+        for k in range(K):
+            a = field.log_affinity(i, k, R[k, :, i], C[k])
+            for side, columns in enumerate(field.sides):
+                e = a[..., columns].sub_(_finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
+                e.mul_((unit[k, :, i] * sums[1 - side, k, :, i] * (2 * side - 1)).unsqueeze(2))
+            if field.weight is not None:
+                a.mul_(field.weight)
+            if len(force) == K:
+                force[k, :, i] = a @ y
+            else:
+                total = a if total is None else total.add_(a)
+        if len(force) < K:
+            force[0, :, i] = total @ y
+
+
+def force_backward(g, x, inverse_temperature, log_norm, lse, shift, sums, rows, mask, floor, rms):
+    """See force_ops.py."""
+    given, x = x, x.to(inverse_temperature.dtype)
+    G, P, D = x.shape
+    dx, df = x.new_empty(x.shape), x.new_zeros(1)
+    none = x.new_full((2, G, P - rows), -math.inf)
+    shift, sums = torch.cat([shift[:, 0], none], 2), torch.cat([sums[:, 0], none.clamp_min(0.0)], 2)
+    g = torch.cat([g[0], x.new_zeros((G, P - rows, D))], 1)
+    for chunk, panels in _panels(G, P, x.device):
+        field = _Field(
+            x[chunk], inverse_temperature.unsqueeze(1), None, None, rows, mask, -math.inf, floor, -math.inf, 0.0
+        )
+        part = _Backward(
+            field, g[chunk], lse[0, chunk], log_norm[0, chunk], shift[:, chunk], sums[:, chunk], floor, rms
+        )
+        df += part.run(panels, dx[chunk])
+    return dx.to(given.dtype), df
+
+
+class _Backward:
+    """Gradient of one chunk of groups; rows that are no rows of the force have no affinity and g = 0.
+
+    ``q_ij`` is the derivative by ``log A_ij``, p_ij the share of pair ij in the mean of (d A)^2. Derivation: docs/maths.md.
+    """
+
+    def __init__(self, field, g, lse, log_norm, shift, sums, floor, rms):
+        self.field, self.g, self.lse, self.log_norm, self.sums, self.floor, self.rms = (
+            field,
+            g,
+            lse,
+            log_norm,
+            sums,
+            floor,
+            rms,
+        )
+        self.y, self.shift = _centred(field.x), _finite(shift)
+        empty = (log_norm == -math.inf).unsqueeze(1)
+        self.unit = (shift.sum(0) - _finite(log_norm).unsqueeze(1)).exp().masked_fill(empty, 0.0)
+        self.pulls = torch.zeros_like(sums)  # sum over the side of E <g, y>
+        self.power = None  # <g, force> of each group
+
+    def affinity(self, i):
+        """``a`` of rows i, and E relative to each side's shift."""
+        a = self.field.log_affinity(i, 0, self.lse[:, i], self.lse)
+        e = [
+            (a[..., columns] - self.shift[side, :, i].unsqueeze(2)).exp_()
+            for side, columns in enumerate(self.field.sides)
+        ]
+        return a, torch.cat(e, 2)
+
+    def by_affinity(self, i, e, gy):
+        """The force's part of q for rows i: ``unit E (s_neg <g, y> - pull_neg)``, or its mirror for negative columns."""
+        q = torch.empty_like(e)
+        for side, columns in enumerate(self.field.sides):
+            sign, other = 2 * side - 1, 1 - side
+            pull = gy[..., columns] * self.sums[other, :, i].unsqueeze(2) - self.pulls[other, :, i].unsqueeze(2)
+            q[..., columns] = e[..., columns] * pull * (sign * self.unit[:, i]).unsqueeze(2)
+        return q
+
+    def shares(self, i, a):
+        """``p_ij``, 0 where d = 0."""
+        d = self.field.distances(i)
+        p = (d.log() + a - _finite(self.log_norm)[:, None, None]).mul_(2).exp_().div_(d.shape[2] ** 2)
+        return p.masked_fill_((self.log_norm == -math.inf)[:, None, None], 0.0)
+
+    def unclipped(self, i, a, q):
+        """q where the floor of `a` is not active."""
+        return q if self.floor == -math.inf else q.masked_fill_(a <= self.floor, 0.0)
+
+    def run(self, panels, dx) -> torch.Tensor:
+        x = self.field.x
+        for i in panels:
+            _, e = self.affinity(i)
+            weighted = e * (self.g[:, i] @ self.y.mT)
+            for side, columns in enumerate(self.field.sides):
+                self.pulls[side, :, i] = weighted[..., columns].sum(2)
+        self.power = (self.unit * (self.sums[0] * self.pulls[1] - self.sums[1] * self.pulls[0])).sum(1)
+        by_row, by_column = torch.zeros_like(self.lse), torch.zeros_like(self.lse)
+        value = torch.zeros_like(x)
+        for i in panels:
+            a, e = self.affinity(i)
+            q = self.by_affinity(i, e, self.g[:, i] @ self.y.mT)
+            for side, columns in enumerate(self.field.sides):
+                coefficient = (self.unit[:, i] * self.sums[1 - side, :, i] * (2 * side - 1)).unsqueeze(2)
+                value[:, columns] += (e[..., columns] * coefficient).mT @ self.g[:, i]
+            q = self.unclipped(i, a, self.less_norm(i, a, q))
+            by_row[:, i] = q.sum(2)
+            by_column += q.sum(1)
+        through_lse = (by_row + by_column) / -2
+        df = x.new_zeros(())
+        for i in panels:
+            h, part = self.by_distance(i, through_lse)
+            df += part
+            d = self.field.distances(i)
+            w = torch.where(d > 0, h / d, 0.0)
+            dx[:, i] = w.sum(2, keepdim=True) * self.y[:, i] - w @ self.y
+        dx += value
+        return df
+
+    def less_norm(self, i, a, q):
+        return q - self.power[:, None, None] * self.shares(i, a) if self.rms else q
+
+    def by_distance(self, i, through_lse):
+        """The derivative by d_ij as ij and as ji, of rows i; and its part of the derivative by the factor."""
+        field, factor = self.field, self.field.factors[0]
+        d = field.distances(i)
+        a, e = self.affinity(i)
+        own = self.less_norm(i, a, self.by_affinity(i, e, self.g[:, i] @ self.y.mT))
+        mirrored = self.less_norm(i, a, self.mirrored(i, a))
+        s = field.log_kernel(i, 0)
+        softmax = (s - self.lse[:, i].unsqueeze(2)).exp_()
+        own = self.unclipped(i, a, own) + through_lse[:, i].unsqueeze(2) * softmax
+        softmax = (s - self.lse.unsqueeze(1)).exp_()
+        both = own + self.unclipped(i, a, mirrored) + through_lse.unsqueeze(1) * softmax
+        df = -(own * d).sum()
+        h = both * -factor[:, None, None]
+        if self.rms:
+            h -= torch.where(d > 0, 2 * self.power[:, None, None] * self.shares(i, a) / d, 0.0)
+        return h, df
+
+    def mirrored(self, i, a):
+        """The force's part of q_ji for the points i as columns of the rows j."""
+        sides = self.field.sides
+        gy = self.y[:, i] @ self.g.mT
+        q = torch.empty_like(a)
+        for side, columns in enumerate(sides):  # rows of this block that are columns of that side
+            block = slice(max(i.start, columns.start) - i.start, max(min(i.stop, columns.stop) - i.start, 0))
+            sign, other = 2 * side - 1, 1 - side
+            e = (a[:, block] - self.shift[side].unsqueeze(1)).exp()
+            pull = gy[:, block] * self.sums[other].unsqueeze(1) - self.pulls[other].unsqueeze(1)
+            q[:, block] = e * pull * (sign * self.unit).unsqueeze(1)
+        return q
+
+
+def distance_sums(x, weight, rows, clip):
+    """See force_ops.py."""
+    accumulate = accumulation_dtype(x.dtype)
+    x = x.to(accumulate)
+    G, P, _ = x.shape
+    out = x.new_empty((G, rows))
+    for g, panels in _panels(G, P, x.device):
+        for i in _rows_only(panels, rows):
+            d = _distances(x[g], i, clip)
+            out[g, i] = d.sum(2) if weight is None else (d @ weight[g].unsqueeze(2)).squeeze(2)
+    return out
+
+
+def distance_gradient(g, x):
+    """See force_ops.py."""
+    points = x.to(accumulation_dtype(x.dtype))
+    G, P, _ = x.shape
+    dx = torch.empty_like(points)
+    for chunk, panels in _panels(G, P, x.device):
+        y = _centred(points[chunk])
+        for i in panels:
+            d = _distances(points[chunk], i, 0.0)
+            w = torch.where(d > 0, 2 * g[chunk, None, None] / d, 0.0)
+            dx[chunk, i] = w.sum(2, keepdim=True) * y[:, i] - w @ y
+    return dx.to(x.dtype)
