@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from . import checks, force, losses
+from . import checks, drift, force, losses
 
 
 class _Loss(nn.Module):
@@ -179,7 +179,7 @@ class DriftLoss(nn.Module):
         self.options = {"temperatures": _own_temperatures(temperatures), "backend": backend}
 
     def forward(self, gen: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor | None = None, **weights):
-        return force.drift_loss(gen, positive, negative, **weights, **self.options)
+        return drift.drift_loss(gen, positive, negative, **weights, **self.options)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -20,6 +20,7 @@ LEVELS = (
     {"force_ops"},
     {"functions"},
     {"losses", "force"},
+    {"drift"},
     {"modules", "distributed", "testing"},
     {"__init__", "__main__", "integrations"},
 )
@@ -106,10 +107,10 @@ def test_public_names():
 
 def test_reference_has_the_signatures_of_the_losses():
     """The specification takes the same arguments with the same defaults, less backend."""
-    from fused_contrastive import force, force_reference, losses, reference
+    from fused_contrastive import drift, force, force_reference, losses, reference
 
     families = [(n, f, reference) for n, f in vars(losses).items() if n.endswith("_loss")]
-    families += [(n, vars(force)[n], force_reference) for n in vars(force) if n in fc.__all__]
+    families += [(n, vars(m)[n], force_reference) for m in (force, drift) for n in vars(m) if n in fc.__all__]
     for name, function, specification in families:
         ours, theirs = (dict(inspect.signature(f).parameters) for f in (function, getattr(specification, name)))
         ours.pop("backend")
