@@ -13,7 +13,7 @@ sums of squared differences, never ``|x|^2 + |y|^2 - 2 x y``: ``d_ij = sqrt(max(
 ``force_forward``: ``inverse_temperatures [K]``, ``scale [G]`` or None (the mean of d over the group's P x P pairs, self pairs included;
 ``clip`` 0 and no weights then), ``weight [G, P]`` or None (1), any sign. In this order:
 
-    f_gk = inverse_temperatures_k / scale_g (inverse_temperatures_k where scale_g = 0)
+    f_gk = inverse_temperatures_k / scale_g (here and below with 1 in place of a scale of 0)
     R_i = log sum_j exp(-f d_ij), rows i over all columns j; C_j the same over rows i. ``all_rows``: every point is a row of the
         softmaxes, so C = R. ``mask``: self pairs are left out of both. -inf over nothing.
     a_ij = max(-f d_ij - max(R_i + C_j, denominator) / 2, floor), self pairs: self_logit

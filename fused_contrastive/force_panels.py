@@ -82,11 +82,6 @@ class _Field:
         return a
 
 
-def _factors(inverse_temperatures, scale):
-    """``[K, G]``."""
-    return inverse_temperatures.unsqueeze(1) / scale.masked_fill(scale == 0, 1.0)
-
-
 def force_forward(
     x, inverse_temperatures, scale, weight, rows, negatives, all_rows, mask, self_logit, floor, denominator, clip, rms,
     separate,
@@ -110,7 +105,8 @@ def force_forward(
             scales[g] = sum(field.distances(i).sum((1, 2), dtype=torch.float64) for i in panels) / (P * P)
         else:
             scales[g] = scale[g]
-        field.scale, field.factors = scales[g], _factors(inverse_temperatures, scales[g])
+        field.scale = scales[g].masked_fill(scales[g] == 0, 1.0)
+        field.factors = inverse_temperatures.unsqueeze(1) / field.scale
         row_panels = panels if all_rows else _rows_only(panels, rows)
         _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
         R, C = lse_rows[:, g], (lse_rows if all_rows else lse_cols)[:, g]

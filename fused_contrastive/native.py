@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .force_panels import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401
+from .force_panels import force_backward  # noqa: F401
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _LIBRARY = "fused_contrastive._C_cpu"
@@ -44,10 +44,10 @@ def _load() -> str | None:
 
 
 _reason = _load()
-_forward = _backward = None
 if _reason is None:
-    _forward = torch.ops.fused_contrastive_cpu.forward.default
-    _backward = torch.ops.fused_contrastive_cpu.backward.default
+    _ops = torch.ops.fused_contrastive_cpu
+    _forward, _backward, _force = _ops.forward.default, _ops.backward.default, _ops.force.default
+    distance_sums, distance_gradient = _ops.distance_sums.default, _ops.distance_gradient.default
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -74,3 +74,8 @@ def similarity_forward(*arguments):
 def similarity_backward(*arguments):
     """The backward op's contract (ops.py), less the backend."""
     return tuple(_backward(*arguments))
+
+
+def force_forward(*arguments):
+    """The forward op's contract (force_ops.py), less the backend."""
+    return tuple(_force(*arguments))

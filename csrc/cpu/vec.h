@@ -82,12 +82,14 @@ FUSED_INLINE VF operator-(VF a, VF b) { return _mm512_sub_ps(a.v, b.v); }
 FUSED_INLINE VF operator*(VF a, VF b) { return _mm512_mul_ps(a.v, b.v); }
 FUSED_INLINE VF fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 FUSED_INLINE VF maximum(VF a, VF b) { return _mm512_max_ps(a.v, b.v); }
+FUSED_INLINE VF square_root(VF a) { return _mm512_sqrt_ps(a.v); }
 FUSED_INLINE float sum(VF a) { return _mm512_reduce_add_ps(a.v); }
 FUSED_INLINE VD operator+(VD a, VD b) { return _mm512_add_pd(a.v, b.v); }
 FUSED_INLINE VD operator-(VD a, VD b) { return _mm512_sub_pd(a.v, b.v); }
 FUSED_INLINE VD operator*(VD a, VD b) { return _mm512_mul_pd(a.v, b.v); }
 FUSED_INLINE VD fma(VD a, VD b, VD c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
 FUSED_INLINE VD maximum(VD a, VD b) { return _mm512_max_pd(a.v, b.v); }
+FUSED_INLINE VD square_root(VD a) { return _mm512_sqrt_pd(a.v); }
 FUSED_INLINE double sum(VD a) { return _mm512_reduce_add_pd(a.v); }
 
 FUSED_INLINE VF exp2(VF t) {
@@ -130,11 +132,13 @@ FUSED_INLINE VF operator-(VF a, VF b) { return _mm256_sub_ps(a.v, b.v); }
 FUSED_INLINE VF operator*(VF a, VF b) { return _mm256_mul_ps(a.v, b.v); }
 FUSED_INLINE VF fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 FUSED_INLINE VF maximum(VF a, VF b) { return _mm256_max_ps(a.v, b.v); }
+FUSED_INLINE VF square_root(VF a) { return _mm256_sqrt_ps(a.v); }
 FUSED_INLINE VD operator+(VD a, VD b) { return _mm256_add_pd(a.v, b.v); }
 FUSED_INLINE VD operator-(VD a, VD b) { return _mm256_sub_pd(a.v, b.v); }
 FUSED_INLINE VD operator*(VD a, VD b) { return _mm256_mul_pd(a.v, b.v); }
 FUSED_INLINE VD fma(VD a, VD b, VD c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
 FUSED_INLINE VD maximum(VD a, VD b) { return _mm256_max_pd(a.v, b.v); }
+FUSED_INLINE VD square_root(VD a) { return _mm256_sqrt_pd(a.v); }
 
 template <class T>
 FUSED_INLINE T sum(Vec<T> a) {
@@ -207,6 +211,10 @@ FUSED_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
 template <class T>
 FUSED_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
   FUSED_LOOP(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
+}
+template <class T>
+FUSED_INLINE Vec<T> square_root(Vec<T> a) {
+  FUSED_LOOP(std::sqrt(a.v[i]));
 }
 #undef FUSED_LOOP
 template <class T>

@@ -1,0 +1,276 @@
+// The force of every row: log-sum-exps of the scaled distances, sums of affinities, weights, one product with the
+// coordinates.
+//
+// Flops per group of P points, M of them rows: 3 D per pair and pass (P^2 pairs for the mean distance and the
+// log-sum-exps, M P for sums and forces), one exp per pair, temperature and pass, 2 M P D for the product. Rows are
+// complete in their task, so that every maximum is known before its exponentials, and results have the same bits for
+// any number of threads.
+#pragma once
+
+#include "distances.h"
+#include "forward.h"
+
+namespace fused_contrastive::FUSED_ISA {
+
+// log2 of 2^x + 2^y, and of the sum of 2^x[i].
+inline double log2_add(double x, double y) {
+  const double top = std::max(x, y);
+  return top - top == 0 ? top + std::log2(std::exp2(x - top) + std::exp2(y - top)) : x + y == x + y ? top : x + y;
+}
+inline double log2_sum(const double* x, int64_t n) {
+  double top = NONE<double>, total = 0;
+  for (int64_t i = 0; i < n; ++i) top = x[i] > top || x[i] != x[i] ? x[i] : top;
+  if (top - top != 0) return top;
+  for (int64_t i = 0; i < n; ++i) total += std::exp2(x[i] - top);
+  return top + std::log2(total);
+}
+
+// Half log-sum-exps in units of log 2, as an integer and the rest: sums and differences of large ones lose nothing.
+template <class T>
+struct Halves {
+  T *whole, *rest;
+  Halves(Runtime* runtime, int64_t n) : whole(allocate<T>(runtime, n)), rest(allocate<T>(runtime, n)) {}
+  void set(int64_t i, double lse2) {
+    const double half = lse2 / 2, integer = std::nearbyint(half);
+    whole[i] = T(integer);
+    rest[i] = std::isfinite(half) ? T(half - integer) : T(0);
+  }
+};
+
+template <class T>
+class ForcePass {
+  using V = Vec<T>;
+
+ public:
+  ForcePass(const Force& f, Runtime* runtime, int threads)
+      : f_(f),
+        n_(f.P),
+        lse_rows_(f.all_rows ? f.P : f.rows),
+        group_(f, runtime, threads, true, T(f.clip)),
+        team_(runtime, int(std::min<int64_t>(threads, group_.blocks(f.P))),
+              (group_.scratch() + (group_.block + 1) * group_.ld) * int64_t(sizeof(T))),
+        rows_(runtime, f.K * lse_rows_),
+        columns_(f.all_rows ? rows_ : Halves<T>(runtime, f.K * f.P)),
+        factors_(allocate<Factor<T>>(runtime, f.K)),
+        totals_(allocate<double>(runtime, f.P)),
+        squares_(allocate<double>(runtime, f.rms ? f.K * f.P : 0)),
+        tops_(allocate<double>(runtime, 2 * f.K * f.rows)),
+        norms_(allocate<double>(runtime, f.K)) {}
+
+  static double work(const Force& f) { return double(f.P) * double(f.P) * double(f.D + 8 * f.K) * 2; }
+
+  void run(int64_t g) {
+    team_.run([&](Worker& worker) { run(worker, g); });
+  }
+
+ private:
+  // f(row, its distances) for rows [0, rows), with distances to columns [first(i0), end) at least.
+  template <class First, class F>
+  void each_row(Worker& worker, int64_t rows, First first, int64_t end, F f) {
+    worker.tasks(group_.blocks(rows), [&](int64_t task) {
+      const int64_t i0 = task * group_.block, m = std::min(group_.block, rows - i0);
+      T* d = worker.scratch<T>();
+      group_.distances(i0, m, first(i0), end, d);
+      for (int64_t r = 0; r < m; ++r) f(i0 + r, d + r * group_.ld);
+    });
+  }
+
+  void run(Worker& worker, int64_t g) {
+    const auto all = [](int64_t) { return int64_t(0); };
+    T* buffer = worker.scratch<T>() + group_.scratch();
+    group_.prepare(worker, g);
+    if (!f_.given_scale)
+      each_row(worker, n_, all, n_, [&](int64_t i, const T* d) {
+        V total(T(0));
+        each<T>(0, n_, [&](int64_t, auto load) { total = total + load(d, T(0)); });
+        totals_[i] = sum(total);
+      });
+    worker.tasks(1, [&](int64_t) { scale(g); });
+    each_row(worker, lse_rows_, all, n_, [&](int64_t i, const T* d) {
+      log_sums(g, i, n_, d, buffer, rows_, lse_rows_, static_cast<T*>(f_.lse_rows));
+    });
+    if (!f_.all_rows)
+      each_row(worker, n_, all, f_.rows, [&](int64_t i, const T* d) {
+        log_sums(g, i, f_.rows, d, buffer, columns_, n_, static_cast<T*>(f_.lse_cols));
+      });
+    const auto first = [&](int64_t i0) { return i0 < f_.rows ? 0 : f_.rows; };
+    each_row(worker, f_.rms ? n_ : f_.rows, first, n_, [&](int64_t i, const T* d) { sums(g, i, d, buffer); });
+    worker.tasks(1, [&](int64_t) { norms(g); });
+    forces(worker, g, buffer);
+  }
+
+  void scale(int64_t g) {
+    T& scale = static_cast<T*>(f_.scale)[g];
+    if (f_.given_scale) {
+      scale = static_cast<const T*>(f_.given_scale)[g];
+    } else {
+      double total = 0;
+      for (int64_t i = 0; i < n_; ++i) total += totals_[i];
+      scale = T(total / (double(n_) * double(n_)));
+    }
+    for (int64_t k = 0; k < f_.K; ++k) {
+      const double inverse = static_cast<const T*>(f_.inverse_temperatures)[k];
+      factors_[k] = Factor<T>(-LOG2_E * (scale == 0 ? inverse : inverse / double(scale)));
+    }
+  }
+
+  // log sum_j exp(-f d_ij) over the first `end` points, for every temperature.
+  void log_sums(int64_t g, int64_t i, int64_t end, const T* d, T* a, Halves<T>& halves, int64_t size, T* out) {
+    for (int64_t k = 0; k < f_.K; ++k) {
+      const V high(factors_[k].high), low(factors_[k].low);
+      each<T>(0, end, [&](int64_t j, auto load) {
+        const V x = load(d, T(0));
+        fma(x, high, x * low).store(a + j);
+      });
+      if (f_.mask && i < end) a[i] = NONE<T>;
+      const T top = maximum_over(a, 0, end);
+      const V shift(finite(top));
+      V total(T(0));
+      each<T>(0, end, [&](int64_t, auto load) { total = total + exp2(load(a, NONE<T>) - shift); });
+      const double lse2 = double(finite(top)) + std::log2(double(sum(total)));
+      halves.set(k * size + i, lse2);
+      out[(k * f_.G + g) * size + i] = T(lse2 * LN_2);
+    }
+  }
+
+  // log2 A of row i at temperature k.
+  void log_affinity(int64_t i, int64_t k, const T* d, T* a) const {
+    const V high(factors_[k].high), low(factors_[k].low), floor(T(f_.floor * LOG2_E));
+    const V whole(-rows_.whole[k * lse_rows_ + i]), rest(-rows_.rest[k * lse_rows_ + i]);
+    const T *columns = columns_.whole + k * n_, *columns_rest = columns_.rest + k * n_;
+    if (f_.denominator > NONE<double>) {
+      const V bound(T(f_.denominator * LOG2_E / 2)), zero(T(0));
+      each<T>(0, n_, [&](int64_t j, auto load) {
+        const V x = load(d, T(0));
+        const V half = maximum(bound, load(columns, T(0)) - whole + (load(columns_rest, T(0)) - rest));
+        maximum(floor, fma(x, high, fma(x, low, zero - half))).store(a + j);
+      });
+    } else {
+      each<T>(0, n_, [&](int64_t j, auto load) {
+        const V x = load(d, T(0));
+        const V near = fma(x, high, whole - load(columns, T(0)));
+        maximum(floor, fma(x, low, near + (rest - load(columns_rest, T(0))))).store(a + j);
+      });
+    }
+    a[i] = T(f_.self_logit * LOG2_E);
+  }
+
+  // The sides' shifts and sums of row i, and log2 of its sum of (d A)^2; the rows that are none give only the latter,
+  // of the columns after the rows: the pairs before are mirrored.
+  void sums(int64_t g, int64_t i, const T* d, T* a) {
+    const T* weight = f_.weight ? static_cast<const T*>(f_.weight) + g * n_ : nullptr;
+    for (int64_t k = 0; k < f_.K; ++k) {
+      log_affinity(i, k, d, a);
+      double squares[2] = {NONE<double>, NONE<double>};
+      for (int side = i < f_.rows ? 0 : 1; side < 2; ++side) {
+        const int64_t begin = side == 0 ? 0 : f_.negatives, end = side == 0 ? f_.negatives : n_;
+        T top = maximum_over(a, begin, end);
+        const V shift(finite(top));
+        V total(T(0)), square(T(0));
+        each<T>(begin, end, [&](int64_t, auto load) {
+          const V e = exp2(load(a, NONE<T>) - shift), de = load(d, T(0)) * e;
+          total = weight ? fma(e, load(weight, T(0)), total) : total + e;
+          square = fma(de, de, square);
+        });
+        if (sum(total) != sum(total)) top = sum(total);
+        if (i < f_.rows) {
+          const int64_t place = ((side * f_.K + k) * f_.G + g) * f_.rows + i;
+          static_cast<T*>(f_.shift)[place] = T(double(top) * LN_2);
+          static_cast<T*>(f_.sums)[place] = sum(total);
+          tops_[(side * f_.K + k) * f_.rows + i] = top;
+        }
+        if (f_.rms) squares[side] = log2_squares(i, d, a, begin, end, top, sum(square));
+      }
+      if (f_.rms) squares_[k * n_ + i] = log2_add(squares[0], squares[1] + (i < f_.rows ? 1 : 0));
+    }
+  }
+
+  // Where the largest affinity is that of equal points, whose distance is 0, the sum is taken relative to the largest
+  // of the others.
+  double log2_squares(int64_t i, const T* d, T* a, int64_t begin, int64_t end, T top, T square) const {
+    bool equal = false;
+    for (int64_t j = begin; j < end; ++j) equal |= d[j] == 0 && j != i;
+    if (equal) {
+      for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
+      top = maximum_over(a, begin, end);
+      const V shift(finite(top));
+      V total(T(0));
+      each<T>(begin, end, [&](int64_t, auto load) {
+        const V de = load(d, T(0)) * exp2(load(a, NONE<T>) - shift);
+        total = fma(de, de, total);
+      });
+      square = sum(total);
+    }
+    return 2 * double(finite(top)) + std::log2(double(square));
+  }
+
+  void norms(int64_t g) {
+    for (int64_t k = 0; k < f_.K; ++k) {
+      double& norm = norms_[k];  // in units of log 2
+      norm = 0;
+      if (f_.rms) {
+        norm = log2_sum(squares_ + k * n_, n_) / 2 - std::log2(double(n_));
+        const T scale = static_cast<const T*>(f_.scale)[g];
+        if (scale != 0) norm -= std::log2(std::fabs(double(scale)));
+      } else if (f_.separate) {
+        double top = NONE<double>;
+        for (int64_t i = 0; i < f_.rows; ++i) top = std::max(top, row_top(i, k));
+        norm = top == NONE<double> ? 0 : top;
+      }
+      static_cast<T*>(f_.log_norm)[k * f_.G + g] = T(norm * LN_2);
+    }
+  }
+  double row_top(int64_t i, int64_t k) const {
+    return tops_[k * f_.rows + i] + tops_[(f_.K + k) * f_.rows + i];
+  }
+
+  void forces(Worker& worker, int64_t g, T* buffer) {
+    worker.tasks(group_.blocks(f_.rows), [&](int64_t task) {
+      const int64_t i0 = task * group_.block, m = std::min(group_.block, f_.rows - i0);
+      T *d = worker.scratch<T>(), *w = buffer + group_.ld;
+      group_.distances(i0, m, 0, n_, d);
+      for (int64_t k0 = 0; k0 < f_.K; k0 = f_.separate ? k0 + 1 : f_.K) {
+        for (int64_t r = 0; r < m; ++r)
+          weights(g, i0 + r, k0, f_.separate ? k0 + 1 : f_.K, d + r * group_.ld, buffer, w + r * group_.ld);
+        group_.product(w, m, static_cast<T*>(f_.force) + ((k0 * f_.G + g) * f_.rows + i0) * f_.D);
+      }
+    });
+  }
+
+  // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the other side times E.
+  void weights(int64_t g, int64_t i, int64_t k0, int64_t k1, const T* d, T* a, T* w) const {
+    std::fill(w, w + n_, T(0));
+    for (int64_t k = k0; k < k1; ++k) {
+      const double top = row_top(i, k);
+      if (top == NONE<double> || norms_[k] == NONE<double>) continue;
+      log_affinity(i, k, d, a);
+      for (int side = 0; side < 2; ++side) {
+        const int64_t begin = side == 0 ? 0 : f_.negatives, end = side == 0 ? f_.negatives : n_;
+        const double other = static_cast<const T*>(f_.sums)[(((1 - side) * f_.K + k) * f_.G + g) * f_.rows + i];
+        const V factor(T((side == 0 ? -other : other) * std::exp2(top - norms_[k])));
+        const V shift(T(tops_[(side * f_.K + k) * f_.rows + i]));
+        int64_t j = begin;
+        for (; j + V::W <= end; j += V::W) fma(exp2(V::load(a + j) - shift), factor, V::load(w + j)).store(w + j);
+        if (j < end) {
+          T rest[V::W];
+          fma(exp2(partial(a + j, end - j, NONE<T>) - shift), factor, partial(w + j, end - j, T(0))).store(rest);
+          std::copy_n(rest, end - j, w + j);
+        }
+      }
+    }
+    if (f_.weight) {
+      const T* weight = static_cast<const T*>(f_.weight) + g * n_;
+      for (int64_t j = 0; j < n_; ++j) w[j] *= weight[j];
+    }
+  }
+
+  const Force& f_;
+  const int64_t n_, lse_rows_;  // points; rows of lse_rows
+  Group<T> group_;
+  Team team_;
+  Halves<T> rows_, columns_;
+  Factor<T>* factors_;
+  double *totals_, *squares_, *tops_, *norms_;
+};
+
+}  // namespace fused_contrastive::FUSED_ISA

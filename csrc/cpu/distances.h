@@ -1,0 +1,237 @@
+// Rows of distances of one group, from differences: no cancellation, wherever the points lie. Sums of distances and
+// their gradient.
+//
+// Flops: 3 P^2 D (a difference and a multiply-add per pair and feature: two vector instructions for the one of a product).
+// A task is a block of rows with all columns; its distances stay in the second-level cache. Small groups are one block,
+// whose distances are computed once for all passes.
+#pragma once
+
+#include "force.h"
+#include "tile.h"
+
+namespace fused_contrastive::FUSED_ISA {
+
+template <class T>
+constexpr T NONE = -std::numeric_limits<T>::infinity();
+
+// The shift of a sum of exponentials whose largest exponent is `top`.
+template <class T>
+T finite(T top) {
+  return top == NONE<T> ? T(0) : top;
+}
+
+inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// n < W elements, then `fill`.
+template <class T>
+FUSED_INLINE Vec<T> partial(const T* p, int64_t n, T fill) {
+  T x[Vec<T>::W];
+  for (int64_t i = 0; i < Vec<T>::W; ++i) x[i] = i < n ? p[i] : fill;
+  return Vec<T>::load(x);
+}
+
+// f(j, vectors of p... from j on) over [begin, end); past the end every array reads as its `fill`.
+template <class T, class F>
+FUSED_INLINE void each(int64_t begin, int64_t end, F f) {
+  int64_t j = begin;
+  for (; j + Vec<T>::W <= end; j += Vec<T>::W)
+    f(j, [j](const T* p, T) { return Vec<T>::load(p + j); });
+  if (j < end) f(j, [j, end](const T* p, T fill) { return partial(p + j, end - j, fill); });
+}
+
+template <class T>
+T maximum_over(const T* x, int64_t begin, int64_t end) {
+  Vec<T> top(NONE<T>);
+  each<T>(begin, end, [&](int64_t, auto load) { top = maximum(top, load(x, NONE<T>)); });
+  return maximum_of(top);
+}
+
+// MR rows by one vector of columns; operands as in gemm.h. Sums of 32 squares are added up, so that long sums keep
+// their accuracy.
+template <class T>
+FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* out, int64_t ld) {
+  using V = Vec<T>;
+  constexpr int P = PANEL<T>;
+  V total[MR];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) total[r] = V(T(0));
+  for (int64_t k0 = 0; k0 < D; k0 += 32) {
+    V part[MR];
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) part[r] = V(T(0));
+    const int64_t n = std::min<int64_t>(32, D - k0);
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < n; ++k, a += P, b += P) {
+      const V y = V::load(b);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) {
+        const V difference = y - V(a[r]);
+        part[r] = fma(difference, difference, part[r]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) total[r] = total[r] + part[r];
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) square_root(maximum(V(clip), total[r])).store(out + r * ld);
+}
+
+// One group: its points packed for distances and, centred, for products; the rows' blocks and their distances.
+template <class T>
+class Group {
+  using C = Native<T>;
+  static constexpr int P = PANEL<T>, W = Vec<T>::W;
+
+ public:
+  const int64_t n, D, ld;
+  const int64_t block;  // rows of a task
+
+  Group(const Points& points, Runtime* runtime, int threads, bool products, T clip)
+      : n(points.P),
+        D(points.D),
+        ld(round_up(n, P)),
+        block(block_rows(n, threads)),
+        points_(points),
+        clip_(clip),
+        raw_(runtime, n, D, true, false, false),
+        centred_(runtime, n, D, false, products, false),
+        products_(products),
+        centre_(allocate<double>(runtime, 2 * D)) {}
+
+  int64_t blocks(int64_t rows) const { return (rows + block - 1) / block; }
+  // Elements of scratch: the distances of a block, and two panels of converted rows.
+  int64_t scratch() const { return std::max(block * ld, 2 * P * D); }
+
+  void prepare(Worker& worker, int64_t g) {
+    if (worker.thread() == 0) fresh_ = true;
+    if (products_) worker.tasks(1, [&](int64_t) { centre(g, worker.scratch<T>()); });
+    worker.tasks(raw_.panels(), [&](int64_t task) { pack_panel(g, task, worker.scratch<T>()); });
+  }
+
+  // Rows [i0, i0 + m) of the distances to columns [j0, j1), at out[r * ld + j]; kept where the block is the whole group.
+  void distances(int64_t i0, int64_t m, int64_t j0, int64_t j1, T* out) {
+    const bool whole = block >= n;
+    if (whole && !fresh_) return;
+    if (whole) i0 = 0, m = n, j0 = 0, j1 = n, fresh_ = false;
+    for (int64_t j = j0 / P * P; j < j1; j += W)
+      for (int64_t r = 0; r < m; r += MR)
+        distance_block(raw_.rows(i0 + r), raw_.t + j / P * P * D + j % P, D, clip_, out + r * ld + j, ld);
+  }
+
+  // out [m, D] = w [m, n] times the centred points.
+  void product(const T* w, int64_t m, T* out) const {
+    for (int64_t k = 0; k < n; k += 512)
+      FUSED_ISA::product<C>(w + k, ld, 1, m, centred_.values(k), centred_.p_stride, std::min<int64_t>(512, n - k), out,
+                            D, k > 0);
+  }
+
+  void centred_row(int64_t g, int64_t i, T* buffer, T* out) const {
+    const T* x = row(g, i, buffer);
+    for (int64_t d = 0; d < D; ++d) out[d] = T(double(x[d]) - centre_[d]) - T(centre_[D + d]);
+  }
+
+ private:
+  static int64_t block_rows(int64_t n, int threads) {
+    const int64_t share = threads > 1 ? (n + 4 * threads - 1) / (4 * threads) : n, cached = (1 << 18) / round_up(n, P);
+    return round_up(std::max<int64_t>(1, std::min(share, cached)), MR);
+  }
+  const T* row(int64_t g, int64_t i, T* buffer) const {
+    const int64_t place = g * points_.group_stride + i * points_.row_stride;
+    return row_in(offset_by(points_.x, points_.type, place), points_.type, D, buffer);
+  }
+
+  // The first point, and the mean of all less it: 0 where all are equal.
+  void centre(int64_t g, T* buffer) {
+    const T* x = row(g, 0, buffer);
+    for (int64_t d = 0; d < D; ++d) centre_[d] = double(x[d]), centre_[D + d] = 0;
+    for (int64_t i = 1; i < n; ++i) {
+      x = row(g, i, buffer);
+      for (int64_t d = 0; d < D; ++d) centre_[D + d] += double(x[d]) - centre_[d];
+    }
+    for (int64_t d = 0; d < D; ++d) centre_[D + d] /= double(n);
+  }
+
+  void pack_panel(int64_t g, int64_t task, T* buffer) {
+    const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
+    UnitRows<C> given(buffer, D), centred(buffer, D);
+    T* shifted = buffer + P * D;
+    for (int64_t r = 0; r < m; ++r) {
+      const int64_t place = g * points_.group_stride + (i0 + r) * points_.row_stride;
+      given.set(r, offset_by(points_.x, points_.type, place), points_.type, D);
+    }
+    pack(raw_, i0, m, given);
+    if (!products_) return;
+    for (int64_t r = 0; r < m; ++r) {
+      centred_row(g, i0 + r, buffer, shifted + r * D);
+      centred.set(r, shifted + r * D, TYPE<T>, D);
+    }
+    pack(centred_, i0, m, centred);
+  }
+
+  const Points& points_;
+  T clip_;
+  Packed<C> raw_, centred_;
+  bool products_, fresh_ = true;
+  double* centre_;
+};
+
+template <class T>
+class DistancePass {
+  using V = Vec<T>;
+
+ public:
+  DistancePass(const Distances& f, Runtime* runtime, int threads)
+      : f_(f),
+        group_(f, runtime, threads, f.upstream, T(f.clip)),
+        team_(runtime, int(std::min<int64_t>(threads, group_.blocks(f.rows))),
+              (group_.scratch() + (group_.block + 2) * f.D) * int64_t(sizeof(T))) {}
+
+  static double work(const Distances& f) { return double(f.rows) * double(f.P) * double(f.D) * (f.upstream ? 3 : 2); }
+
+  void run(int64_t g) {
+    team_.run([&](Worker& worker) {
+      group_.prepare(worker, g);
+      worker.tasks(group_.blocks(f_.rows), [&](int64_t task) {
+        const int64_t i0 = task * group_.block, m = std::min(group_.block, f_.rows - i0);
+        T* d = worker.scratch<T>();
+        group_.distances(i0, m, 0, f_.P, d);
+        f_.upstream ? gradient(g, i0, m, d) : sums(g, i0, m, d);
+      });
+    });
+  }
+
+ private:
+  void sums(int64_t g, int64_t i0, int64_t m, const T* d) const {
+    const T* weight = f_.weight ? static_cast<const T*>(f_.weight) + g * f_.P : nullptr;
+    for (int64_t r = 0; r < m; ++r, d += group_.ld) {
+      V total(T(0));
+      each<T>(0, f_.P, [&](int64_t, auto load) {
+        const V x = load(d, T(0));
+        total = weight ? fma(x, load(weight, T(0)), total) : total + x;
+      });
+      static_cast<T*>(f_.sums)[g * f_.rows + i0 + r] = sum(total);
+    }
+  }
+
+  // 2 upstream sum_j (x_i - x_j) / d_ij, as the sum of the weights times x_i less the weighted sum.
+  void gradient(int64_t g, int64_t i0, int64_t m, T* d) const {
+    const T factor = 2 * static_cast<const T*>(f_.upstream)[g];
+    T *out = d + group_.scratch(), *own = out + group_.block * f_.D, *buffer = own + f_.D;
+    for (int64_t i = 0; i < m * group_.ld; ++i) d[i] = d[i] == 0 ? T(0) : T(1) / d[i];
+    group_.product(d, m, out);
+    for (int64_t r = 0; r < m; ++r, out += f_.D) {
+      V total(T(0));
+      each<T>(0, f_.P, [&](int64_t, auto load) { total = total + load(d + r * group_.ld, T(0)); });
+      const T weight = sum(total);
+      group_.centred_row(g, i0 + r, buffer, own);
+      for (int64_t k = 0; k < f_.D; ++k) out[k] = factor * (weight * own[k] - out[k]);
+      store_row(out, f_.D, offset_by(f_.gradient, f_.type, (g * f_.P + i0 + r) * f_.D), f_.type);
+    }
+  }
+
+  const Distances& f_;
+  Group<T> group_;
+  Team team_;
+};
+
+}  // namespace fused_contrastive::FUSED_ISA
