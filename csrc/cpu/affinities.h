@@ -12,19 +12,6 @@
 
 namespace fused_contrastive::FUSED_ISA {
 
-// log2 of 2^x + 2^y, and of the sum of 2^x[i].
-inline double log2_add(double x, double y) {
-  const double top = std::max(x, y);
-  return top - top == 0 ? top + std::log2(std::exp2(x - top) + std::exp2(y - top)) : x + y == x + y ? top : x + y;
-}
-inline double log2_sum(const double* x, int64_t n) {
-  double top = NONE<double>, total = 0;
-  for (int64_t i = 0; i < n; ++i) top = x[i] > top || x[i] != x[i] ? x[i] : top;
-  if (top - top != 0) return top;
-  for (int64_t i = 0; i < n; ++i) total += std::exp2(x[i] - top);
-  return top + std::log2(total);
-}
-
 // Half log-sum-exps in units of log 2, as an integer and the rest: sums and differences of large ones lose nothing.
 template <class T>
 struct Halves {
@@ -53,7 +40,7 @@ class ForcePass {
         columns_(f.all_rows ? rows_ : Halves<T>(runtime, f.K * f.P)),
         factors_(allocate<Factor<T>>(runtime, f.K)),
         totals_(allocate<double>(runtime, f.P)),
-        squares_(allocate<double>(runtime, f.rms ? f.K * f.P : 0)),
+        squares_(allocate<T>(runtime, f.rms ? 4 * f.K * f.P : 0)),
         tops_(allocate<double>(runtime, 2 * f.K * f.rows)),
         norms_(allocate<double>(runtime, f.K)) {}
 
@@ -155,13 +142,14 @@ class ForcePass {
     a[i] = T(f_.self_logit * LOG2_E);
   }
 
-  // The sides' shifts and sums of row i, and log2 of its sum of (d A)^2; the rows that are none give only the latter,
-  // of the columns after the rows: the pairs before are mirrored.
+  // The sides' shifts and sums of row i, and its sums of (d A)^2; points that are no rows give only the latter, of the
+  // columns after the rows: the pairs before are mirrored.
   void sums(int64_t g, int64_t i, const T* d, T* a) {
     const T* weight = f_.weight ? static_cast<const T*>(f_.weight) + g * n_ : nullptr;
+    const bool equal = f_.rms && has_equal(i, d);
     for (int64_t k = 0; k < f_.K; ++k) {
       log_affinity(i, k, d, a);
-      double squares[2] = {NONE<double>, NONE<double>};
+      if (f_.rms && i >= f_.rows) squares(k, 0)[i] = NONE<T>, squares(k, 0)[n_ + i] = 0;
       for (int side = i < f_.rows ? 0 : 1; side < 2; ++side) {
         const int64_t begin = side == 0 ? 0 : f_.negatives, end = side == 0 ? f_.negatives : n_;
         T top = maximum_over(a, begin, end);
@@ -179,29 +167,54 @@ class ForcePass {
           static_cast<T*>(f_.sums)[place] = sum(total);
           tops_[(side * f_.K + k) * f_.rows + i] = top;
         }
-        if (f_.rms) squares[side] = log2_squares(i, d, a, begin, end, top, sum(square));
+        if (!f_.rms) continue;
+        if (equal) top = less_equal(d, a, begin, end, square);
+        squares(k, side)[i] = top;
+        squares(k, side)[n_ + i] = sum(square);
       }
-      if (f_.rms) squares_[k * n_ + i] = log2_add(squares[0], squares[1] + (i < f_.rows ? 1 : 0));
     }
   }
+  T* squares(int64_t k, int side) const { return squares_ + (2 * k + side) * 2 * n_; }
 
-  // Where the largest affinity is that of equal points, whose distance is 0, the sum is taken relative to the largest
-  // of the others.
-  double log2_squares(int64_t i, const T* d, T* a, int64_t begin, int64_t end, T top, T square) const {
-    bool equal = false;
-    for (int64_t j = begin; j < end; ++j) equal |= d[j] == 0 && j != i;
-    if (equal) {
-      for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
-      top = maximum_over(a, begin, end);
-      const V shift(finite(top));
-      V total(T(0));
-      each<T>(begin, end, [&](int64_t, auto load) {
-        const V de = load(d, T(0)) * exp2(load(a, NONE<T>) - shift);
-        total = fma(de, de, total);
+  // Whether a point other than row i equals it.
+  bool has_equal(int64_t i, const T* d) const {
+    int64_t zeros = 0;
+    for (int64_t j = i < f_.rows ? 0 : f_.rows; j < n_; ++j) zeros += d[j] == 0;
+    return zeros > 1;
+  }
+
+  // Where the largest affinity is that of equal points, whose distance is 0, the sum of (d A)^2 is taken relative to the
+  // largest of the others, which is returned.
+  T less_equal(const T* d, T* a, int64_t begin, int64_t end, V& square) const {
+    for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
+    const T top = maximum_over(a, begin, end);
+    const V shift(finite(top));
+    square = V(T(0));
+    each<T>(begin, end, [&](int64_t, auto load) {
+      const V de = load(d, T(0)) * exp2(load(a, NONE<T>) - shift);
+      square = fma(de, de, square);
+    });
+    return top;
+  }
+
+  // log2 of the sum of (d A)^2 over all pairs.
+  double log2_squares(int64_t k) const {
+    const T top = finite(std::max(maximum_over(squares(k, 0), 0, n_), maximum_over(squares(k, 1), 0, n_)));
+    V total(T(0));
+    for (int side = 0; side < 2; ++side) {
+      const T *tops = squares(k, side), *sums = tops + n_;
+      each<T>(0, n_, [&](int64_t j, auto load) {
+        const V excess = load(tops, NONE<T>) - V(top), part = load(sums, T(0)) * exp2(excess + excess);
+        total = total + part;
+        if (side == 1 && j < f_.rows) total = total + mirrored(part, f_.rows - j);
       });
-      square = sum(total);
     }
-    return 2 * double(finite(top)) + std::log2(double(square));
+    return 2 * double(top) + std::log2(double(sum(total)));
+  }
+  static V mirrored(V part, int64_t rows) {
+    T x[V::W];
+    part.store(x);
+    return partial(x, rows, T(0));
   }
 
   void norms(int64_t g) {
@@ -209,7 +222,7 @@ class ForcePass {
       double& norm = norms_[k];  // in units of log 2
       norm = 0;
       if (f_.rms) {
-        norm = log2_sum(squares_ + k * n_, n_) / 2 - std::log2(double(n_));
+        norm = log2_squares(k) / 2 - std::log2(double(n_));
         const T scale = static_cast<const T*>(f_.scale)[g];
         if (scale != 0) norm -= std::log2(std::fabs(double(scale)));
       } else if (f_.separate) {
@@ -270,7 +283,8 @@ class ForcePass {
   Team team_;
   Halves<T> rows_, columns_;
   Factor<T>* factors_;
-  double *totals_, *squares_, *tops_, *norms_;
+  T* squares_;  // [K, side, maximum or sum, P]
+  double *totals_, *tops_, *norms_;
 };
 
 }  // namespace fused_contrastive::FUSED_ISA
