@@ -12,6 +12,7 @@ import math
 import torch
 
 from .checks import accumulation_dtype
+from .sums import RunningSum, finite
 
 PANEL = 1 << 19
 """Pairs per panel on a CPU; other devices get 32 times that. A temperature's temporaries are a few of them."""
@@ -45,10 +46,6 @@ def _centred(x: torch.Tensor) -> torch.Tensor:
     return x - x.mean(1, keepdim=True)
 
 
-def _finite(x: torch.Tensor) -> torch.Tensor:
-    return x.masked_fill(x == -math.inf, 0.0)
-
-
 class _Field:
     """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time."""
 
@@ -71,11 +68,13 @@ class _Field:
         return s
 
     def log_affinity(self, i: slice, k: int, R: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        """a of the rows `i`; R of those rows, C of all points."""
-        total = R.unsqueeze(2) + C.unsqueeze(1)
+        """a of the rows `i`; R of those rows and C of all points in two parts, ``[2, G, ...]``."""
+        a = self.distances(i) * -self.factors[k, :, None, None]
+        R, C = R.unsqueeze(3), C.unsqueeze(2)
         if self.denominator > -math.inf:
-            total = total.clamp_min(self.denominator)
-        a = (self.distances(i) * -self.factors[k, :, None, None]).sub_(total, alpha=0.5)
+            a.sub_((R[0] + C[0]).clamp_min_(self.denominator), alpha=0.5)
+        else:
+            a.sub_(R[0], alpha=0.5).sub_(C[0], alpha=0.5).sub_(R[1] + C[1], alpha=0.5)
         if self.floor > -math.inf:
             a = a.clamp_min(self.floor)
         _self_pairs(a, i).fill_(self.self_logit)
@@ -108,12 +107,11 @@ def force_forward(
         field.scale = scales[g].masked_fill(scales[g] == 0, 1.0)
         field.factors = inverse_temperatures.unsqueeze(1) / field.scale
         row_panels = panels if all_rows else _rows_only(panels, rows)
-        _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
-        R, C = lse_rows[:, g], (lse_rows if all_rows else lse_cols)[:, g]
+        R, C = _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
         affinity_panels = panels if rms else _rows_only(panels, rows)
         log_norm[:, g] = _sums(field, affinity_panels, R, C, shift[:, :, g], sums[:, :, g], rms)
         if separate:
-            log_norm[:, g] = _finite(shift[:, :, g].sum(0).amax(-1))
+            log_norm[:, g] = finite(shift[:, :, g].sum(0).amax(-1))
         _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], log_norm[:, g], force[:, g])
     return force, log_norm, scales, lse_rows, lse_cols, shift, sums
 
@@ -122,28 +120,37 @@ def _rows_only(panels: list[slice], rows: int) -> list[slice]:
     return [slice(i.start, min(i.stop, rows)) for i in panels if i.start < rows]
 
 
-def _log_sums(field: _Field, panels, lse_rows, lse_cols) -> None:
-    for k in range(len(lse_rows)):
-        total = None
+def _log_sums(field: _Field, panels, lse_rows, lse_cols) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fills the log-sum-exps and returns R and C, ``[2, K, G, ...]``: those, and what their rounding lost."""
+    K, G = lse_rows.shape[:2]
+    R, C = [], []
+    for k in range(K):
+        row_sums = RunningSum(lse_rows, G, lse_rows.shape[2])
+        column_sums = RunningSum(lse_rows, G, 0 if lse_cols is None else lse_cols.shape[2])
         for i in panels:
             s = field.log_kernel(i, k)
-            lse_rows[k, :, i] = s.logsumexp(2)
+            row_sums.add((slice(None), i), s, 2)
             if lse_cols is not None:
-                part = s.logsumexp(1)
-                total = part if total is None else torch.logaddexp(total, part)
-        if lse_cols is not None:
-            lse_cols[k] = total
+                column_sums.add((slice(None), slice(None)), s, 1)
+        R.append(row_sums.log())
+        C.append(column_sums.log())
+    R = torch.stack(R, 1)
+    C = R if lse_cols is None else torch.stack(C, 1)
+    lse_rows.copy_(R[0])
+    if lse_cols is not None:
+        lse_cols.copy_(C[0])
+    return R, C
 
 
 def _sums(field: _Field, panels, R, C, shift, sums, rms: bool) -> torch.Tensor:
     """Fills shift and sums of the rows; returns log_norm ``[K, G]``."""
-    K, G, P = C.shape
+    K, G, P = C.shape[1:]
     rows = shift.shape[-1]
     log_norm = C.new_zeros((K, G))
     for k in range(K):
         squares = []
         for i in panels:
-            a = field.log_affinity(i, k, R[k, :, i], C[k])
+            a = field.log_affinity(i, k, R[:, k, :, i], C[:, k])
             if rms:
                 squares.append(
                     (field.distances(i).log().sub_(field.scale.log()[:, None, None]) + a)
@@ -160,7 +167,7 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool) -> torch.Tensor:
                     shift[side, k, :, i], sums[side, k, :, i] = -math.inf, 0.0
                     continue
                 shift[side, k, :, i] = part.amax(2)
-                e = (part - _finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
+                e = (part - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
         if rms:
             log_norm[k] = (torch.stack(squares).logsumexp(0) - 2 * math.log(P)) / 2
@@ -169,14 +176,14 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool) -> torch.Tensor:
 
 def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
     y = _centred(field.x)
-    K = len(R)
-    unit = (shift.sum(0) - _finite(log_norm).unsqueeze(2)).exp().masked_fill((log_norm == -math.inf).unsqueeze(2), 0.0)
+    K = len(log_norm)
+    unit = (shift.sum(0) - finite(log_norm).unsqueeze(2)).exp().masked_fill((log_norm == -math.inf).unsqueeze(2), 0.0)
     for i in panels:
         total = None
         for k in range(K):
-            a = field.log_affinity(i, k, R[k, :, i], C[k])
+            a = field.log_affinity(i, k, R[:, k, :, i], C[:, k])
             for side, columns in enumerate(field.sides):
-                e = a[..., columns].sub_(_finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
+                e = a[..., columns].sub_(finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 e.mul_((unit[k, :, i] * sums[1 - side, k, :, i] * (2 * side - 1)).unsqueeze(2))
             if field.weight is not None:
                 a.mul_(field.weight)
@@ -223,15 +230,16 @@ class _Backward:
             floor,
             rms,
         )
-        self.y, self.shift = _centred(field.x), _finite(shift)
+        self.y, self.shift = _centred(field.x), finite(shift)
         empty = (log_norm == -math.inf).unsqueeze(1)
-        self.unit = (shift.sum(0) - _finite(log_norm).unsqueeze(1)).exp().masked_fill(empty, 0.0)
+        self.unit = (shift.sum(0) - finite(log_norm).unsqueeze(1)).exp().masked_fill(empty, 0.0)
         self.pulls = torch.zeros_like(sums)  # sum over the side of E <g, y>
         self.power = None  # <g, force> of each group
 
     def affinity(self, i):
         """``a`` of rows i, and E relative to each side's shift."""
-        a = self.field.log_affinity(i, 0, self.lse[:, i], self.lse)
+        lse = torch.stack([self.lse, torch.zeros_like(self.lse)])
+        a = self.field.log_affinity(i, 0, lse[:, :, i], lse)
         e = [
             (a[..., columns] - self.shift[side, :, i].unsqueeze(2)).exp_()
             for side, columns in enumerate(self.field.sides)
@@ -250,7 +258,7 @@ class _Backward:
     def shares(self, i, a):
         """``p_ij``, 0 where d = 0."""
         d = self.field.distances(i)
-        p = (d.log() + a - _finite(self.log_norm)[:, None, None]).mul_(2).exp_().div_(d.shape[2] ** 2)
+        p = (d.log() + a - finite(self.log_norm)[:, None, None]).mul_(2).exp_().div_(d.shape[2] ** 2)
         return p.masked_fill_((self.log_norm == -math.inf)[:, None, None], 0.0)
 
     def unclipped(self, i, a, q):

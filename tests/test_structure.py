@@ -12,7 +12,8 @@ ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
     {"candidates", "checks", "tiling", "verification", "fastest"},
-    {"reference", "force_reference", "force_panels"},
+    {"reference", "sums"},
+    {"force_reference", "force_panels"},
     {"panels", "visualize"},
     {"native", "triton_kernels", "cuda"},
     {"dispatch"},
