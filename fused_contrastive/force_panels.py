@@ -49,27 +49,30 @@ def _centred(x: torch.Tensor) -> torch.Tensor:
 class _Field:
     """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time."""
 
-    def __init__(self, x, factors, scale, weight, negatives, mask, self_logit, floor, denominator, clip):
-        self.x, self.factors, self.scale, self.weight = x, factors, scale, weight
+    def __init__(self, x, inverse_temperatures, weight, negatives, mask, self_logit, floor, denominator, clip):
+        self.x, self.inverse_temperatures, self.weight = x, inverse_temperatures, weight
         self.sides = (slice(0, negatives), slice(negatives, x.shape[1]))
         self.mask, self.self_logit, self.floor, self.denominator, self.clip = mask, self_logit, floor, denominator, clip
-        self.place, self.panel = None, None
+        self.scale = self.place = self.panel = None
 
     def distances(self, i: slice) -> torch.Tensor:
-        if self.place != (i.start, i.stop):
-            self.place, self.panel = (i.start, i.stop), _distances(self.x, i, self.clip)
+        """In units of the scale, where there is one."""
+        if self.place != (i.start, i.stop, id(self.scale)):
+            self.place, self.panel = (i.start, i.stop, id(self.scale)), _distances(self.x, i, self.clip)
+            if self.scale is not None:
+                self.panel.div_(self.scale[:, None, None])
         return self.panel
 
     def log_kernel(self, i: slice, k: int) -> torch.Tensor:
         """``-f d``, −inf at self pairs with `mask`."""
-        s = self.distances(i) * -self.factors[k, :, None, None]
+        s = self.distances(i) * -self.inverse_temperatures[k]
         if self.mask:
             _self_pairs(s, i).fill_(-math.inf)
         return s
 
     def log_affinity(self, i: slice, k: int, R: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         """a of the rows `i`; R of those rows and C of all points in two parts, ``[2, G, ...]``."""
-        a = self.distances(i) * -self.factors[k, :, None, None]
+        a = self.distances(i) * -self.inverse_temperatures[k]
         R, C = R.unsqueeze(3), C.unsqueeze(2)
         if self.denominator > -math.inf:
             a.sub_((R[0] + C[0]).clamp_min_(self.denominator), alpha=0.5)
@@ -97,7 +100,7 @@ def force_forward(
     shift, sums = new((2, K, G, rows)), new((2, K, G, rows))
     for g, panels in _panels(G, P, x.device):
         field = _Field(
-            x[g], None, None, None if weight is None else weight[g].unsqueeze(1),
+            x[g], inverse_temperatures, None if weight is None else weight[g].unsqueeze(1),
             negatives, mask, self_logit, floor, denominator, clip,
         )  # fmt: skip
         if scale is None:
@@ -105,14 +108,13 @@ def force_forward(
         else:
             scales[g] = scale[g]
         field.scale = scales[g].masked_fill(scales[g] == 0, 1.0)
-        field.factors = inverse_temperatures.unsqueeze(1) / field.scale
         row_panels = panels if all_rows else _rows_only(panels, rows)
         R, C = _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
-        affinity_panels = panels if rms else _rows_only(panels, rows)
-        log_norm[:, g] = _sums(field, affinity_panels, R, C, shift[:, :, g], sums[:, :, g], rms)
-        if separate:
-            log_norm[:, g] = finite(shift[:, :, g].sum(0).amax(-1))
-        _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], log_norm[:, g], force[:, g])
+        norm = _sums(
+            field, panels if rms else _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], rms, separate
+        )
+        log_norm[:, g] = norm
+        _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], norm, force[:, g])
     return force, log_norm, scales, lse_rows, lse_cols, shift, sums
 
 
@@ -142,22 +144,21 @@ def _log_sums(field: _Field, panels, lse_rows, lse_cols) -> tuple[torch.Tensor, 
     return R, C
 
 
-def _sums(field: _Field, panels, R, C, shift, sums, rms: bool) -> torch.Tensor:
-    """Fills shift and sums of the rows; returns log_norm ``[K, G]``."""
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """x in float64, where the device has it: exponents of three digits cost as many of their exponentials."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -> torch.Tensor:
+    """Fills shift and sums of the rows; returns log_norm ``[K, G]``, with `rms` not rounded to the accumulation dtype."""
     K, G, P = C.shape[1:]
     rows = shift.shape[-1]
-    log_norm = C.new_zeros((K, G))
+    squares = [[] for _ in range(K)]
     for k in range(K):
-        squares = []
         for i in panels:
             a = field.log_affinity(i, k, R[:, k, :, i], C[:, k])
             if rms:
-                squares.append(
-                    (field.distances(i).log().sub_(field.scale.log()[:, None, None]) + a)
-                    .mul_(2)
-                    .flatten(1)
-                    .logsumexp(1)
-                )
+                squares[k].append(_log_squares(a, field.distances(i)))
             i = slice(i.start, min(i.stop, rows))
             for side, columns in enumerate(field.sides):
                 part = a[:, : i.stop - i.start, columns]
@@ -169,15 +170,30 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool) -> torch.Tensor:
                 shift[side, k, :, i] = part.amax(2)
                 e = (part - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
-        if rms:
-            log_norm[k] = (torch.stack(squares).logsumexp(0) - 2 * math.log(P)) / 2
-    return log_norm
+    if rms:
+        return torch.stack([torch.stack(parts).logsumexp(0) / 2 for parts in squares]) - math.log(P)
+    return finite(shift.sum(0).amax(-1)) if separate else shift.new_zeros((K, G))
+
+
+def _log_squares(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """Log of the panel's sum of (d A)^2, relative to the largest A of a pair with d > 0: ``[G]``."""
+    a = a.masked_fill(d == 0, -math.inf).flatten(1)
+    top = a.amax(1, keepdim=True)
+    terms = (a - finite(top)).exp_().mul_(d.flatten(1)).square_()
+    return 2 * _wide(finite(top).squeeze(1)) + _wide(terms.sum(1)).log()
+
+
+def _unit(shift: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
+    """``exp(shift_neg + shift_pos - log_norm)``, 0 where log_norm is -inf; shift ``[2, ..., rows]``, log_norm ``[...]``."""
+    log_norm = log_norm.unsqueeze(-1)
+    unit = (_wide(shift).sum(0) - finite(log_norm)).exp().to(shift.dtype)
+    return unit.masked_fill_(log_norm == -math.inf, 0.0)
 
 
 def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
     y = _centred(field.x)
     K = len(log_norm)
-    unit = (shift.sum(0) - finite(log_norm).unsqueeze(2)).exp().masked_fill((log_norm == -math.inf).unsqueeze(2), 0.0)
+    unit = _unit(shift, log_norm)
     for i in panels:
         total = None
         for k in range(K):
@@ -188,11 +204,24 @@ def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
             if field.weight is not None:
                 a.mul_(field.weight)
             if len(force) == K:
-                force[k, :, i] = a @ y
+                force[k, :, i] = _product(y, i, a, field.distances(i))
             else:
                 total = a if total is None else total.add_(a)
         if len(force) < K:
-            force[0, :, i] = total @ y
+            force[0, :, i] = _product(y, i, total, field.distances(i))
+
+
+def _product(y: torch.Tensor, i: slice, w: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """``sum_j w_ij y_j``. The weights of a row sum to 0; where those of points equal to it exceed all others, it stands for them with
+    minus the sum of the others, of which rounding would leave nothing."""
+    equal = d == 0
+    near = torch.where(equal, w, 0.0)
+    far = w - near
+    dominated = near.abs().sum(2) > far.abs().sum(2)
+    w = torch.where(dominated.unsqueeze(2), far, w)
+    itself = _self_pairs(w, i)
+    itself.copy_(torch.where(dominated, -far.sum(2), itself))
+    return w @ y
 
 
 def force_backward(g, x, inverse_temperature, log_norm, lse, shift, sums, rows, mask, floor, rms):
@@ -204,9 +233,7 @@ def force_backward(g, x, inverse_temperature, log_norm, lse, shift, sums, rows, 
     shift, sums = torch.cat([shift[:, 0], none], 2), torch.cat([sums[:, 0], none.clamp_min(0.0)], 2)
     g = torch.cat([g[0], x.new_zeros((G, P - rows, D))], 1)
     for chunk, panels in _panels(G, P, x.device):
-        field = _Field(
-            x[chunk], inverse_temperature.unsqueeze(1), None, None, rows, mask, -math.inf, floor, -math.inf, 0.0
-        )
+        field = _Field(x[chunk], inverse_temperature, None, rows, mask, -math.inf, floor, -math.inf, 0.0)
         part = _Backward(
             field, g[chunk], lse[0, chunk], log_norm[0, chunk], shift[:, chunk], sums[:, chunk], floor, rms
         )
@@ -221,18 +248,10 @@ class _Backward:
     """
 
     def __init__(self, field, g, lse, log_norm, shift, sums, floor, rms):
-        self.field, self.g, self.lse, self.log_norm, self.sums, self.floor, self.rms = (
-            field,
-            g,
-            lse,
-            log_norm,
-            sums,
-            floor,
-            rms,
-        )
+        self.field, self.g, self.lse, self.log_norm = field, g, lse, log_norm
+        self.sums, self.floor, self.rms = sums, floor, rms
         self.y, self.shift = _centred(field.x), finite(shift)
-        empty = (log_norm == -math.inf).unsqueeze(1)
-        self.unit = (shift.sum(0) - finite(log_norm).unsqueeze(1)).exp().masked_fill(empty, 0.0)
+        self.unit = _unit(shift, log_norm)
         self.pulls = torch.zeros_like(sums)  # sum over the side of E <g, y>
         self.power = None  # <g, force> of each group
 
@@ -300,7 +319,7 @@ class _Backward:
 
     def by_distance(self, i, through_lse):
         """The derivative by d_ij as ij and as ji, of rows i; and its part of the derivative by the factor."""
-        field, factor = self.field, self.field.factors[0]
+        field, factor = self.field, self.field.inverse_temperatures[0]
         d = field.distances(i)
         a, e = self.affinity(i)
         own = self.less_norm(i, a, self.by_affinity(i, e, self.g[:, i] @ self.y.mT))
@@ -311,7 +330,7 @@ class _Backward:
         softmax = (s - self.lse.unsqueeze(1)).exp_()
         both = own + self.unclipped(i, a, mirrored) + through_lse.unsqueeze(1) * softmax
         df = -(own * d).sum()
-        h = both * -factor[:, None, None]
+        h = both * -factor
         if self.rms:
             h -= torch.where(d > 0, 2 * self.power[:, None, None] * self.shares(i, a) / d, 0.0)
         return h, df

@@ -35,7 +35,9 @@ def _force(points, M, temperature, mask_self, normalizer, affinity_floor):
     force = to_negative.sum(-1, keepdim=True) * (to_positive @ points[..., M:, :])
     force = force - to_positive.sum(-1, keepdim=True) * (to_negative @ points[..., :M, :])
     if normalizer == "dist_affinity_rms":
-        return force / rms(distance * affinity)
+        square = (distance * affinity).square().mean((-2, -1), keepdim=True)
+        one_point = (distance == 0).all(-1, keepdim=True).all(-2, keepdim=True)
+        return force / square.masked_fill(one_point, 1.0).sqrt()
     return force / rms(force) if normalizer == "force_rms" else force
 
 

@@ -49,10 +49,13 @@ def force(positive, negative, temperature, mask_self="sum", normalizer=None, aff
                 if k != j:
                     total[j] += A[j, k] * (A[j, M:, None] * (positive - negative[k])).sum(0)
     np.fill_diagonal(A, 0)  # self pairs, whose distance is 0
-    if M >= 10:  # the sum over i and that over k
+    if (
+        M >= 10
+    ):  # the sum over i and that over k, as seen from j: equal points would leave nothing of the others' digits
         for j in range(M):
             near, far = A[j, :M, None], A[j, M:, None]
-            total[j] = near.sum() * (far * positive).sum(0) - far.sum() * (near * negative).sum(0)
+            total[j] = near.sum() * (far * (positive - negative[j])).sum(0)
+            total[j] -= far.sum() * (near * (negative - negative[j])).sum(0)
     if normalizer == "dist_affinity_rms":
         total = over(total, np.sqrt(((d * A) ** 2).mean()))
     if normalizer == "force_rms":

@@ -1,7 +1,6 @@
 """The force family against its oracle: values and gradients in float64, errors in lower precision against eager's; gradcheck."""
 
 import functools
-import math
 
 import force_oracle
 import numpy as np
@@ -328,12 +327,17 @@ def _signed_root(loss, positive, negative, base, settings):
 
 
 def test_finite_where_eager_is_not(backend, device):
-    """T = 0.005 with self pairs in the softmax: the source's float32 has no affinity left that is not 0."""
+    """Self pairs in the softmax leave no affinity whose square float32 could hold."""
     positive, negative = draw((1, 16, 16, 64), "normal", torch.float32, device)
-    eager = fc.contrastive_force_loss(positive, negative, (0.005,), backend="eager")
+    temperature = float(torch.cdist(positive.detach(), negative.detach()).mean()) / 60
+    options = {"normalizer": "dist_affinity_rms"}
+    eager = fc.contrastive_force(positive, negative, temperature, backend="eager", **options)
     assert not torch.isfinite(eager).all()
-    loss = fc.contrastive_force_loss(positive, negative, (0.005,), backend=backend)
-    gradients = torch.autograd.grad(loss.sum(), (positive, negative))
-    expected = oracle_loss(positive, negative, (0.005,), torch.ones(negative.shape))
-    assert torch.isfinite(loss).all() and error(loss, expected["loss"]) < 1e-4
-    assert math.isfinite(error(gradients[1], expected["negative"])) and error(gradients[1], expected["negative"]) < 1e-4
+    force = fc.contrastive_force(positive, negative, temperature, backend=backend, **options)
+    upstream = upstream_of(force.shape).to(force)
+    gradients = torch.autograd.grad(force, (positive, negative), upstream)
+    wide = [x.detach().double().requires_grad_() for x in (positive, negative)]
+    exact = fc.contrastive_force(*wide, temperature, backend="panels", **options)
+    assert error(force, oracle_force(positive, negative, temperature, **options)) < 1e-4
+    for ours, expected in zip(gradients, torch.autograd.grad(exact, wide, upstream.double()), strict=True):
+        assert error(ours, array(expected)) < 1e-4

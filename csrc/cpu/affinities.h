@@ -230,7 +230,9 @@ class ForcePass {
         for (int64_t i = 0; i < f_.rows; ++i) top = std::max(top, row_top(i, k));
         norm = top == NONE<double> ? 0 : top;
       }
-      static_cast<T*>(f_.log_norm)[k * f_.G + g] = T(norm * LN_2);
+      T& out = static_cast<T*>(f_.log_norm)[k * f_.G + g];
+      out = T(norm * LN_2);
+      if (!f_.rms) norm = double(out) * LOG2_E;  // callers multiply by its exponential
     }
   }
   double row_top(int64_t i, int64_t k) const {
@@ -275,6 +277,20 @@ class ForcePass {
       const T* weight = static_cast<const T*>(f_.weight) + g * n_;
       for (int64_t j = 0; j < n_; ++j) w[j] *= weight[j];
     }
+    if (has_equal(i, d)) without_equal(i, d, w);
+  }
+
+  // The weights of a row sum to 0. Where those of points equal to it exceed all others, it stands for them with minus
+  // the sum of the others, of which rounding would leave nothing.
+  void without_equal(int64_t i, const T* d, T* w) const {
+    T near = 0, far = 0, rest = 0;
+    for (int64_t j = 0; j < n_; ++j) {
+      (d[j] == 0 ? near : far) += std::fabs(w[j]);
+      rest += d[j] == 0 ? T(0) : w[j];
+    }
+    if (!(near > far)) return;
+    for (int64_t j = 0; j < n_; ++j) w[j] = d[j] == 0 ? T(0) : w[j];
+    w[i] = -rest;
   }
 
   const Force& f_;

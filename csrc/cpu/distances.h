@@ -125,9 +125,15 @@ class Group {
                             D, k > 0);
   }
 
-  void centred_row(int64_t g, int64_t i, T* buffer, T* out) const {
-    const T* x = row(g, i, buffer);
-    for (int64_t d = 0; d < D; ++d) out[d] = T(double(x[d]) - centre_[d]) - T(centre_[D + d]);
+  // out = factor (out - sum(w) x_i), x_i centred like the points of the product: their weighted sum as seen from x_i.
+  void seen_from(int64_t i, const T* w, T factor, T* out) const {
+    Vec<T> total(T(0));
+    each<T>(0, n, [&](int64_t, auto load) { total = total + load(w, T(0)); });
+    const T weight = sum(total);
+    for (int64_t d0 = 0; d0 < D; d0 += P) {
+      const T* x = centred_.values(i) + d0 / P * centred_.p_stride;
+      for (int64_t d = d0; d < std::min(D, d0 + P); ++d) out[d] = factor * (out[d] - weight * x[d - d0]);
+    }
   }
 
  private:
@@ -162,7 +168,8 @@ class Group {
     pack(raw_, i0, m, given);
     if (!products_) return;
     for (int64_t r = 0; r < m; ++r) {
-      centred_row(g, i0 + r, buffer, shifted + r * D);
+      const T* x = row(g, i0 + r, buffer);
+      for (int64_t d = 0; d < D; ++d) shifted[r * D + d] = T(double(x[d]) - centre_[d]) - T(centre_[D + d]);
       centred.set(r, shifted + r * D, TYPE<T>, D);
     }
     pack(centred_, i0, m, centred);
@@ -184,7 +191,7 @@ class DistancePass {
       : f_(f),
         group_(f, runtime, threads, f.upstream, T(f.clip)),
         team_(runtime, int(std::min<int64_t>(threads, group_.blocks(f.rows))),
-              (group_.scratch() + (group_.block + 2) * f.D) * int64_t(sizeof(T))) {}
+              (group_.scratch() + group_.block * f.D) * int64_t(sizeof(T))) {}
 
   static double work(const Distances& f) { return double(f.rows) * double(f.P) * double(f.D) * (f.upstream ? 3 : 2); }
 
@@ -213,18 +220,13 @@ class DistancePass {
     }
   }
 
-  // 2 upstream sum_j (x_i - x_j) / d_ij, as the sum of the weights times x_i less the weighted sum.
+  // 2 upstream sum_j (x_i - x_j) / d_ij.
   void gradient(int64_t g, int64_t i0, int64_t m, T* d) const {
-    const T factor = 2 * static_cast<const T*>(f_.upstream)[g];
-    T *out = d + group_.scratch(), *own = out + group_.block * f_.D, *buffer = own + f_.D;
+    T* out = d + group_.scratch();
     for (int64_t i = 0; i < m * group_.ld; ++i) d[i] = d[i] == 0 ? T(0) : T(1) / d[i];
     group_.product(d, m, out);
     for (int64_t r = 0; r < m; ++r, out += f_.D) {
-      V total(T(0));
-      each<T>(0, f_.P, [&](int64_t, auto load) { total = total + load(d + r * group_.ld, T(0)); });
-      const T weight = sum(total);
-      group_.centred_row(g, i0 + r, buffer, own);
-      for (int64_t k = 0; k < f_.D; ++k) out[k] = factor * (weight * own[k] - out[k]);
+      group_.seen_from(i0 + r, d + r * group_.ld, -2 * static_cast<const T*>(f_.upstream)[g], out);
       store_row(out, f_.D, offset_by(f_.gradient, f_.type, (g * f_.P + i0 + r) * f_.D), f_.type);
     }
   }
