@@ -19,8 +19,8 @@ sums of squared differences, never ``|x|^2 + |y|^2 - 2 x y``: ``d_ij = sqrt(max(
     a_ij = max(-f d_ij - max(R_i + C_j, denominator) / 2, floor), self pairs: self_logit
     E_ij = exp(a_ij - shift_i) weight_j, shift_i the maximum of a_ij over the side's columns (-inf: E = 0), and
     s_i = sum E_ij over the side, for the negative and the positive side apart
-    force_i = exp(shift_neg + shift_pos - log_norm_k) (s_neg sum_pos E_ij x_j - s_pos sum_neg E_ij x_j), whose weights sum to
-    0: where those of points with d_ij = 0 exceed all others, it is the others' weighted sum of x_j - x_i
+    force_i = exp(shift_neg + shift_pos - log_norm_k) (s_neg sum_pos E_ij (x_j - x_i) - s_pos sum_neg E_ij (x_j - x_i)),
+    from which x_i drops out: points with d_ij = 0, whose E may exceed all others by far, must add exactly nothing
     log_norm_k = log sqrt(mean of (d_ij / scale * exp(a_ij))^2 over the P x P pairs) with ``rms`` (all_rows, no weights);
                  else, with ``separate``, max over rows of shift_neg + shift_pos (0 where -inf); else 0
 

@@ -110,11 +110,10 @@ def force_forward(
         field.scale = scales[g].masked_fill(scales[g] == 0, 1.0)
         row_panels = panels if all_rows else _rows_only(panels, rows)
         R, C = _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
-        norm = _sums(
-            field, panels if rms else _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], rms, separate
-        )
-        log_norm[:, g] = norm
-        _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], sums[:, :, g], norm, force[:, g])
+        wide = _wide(sums[:, :, g])
+        norm = _sums(field, panels if rms else _rows_only(panels, rows), R, C, shift[:, :, g], wide, rms, separate)
+        log_norm[:, g], sums[:, :, g] = norm, wide
+        _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], wide, norm, force[:, g])
     return force, log_norm, scales, lse_rows, lse_cols, shift, sums
 
 
@@ -168,7 +167,7 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -
                     shift[side, k, :, i], sums[side, k, :, i] = -math.inf, 0.0
                     continue
                 shift[side, k, :, i] = part.amax(2)
-                e = (part - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
+                e = (_wide(part) - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
     if rms:
         return torch.stack([torch.stack(parts).logsumexp(0) / 2 for parts in squares]) - math.log(P)
@@ -186,18 +185,18 @@ def _log_squares(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
 def _unit(shift: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
     """``exp(shift_neg + shift_pos - log_norm)``, 0 where log_norm is -inf; shift ``[2, ..., rows]``, log_norm ``[...]``."""
     log_norm = log_norm.unsqueeze(-1)
-    unit = (_wide(shift).sum(0) - finite(log_norm)).exp().to(shift.dtype)
+    unit = (_wide(shift).sum(0) - finite(log_norm)).exp()
     return unit.masked_fill_(log_norm == -math.inf, 0.0)
 
 
 def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
-    y = _centred(field.x)
+    y = _wide(_centred(field.x))
     K = len(log_norm)
     unit = _unit(shift, log_norm)
     for i in panels:
         total = None
         for k in range(K):
-            a = field.log_affinity(i, k, R[:, k, :, i], C[:, k])
+            a = _wide(field.log_affinity(i, k, R[:, k, :, i], C[:, k]))
             for side, columns in enumerate(field.sides):
                 e = a[..., columns].sub_(finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 e.mul_((unit[k, :, i] * sums[1 - side, k, :, i] * (2 * side - 1)).unsqueeze(2))
@@ -212,16 +211,9 @@ def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
 
 
 def _product(y: torch.Tensor, i: slice, w: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-    """``sum_j w_ij y_j``. The weights of a row sum to 0; where those of points equal to it exceed all others, it stands for them with
-    minus the sum of the others, of which rounding would leave nothing."""
-    equal = d == 0
-    near = torch.where(equal, w, 0.0)
-    far = w - near
-    dominated = near.abs().sum(2) > far.abs().sum(2)
-    w = torch.where(dominated.unsqueeze(2), far, w)
-    itself = _self_pairs(w, i)
-    itself.copy_(torch.where(dominated, -far.sum(2), itself))
-    return w @ y
+    """``sum_j w_ij (y_j - y_i)``: equal points, whose weights may exceed all others by far, add exactly nothing."""
+    w = w.masked_fill_(d == 0, 0.0)
+    return w @ y - w.sum(2, keepdim=True) * y[:, i]
 
 
 def force_backward(g, x, inverse_temperature, log_norm, lse, shift, sums, rows, mask, floor, rms):
@@ -251,7 +243,7 @@ class _Backward:
         self.field, self.g, self.lse, self.log_norm = field, g, lse, log_norm
         self.sums, self.floor, self.rms = sums, floor, rms
         self.y, self.shift = _centred(field.x), finite(shift)
-        self.unit = _unit(shift, log_norm)
+        self.unit = _unit(shift, log_norm).to(g.dtype)
         self.pulls = torch.zeros_like(sums)  # sum over the side of E <g, y>
         self.power = None  # <g, force> of each group
 

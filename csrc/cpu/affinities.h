@@ -42,6 +42,7 @@ class ForcePass {
         totals_(allocate<double>(runtime, f.P)),
         squares_(allocate<T>(runtime, f.rms ? 4 * f.K * f.P : 0)),
         tops_(allocate<double>(runtime, 2 * f.K * f.rows)),
+        sums_(allocate<double>(runtime, 2 * f.K * f.rows)),
         norms_(allocate<double>(runtime, f.K)) {}
 
   static double work(const Force& f) { return double(f.P) * double(f.P) * double(f.D + 8 * f.K) * 2; }
@@ -154,17 +155,23 @@ class ForcePass {
         const int64_t begin = side == 0 ? 0 : f_.negatives, end = side == 0 ? f_.negatives : n_;
         T top = maximum_over(a, begin, end);
         const V shift(finite(top));
-        V total(T(0)), square(T(0));
-        each<T>(begin, end, [&](int64_t, auto load) {
-          const V e = exp2(load(a, NONE<T>) - shift), de = load(d, T(0)) * e;
-          total = weight ? fma(e, load(weight, T(0)), total) : total + e;
-          square = fma(de, de, square);
-        });
-        if (sum(total) != sum(total)) top = sum(total);
+        double total = 0;
+        V square(T(0));
+        for (int64_t j0 = begin; j0 < end; j0 += 512) {  // short sums lose little
+          V part(T(0));
+          each<T>(j0, std::min(end, j0 + 512), [&](int64_t, auto load) {
+            const V e = exp2(load(a, NONE<T>) - shift), de = load(d, T(0)) * e;
+            part = weight ? fma(e, load(weight, T(0)), part) : part + e;
+            square = fma(de, de, square);
+          });
+          total += double(sum(part));
+        }
+        if (total != total) top = T(total);
         if (i < f_.rows) {
           const int64_t place = ((side * f_.K + k) * f_.G + g) * f_.rows + i;
           static_cast<T*>(f_.shift)[place] = T(double(top) * LN_2);
-          static_cast<T*>(f_.sums)[place] = sum(total);
+          static_cast<T*>(f_.sums)[place] = T(total);
+          sums_[(side * f_.K + k) * f_.rows + i] = total;
           tops_[(side * f_.K + k) * f_.rows + i] = top;
         }
         if (!f_.rms) continue;
@@ -247,12 +254,13 @@ class ForcePass {
       for (int64_t k0 = 0; k0 < f_.K; k0 = f_.separate ? k0 + 1 : f_.K) {
         for (int64_t r = 0; r < m; ++r)
           weights(g, i0 + r, k0, f_.separate ? k0 + 1 : f_.K, d + r * group_.ld, buffer, w + r * group_.ld);
-        group_.product(w, m, static_cast<T*>(f_.force) + ((k0 * f_.G + g) * f_.rows + i0) * f_.D);
+        group_.pulls(w, i0, m, T(1), static_cast<T*>(f_.force) + ((k0 * f_.G + g) * f_.rows + i0) * f_.D);
       }
     });
   }
 
-  // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the other side times E.
+  // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the other side times E. Their
+  // sum is 0 far below the rounding of one: the force is the same from wherever the points are seen.
   void weights(int64_t g, int64_t i, int64_t k0, int64_t k1, const T* d, T* a, T* w) const {
     std::fill(w, w + n_, T(0));
     for (int64_t k = k0; k < k1; ++k) {
@@ -261,14 +269,19 @@ class ForcePass {
       log_affinity(i, k, d, a);
       for (int side = 0; side < 2; ++side) {
         const int64_t begin = side == 0 ? 0 : f_.negatives, end = side == 0 ? f_.negatives : n_;
-        const double other = static_cast<const T*>(f_.sums)[(((1 - side) * f_.K + k) * f_.G + g) * f_.rows + i];
-        const V factor(T((side == 0 ? -other : other) * std::exp2(top - norms_[k])));
+        const double other = sums_[((1 - side) * f_.K + k) * f_.rows + i];
+        const Factor<T> factor((side == 0 ? -other : other) * std::exp2(top - norms_[k]));
+        const V high(factor.high), low(factor.low);
         const V shift(T(tops_[(side * f_.K + k) * f_.rows + i]));
         int64_t j = begin;
-        for (; j + V::W <= end; j += V::W) fma(exp2(V::load(a + j) - shift), factor, V::load(w + j)).store(w + j);
+        for (; j + V::W <= end; j += V::W) {
+          const V e = exp2(V::load(a + j) - shift);
+          fma(e, high, fma(e, low, V::load(w + j))).store(w + j);
+        }
         if (j < end) {
           T rest[V::W];
-          fma(exp2(partial(a + j, end - j, NONE<T>) - shift), factor, partial(w + j, end - j, T(0))).store(rest);
+          const V e = exp2(partial(a + j, end - j, NONE<T>) - shift);
+          fma(e, high, fma(e, low, partial(w + j, end - j, T(0)))).store(rest);
           std::copy_n(rest, end - j, w + j);
         }
       }
@@ -277,20 +290,6 @@ class ForcePass {
       const T* weight = static_cast<const T*>(f_.weight) + g * n_;
       for (int64_t j = 0; j < n_; ++j) w[j] *= weight[j];
     }
-    if (has_equal(i, d)) without_equal(i, d, w);
-  }
-
-  // The weights of a row sum to 0. Where those of points equal to it exceed all others, it stands for them with minus
-  // the sum of the others, of which rounding would leave nothing.
-  void without_equal(int64_t i, const T* d, T* w) const {
-    T near = 0, far = 0, rest = 0;
-    for (int64_t j = 0; j < n_; ++j) {
-      (d[j] == 0 ? near : far) += std::fabs(w[j]);
-      rest += d[j] == 0 ? T(0) : w[j];
-    }
-    if (!(near > far)) return;
-    for (int64_t j = 0; j < n_; ++j) w[j] = d[j] == 0 ? T(0) : w[j];
-    w[i] = -rest;
   }
 
   const Force& f_;
@@ -300,7 +299,7 @@ class ForcePass {
   Halves<T> rows_, columns_;
   Factor<T>* factors_;
   T* squares_;  // [K, side, maximum or sum, P]
-  double *totals_, *tops_, *norms_;
+  double *totals_, *tops_, *sums_, *norms_;
 };
 
 }  // namespace fused_contrastive::FUSED_ISA

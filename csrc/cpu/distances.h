@@ -76,7 +76,25 @@ FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* o
   for (int r = 0; r < MR; ++r) square_root(maximum(V(clip), total[r])).store(out + r * ld);
 }
 
-// One group: its points packed for distances and, centred, for products; the rows' blocks and their distances.
+// out[r] (+)= sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features; x [.][P] a panel of gemm.h's z_p.
+template <class T>
+FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, int64_t k, bool add, T* out) {
+  using V = Vec<T>;
+  constexpr int P = PANEL<T>;
+  V total[MR], own[MR];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) total[r] = V(T(0)), own[r] = V::load(rows + r * P);
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < k; ++j, x += P) {
+    const V other = V::load(x);
+#pragma GCC unroll 16
+    for (int r = 0; r < MR; ++r) total[r] = fma(other - own[r], V(w[r * ld + j]), total[r]);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; ++r) (add ? total[r] + V::load(out + r * P) : total[r]).store(out + r * P);
+}
+
+// One group: its points packed by rows and, for weighted sums, by features; the rows' blocks and their distances.
 template <class T>
 class Group {
   using C = Native<T>;
@@ -86,26 +104,22 @@ class Group {
   const int64_t n, D, ld;
   const int64_t block;  // rows of a task
 
-  Group(const Points& points, Runtime* runtime, int threads, bool products, T clip)
+  Group(const Points& points, Runtime* runtime, int threads, bool pulls, T clip)
       : n(points.P),
         D(points.D),
         ld(round_up(n, P)),
         block(block_rows(n, threads)),
         points_(points),
         clip_(clip),
-        raw_(runtime, n, D, true, false, false),
-        centred_(runtime, n, D, false, products, false),
-        products_(products),
-        centre_(allocate<double>(runtime, 2 * D)) {}
+        packed_(runtime, round_up(n, P), D, true, pulls, false) {}
 
   int64_t blocks(int64_t rows) const { return (rows + block - 1) / block; }
-  // Elements of scratch: the distances of a block, and two panels of converted rows.
-  int64_t scratch() const { return std::max(block * ld, 2 * P * D); }
+  // Elements of scratch: the distances of a block, or a panel of converted rows.
+  int64_t scratch() const { return std::max(block * ld, P * D); }
 
   void prepare(Worker& worker, int64_t g) {
     if (worker.thread() == 0) fresh_ = true;
-    if (products_) worker.tasks(1, [&](int64_t) { centre(g, worker.scratch<T>()); });
-    worker.tasks(raw_.panels(), [&](int64_t task) { pack_panel(g, task, worker.scratch<T>()); });
+    worker.tasks(packed_.panels(), [&](int64_t task) { pack_panel(g, task, worker.scratch<T>()); });
   }
 
   // Rows [i0, i0 + m) of the distances to columns [j0, j1), at out[r * ld + j]; kept where the block is the whole group.
@@ -115,25 +129,21 @@ class Group {
     if (whole) i0 = 0, m = n, j0 = 0, j1 = n, fresh_ = false;
     for (int64_t j = j0 / P * P; j < j1; j += W)
       for (int64_t r = 0; r < m; r += MR)
-        distance_block(raw_.rows(i0 + r), raw_.t + j / P * P * D + j % P, D, clip_, out + r * ld + j, ld);
+        distance_block(packed_.rows(i0 + r), packed_.t + j / P * P * D + j % P, D, clip_, out + r * ld + j, ld);
   }
 
-  // out [m, D] = w [m, n] times the centred points.
-  void product(const T* w, int64_t m, T* out) const {
-    for (int64_t k = 0; k < n; k += 512)
-      FUSED_ISA::product<C>(w + k, ld, 1, m, centred_.values(k), centred_.p_stride, std::min<int64_t>(512, n - k), out,
-                            D, k > 0);
-  }
-
-  // out = factor (out - sum(w) x_i), x_i centred like the points of the product: their weighted sum as seen from x_i.
-  void seen_from(int64_t i, const T* w, T factor, T* out) const {
-    Vec<T> total(T(0));
-    each<T>(0, n, [&](int64_t, auto load) { total = total + load(w, T(0)); });
-    const T weight = sum(total);
-    for (int64_t d0 = 0; d0 < D; d0 += P) {
-      const T* x = centred_.values(i) + d0 / P * centred_.p_stride;
-      for (int64_t d = d0; d < std::min(D, d0 + P); ++d) out[d] = factor * (out[d] - weight * x[d - d0]);
-    }
+  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r.
+  void pulls(const T* w, int64_t i0, int64_t m, T factor, T* out) const {
+    T sums[MR * P];
+    for (int64_t d0 = 0; d0 < D; d0 += P)
+      for (int64_t r = 0; r < m; r += MR) {
+        const T *panel = packed_.p + d0 / P * packed_.p_stride, *rows = panel + (i0 + r) * P;
+        for (int64_t j = 0; j < n; j += 64)  // short sums lose little
+          for (int c = 0; c < P; c += W)
+            pull_block(w + r * ld + j, ld, panel + j * P + c, rows + c, std::min<int64_t>(64, n - j), j > 0, sums + c);
+        for (int64_t e = 0; e < std::min<int64_t>(MR, m - r); ++e)
+          for (int64_t d = d0; d < std::min(D, d0 + P); ++d) out[(r + e) * D + d] = factor * sums[e * P + d - d0];
+      }
   }
 
  private:
@@ -141,45 +151,20 @@ class Group {
     const int64_t share = threads > 1 ? (n + 4 * threads - 1) / (4 * threads) : n, cached = (1 << 18) / round_up(n, P);
     return round_up(std::max<int64_t>(1, std::min(share, cached)), MR);
   }
-  const T* row(int64_t g, int64_t i, T* buffer) const {
-    const int64_t place = g * points_.group_stride + i * points_.row_stride;
-    return row_in(offset_by(points_.x, points_.type, place), points_.type, D, buffer);
-  }
-
-  // The first point, and the mean of all less it: 0 where all are equal.
-  void centre(int64_t g, T* buffer) {
-    const T* x = row(g, 0, buffer);
-    for (int64_t d = 0; d < D; ++d) centre_[d] = double(x[d]), centre_[D + d] = 0;
-    for (int64_t i = 1; i < n; ++i) {
-      x = row(g, i, buffer);
-      for (int64_t d = 0; d < D; ++d) centre_[D + d] += double(x[d]) - centre_[d];
-    }
-    for (int64_t d = 0; d < D; ++d) centre_[D + d] /= double(n);
-  }
-
   void pack_panel(int64_t g, int64_t task, T* buffer) {
     const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
-    UnitRows<C> given(buffer, D), centred(buffer, D);
-    T* shifted = buffer + P * D;
+    UnitRows<C> rows(buffer, D);
     for (int64_t r = 0; r < m; ++r) {
       const int64_t place = g * points_.group_stride + (i0 + r) * points_.row_stride;
-      given.set(r, offset_by(points_.x, points_.type, place), points_.type, D);
+      rows.set(r, offset_by(points_.x, points_.type, place), points_.type, D);
     }
-    pack(raw_, i0, m, given);
-    if (!products_) return;
-    for (int64_t r = 0; r < m; ++r) {
-      const T* x = row(g, i0 + r, buffer);
-      for (int64_t d = 0; d < D; ++d) shifted[r * D + d] = T(double(x[d]) - centre_[d]) - T(centre_[D + d]);
-      centred.set(r, shifted + r * D, TYPE<T>, D);
-    }
-    pack(centred_, i0, m, centred);
+    pack(packed_, i0, m, rows);
   }
 
   const Points& points_;
   T clip_;
-  Packed<C> raw_, centred_;
-  bool products_, fresh_ = true;
-  double* centre_;
+  Packed<C> packed_;  // of whole panels: the rows past the end of the last one are never used, but read
+  bool fresh_ = true;
 };
 
 template <class T>
@@ -224,11 +209,9 @@ class DistancePass {
   void gradient(int64_t g, int64_t i0, int64_t m, T* d) const {
     T* out = d + group_.scratch();
     for (int64_t i = 0; i < m * group_.ld; ++i) d[i] = d[i] == 0 ? T(0) : T(1) / d[i];
-    group_.product(d, m, out);
-    for (int64_t r = 0; r < m; ++r, out += f_.D) {
-      group_.seen_from(i0 + r, d + r * group_.ld, -2 * static_cast<const T*>(f_.upstream)[g], out);
-      store_row(out, f_.D, offset_by(f_.gradient, f_.type, (g * f_.P + i0 + r) * f_.D), f_.type);
-    }
+    group_.pulls(d, i0, m, -2 * static_cast<const T*>(f_.upstream)[g], out);
+    for (int64_t r = 0; r < m; ++r)
+      store_row(out + r * f_.D, f_.D, offset_by(f_.gradient, f_.type, (g * f_.P + i0 + r) * f_.D), f_.type);
   }
 
   const Distances& f_;
