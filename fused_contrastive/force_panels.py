@@ -12,7 +12,7 @@ import math
 import torch
 
 from .checks import accumulation_dtype
-from .sums import RunningSum, finite
+from .sums import finite
 
 PANEL = 1 << 19
 """Pairs per panel on a CPU; other devices get 32 times that. A temperature's temporaries are a few of them."""
@@ -46,8 +46,14 @@ def _centred(x: torch.Tensor) -> torch.Tensor:
     return x - x.mean(1, keepdim=True)
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """x in float64, where the device has it: an exponent of three digits costs its exponential as many."""
+    return x if x.device.type == "mps" else x.double()
+
+
 class _Field:
-    """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time."""
+    """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time, from distances on in
+    float64."""
 
     def __init__(self, x, inverse_temperatures, weight, negatives, mask, self_logit, floor, denominator, clip):
         self.x, self.inverse_temperatures, self.weight = x, inverse_temperatures, weight
@@ -56,11 +62,11 @@ class _Field:
         self.scale = self.place = self.panel = None
 
     def distances(self, i: slice) -> torch.Tensor:
-        """In units of the scale, where there is one."""
+        """In units of the scale, where there is one, and wide."""
         if self.place != (i.start, i.stop, id(self.scale)):
-            self.place, self.panel = (i.start, i.stop, id(self.scale)), _distances(self.x, i, self.clip)
+            self.place, self.panel = (i.start, i.stop, id(self.scale)), wide(_distances(self.x, i, self.clip))
             if self.scale is not None:
-                self.panel.div_(self.scale[:, None, None])
+                self.panel = self.panel / self.scale[:, None, None]
         return self.panel
 
     def log_kernel(self, i: slice, k: int) -> torch.Tensor:
@@ -71,13 +77,11 @@ class _Field:
         return s
 
     def log_affinity(self, i: slice, k: int, R: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
-        """a of the rows `i`; R of those rows and C of all points in two parts, ``[2, G, ...]``."""
-        a = self.distances(i) * -self.inverse_temperatures[k]
-        R, C = R.unsqueeze(3), C.unsqueeze(2)
+        """a of the rows `i`; R ``[G, |i|]`` of those rows, C ``[G, P]`` of all points."""
+        total = R.unsqueeze(2) + C.unsqueeze(1)
         if self.denominator > -math.inf:
-            a.sub_((R[0] + C[0]).clamp_min_(self.denominator), alpha=0.5)
-        else:
-            a.sub_(R[0], alpha=0.5).sub_(C[0], alpha=0.5).sub_(R[1] + C[1], alpha=0.5)
+            total.clamp_min_(self.denominator)
+        a = (self.distances(i) * -self.inverse_temperatures[k]).sub_(total, alpha=0.5)
         if self.floor > -math.inf:
             a = a.clamp_min(self.floor)
         _self_pairs(a, i).fill_(self.self_logit)
@@ -110,10 +114,10 @@ def force_forward(
         field.scale = scales[g].masked_fill(scales[g] == 0, 1.0)
         row_panels = panels if all_rows else _rows_only(panels, rows)
         R, C = _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
-        wide = _wide(sums[:, :, g])
-        norm = _sums(field, panels if rms else _rows_only(panels, rows), R, C, shift[:, :, g], wide, rms, separate)
-        log_norm[:, g], sums[:, :, g] = norm, wide
-        _forces(field, _rows_only(panels, rows), R, C, shift[:, :, g], wide, norm, force[:, g])
+        tops, totals = (R.new_empty((2, K, R.shape[1], rows)) for _ in range(2))
+        norm = _sums(field, panels if rms else _rows_only(panels, rows), R, C, tops, totals, rms, separate)
+        _forces(field, _rows_only(panels, rows), R, C, tops, totals, norm, force[:, g])
+        log_norm[:, g], shift[:, :, g], sums[:, :, g] = norm, tops, totals
     return force, log_norm, scales, lse_rows, lse_cols, shift, sums
 
 
@@ -122,40 +126,32 @@ def _rows_only(panels: list[slice], rows: int) -> list[slice]:
 
 
 def _log_sums(field: _Field, panels, lse_rows, lse_cols) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fills the log-sum-exps and returns R and C, ``[2, K, G, ...]``: those, and what their rounding lost."""
-    K, G = lse_rows.shape[:2]
+    """Fills the log-sum-exps and returns R and C ``[K, G, ...]``, wide."""
     R, C = [], []
-    for k in range(K):
-        row_sums = RunningSum(lse_rows, G, lse_rows.shape[2])
-        column_sums = RunningSum(lse_rows, G, 0 if lse_cols is None else lse_cols.shape[2])
+    for k in range(len(lse_rows)):
+        rows, columns = [], []
         for i in panels:
             s = field.log_kernel(i, k)
-            row_sums.add((slice(None), i), s, 2)
+            rows.append(s.logsumexp(2))
             if lse_cols is not None:
-                column_sums.add((slice(None), slice(None)), s, 1)
-        R.append(row_sums.log())
-        C.append(column_sums.log())
-    R = torch.stack(R, 1)
-    C = R if lse_cols is None else torch.stack(C, 1)
-    lse_rows.copy_(R[0])
+                columns.append(s.logsumexp(1))
+        R.append(torch.cat(rows, 1))
+        C.append(R[-1] if lse_cols is None else torch.stack(columns).logsumexp(0))
+    R, C = torch.stack(R), torch.stack(C)
+    lse_rows.copy_(R)
     if lse_cols is not None:
-        lse_cols.copy_(C[0])
+        lse_cols.copy_(C)
     return R, C
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """x in float64, where the device has it: exponents of three digits cost as many of their exponentials."""
-    return x if x.device.type == "mps" else x.double()
-
-
 def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -> torch.Tensor:
-    """Fills shift and sums of the rows; returns log_norm ``[K, G]``, with `rms` not rounded to the accumulation dtype."""
-    K, G, P = C.shape[1:]
+    """Fills shift and sums of the rows; returns log_norm ``[K, G]``."""
+    K, G, P = C.shape
     rows = shift.shape[-1]
     squares = [[] for _ in range(K)]
     for k in range(K):
         for i in panels:
-            a = field.log_affinity(i, k, R[:, k, :, i], C[:, k])
+            a = field.log_affinity(i, k, R[k, :, i], C[k])
             if rms:
                 squares[k].append(_log_squares(a, field.distances(i)))
             i = slice(i.start, min(i.stop, rows))
@@ -167,11 +163,13 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -
                     shift[side, k, :, i], sums[side, k, :, i] = -math.inf, 0.0
                     continue
                 shift[side, k, :, i] = part.amax(2)
-                e = (_wide(part) - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
+                e = (part - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
     if rms:
         return torch.stack([torch.stack(parts).logsumexp(0) / 2 for parts in squares]) - math.log(P)
-    return finite(shift.sum(0).amax(-1)) if separate else shift.new_zeros((K, G))
+    if separate:  # callers multiply by its exponential, as it is once rounded
+        return finite(shift.sum(0).amax(-1)).to(field.x.dtype)
+    return shift.new_zeros((K, G))
 
 
 def _log_squares(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -179,24 +177,23 @@ def _log_squares(a: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     a = a.masked_fill(d == 0, -math.inf).flatten(1)
     top = a.amax(1, keepdim=True)
     terms = (a - finite(top)).exp_().mul_(d.flatten(1)).square_()
-    return 2 * _wide(finite(top).squeeze(1)) + _wide(terms.sum(1)).log()
+    return 2 * finite(top).squeeze(1) + terms.sum(1).log()
 
 
 def _unit(shift: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
     """``exp(shift_neg + shift_pos - log_norm)``, 0 where log_norm is -inf; shift ``[2, ..., rows]``, log_norm ``[...]``."""
     log_norm = log_norm.unsqueeze(-1)
-    unit = (_wide(shift).sum(0) - finite(log_norm)).exp()
-    return unit.masked_fill_(log_norm == -math.inf, 0.0)
+    return (shift.sum(0) - finite(log_norm)).exp().masked_fill_(log_norm == -math.inf, 0.0)
 
 
 def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
-    y = _wide(_centred(field.x))
+    y = wide(_centred(field.x))
     K = len(log_norm)
     unit = _unit(shift, log_norm)
     for i in panels:
         total = None
         for k in range(K):
-            a = _wide(field.log_affinity(i, k, R[:, k, :, i], C[:, k]))
+            a = field.log_affinity(i, k, R[k, :, i], C[k])
             for side, columns in enumerate(field.sides):
                 e = a[..., columns].sub_(finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 e.mul_((unit[k, :, i] * sums[1 - side, k, :, i] * (2 * side - 1)).unsqueeze(2))
@@ -221,14 +218,13 @@ def force_backward(g, x, inverse_temperature, log_norm, lse, shift, sums, rows, 
     given, x = x, x.to(inverse_temperature.dtype)
     G, P, D = x.shape
     dx, df = x.new_empty(x.shape), x.new_zeros(1)
-    none = x.new_full((2, G, P - rows), -math.inf)
-    shift, sums = torch.cat([shift[:, 0], none], 2), torch.cat([sums[:, 0], none.clamp_min(0.0)], 2)
-    g = torch.cat([g[0], x.new_zeros((G, P - rows, D))], 1)
+    g, log_norm, lse, shift, sums = (wide(t) for t in (g[0], log_norm[0], lse[0], shift[:, 0], sums[:, 0]))
+    none = shift.new_full((2, G, P - rows), -math.inf)
+    shift, sums = torch.cat([shift, none], 2), torch.cat([sums, none.clamp_min(0.0)], 2)
+    g = torch.cat([g, g.new_zeros((G, P - rows, D))], 1)
     for chunk, panels in _panels(G, P, x.device):
         field = _Field(x[chunk], inverse_temperature, None, rows, mask, -math.inf, floor, -math.inf, 0.0)
-        part = _Backward(
-            field, g[chunk], lse[0, chunk], log_norm[0, chunk], shift[:, chunk], sums[:, chunk], floor, rms
-        )
+        part = _Backward(field, g[chunk], lse[chunk], log_norm[chunk], shift[:, chunk], sums[:, chunk], floor, rms)
         df += part.run(panels, dx[chunk])
     return dx.to(given.dtype), df
 
@@ -242,15 +238,14 @@ class _Backward:
     def __init__(self, field, g, lse, log_norm, shift, sums, floor, rms):
         self.field, self.g, self.lse, self.log_norm = field, g, lse, log_norm
         self.sums, self.floor, self.rms = sums, floor, rms
-        self.y, self.shift = _centred(field.x), finite(shift)
-        self.unit = _unit(shift, log_norm).to(g.dtype)
+        self.y, self.shift = wide(_centred(field.x)), finite(shift)
+        self.unit = _unit(shift, log_norm)
         self.pulls = torch.zeros_like(sums)  # sum over the side of E <g, y>
         self.power = None  # <g, force> of each group
 
     def affinity(self, i):
         """``a`` of rows i, and E relative to each side's shift."""
-        lse = torch.stack([self.lse, torch.zeros_like(self.lse)])
-        a = self.field.log_affinity(i, 0, lse[:, :, i], lse)
+        a = self.field.log_affinity(i, 0, self.lse[:, i], self.lse)
         e = [
             (a[..., columns] - self.shift[side, :, i].unsqueeze(2)).exp_()
             for side, columns in enumerate(self.field.sides)
@@ -277,7 +272,6 @@ class _Backward:
         return q if self.floor == -math.inf else q.masked_fill_(a <= self.floor, 0.0)
 
     def run(self, panels, dx) -> torch.Tensor:
-        x = self.field.x
         for i in panels:
             _, e = self.affinity(i)
             weighted = e * (self.g[:, i] @ self.y.mT)
@@ -285,7 +279,7 @@ class _Backward:
                 self.pulls[side, :, i] = weighted[..., columns].sum(2)
         self.power = (self.unit * (self.sums[0] * self.pulls[1] - self.sums[1] * self.pulls[0])).sum(1)
         by_row, by_column = torch.zeros_like(self.lse), torch.zeros_like(self.lse)
-        value = torch.zeros_like(x)
+        value = torch.zeros_like(self.y)
         for i in panels:
             a, e = self.affinity(i)
             q = self.by_affinity(i, e, self.g[:, i] @ self.y.mT)
@@ -296,7 +290,7 @@ class _Backward:
             by_row[:, i] = q.sum(2)
             by_column += q.sum(1)
         through_lse = (by_row + by_column) / -2
-        df = x.new_zeros(())
+        df = self.lse.new_zeros(())
         for i in panels:
             h, part = self.by_distance(i, through_lse)
             df += part

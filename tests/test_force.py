@@ -200,7 +200,7 @@ def test_errors_of_the_force(dtype, data, backend, device):
         ours, eager = [], []
         for seed in range(5):
             positive, negative = draw(size, data, dtype, device, seed)
-            temperature = 0.2 * float(torch.cdist(positive.double(), negative.double()).mean())
+            temperature = 0.2 * float(torch.cdist(positive.detach().double(), negative.detach().double()).mean())
             expected = oracle_force(positive, negative, temperature, **options)
             for errors, name in ((ours, backend), (eager, "eager")):
                 out = fc.contrastive_force(positive, negative, temperature, backend=name, **options)
@@ -329,7 +329,7 @@ def _signed_root(loss, positive, negative, base, settings):
 def test_finite_where_eager_is_not(backend, device):
     """Self pairs in the softmax leave no affinity whose square float32 could hold."""
     positive, negative = draw((1, 16, 16, 64), "normal", torch.float32, device)
-    temperature = float(torch.cdist(positive.detach(), negative.detach()).mean()) / 60
+    temperature = float(torch.cdist(positive.detach(), negative.detach()).mean()) / 100
     options = {"normalizer": "dist_affinity_rms"}
     eager = fc.contrastive_force(positive, negative, temperature, backend="eager", **options)
     assert not torch.isfinite(eager).all()

@@ -76,9 +76,9 @@ FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* o
   for (int r = 0; r < MR; ++r) square_root(maximum(V(clip), total[r])).store(out + r * ld);
 }
 
-// out[r] (+)= sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features; x [.][P] a panel of gemm.h's z_p.
+// out[r] = sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features; x [.][P] a panel of gemm.h's z_p.
 template <class T>
-FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, int64_t k, bool add, T* out) {
+FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, int64_t k, T* out) {
   using V = Vec<T>;
   constexpr int P = PANEL<T>;
   V total[MR], own[MR];
@@ -91,7 +91,7 @@ FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, 
     for (int r = 0; r < MR; ++r) total[r] = fma(other - own[r], V(w[r * ld + j]), total[r]);
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r) (add ? total[r] + V::load(out + r * P) : total[r]).store(out + r * P);
+  for (int r = 0; r < MR; ++r) total[r].store(out + r * P);
 }
 
 // One group: its points packed by rows and, for weighted sums, by features; the rows' blocks and their distances.
@@ -132,17 +132,23 @@ class Group {
         distance_block(packed_.rows(i0 + r), packed_.t + j / P * P * D + j % P, D, clip_, out + r * ld + j, ld);
   }
 
-  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r.
+  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r. What is left may be small beside its
+  // parts: short sums, added up in double.
   void pulls(const T* w, int64_t i0, int64_t m, T factor, T* out) const {
-    T sums[MR * P];
+    constexpr int64_t SHORT = 32;
+    T part[MR * P];
+    double sums[MR * P];
     for (int64_t d0 = 0; d0 < D; d0 += P)
       for (int64_t r = 0; r < m; r += MR) {
         const T *panel = packed_.p + d0 / P * packed_.p_stride, *rows = panel + (i0 + r) * P;
-        for (int64_t j = 0; j < n; j += 64)  // short sums lose little
+        std::fill_n(sums, MR * P, 0.0);
+        for (int64_t j = 0; j < n; j += SHORT) {
           for (int c = 0; c < P; c += W)
-            pull_block(w + r * ld + j, ld, panel + j * P + c, rows + c, std::min<int64_t>(64, n - j), j > 0, sums + c);
+            pull_block(w + r * ld + j, ld, panel + j * P + c, rows + c, std::min(SHORT, n - j), part + c);
+          for (int i = 0; i < MR * P; ++i) sums[i] += double(part[i]);
+        }
         for (int64_t e = 0; e < std::min<int64_t>(MR, m - r); ++e)
-          for (int64_t d = d0; d < std::min(D, d0 + P); ++d) out[(r + e) * D + d] = factor * sums[e * P + d - d0];
+          for (int64_t d = d0; d < std::min(D, d0 + P); ++d) out[(r + e) * D + d] = T(double(factor) * sums[e * P + d - d0]);
       }
   }
 
