@@ -39,6 +39,7 @@ class ForcePass {
         rows_(runtime, f.K * lse_rows_),
         columns_(f.all_rows ? rows_ : Halves<T>(runtime, f.K * f.P)),
         factors_(allocate<Factor<T>>(runtime, f.K)),
+        raised_(allocate<T>(runtime, f.K * lse_rows_)),
         totals_(allocate<double>(runtime, f.P)),
         squares_(allocate<T>(runtime, f.rms ? 4 * f.K * f.P : 0)),
         tops_(allocate<double>(runtime, 2 * f.K * f.rows)),
@@ -75,11 +76,11 @@ class ForcePass {
       });
     worker.tasks(1, [&](int64_t) { scale(g); });
     each_row(worker, lse_rows_, all, n_, [&](int64_t i, const T* d) {
-      log_sums(g, i, n_, d, buffer, rows_, lse_rows_, static_cast<T*>(f_.lse_rows));
+      log_sums(g, i, n_, d, buffer, rows_, lse_rows_, raised_, static_cast<T*>(f_.lse_rows));
     });
     if (!f_.all_rows)
       each_row(worker, n_, all, f_.rows, [&](int64_t i, const T* d) {
-        log_sums(g, i, f_.rows, d, buffer, columns_, n_, static_cast<T*>(f_.lse_cols));
+        log_sums(g, i, f_.rows, d, buffer, columns_, n_, nullptr, static_cast<T*>(f_.lse_cols));
       });
     const auto first = [&](int64_t i0) { return i0 < f_.rows ? 0 : f_.rows; };
     each_row(worker, f_.rms ? n_ : f_.rows, first, n_, [&](int64_t i, const T* d) { sums(g, i, d, buffer); });
@@ -103,7 +104,10 @@ class ForcePass {
   }
 
   // log sum_j exp(-f d_ij) over the first `end` points, for every temperature.
-  void log_sums(int64_t g, int64_t i, int64_t end, const T* d, T* a, Halves<T>& halves, int64_t size, T* out) {
+  // `raised`: by how many powers of two the row's affinities are computed too large, so that those that count are near
+  // 1 and their exponents lose least.
+  void log_sums(int64_t g, int64_t i, int64_t end, const T* d, T* a, Halves<T>& halves, int64_t size, T* raised,
+                T* out) {
     for (int64_t k = 0; k < f_.K; ++k) {
       const V high(factors_[k].high), low(factors_[k].low);
       each<T>(0, end, [&](int64_t j, auto load) {
@@ -117,17 +121,19 @@ class ForcePass {
       each<T>(0, end, [&](int64_t, auto load) { total = total + exp2(load(a, NONE<T>) - shift); });
       const double lse2 = double(finite(top)) + std::log2(double(sum(total)));
       halves.set(k * size + i, lse2);
+      if (raised) raised[k * size + i] = std::isfinite(lse2) ? T(std::nearbyint(lse2 - double(top))) : T(0);
       out[(k * f_.G + g) * size + i] = T(lse2 * LN_2);
     }
   }
 
-  // log2 A of row i at temperature k.
+  // log2 A of row i at temperature k, raised.
   void log_affinity(int64_t i, int64_t k, const T* d, T* a) const {
-    const V high(factors_[k].high), low(factors_[k].low), floor(T(f_.floor * LOG2_E));
-    const V whole(-rows_.whole[k * lse_rows_ + i]), rest(-rows_.rest[k * lse_rows_ + i]);
+    const T up = raised_[k * lse_rows_ + i];
+    const V high(factors_[k].high), low(factors_[k].low), floor(T(f_.floor * LOG2_E) + up);
+    const V whole(up - rows_.whole[k * lse_rows_ + i]), rest(-rows_.rest[k * lse_rows_ + i]);
     const T *columns = columns_.whole + k * n_, *columns_rest = columns_.rest + k * n_;
     if (f_.denominator > NONE<double>) {
-      const V bound(T(f_.denominator * LOG2_E / 2)), zero(T(0));
+      const V bound(T(f_.denominator * LOG2_E / 2) - up), zero(T(0));
       each<T>(0, n_, [&](int64_t j, auto load) {
         const V x = load(d, T(0));
         const V half = maximum(bound, load(columns, T(0)) - whole + (load(columns_rest, T(0)) - rest));
@@ -140,7 +146,7 @@ class ForcePass {
         maximum(floor, fma(x, low, near + (rest - load(columns_rest, T(0))))).store(a + j);
       });
     }
-    a[i] = T(f_.self_logit * LOG2_E);
+    a[i] = T(f_.self_logit * LOG2_E) + up;
   }
 
   // The sides' shifts and sums of row i, and its sums of (d A)^2; points that are no rows give only the latter, of the
@@ -157,9 +163,9 @@ class ForcePass {
         const V shift(finite(top));
         double total = 0;
         V square(T(0));
-        for (int64_t j0 = begin; j0 < end; j0 += 512) {  // short sums lose little
+        for (int64_t j0 = begin; j0 < end; j0 += 8 * V::W) {  // short sums lose little
           V part(T(0));
-          each<T>(j0, std::min(end, j0 + 512), [&](int64_t, auto load) {
+          each<T>(j0, std::min(end, j0 + 8 * V::W), [&](int64_t, auto load) {
             const V e = exp2(load(a, NONE<T>) - shift), de = load(d, T(0)) * e;
             part = weight ? fma(e, load(weight, T(0)), part) : part + e;
             square = fma(de, de, square);
@@ -169,10 +175,11 @@ class ForcePass {
         if (total != total) top = T(total);
         if (i < f_.rows) {
           const int64_t place = ((side * f_.K + k) * f_.G + g) * f_.rows + i;
-          static_cast<T*>(f_.shift)[place] = T(double(top) * LN_2);
+          const double lowered = double(top) - double(raised_[k * lse_rows_ + i]);
+          static_cast<T*>(f_.shift)[place] = T(lowered * LN_2);
           static_cast<T*>(f_.sums)[place] = T(total);
           sums_[(side * f_.K + k) * f_.rows + i] = total;
-          tops_[(side * f_.K + k) * f_.rows + i] = top;
+          tops_[(side * f_.K + k) * f_.rows + i] = lowered;
         }
         if (!f_.rms) continue;
         if (equal) top = less_equal(d, a, begin, end, square);
@@ -206,12 +213,17 @@ class ForcePass {
 
   // log2 of the sum of (d A)^2 over all pairs.
   double log2_squares(int64_t k) const {
-    const T top = finite(std::max(maximum_over(squares(k, 0), 0, n_), maximum_over(squares(k, 1), 0, n_)));
+    const T* raised = raised_ + k * lse_rows_;
+    T top = NONE<T>;
+    for (int side = 0; side < 2; ++side)
+      for (int64_t i = 0; i < n_; ++i) top = std::max(top, squares(k, side)[i] - raised[i]);
+    top = std::nearbyint(finite(top));
     V total(T(0));
     for (int side = 0; side < 2; ++side) {
       const T *tops = squares(k, side), *sums = tops + n_;
       each<T>(0, n_, [&](int64_t j, auto load) {
-        const V excess = load(tops, NONE<T>) - V(top), part = load(sums, T(0)) * exp2(excess + excess);
+        const V excess = load(tops, NONE<T>) - (load(raised, T(0)) + V(top));
+        const V part = load(sums, T(0)) * exp2(excess + excess);
         total = total + part;
         if (side == 1 && j < f_.rows) total = total + mirrored(part, f_.rows - j);
       });
@@ -272,7 +284,7 @@ class ForcePass {
         const double other = sums_[((1 - side) * f_.K + k) * f_.rows + i];
         const Factor<T> factor((side == 0 ? -other : other) * std::exp2(top - norms_[k]));
         const V high(factor.high), low(factor.low);
-        const V shift(T(tops_[(side * f_.K + k) * f_.rows + i]));
+        const V shift(T(tops_[(side * f_.K + k) * f_.rows + i] + double(raised_[k * lse_rows_ + i])));
         int64_t j = begin;
         for (; j + V::W <= end; j += V::W) {
           const V e = exp2(V::load(a + j) - shift);
@@ -298,6 +310,7 @@ class ForcePass {
   Team team_;
   Halves<T> rows_, columns_;
   Factor<T>* factors_;
+  T* raised_;   // [K, rows of lse_rows]
   T* squares_;  // [K, side, maximum or sum, P]
   double *totals_, *tops_, *sums_, *norms_;
 };

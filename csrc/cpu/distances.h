@@ -135,7 +135,7 @@ class Group {
   // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r. What is left may be small beside its
   // parts: short sums, added up in double.
   void pulls(const T* w, int64_t i0, int64_t m, T factor, T* out) const {
-    constexpr int64_t SHORT = 32;
+    constexpr int64_t SHORT = 8;
     T part[MR * P];
     double sums[MR * P];
     for (int64_t d0 = 0; d0 < D; d0 += P)
