@@ -33,12 +33,13 @@ struct Shape {
   static __device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8); }
   static __device__ int warp_column() { return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8); }
 
-  // For products that run on after they are issued (products_sm90.cuh): how many steps may, before they read a stage,
-  // at their end.
-  static constexpr int IN_FLIGHT = 0;
-  static __device__ void publish() {}
-  template <class Accumulators>
-  static __device__ void finish(Accumulators&) {}
+  // A team of warps, which shares TEAM_ROWS whole rows, goes through epilogues together; sync is its barrier, sync_all
+  // that of all threads with epilogues. Tiles leave pair_weight in pieces of PIECE columns.
+  static constexpr int TEAM = THREADS, TEAM_ROWS = BM, PIECE = BN;
+  static __device__ int team_row() { return 0; }
+  static __device__ int team_thread() { return static_cast<int>(threadIdx.x); }
+  static __device__ void sync() { __syncthreads(); }
+  static __device__ void sync_all() { __syncthreads(); }
 };
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & 31; }
