@@ -104,7 +104,9 @@ struct Half : S {
 };
 
 // float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high high + high low + low
-// high, relative error 2^-21 per product.
+// high, relative error 2^-21 per product. Tensor cores round their sums toward zero: they start from zero every time,
+// those with low parts apart, and ordinary additions join them (Ootomo and Yokota 2022, "Recovering single precision
+// accuracy from Tensor Cores").
 template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
@@ -123,16 +125,21 @@ struct Tf32 : S {
 
   static __device__ void product(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], const uint32_t (&a_low)[4],
                                  const uint32_t (&b)[2], const uint32_t (&b_low)[2]) {
-    if (SPLIT) {
-      mma_tf32(c0, c1, a, b_low[0], b_low[1]);
-      mma_tf32(c0, c1, a_low, b[0], b[1]);
+    if (!SPLIT) return mma_tf32(c0, c1, a, b[0], b[1]);
+    float high[2][2] = {}, low[2][2] = {};
+    mma_tf32(low[0], low[1], a, b_low[0], b_low[1]);
+    mma_tf32(low[0], low[1], a_low, b[0], b[1]);
+    mma_tf32(high[0], high[1], a, b[0], b[1]);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      c0[e] += high[0][e] + low[0][e];
+      c1[e] += high[1][e] + low[1][e];
     }
-    mma_tf32(c0, c1, a, b[0], b[1]);
   }
 
   static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
                                   int column) {
-#pragma unroll
+#pragma unroll(SPLIT ? 1 : 2)
     for (int step = 0; step < 2; ++step) {
       uint32_t fb[S::NB][2], fb_low[S::NB][2];
 #pragma unroll
