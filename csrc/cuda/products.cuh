@@ -158,6 +158,7 @@ struct Tf32 : S {
         round(fa, fa_low);
 #pragma unroll
         for (int n = 0; n < S::NB; ++n) product(s[2 * m][n], s[2 * m + 1][n], fa, fa_low, fb[n], fb_low[n]);
+        if (SPLIT) __syncwarp();  // no more products at once than there are registers
       }
     }
   }

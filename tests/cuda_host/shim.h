@@ -91,3 +91,6 @@ void run(void (*kernel)(Params), int64_t blocks, int threads, int shared, const 
 }  // namespace shim
 
 inline void __syncthreads() { shim::barrier(); }
+inline void __syncwarp() {
+  shim::collective(nullptr, [](void* const*) {});
+}
