@@ -1,8 +1,9 @@
 """The compile gate of the CUDA kernels: every kernel of csrc/cuda compiled for GPUs that are not here.
 
-``python -m bench.compile_gate_cuda [--all]`` fails where a kernel does not compile, spills, misses or has the wrong matrix
-instructions, has its warpgroup products serialised, or asks for more shared memory than the part has. Sources that have not changed
-are taken from ``bench/compile_gate_cuda.json``; ``--all`` compiles everything. Needs nvcc and cuobjdump (CUDA's or Triton's), no GPU.
+``python -m bench.compile_gate_cuda [--all]`` fails where a kernel does not compile, spills, misses or has the wrong matrix or copy
+instructions, has its warpgroup products serialised or its exchange of registers ignored, or asks for more shared memory than the part
+has. Sources that have not changed are taken from ``bench/compile_gate_cuda.json``; ``--all`` compiles everything. Needs nvcc and
+cuobjdump (CUDA's or Triton's), no GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ SHARED_KIB = {"80": 163, "86": 99, "90a": 227, "100": 227, "120": 99}
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows")
 MATRIX = {"Half": "HMMA", "Tf32": "HMMA", "F64": "DMMA", "Warpgroup": "HGMMA", "Fma": None}
 """The matrix instruction each way of multiplying is meant to use."""
-SERIALISED = re.compile(r"C75(?:10|12|15)")
+COPIES = {"Warpgroup": "UTMALDG"}
+"""The copy instruction it is fed by."""
+COUNTED = ("HMMA", "HGMMA", "DMMA", "UTMALDG")
+SERIALISED = re.compile(r"C75(?:10|12|14|15)")
+IGNORED = re.compile(r"setmaxnreg.{0,40}ignored", re.IGNORECASE)
 
 
 def load_build():
@@ -119,7 +124,7 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
     code = {}
     for part in run(cuobjdump(), "-sass", str(cubin)).split("Function : ")[1:]:
         symbol, _, body = part.partition("\n")
-        code[symbol.strip()] = {name: len(re.findall(rf"\b{name}\b", body)) for name in ("HMMA", "HGMMA", "DMMA")}
+        code[symbol.strip()] = {name: len(re.findall(rf"\b{name}\b", body)) for name in COUNTED}
     rows = []
     for part in log.split("Compiling entry function '")[1:]:
         symbol = part[: part.index("'")]
@@ -130,6 +135,7 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
             "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", part))),
             "matrix": {name: count for name, count in matrix.items() if count},
             "serialised": bool(SERIALISED.search(log)),
+            "registers_kept": bool(IGNORED.search(log)),
         })  # fmt: skip
     return sorted(rows, key=lambda row: row["kernel"])
 
@@ -141,11 +147,13 @@ def objections(row: dict, arch: str) -> list[str]:
         found.append(f"spills {row['spilled_bytes']} bytes")
     if row["serialised"]:
         found.append("warpgroup products serialised")
+    if row.get("registers_kept"):
+        found.append("warpgroups do not exchange registers")
     name, _, rest = row["kernel"].partition(" ")
     if name in MULTIPLYING:
         policy = rest.split()[0].replace("x3", "")
-        if MATRIX[policy] and MATRIX[policy] not in row["matrix"]:
-            found.append(f"no {MATRIX[policy]}")
+        wanted = filter(None, (MATRIX[policy], COPIES.get(policy)))
+        found += [f"no {name}" for name in wanted if name not in row["matrix"]]
     if row["shared_bytes"] > SHARED_KIB[arch] * 1024:
         found.append(f"{row['shared_bytes']} bytes of shared memory, {SHARED_KIB[arch]} KiB there")
     return found

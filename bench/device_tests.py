@@ -54,8 +54,14 @@ def source_of(operator: str, arguments: tuple) -> str:
     x = arguments[0]
     if x.dtype == torch.float32:
         return f"cuda/tiles_{FLOAT32_TILES[arguments[-1]]}"
-    on_sm90 = x.is_cuda and x.itemsize == 2 and torch.cuda.get_device_capability(x.device)[0] == 9
-    return "cuda/tiles_sm90" if on_sm90 else f"cuda/tiles_{TILES[x.dtype]}"
+    by_copies = operator != "fused_rows" and x.is_cuda and _by_tensor_copies(*arguments[:2])
+    return "cuda/tiles_sm90" if by_copies else f"cuda/tiles_{TILES[x.dtype]}"
+
+
+def _by_tensor_copies(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """As `pair_kernels` of csrc/cuda/library.cpp."""
+    aligned = all((z.data_ptr() | 2 * z.shape[2]) % 16 == 0 for z in (x, y))
+    return x.itemsize == 2 and aligned and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 class Recorder:

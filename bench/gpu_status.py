@@ -20,7 +20,7 @@ def status(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, str]:
         elif name in last:
             lines[name] = f"no GPU has run it since it changed (last run {last[name].when[0]})"
         else:
-            lines[name] = "never run on a GPU"
+            lines[name] = "no finished run on a GPU"
     return lines
 
 

@@ -22,14 +22,17 @@ class Prediction(NamedTuple):
 
 
 PREDICTIONS = (
-    Prediction("pair_reduce", 128, 450, 560),
-    Prediction("pair_reduce", 256, 600, 640),
-    Prediction("pair_reduce", 512, 650, 700),
-    Prediction("pair_reduce", 1024, 650, 700),
-    Prediction("pair_weight", 128, 450, 560),  # the tiles and exponentials of pair_reduce
-    *(Prediction("pair_weight", D, 600, 680) for D in (256, 512, 1024)),
+    Prediction("pair_reduce", 128, 380, 480),
+    Prediction("pair_reduce", 256, 470, 600),
+    Prediction("pair_reduce", 512, 430, 560),
+    Prediction("pair_reduce", 1024, 450, 620),
+    Prediction("pair_weight", 128, 200, 270),
+    Prediction("pair_weight", 256, 350, 480),
+    Prediction("pair_weight", 512, 400, 540),
+    Prediction("pair_weight", 1024, 450, 600),
     *(Prediction("product", D, 650, 730) for D in (256, 512, 1024)),
     Prediction("fused_rows", 128, 400, 480),
     Prediction("prepare", 1024, 0, 4300),
 )
-"""`product` is the library's, of panels of weights with the embeddings."""
+"""`pair_reduce` and `pair_weight`: csrc/cuda/products_sm90.cuh and its reasons; the least is what L2 bears, the most is without that bound.
+`product` is the library's, of panels of weights with the embeddings."""

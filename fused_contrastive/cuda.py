@@ -33,6 +33,7 @@ TF32_CORES = ((8, 0), (9, 0), (10, 0), (10, 3))
 
 TILE = 128
 TILE_F64 = 64
+TILE_SM90 = 256
 FINISH_ROWS = 8
 HALF_RANGE = 8192.0
 
@@ -149,7 +150,7 @@ def similarity_forward(
     if weighted and fits_fused_rows(x):
         _weighted_rows(operators, operands, rows, row_max, mean, candidates, float32)
     else:
-        super_rows = tiling.super_tile(M, N, one_set, TILE_F64 if dtype == torch.float64 else TILE)
+        super_rows = tiling.super_tile(M, N, one_set, super_unit(x))
         supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
         slots = empty(True, 2 * G * ((supers_n + one_set) * M + (supers_m * N if columns else 0)))
         operators.pair_reduce(
@@ -161,6 +162,14 @@ def similarity_forward(
         if weighted:
             mean = _weighted_mean(operators, operands, rows, (kind, offset, stride))
     return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
+
+
+def super_unit(x: torch.Tensor) -> int:
+    """Super-tiles are whole tiles: a multiple of this many columns."""
+    if x.dtype == torch.float64:
+        return TILE_F64
+    wide = x.is_cuda and x.itemsize == 2 and torch.cuda.get_device_capability(x.device)[0] == 9
+    return TILE_SM90 if wide else TILE
 
 
 def fits_fused_rows(x: torch.Tensor) -> bool:

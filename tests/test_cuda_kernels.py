@@ -1,8 +1,8 @@
 """The CUDA kernels against the dense float64 oracle of the contract in ops.py: on a GPU with ``--device cuda``, else executed on the
 CPU by the host shim (cuda_host).
 
-Of the warpgroup products of sm_90a the shim replaces the instruction, the descriptor and the fences (cuda_host/warpgroup_host.h): those
-only a GPU checks.
+Of the warpgroup products and tensor copies of sm_90a the shim replaces the instructions, descriptors, tensor maps and fences
+(cuda_host/warpgroup_host.h, tensor_copy_host.h): those only a GPU checks.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def precision(request, device, monkeypatch):
         pytest.skip("a GPU has one way of its own")
     else:
         cuda_host.load().capability(9)
+        monkeypatch.setattr(cuda, "super_unit", lambda _: cuda.TILE_SM90)
         yield name, dtype
         cuda_host.load().capability(8)
 
@@ -124,7 +125,7 @@ def test_precisions(case, precision):
     check(replace(call, D=33, scale=call.scale * 40), 6 * TOLERANCE[name])
 
 
-@pytest.mark.parametrize("D", [1, 2, 7, 8, 15, 16, 33, 64, 65, 130])
+@pytest.mark.parametrize("D", [1, 2, 7, 8, 15, 16, 33, 64, 65, 130, 200, 328])
 def test_widths_and_groups(D, precision):
     name, dtype = precision
     if D < 15 and name in ("bf16", "fp16", "tf32"):
@@ -132,6 +133,21 @@ def test_widths_and_groups(D, precision):
     tolerance = TOLERANCE[name] if dtype != torch.float64 else 1e-12
     check(Call(G=2, M=45, N=70, D=D, kind="not_self", columns=True, dtype=dtype), 2 * tolerance)
     check(Call(G=3, M=45, D=D, kind="not_self", dtype=dtype), 2 * tolerance)
+
+
+@pytest.mark.parametrize("D", [24, 36])
+def test_rows_at_any_address(D, precision):
+    """Tensor copies want multiples of 16 bytes; other matrices go another way, to the same results."""
+    name, dtype = precision
+    call = Call(M=70, D=D, kind="not_self", normalize=False, scale=0.5, dtype=dtype)
+    a = call.inputs[0]
+    shifted = torch.cat([a.new_zeros(1), a.flatten()])[1:].view_as(a)
+    results = []
+    for inputs in (call.inputs, (shifted, *call.inputs[1:])):
+        outputs = call.forward(inputs)
+        results.append((outputs[0][0], call.backward(outputs, inputs=inputs)[0]))
+    for x, y in zip(*results, strict=True):
+        contract.assert_close("result", x.double(), y.double(), 2 * TOLERANCE[name])
 
 
 @pytest.mark.parametrize("scale", [4.0, 300.0])
@@ -157,10 +173,10 @@ def test_weighted_kinds(kind):
 
 @pytest.mark.parametrize("tiles", [2, 5, 6], ids=lambda n: f"{n}-tiles")
 @pytest.mark.parametrize("scale", [5.0, 150.0])
-def test_strips_of_tiles(tiles, scale, precision, monkeypatch):
+def test_strips_of_tiles(tiles, scale, precision, device, monkeypatch):
     """Super-tiles of several tiles, more columns than have statistics in shared memory at a time."""
     name, dtype = precision
-    unit = cuda.TILE_F64 if dtype == torch.float64 else cuda.TILE
+    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
     tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
     call = Call(M=5 * unit + 10, D=16, kind="not_pair", stride=unit, scale=scale, dtype=dtype)
@@ -334,15 +350,15 @@ def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypat
     race. On a GPU: the same bits in every run."""
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype = precision[1]
-    unit = cuda.TILE_F64 if dtype == torch.float64 else cuda.TILE
+    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 2 * unit)
     if case == "weighted":
         call = Call(M=70, N=200, D=64, kind="all", weighted=True, dtype=dtype)
     else:
-        call = replace(POSITIVES[case], dtype=dtype, M=2 * unit + 6, D=48, stride=unit + 3)
+        call = replace(POSITIVES[case], dtype=dtype, M=2 * unit + 6, D=136, stride=unit + 3)
         call = call if call.N is None else replace(call, N=call.M)
     results = []
-    for order, copies_at_once, products_at_once in ((1, 0, 1), (1, 1, 0), (2, 1, 0), (0, 1, 1), (0, 0, 0)):
+    for order, copies_at_once, products_at_once in ((1, 0, 1), (3, 1, 0), (2, 1, 0), (4, 1, 0), (3, 0, 1), (0, 0, 0)):
         options(order, copies_at_once, products_at_once)
         outputs = call.forward()
         results.append((*outputs, *call.backward(outputs)))

@@ -24,7 +24,8 @@ from bench.compile_gate_cuda import build
 OPERATORS = (
     "prepare", "pair_reduce", "finish_forward", "fused_rows", "finish_weighted", "terms", "pair_weight", "finish_backward"
 )  # fmt: skip
-TABLES = ("BF16", "F16", "TF32", "TF32X3", "FMA", "F64", "BF16_SM90", "F16_SM90")
+TABLES = ("BF16", "F16", "TF32", "TF32X3", "FMA", "F64")
+PAIR_TABLES = ("BF16_SM90", "F16_SM90")
 needs_nvcc = pytest.mark.skipif(build.nvcc() is None, reason="no nvcc here (CUDA_HOME or the path)")
 LOAD = """
 import importlib.util, sys, torch
@@ -74,6 +75,7 @@ def test_the_compile_gate_has_passed():
 def test_builds_and_loads_without_a_gpu(tmp_path):
     tables = tmp_path / "tables.cu"
     lines = [f"const TileKernels {name}_KERNELS{{}};" for name in TABLES]
+    lines += [f"const PairKernels {name}_KERNELS{{}};" for name in PAIR_TABLES]
     tables.write_text("\n".join([f'#include "{build.HERE}/launch.h"', "namespace fused_contrastive {", *lines, "}"]))
     library = tmp_path / "_C_cuda.abi3.so"
     folder = Path(build.HERE).parents[1] / "build/cuda_library_test"

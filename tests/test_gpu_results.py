@@ -47,8 +47,9 @@ def test_outcomes_give_the_kernels_that_passed(tmp_path):
 
 
 def test_gpu_status_follows_the_hashes(tmp_path, monkeypatch):
-    def run(name, day, time="", gpu="G", **kernels):
+    def run(name, day, time="", gpu="G", complete=True, **kernels):
         result = {"date": day, "time": time, "environment": {"gpu": {"name": gpu}}, "kernels": kernels}
+        result["tests"] = {"complete": complete}
         (tmp_path / f"gpu-{name}.json").write_text(json.dumps(result))
 
     def state(source, passed=True, tests=3):
@@ -64,6 +65,7 @@ def test_gpu_status_follows_the_hashes(tmp_path, monkeypatch):
         idle=state("i", tests=0, passed=False),
     )
     run("a-newer", "2025-02-01", "10:00:00", "H", same=state("s"), worse=state("w", passed=False), better=state("b"))
+    run("unfinished", "2025-03-01", complete=False, worse=state("w"), better=state("b"), fresh=state("f"))
     hashes = {"same": "s", "worse": "w", "better": "b", "changed": "new", "idle": "i", "fresh": "f"}
     monkeypatch.setattr(verification, "RESULTS", tmp_path)
     assert gpu_status.status(hashes, verification.outcomes()) == {
@@ -71,8 +73,8 @@ def test_gpu_status_follows_the_hashes(tmp_path, monkeypatch):
         "worse": "failed on H, 2025-02-01",
         "better": "verified on H, 2025-02-01",
         "changed": "no GPU has run it since it changed (last run 2025-01-01)",
-        "idle": "never run on a GPU",
-        "fresh": "never run on a GPU",
+        "idle": "no finished run on a GPU",
+        "fresh": "no finished run on a GPU",
     }
     assert verification.verified(hashes) == "2 of 6 kernels verified on H"
     assert verification.verified({"same": "s"}) == "all kernels verified on H"
@@ -132,7 +134,7 @@ def test_the_table_of_faster_backends(tmp_path):
 
     def write(*rows, day="2025-01-02", name="h", **changed):
         result = {"date": day, "time": "", "environment": {"gpu": {"name": "H", "capability": "9.0"}}}
-        result |= {"kernels": kernels(**changed), "rows": rows}
+        result |= {"kernels": kernels(**changed), "rows": rows, "tests": {"complete": True}}
         (tmp_path / f"gpu-{name}.json").write_text(json.dumps(result))
 
     assert fastest.table(tmp_path, hashes) == {}

@@ -17,14 +17,17 @@ struct RowsParams;
 enum class Float32 { tf32 = 0, tf32x3 = 1, fma = 2 };
 
 // The tile kernels of one matrix precision, as function pointers.
-struct TileKernels {
+struct PairKernels {
   void (*pair_reduce)(const ReduceParams&, Stream);
   void (*pair_weight)(const WeightParams&, Stream);
+};
+struct TileKernels {
+  PairKernels pairs;
   void (*fused_rows)(const RowsParams&, Stream);
 };
 extern const TileKernels BF16_KERNELS, F16_KERNELS, TF32_KERNELS, TF32X3_KERNELS, FMA_KERNELS, F64_KERNELS;
-// The same with wgmma, for compute capability 9.0 alone.
-extern const TileKernels BF16_SM90_KERNELS, F16_SM90_KERNELS;
+// With wgmma and tensor copies, for compute capability 9.0 alone: x, y and each of their rows are aligned to 16 bytes.
+extern const PairKernels BF16_SM90_KERNELS, F16_SM90_KERNELS;
 
 // Rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x inv), inv = 1 / max(|x|,
 // 1e-12).

@@ -93,7 +93,7 @@ Type type(const Tensor& x) {
   }
 }
 
-// Whether the tensor's device has compute capability 9.0, whose warpgroup products are its own.
+// Whether the tensor's device has compute capability 9.0, whose warpgroup products and tensor copies are its own.
 bool is_sm90([[maybe_unused]] const Tensor& x) {
   int major = 0;
 #ifdef FUSED_CONTRASTIVE_HOST
@@ -105,8 +105,6 @@ bool is_sm90([[maybe_unused]] const Tensor& x) {
 }
 
 const TileKernels& kernels(const Tensor& x, int64_t float32) {
-  if (type(x) == Type::bf16 && is_sm90(x)) return BF16_SM90_KERNELS;
-  if (type(x) == Type::f16 && is_sm90(x)) return F16_SM90_KERNELS;
   switch (type(x)) {
     case Type::bf16:
       return BF16_KERNELS;
@@ -125,6 +123,15 @@ const TileKernels& kernels(const Tensor& x, int64_t float32) {
     default:
       return FMA_KERNELS;
   }
+}
+
+// Of pairs: on sm_90 by tensor copies where they can read both matrices.
+const PairKernels& pair_kernels(const Tensor& x, const Tensor& y, int64_t float32) {
+  const auto bits = reinterpret_cast<uintptr_t>(x.data_ptr()) | reinterpret_cast<uintptr_t>(y.data_ptr());
+  const bool copies = (bits | static_cast<uintptr_t>(2 * x.size(2))) % 16 == 0 && x.numel() > 0 && y.numel() > 0;
+  if (copies && type(x) == Type::bf16 && is_sm90(x)) return BF16_SM90_KERNELS;
+  if (copies && type(x) == Type::f16 && is_sm90(x)) return F16_SM90_KERNELS;
+  return kernels(x, float32).pairs;
 }
 
 Problem problem(const Tensor& x, const Tensor& y, const OptionalTensor& bias, const OptionalTensor& key_a,
@@ -159,7 +166,7 @@ void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, 
   r.bound = static_cast<const float*>(pointer(bound)), r.slots = pointer(slots);
   r.super_rows = static_cast<int>(super_rows);
   r.symmetric = symmetric, r.columns = columns, r.normalized = normalized, r.extrema = extrema;
-  kernels(x, float32).pair_reduce(r, queue.stream());
+  pair_kernels(x, y, float32).pair_reduce(r, queue.stream());
 }
 
 void finish_forward(Tensor slots, Tensor x, Tensor y, OptionalTensor bias, Tensor scale, Tensor rows, Tensor cols,
@@ -217,7 +224,7 @@ void pair_weight(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, 
   w.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
   w.row_terms = pointer(row_terms), w.col_terms = pointer(col_terms), w.unit = pointer(unit);
   w.panel = pointer(panel), w.mirror = mirror;
-  kernels(x, float32).pair_weight(w, queue.stream());
+  pair_kernels(x, y, float32).pair_weight(w, queue.stream());
 }
 
 void finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, Tensor scale,

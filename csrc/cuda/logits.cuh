@@ -25,13 +25,21 @@ __device__ inline void fold(Acc& maximum, Acc& sum, Acc other_maximum, Acc other
   maximum = top;
 }
 
-// The relation for one pair, less the keys.
-__device__ inline bool is_candidate(const Problem& p, int row, int column) {
-  const int difference = column - row - p.offset;
-  if (p.kind == NOT_PAIR) return difference % p.stride != 0;
-  if (p.kind == NOT_SELF || p.kind == SAME_KEY) return difference != 0;
-  return true;
-}
+// Which differences column - row are multiples of a stride, for `first` and up to 2^16 behind it: no division after the
+// first (Lemire, Kaser, Kurz 2019, "Faster remainder by direct computation", 3.2).
+struct Multiples {
+  int offset;  // of the first multiple at or behind `first`, negated
+  uint32_t inverse;
+
+  __device__ Multiples(int first, int stride) : inverse(0xffffffffu / stride + 1) {
+    const int rest = -first % stride;
+    offset = -(rest < 0 ? rest + stride : rest);
+  }
+  __device__ bool operator[](int behind) const {
+    const int n = offset + behind;
+    return n >= 0 && static_cast<uint32_t>(n) * inverse <= inverse - 1;
+  }
+};
 
 // Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is no candidate (keys:
 // may).
@@ -54,19 +62,22 @@ __device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, 
                               bool upper) {
   i += lane_id() >> 2;
   j += 2 * (lane_id() & 3);
-  const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N;
+  const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N + j;
 #pragma unroll
   for (int n = 0; n < NB; ++n) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int column = j + 8 * n + e;
-      const Acc shift = bias == nullptr ? Acc(0) : bias[min(column, p.N - 1)] * Acc(LOG2E);
+      const bool biased = bias != nullptr && j + 8 * n + e < p.N;
+      const Acc shift = biased ? bias[8 * n + e] * Acc(LOG2E) : Acc(0);
 #pragma unroll
       for (int m = 0; m < MB; ++m) s[m][n][e] = fma(s[m][n][e], scale2, shift);
     }
   }
   if (!mask) return;
   int64_t keys[MB];
+  const int first = j - i - p.offset - 8 * (MB - 1);
+  const Multiples pairs(first, KEYED || p.kind != NOT_PAIR ? 1 : p.stride);
+  const int64_t* column_keys = p.key_b + g * p.N + j;
   if (KEYED) {
 #pragma unroll
     for (int m = 0; m < MB; ++m) keys[m] = p.key_a[g * p.M + min(i + 8 * m, p.M - 1)];
@@ -76,12 +87,17 @@ __device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, 
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int column = j + 8 * n + e;
-      const int64_t key = KEYED ? p.key_b[g * p.N + min(column, p.N - 1)] : 0;
+      const int64_t key = KEYED && column < p.N ? column_keys[8 * n + e] : 0;
 #pragma unroll
       for (int m = 0; m < MB; ++m) {
         const int row = i + 8 * m;
-        bool keep = row < p.M && column < p.N && is_candidate(p, row, column) && !(upper && column < row);
-        if (KEYED) keep = keep && (key == keys[m]) == (p.kind == SAME_KEY);
+        const int behind = 8 * (MB - 1 + n - m) + e;
+        bool keep = row < p.M && column < p.N && !(upper && column < row);
+        if (KEYED) {
+          keep = keep && (key == keys[m]) == (p.kind == SAME_KEY) && (p.kind == OTHER_KEY || first + behind != 0);
+        } else {
+          keep = keep && (p.kind == NOT_PAIR ? !pairs[behind] : p.kind == ALL || first + behind != 0);
+        }
         if (!keep) s[m][n][e] = -infinity(Acc(0));
       }
     }

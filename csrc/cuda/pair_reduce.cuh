@@ -13,7 +13,8 @@
 // maximum stored as 0), or with running maxima kept by each thread (two exp2 with columns), exact for any logits.
 //
 // Flops: 2 M N D (symmetric: N^2 D), M N (half) exponentials. Bytes: tiles from L2, 128 x 128: 64 flop/byte at 16 bit;
-// 16 bytes of slots per row and super tile. Shared memory 64 KiB of stages + column statistics, two blocks per SM.
+// 16 bytes of slots per row and super tile. Shared memory 64 KiB of stages + column statistics, two blocks per SM
+// (sm_90 at 16 bit: 225 KiB, one).
 // Predicted, bf16, D >= 256: on sm_80 mma.sync at 60-65 % of the tensor rate (190 TF/s of 312); on sm_90 see
 // products_sm90.cuh; sm_86 and sm_120 65 % of their mma.sync rate. D = 128: 16 exp2 per clock and SM add 0.06 clk per
 // element to 0.10 of products, hidden in part by the second block: 45 %. tf32: half of that rate, 3 x tf32 a sixth,
@@ -30,13 +31,19 @@ constexpr int SUB = 512;         // columns whose statistics are in shared memor
 // The tiles of one super tile: SUB columns at a time, strips of rows within, tiles along a strip.
 template <int BM, int BN>
 struct SuperTiles {
-  static_assert(BM == BN && SUB % BN == 0, "the diagonal needs square tiles");
+  static_assert(BN % BM == 0 && SUB % BN == 0, "a tile that crosses the diagonal is the first of its strip");
   const ReduceParams& r;
-  int super_i, super_j;
+  int g, super_i, super_j;
   int i, j, sub;
 
-  __device__ SuperTiles(const ReduceParams& params, int super_row, int super_column)
-      : r(params), super_i(super_row), super_j(super_column), i(i_begin()), j(j_begin()), sub(j_begin()) {}
+  __device__ SuperTiles(const ReduceParams& params, int group, int super_row, int super_column)
+      : r(params),
+        g(group),
+        super_i(super_row),
+        super_j(super_column),
+        i(i_begin()),
+        j(j_begin()),
+        sub(j_begin()) {}
   __device__ int i_begin() const { return super_i * r.super_rows; }
   __device__ int j_begin() const { return super_j * r.super_rows; }
   __device__ int j_end() const { return min(j_begin() + r.super_rows, r.p.N); }
@@ -47,6 +54,8 @@ struct SuperTiles {
     return diagonal() ? min(end, sub_end()) : end;
   }
   __device__ bool valid() const { return sub < j_end(); }
+  __device__ int first_at_or_above() const { return BM == BN ? i : i / BN * BN; }  // column of the diagonal's tile
+  __device__ bool on_diagonal() const { return diagonal() && j == first_at_or_above(); }
   __device__ bool strip_end() const { return j + BN >= sub_end(); }
   __device__ bool sub_is_done() const { return strip_end() && i + BM >= rows_end(); }
   __device__ bool first_of_rows() const { return diagonal() ? sub <= i : sub == j_begin(); }
@@ -58,7 +67,7 @@ struct SuperTiles {
       sub += SUB;
       i = i_begin();
     }
-    j = diagonal() ? max(sub, i) : sub;
+    j = diagonal() ? max(sub, first_at_or_above()) : sub;
   }
 };
 
@@ -101,14 +110,17 @@ struct Reduce {
   }
 
   __device__ void clear_columns() {
-    for (int c = static_cast<int>(threadIdx.x); c < P::WARPS_M * SUB; c += P::THREADS) {
-      col_sums[c] = 0;
-      col_sums[P::WARPS_M * SUB + c] = careful ? -infinity(Acc(0)) : Acc(0);
+    for (int c = static_cast<int>(threadIdx.x); c < SUB; c += P::THREADS) clear_column(c);
+  }
+  __device__ void clear_column(int c) {
+    for (int w = 0; w < P::WARPS_M; ++w) {
+      col_sums[w * SUB + c] = 0;
+      col_sums[(P::WARPS_M + w) * SUB + c] = careful ? -infinity(Acc(0)) : Acc(0);
     }
   }
 
   __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, const unsigned char*) {
-    const bool on_diagonal = t.diagonal() && t.i == t.j;
+    const bool on_diagonal = t.on_diagonal();
     const bool mask = on_diagonal || needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
     logits<KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, t.diagonal());
     if (careful) {
@@ -120,12 +132,7 @@ struct Reduce {
     if (!t.strip_end()) return;
     finish_strip(t);
     clear_rows();
-    if (!t.sub_is_done()) return;
-    if (r.columns) {
-      finish_columns(t);
-      clear_columns();
-    }
-    __syncthreads();
+    if (r.columns && t.sub_is_done()) finish_columns(t);
   }
 
   // Whether element (m, n, e) of this lane is a pair of a row with itself.
@@ -235,10 +242,11 @@ struct Reduce {
         row_parts()[(P::WARPS_N + warp_column) * P::BM + row] = row_max[m];
       }
     }
-    __syncthreads();
+    P::sync();
     const Slot slot = row_slot(t.super_j);
     const Acc* parts = row_parts();
-    for (int row = static_cast<int>(threadIdx.x); row < P::BM; row += P::THREADS) {
+    for (int place = P::team_thread(); place < P::TEAM_ROWS; place += P::TEAM) {
+      const int row = P::team_row() + place;
       if (t.i + row < r.p.M) {
         Acc sum = parts[row], top = parts[P::WARPS_N * P::BM + row];
         for (int w = 1; w < P::WARPS_N; ++w)
@@ -249,29 +257,32 @@ struct Reduce {
         target[slot.planes] = top;
       }
     }
-    __syncthreads();
+    P::sync();
   }
 
   __device__ void finish_columns(const SuperTiles<P::BM, P::BN>& t) {
     const Slot slot = col_slot(t);
+    P::sync_all();
     for (int c = static_cast<int>(threadIdx.x); c < t.sub_end() - t.sub; c += P::THREADS) {
       Acc sum = col_sums[c], top = col_sums[P::WARPS_M * SUB + c];
       for (int w = 1; w < P::WARPS_M; ++w) fold(top, sum, col_sums[(P::WARPS_M + w) * SUB + c], col_sums[w * SUB + c]);
       slot.sums[t.sub + c] = sum;
       slot.sums[t.sub + c + slot.planes] = top;
+      clear_column(c);
     }
-    __syncthreads();
+    P::sync_all();
   }
 };
 
 template <class P>
-using ReduceLoop = TileLoop<P, 4>;
+using ReduceLoop = PairLoop<P, 4>;
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS)
-    pair_reduce(const __grid_constant__ ReduceParams r) {
+__global__ void __launch_bounds__(ReduceLoop<P>::THREADS, KEYED ? 1 : P::BLOCKS)
+    pair_reduce(const __grid_constant__ Arguments<ReduceLoop<P>, ReduceParams> arguments) {
   using Acc = typename P::Acc;
   SHARED_MEMORY(shared);
+  const ReduceParams& r = arguments.params;
   const Problem& p = r.p;
   const int supers_m = ceil_div(p.M, r.super_rows), supers_n = ceil_div(p.N, r.super_rows);
   const int pairs = r.symmetric ? supers_n * (supers_n + 1) / 2 : supers_m * supers_n;
@@ -293,10 +304,7 @@ __global__ void __launch_bounds__(P::THREADS, KEYED ? 1 : P::BLOCKS)
   epilogue.col_sums = reinterpret_cast<Acc*>(shared + ReduceLoop<P>::SHARED);
   epilogue.clear_rows();
   epilogue.clear_columns();
-  const SuperTiles<P::BM, P::BN> tiles(r, super_i, super_j);
-  using Element = typename P::Element;
-  ReduceLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue,
-                     shared);
+  ReduceLoop<P>::run(arguments.sources, p, SuperTiles<P::BM, P::BN>(r, g, super_i, super_j), epilogue, shared);
 }
 
 template <class P>
@@ -304,8 +312,10 @@ void launch_pair_reduce(const ReduceParams& r, Stream stream) {
   const int64_t supers_m = ceil_div(r.p.M, r.super_rows), supers_n = ceil_div(r.p.N, r.super_rows);
   const int64_t pairs = r.symmetric ? supers_n * (supers_n + 1) / 2 : supers_m * supers_n;
   const int shared = ReduceLoop<P>::SHARED + Reduce<P, false>::SHARED;
-  launch(r.p.kind >= OTHER_KEY ? pair_reduce<P, true> : pair_reduce<P, false>, r.p.G * pairs, P::THREADS, shared,
-         stream, r);
+  if (r.super_rows % P::BN != 0) throw std::runtime_error("pair_reduce: super tiles of whole tiles");
+  const Arguments<ReduceLoop<P>, ReduceParams> arguments{typename ReduceLoop<P>::Sources(r.p), r};
+  launch(r.p.kind >= OTHER_KEY ? pair_reduce<P, true> : pair_reduce<P, false>, r.p.G * pairs, ReduceLoop<P>::THREADS,
+         shared, stream, arguments);
 }
 
 }  // namespace fused_contrastive

@@ -1,14 +1,15 @@
 // pair_weight: a panel of the gradient weights, for library products with the embeddings:
 //   W_ij = weight_i exp2(s2_ij - level_i) [+ weight_j exp2(s2_ij - level_j)],  0 where j is no candidate of i.
 // Terms are pairs (level, weight). Panel [G, M, ld], ld = N rounded up to 16 elements. MIRROR (one set, the whole
-// matrix): tiles at or above the diagonal are computed and written at both places. One block per tile; BAND rows of
-// tiles in turn, so that operands stay in L2. Tiles leave through shared memory in rows of 16-byte stores.
+// matrix): tiles at or above the diagonal are computed and written at both places. One block per tile, on sm_90 one per
+// SM that runs through its share; BAND rows of tiles in turn, so that operands stay in L2. Tiles leave through shared
+// memory in rows of 16-byte stores.
 //
 // Where the levels of a warp's tile are close (SPREAD octaves) both terms share one exponential.
 // Flops: 2 M N D (MIRROR: N^2 D), M N (half) exponentials. Bytes: M N elements written.
 // Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block (hidden by the second block
-// of an SM); never above the copy rate: at 16 bit 4.3 TB/s of W are 2.15e12 elements/s, 2 D of them in flops: D >= 200
-// to be limited by products.
+// of an SM; sm_90: products_sm90.cuh); never above the copy rate: at 16 bit 4.3 TB/s of W are 2.15e12 elements/s, 2 D
+// flops each (MIRROR: D): D >= 200 (400) to be limited by products.
 #pragma once
 
 #include "logits.cuh"
@@ -19,10 +20,34 @@ constexpr double SPREAD = 34.0;        // octaves: what flushes to zero is below
 constexpr double HALF_RANGE = 8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice that in magnitude
 constexpr int BAND = 8;
 
-struct OneTile {
-  int i, j;
+// Tiles of all groups, BAND rows of them in turn: one per block, or SEVERAL, every gridDim.x-th.
+template <int BM, int BN, bool SEVERAL>
+struct PanelTiles {
+  const WeightParams& w;
+  uint32_t index;
+  int g, i, j;
+
+  __device__ explicit PanelTiles(const WeightParams& params) : w(params), index(blockIdx.x) { find(); }
   __device__ bool valid() const { return i >= 0; }
-  __device__ void next() { i = -1; }
+  __device__ void next() {
+    i = -1;
+    if (!SEVERAL) return;
+    index += gridDim.x;
+    find();
+  }
+  // The next tile from `index` on that is not the mirror image of another.
+  __device__ void find() {
+    const int tiles_m = ceil_div(w.p.M, BM), tiles_n = ceil_div(w.p.N, BN), tiles = tiles_m * tiles_n;
+    for (i = -1; index < static_cast<uint32_t>(w.p.G * tiles); index += gridDim.x) {
+      const int tile = static_cast<int>(index % tiles), place = tile % (BAND * tiles_n);
+      const int band = tile / (BAND * tiles_n) * BAND, height = min(tiles_m - band, BAND);
+      g = static_cast<int>(index / tiles);
+      j = place / height * BN;
+      if (w.mirror && j + BN <= (band + place % height) * BM) continue;
+      i = (band + place % height) * BM;
+      return;
+    }
+  }
 };
 
 template <class P, bool KEYED>
@@ -30,56 +55,70 @@ struct Weight {
   using Acc = typename P::Acc;
   using Element = typename P::Element;
   static constexpr int VECTOR = 16 / static_cast<int>(sizeof(Element));
-  static constexpr int LEADING = P::BN + VECTOR;  // of the tile in shared memory: rows in different banks
-  static constexpr int SHARED = P::BM * LEADING * static_cast<int>(sizeof(Element));
+  using Tiles = PanelTiles<P::BM, P::BN, PairLoop<P, 4>::PERSISTENT>;
+  static_assert(P::BN % P::BM == 0, "the mirror image of a tile that crosses the diagonal is in tiles that do");
+  static constexpr int PIECE = P::TEAM_ROWS * (P::PIECE + VECTOR), MIRRORED = P::PIECE * (P::TEAM_ROWS + VECTOR);
+  static constexpr int TEAM_SHARED = max_of(PIECE, MIRRORED) * static_cast<int>(sizeof(Element));
+  static constexpr int SHARED = P::THREADS / P::TEAM * TEAM_SHARED;
 
   const WeightParams& w;
-  int g;
   Acc scale2;
   unsigned char* shared;
 
-  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const OneTile& t, const unsigned char*) {
+  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Tiles& t, const unsigned char*) {
     const Problem& p = w.p;
-    logits<KEYED>(s, p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), needs_mask<P::BM, P::BN>(p, t.i, t.j),
+    logits<KEYED>(s, p, t.g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), needs_mask<P::BM, P::BN>(p, t.i, t.j),
                   false);
     weigh(s, t);
-    emit<false>(s, t.i, t.j);
-    if (w.mirror && t.i != t.j) emit<true>(s, t.j, t.i);
+    emit<false>(s, t.g, t.i, t.j);
+    if (w.mirror && t.j > t.i) emit<true>(s, t.g, t.j, t.i);
   }
 
-  // The tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel, through shared memory.
+  // The tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel, through the team's shared memory, whose
+  // rows begin in different banks.
   template <bool TRANSPOSED>
-  __device__ void emit(const Acc (&s)[P::MB][P::NB][2], int i, int j) const {
-    Element* tile = reinterpret_cast<Element*>(shared);
-    const int row = P::warp_row() + (lane_id() >> 2), column = P::warp_column() + 2 * (lane_id() & 3);
+  __device__ void emit(const Acc (&s)[P::MB][P::NB][2], int g, int i, int j) const {
+    constexpr int ROWS = TRANSPOSED ? P::PIECE : P::TEAM_ROWS, COLUMNS = TRANSPOSED ? P::TEAM_ROWS : P::PIECE;
+    constexpr int LEADING = COLUMNS + VECTOR, PIECES = P::BN / P::PIECE, ACROSS = P::NB / PIECES;
+    Element* tile = reinterpret_cast<Element*>(shared + P::team_row() / P::TEAM_ROWS * TEAM_SHARED);
+    const int row = P::warp_row() - P::team_row() + (lane_id() >> 2), column = P::warp_column() + 2 * (lane_id() & 3);
     Element* own = tile + (TRANSPOSED ? column * LEADING + row : row * LEADING + column);
-    __syncthreads();
 #pragma unroll
-    for (int m = 0; m < P::MB; ++m) {
+    for (int piece = 0; piece < PIECES; ++piece) {
+      P::sync();
 #pragma unroll
-      for (int n = 0; n < P::NB; ++n) {
+      for (int m = 0; m < P::MB; ++m) {
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int r = 8 * m, c = 8 * n + e;
-          from_float(s[m][n][e], own[TRANSPOSED ? c * LEADING + r : r * LEADING + c]);
+        for (int n = 0; n < ACROSS; ++n) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int r = 8 * m, c = 8 * n + e;
+            from_float(s[m][piece * ACROSS + n][e], own[TRANSPOSED ? c * LEADING + r : r * LEADING + c]);
+          }
         }
       }
+      P::sync();
+      const int first = piece * P::PIECE;
+      if (TRANSPOSED) {
+        store<ROWS, COLUMNS>(tile, g, i + first, j + P::team_row());
+      } else {
+        store<ROWS, COLUMNS>(tile, g, i + P::team_row(), j + first);
+      }
     }
-    __syncthreads();
-    store(tile, i, j);
   }
 
   // s becomes W.
-  __device__ void weigh(Acc (&s)[P::MB][P::NB][2], const OneTile& t) const {
+  __device__ void weigh(Acc (&s)[P::MB][P::NB][2], const Tiles& t) const {
     const Problem& p = w.p;
-    const int row = t.i + P::warp_row() + (lane_id() >> 2), column = t.j + P::warp_column() + 2 * (lane_id() & 3);
+    const int row = t.i + P::warp_row() + (lane_id() >> 2);
+    const int column = t.j + P::warp_column() + 2 * (lane_id() & 3);
     Acc factor = 1;
     if (w.unit != nullptr) {
       const Acc largest = *static_cast<const Acc*>(w.unit);
       factor = largest > Acc(0) ? Acc(HALF_RANGE) / largest : Acc(0);
       if (largest != largest) factor = largest;
     }
-    const Acc* row_terms = static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(g) * p.M;
+    const Acc* row_terms = static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(t.g) * p.M;
     Acc row_level[P::MB], row_weight[P::MB];
 #pragma unroll
     for (int m = 0; m < P::MB; ++m) {
@@ -98,7 +137,7 @@ struct Weight {
       }
       return;
     }
-    const Acc* col_terms = static_cast<const Acc*>(w.col_terms) + 2 * static_cast<int64_t>(g) * p.N;
+    const Acc* col_terms = static_cast<const Acc*>(w.col_terms) + 2 * (static_cast<int64_t>(t.g) * p.N + column);
     Acc top = row_level[0], low = top;
 #pragma unroll
     for (int m = 1; m < P::MB; ++m) top = fmax(top, row_level[m]), low = fmin(low, row_level[m]);
@@ -106,7 +145,8 @@ struct Weight {
     for (int n = 0; n < P::NB; ++n) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const Acc level = col_terms[2 * min(column + 8 * n + e, p.N - 1)];
+        const int c = 8 * n + e;
+        const Acc level = column + c < p.N ? col_terms[2 * c] : low;
         top = fmax(top, level), low = fmin(low, level);
       }
     }
@@ -124,9 +164,10 @@ struct Weight {
     for (int n = 0; n < P::NB; ++n) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int c = 2 * min(column + 8 * n + e, p.N - 1);
-        const Acc level = col_terms[c];
-        Acc weight = col_terms[c + 1] * factor;
+        const int c = 8 * n + e;
+        const bool inside = column + c < p.N;
+        const Acc level = inside ? col_terms[2 * c] : Acc(0);
+        Acc weight = inside ? col_terms[2 * c + 1] * factor : Acc(0);
         if (close) {
           weight *= exp_2(top - level);
 #pragma unroll
@@ -142,50 +183,49 @@ struct Weight {
   }
 
   // The tile in shared memory to rows i.., columns j.. of the panel; the padding of ld gets what the tile holds there.
-  __device__ void store(const Element* tile, int i, int j) const {
+  template <int ROWS, int COLUMNS>
+  __device__ void store(const Element* tile, int g, int i, int j) const {
     const int64_t ld = ceil_div(w.p.N, 16) * int64_t(16);
     Element* panel = static_cast<Element*>(w.panel) + static_cast<int64_t>(g) * w.p.M * ld;
-    constexpr int ACROSS = P::BN / VECTOR;
-    for (int place = static_cast<int>(threadIdx.x); place < P::BM * ACROSS; place += P::THREADS) {
+    constexpr int ACROSS = COLUMNS / VECTOR;
+    for (int place = P::team_thread(); place < ROWS * ACROSS; place += P::TEAM) {
       const int row = place / ACROSS, column = place % ACROSS * VECTOR;
       if (i + row < w.p.M && j + column < ld) {
         *reinterpret_cast<uint4*>(panel + (i + row) * ld + j + column) =
-            *reinterpret_cast<const uint4*>(tile + row * LEADING + column);
+            *reinterpret_cast<const uint4*>(tile + row * (COLUMNS + VECTOR) + column);
       }
     }
   }
 };
 
+// A block that runs on to its next tile fills stages while it writes one.
 template <class P>
-using WeightLoop = TileLoop<P, 4>;
+using WeightLoop = PairLoop<P, 4>;
 
 template <class P, bool KEYED>
 constexpr int weight_shared() {
-  return WeightLoop<P>::SHARED > Weight<P, KEYED>::SHARED ? WeightLoop<P>::SHARED : Weight<P, KEYED>::SHARED;
+  constexpr int loop = WeightLoop<P>::SHARED, tile = Weight<P, KEYED>::SHARED;
+  return WeightLoop<P>::PERSISTENT ? loop + tile : max_of(loop, tile);
 }
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(P::THREADS, KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
-    pair_weight(const __grid_constant__ WeightParams w) {
+__global__ void __launch_bounds__(WeightLoop<P>::THREADS, KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
+    pair_weight(const __grid_constant__ Arguments<WeightLoop<P>, WeightParams> arguments) {
   using Acc = typename P::Acc;
-  using Element = typename P::Element;
   SHARED_MEMORY(shared);
-  const Problem& p = w.p;
-  const int tiles_m = ceil_div(p.M, P::BM), tiles_n = ceil_div(p.N, P::BN), tiles = tiles_m * tiles_n;
-  const int g = static_cast<int>(blockIdx.x) / tiles, tile = static_cast<int>(blockIdx.x) % tiles;
-  const int band = tile / (BAND * tiles_n) * BAND, height = min(tiles_m - band, BAND), place = tile % (BAND * tiles_n);
-  const OneTile only{(band + place % height) * P::BM, place / height * P::BN};
-  if (w.mirror && only.j < only.i) return;
-  Weight<P, KEYED> epilogue{w, g, *static_cast<const Acc*>(p.scale) * Acc(LOG2E), shared};
-  WeightLoop<P>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, only, epilogue,
-                     shared);
+  const WeightParams& w = arguments.params;
+  unsigned char* tile = WeightLoop<P>::PERSISTENT ? shared + WeightLoop<P>::SHARED : shared;
+  Weight<P, KEYED> epilogue{w, *static_cast<const Acc*>(w.p.scale) * Acc(LOG2E), tile};
+  WeightLoop<P>::run(arguments.sources, w.p, typename Weight<P, KEYED>::Tiles(w), epilogue, shared);
 }
 
 template <class P>
 void launch_pair_weight(const WeightParams& w, Stream stream) {
-  const int64_t tiles = static_cast<int64_t>(ceil_div(w.p.M, P::BM)) * ceil_div(w.p.N, P::BN);
-  launch(w.p.kind >= OTHER_KEY ? pair_weight<P, true> : pair_weight<P, false>, w.p.G * tiles, P::THREADS,
-         weight_shared<P, false>(), stream, w);
+  const int64_t tiles = static_cast<int64_t>(ceil_div(w.p.M, P::BM)) * ceil_div(w.p.N, P::BN) * w.p.G;
+  const int64_t blocks = WeightLoop<P>::PERSISTENT ? min(checked_blocks(tiles), multiprocessors()) : tiles;
+  const Arguments<WeightLoop<P>, WeightParams> arguments{typename WeightLoop<P>::Sources(w.p), w};
+  launch(w.p.kind >= OTHER_KEY ? pair_weight<P, true> : pair_weight<P, false>, blocks, WeightLoop<P>::THREADS,
+         weight_shared<P, false>(), stream, arguments);
 }
 
 }  // namespace fused_contrastive

@@ -28,14 +28,29 @@ inline void check(cudaError_t error, const char* what) {
 
 constexpr int64_t MOST_BLOCKS = (int64_t(1) << 31) - 1;  // of a launch: CUDA's limit, and that of block indices as int
 
+// `blocks`, which one launch takes.
+inline int64_t checked_blocks(int64_t blocks) {
+  if (blocks <= MOST_BLOCKS) return blocks;
+  throw std::runtime_error("the CUDA kernels take at most 2^31 - 1 blocks of work at once, got " +
+                           std::to_string(blocks) + ": pass fewer groups or rows at a time");
+}
+
+// Of the current device.
+inline int64_t multiprocessors() {
+#ifdef FUSED_CONTRASTIVE_HOST
+  return shim::MULTIPROCESSORS;
+#else
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+  return count;
+#endif
+}
+
 // Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Asynchronous, no allocation.
 template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Stream stream, const Params& params) {
-  if (blocks <= 0) return;
-  if (blocks > MOST_BLOCKS) {
-    throw std::runtime_error("the CUDA kernels take at most 2^31 - 1 blocks of work at once, got " +
-                             std::to_string(blocks) + ": pass fewer groups or rows at a time");
-  }
+  if (checked_blocks(blocks) <= 0) return;
 #ifdef FUSED_CONTRASTIVE_HOST
   shim::run(kernel, blocks, threads, shared, params);
 #else
@@ -74,6 +89,10 @@ constexpr double LN2 = 0.6931471805599453;
 template <class T>
 __host__ __device__ inline T ceil_div(T x, T y) {
   return (x + y - 1) / y;
+}
+template <class T>
+__host__ __device__ constexpr T max_of(T x, T y) {
+  return x > y ? x : y;
 }
 
 }  // namespace fused_contrastive

@@ -33,12 +33,13 @@ struct Shape {
   static __device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8); }
   static __device__ int warp_column() { return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8); }
 
-  // For products that run on after they are issued (products_sm90.cuh): how many steps may, before they read a stage,
-  // at their end.
-  static constexpr int IN_FLIGHT = 0;
-  static __device__ void publish() {}
-  template <class Accumulators>
-  static __device__ void finish(Accumulators&) {}
+  // A team of warps, which shares TEAM_ROWS whole rows, goes through epilogues together; sync is its barrier, sync_all
+  // that of all threads with epilogues. Tiles leave pair_weight in pieces of PIECE columns.
+  static constexpr int TEAM = THREADS, TEAM_ROWS = BM, PIECE = BN;
+  static __device__ int team_row() { return 0; }
+  static __device__ int team_thread() { return static_cast<int>(threadIdx.x); }
+  static __device__ void sync() { __syncthreads(); }
+  static __device__ void sync_all() { __syncthreads(); }
 };
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & 31; }
@@ -103,7 +104,9 @@ struct Half : S {
 };
 
 // float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high high + high low + low
-// high, relative error 2^-21 per product.
+// high, relative error 2^-21 per product. Tensor cores round their sums toward zero: they start from zero every time,
+// those with low parts apart, and ordinary additions join them (Ootomo and Yokota 2022, "Recovering single precision
+// accuracy from Tensor Cores").
 template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
@@ -122,16 +125,21 @@ struct Tf32 : S {
 
   static __device__ void product(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], const uint32_t (&a_low)[4],
                                  const uint32_t (&b)[2], const uint32_t (&b_low)[2]) {
-    if (SPLIT) {
-      mma_tf32(c0, c1, a, b_low[0], b_low[1]);
-      mma_tf32(c0, c1, a_low, b[0], b[1]);
+    if (!SPLIT) return mma_tf32(c0, c1, a, b[0], b[1]);
+    float high[2][2] = {}, low[2][2] = {};
+    mma_tf32(low[0], low[1], a, b_low[0], b_low[1]);
+    mma_tf32(low[0], low[1], a_low, b[0], b[1]);
+    mma_tf32(high[0], high[1], a, b[0], b[1]);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      c0[e] += high[0][e] + low[0][e];
+      c1[e] += high[1][e] + low[1][e];
     }
-    mma_tf32(c0, c1, a, b[0], b[1]);
   }
 
   static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
                                   int column) {
-#pragma unroll
+#pragma unroll(SPLIT ? 1 : 2)
     for (int step = 0; step < 2; ++step) {
       uint32_t fb[S::NB][2], fb_low[S::NB][2];
 #pragma unroll
@@ -150,6 +158,7 @@ struct Tf32 : S {
         round(fa, fa_low);
 #pragma unroll
         for (int n = 0; n < S::NB; ++n) product(s[2 * m][n], s[2 * m + 1][n], fa, fa_low, fb[n], fb_low[n]);
+        if (SPLIT) __syncwarp();  // no more products at once than there are registers
       }
     }
   }

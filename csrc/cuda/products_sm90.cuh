@@ -1,36 +1,130 @@
-// Warpgroup products of sm_90a, both operands from shared memory (nvcc 13.0's assembler mishandles register operands).
-// Same accumulator layout, same chunks as products.cuh: their swizzle is the hardware's 64-byte mode, so the same main
-// loop feeds both.
+// Warpgroup products of sm_90a and the loop that feeds them: one warpgroup gives its registers away and has one thread
+// start tensor copies (TMA) into a ring of stages, two multiply and run the epilogues. Same accumulator layout as
+// products.cuh. Both operands come from shared memory (nvcc 13.0's assembler mishandles register operands).
+//
+// A stage is 64 features of 128 rows and 256 columns, 48 KiB, in the layout of the 128-byte swizzle; four of them,
+// 192 KiB, and one block per SM. 8 instructions of 2^19 flops per stage: 1024 clk of an SM's tensor cores. 85 flops per
+// byte read from L2, whose 5.5 TB/s then carry 470 TF/s where no two blocks read the same at once (128 x 128 tiles: 64,
+// 350 TF/s). The exponentials of a tile take 2048 clk, its products 16 D: up to D = 256, where the warpgroups take
+// turns, the longer of the two counts, beyond it both do.
+// Predicted for pair_reduce, of 790 TF/s: D = 128 380-480, 256 470-600, 512 430-560, 1024 450-620. pair_weight: the
+// same less its stores, which bound a symmetric panel to 2.15e12 D flop/s: D = 128 200-270, 256 350-480, 512 400-540,
+// 1024 450-600.
 #pragma once
 
-#include "products.cuh"
+#include "tensor_copy.cuh"
+#include "tile_loop.cuh"
 #include "warpgroup.cuh"
 
 namespace fused_contrastive {
 
-// bfloat16 or float16, 128 x 128 per block: two warpgroups of 64 rows. One step of products stays in flight across the
-// barrier. 128 x 128 tiles do 64 flops per byte read from L2, whose 5.5 TB/s bound them to 350 TF/s of 790. Predicted
-// for pair_reduce and pair_weight at D >= 256: 300 TF/s. More takes larger tiles or loads shared by a cluster.
+// bfloat16 or float16, 128 x 256 per block: two warpgroups (teams) of 64 rows, 128 sums a thread.
 template <class T>
-struct Warpgroup : Shape<128, 128, 8, 1> {
+struct Warpgroup : Shape<128, 256, 8, 1> {
   using Element = T;
   using Acc = float;
-  static constexpr int BLOCKS = 2, IN_FLIGHT = 1;
+  static constexpr int BLOCKS = 1, TEAM = 128, TEAM_ROWS = 64, PIECE = 64;
+  static constexpr int WIDTH = 128;  // bytes of a row in a stage: four instructions deep
 
-  static __device__ void publish() { proxy_fence(); }
+  static __device__ int team() { return static_cast<int>(threadIdx.x) / TEAM; }
+  static __device__ int team_row() { return team() * TEAM_ROWS; }
+  static __device__ int team_thread() { return static_cast<int>(threadIdx.x) % TEAM; }
+  static __device__ void sync() { named_barrier(1 + team(), TEAM); }
+  static __device__ void sync_all() { named_barrier(3, THREADS); }
 
-  static __device__ void multiply(float (&s)[2][16][2], const unsigned char* a, int row, const unsigned char* b, int) {
-    const uint64_t rows = descriptor(a + row / 64 * 64 * CHUNK), columns = descriptor(b);
+  // s += a b^T over one stage; returns when the products before these are done.
+  static __device__ void multiply(float (&s)[2][32][2], const unsigned char* a, const unsigned char* b) {
+    const uint64_t rows = descriptor(a + team_row() * WIDTH), columns = descriptor(b);
     warpgroup_fence();
-    warpgroup_mma(s, rows, columns, T{});
-    warpgroup_mma(s, rows + 2, columns + 2, T{});  // 32 bytes on
+#pragma unroll
+    for (int step = 0; step < WIDTH / 32; ++step) warpgroup_mma(s, rows + 2 * step, columns + 2 * step, T{});
     warpgroup_commit();
-    warpgroup_wait<IN_FLIGHT>();
+    warpgroup_wait<1>();
   }
 
-  static __device__ void finish(float (&s)[2][16][2]) {
+  static __device__ void finish(float (&s)[2][32][2]) {
     warpgroup_wait<0>();
     warpgroup_settle(s);
+  }
+};
+
+// Tensor maps of both operands: x and y start at a multiple of 16 bytes, and so does every row. Where a tile is at most
+// STAGES deep, the warpgroups take turns, so that one multiplies while the other has its epilogue.
+template <class T, int STAGES>
+struct PairLoop<Warpgroup<T>, STAGES> {
+  using P = Warpgroup<T>;
+  static constexpr int THREADS = P::THREADS + 128;
+  static constexpr bool PERSISTENT = true;
+  static constexpr int COLUMNS = P::BN * P::WIDTH, STAGE = COLUMNS + P::BM * P::WIDTH;
+  static constexpr int SHARED = STAGES * STAGE + 128;  // the barriers lie behind the stages
+  static_assert(2 * (STAGES + 1) * sizeof(Barrier) <= 128, "room for the barriers");
+
+  struct Sources {
+    TensorMap x, y;
+    explicit Sources(const Problem& p)
+        : x(tensor_map<T>(p.x, p.G, p.M, p.D, P::BM)), y(tensor_map<T>(p.y, p.G, p.N, p.D, P::BN)) {}
+  };
+
+  template <class Tiles, class Epilogue>
+  static __device__ void run(const Sources& sources, const Problem& p, Tiles tiles, Epilogue& epilogue,
+                             unsigned char* shared) {
+    Barrier* full = reinterpret_cast<Barrier*>(shared + STAGES * STAGE);
+    Barrier *empty = full + STAGES, *turn = empty + STAGES;
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < STAGES; ++stage) {
+        barrier_init(full + stage, 1);
+        barrier_init(empty + stage, P::THREADS / 32);
+      }
+      for (int team = 0; team < 2; ++team) barrier_init(turn + team, P::TEAM / 32);
+      barriers_ready();
+    }
+    __syncthreads();
+    const int steps = ceil_div(p.D * static_cast<int>(sizeof(T)), P::WIDTH);
+    int stage = 0;
+    uint32_t parity = 0;
+    auto advance = [&] {
+      if (++stage < STAGES) return;
+      stage = 0;
+      parity ^= 1;
+    };
+
+    if (threadIdx.x >= P::THREADS) {
+      fewer_registers<24>();
+      if (threadIdx.x > P::THREADS) return;
+      for (; tiles.valid(); tiles.next()) {
+        for (int step = 0; step < steps; ++step, advance()) {
+          const int feature = step * (P::WIDTH / static_cast<int>(sizeof(T)));
+          unsigned char* target = shared + stage * STAGE;
+          barrier_wait(empty + stage, parity ^ 1);
+          barrier_arrive_and_expect(full + stage, STAGE);
+          tensor_copy(target, sources.y, feature, tiles.j, tiles.g, full + stage);
+          tensor_copy(target + COLUMNS, sources.x, feature, tiles.i, tiles.g, full + stage);
+        }
+      }
+      return;
+    }
+    more_registers<240>();
+    const bool in_turn = steps <= STAGES;
+    const int team = P::team();
+    auto arrive = [](Barrier* barrier) {
+      if (lane_id() == 0) barrier_arrive(barrier);
+    };
+    for (uint32_t turns = 0; tiles.valid(); tiles.next(), ++turns) {
+      float s[2][32][2] = {};
+      int read = 0;
+      if (in_turn) barrier_wait(turn + team, (turns + team + 1) & 1);  // the first one to go need not wait
+      for (int step = 0; step < steps; ++step, advance()) {
+        const unsigned char* current = shared + stage * STAGE;
+        barrier_wait(full + stage, parity);
+        P::multiply(s, current + COLUMNS, current);
+        if (step > 0) arrive(empty + read);
+        read = stage;
+      }
+      if (in_turn) arrive(turn + (team ^ 1));
+      P::finish(s);
+      arrive(empty + read);
+      epilogue(s, tiles, nullptr);
+    }
   }
 };
 

@@ -22,7 +22,7 @@ void launch_any_rows(const RowsParams& r, Stream stream) {
 
 template <class P, class R>
 constexpr TileKernels tile_kernels() {
-  return {launch_pair_reduce<P>, launch_pair_weight<P>, launch_any_rows<R>};
+  return {{launch_pair_reduce<P>, launch_pair_weight<P>}, launch_any_rows<R>};
 }
 
 }  // namespace fused_contrastive

@@ -1,7 +1,8 @@
-// The tile main loop: every kernel that multiplies runs this one, with its own epilogue for a finished tile of
-// products.
+// The tile main loop: every kernel that multiplies runs this one (on sm_90 that of products_sm90.cuh, where its tensor
+// copies can read the matrices), with its own epilogue for a finished tile of products.
 #pragma once
 
+#include "params.h"
 #include "products.cuh"
 
 namespace fused_contrastive {
@@ -52,7 +53,7 @@ struct TileLoop {
   using Element = typename P::Element;
   using Acc = typename P::Acc;
   static constexpr int STAGES = STAGES_;
-  static constexpr int AHEAD = STAGES - 1 - P::IN_FLIGHT;  // stages filled before they are needed
+  static constexpr int AHEAD = STAGES - 1;  // stages filled before they are needed
   static constexpr int ROWS_BYTES = P::BM * CHUNK * CHUNKS, COLUMNS_BYTES = P::BN * CHUNK * CHUNKS;
   static constexpr int STAGE = WHOLE ? COLUMNS_BYTES : ROWS_BYTES + COLUMNS_BYTES;
   static constexpr int SHARED = STAGES * STAGE + (WHOLE ? ROWS_BYTES : 0);
@@ -87,7 +88,6 @@ struct TileLoop {
       const unsigned char* current = shared;
       for (int step = 0; step < steps; ++step) {
         copy_wait<AHEAD - 1>();
-        P::publish();
         __syncthreads();  // the stage has landed for all, and all are done with the one filled next
         fill(stage + AHEAD < STAGES ? stage + AHEAD : stage + AHEAD - STAGES);
         current = shared + stage * STAGE;
@@ -98,12 +98,37 @@ struct TileLoop {
         }
         stage = stage + 1 == STAGES ? 0 : stage + 1;
       }
-      P::finish(s);
       epilogue(s, tiles, current);
     }
     copy_wait<0>();
     __syncthreads();
   }
+};
+
+// The loop of pair_reduce and pair_weight: over `tiles` of group tiles.g.
+template <class P, int STAGES>
+struct PairLoop : TileLoop<P, STAGES> {
+  static constexpr int THREADS = P::THREADS;
+  static constexpr bool PERSISTENT = false;  // whether a block runs several tiles where it may: they are of one group
+
+  // What the loop reads, made by the host and handed to the kernel.
+  struct Sources {
+    explicit Sources(const Problem&) {}
+  };
+
+  template <class Tiles, class Epilogue>
+  static __device__ void run(const Sources&, const Problem& p, Tiles tiles, Epilogue& epilogue, unsigned char* shared) {
+    using Element = typename P::Element;
+    TileLoop<P, STAGES>::run(operand<Element>(p.x, tiles.g, p.M, p.D), operand<Element>(p.y, tiles.g, p.N, p.D), p.D,
+                             tiles, epilogue, shared);
+  }
+};
+
+// Of a kernel over pairs.
+template <class Loop, class Params>
+struct Arguments {
+  typename Loop::Sources sources;
+  Params params;
 };
 
 }  // namespace fused_contrastive

@@ -1,7 +1,9 @@
+#include "launch.h"
+#include "pair_reduce.cuh"
+#include "pair_weight.cuh"
 #include "products_sm90.cuh"
-#include "tile_kernels.cuh"
 
 namespace fused_contrastive {
-const TileKernels BF16_SM90_KERNELS = tile_kernels<Warpgroup<bf16>, Half<bf16, Rows>>();
-const TileKernels F16_SM90_KERNELS = tile_kernels<Warpgroup<f16>, Half<f16, Rows>>();
+const PairKernels BF16_SM90_KERNELS = {launch_pair_reduce<Warpgroup<bf16>>, launch_pair_weight<Warpgroup<bf16>>};
+const PairKernels F16_SM90_KERNELS = {launch_pair_reduce<Warpgroup<f16>>, launch_pair_weight<Warpgroup<f16>>};
 }  // namespace fused_contrastive

@@ -104,6 +104,14 @@ struct Matrices {
   }
 };
 
+// What tensor cores do with the products of one instruction: their exact sum is added to the accumulator with one
+// rounding, toward zero.
+inline float added(float accumulator, double products) {
+  const double exact = accumulator + products;
+  const float nearest = static_cast<float>(exact);
+  return fabs(nearest) > fabs(exact) && !isinf(nearest) ? nextafterf(nearest, 0) : nearest;
+}
+
 // D += A B of 16 x K and K x 8, two (16-bit T) or one (tf32) elements per word of the fragments.
 template <class T>
 struct Mma {
@@ -134,18 +142,18 @@ struct Mma {
         b[k + K / 2][g] = part(m.b[1], e);
       }
     }
-    float c[16][8] = {};
+    double c[16][8] = {};
     for (int i = 0; i < 16; ++i) {
       for (int k = 0; k < K; ++k) {
-        for (int j = 0; j < 8; ++j) c[i][j] += a[i][k] * b[k][j];
+        for (int j = 0; j < 8; ++j) c[i][j] += static_cast<double>(a[i][k]) * b[k][j];
       }
     }
     for (int lane = 0; lane < 32; ++lane) {
       Mma& m = of<Mma>(lanes, lane);
       const int g = lane / 4, t = lane % 4;
       for (int e = 0; e < 2; ++e) {
-        m.c0[e] += c[g][2 * t + e];
-        m.c1[e] += c[g + 8][2 * t + e];
+        m.c0[e] = added(m.c0[e], c[g][2 * t + e]);
+        m.c1[e] = added(m.c1[e], c[g + 8][2 * t + e]);
       }
     }
   }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <stdexcept>
 
 #define __global__
 #define __device__
@@ -17,6 +18,7 @@
 #define SHARED_MEMORY(name) unsigned char* name = shim::shared_memory()
 #define threadIdx (shim::thread_index())
 #define blockIdx (shim::block_index())
+#define gridDim (shim::grid_size())
 
 using std::max;
 using std::min;
@@ -46,6 +48,7 @@ struct Index {
 };
 Index thread_index();
 Index block_index();
+Index grid_size();
 unsigned char* shared_memory();
 void barrier();
 
@@ -62,10 +65,22 @@ void issue_product(const std::function<void()>& share);
 void commit_products();
 void wait_for_products(int pending);
 
+// Barriers in shared memory: a phase ends when all have arrived and the bytes that arrivals announced have landed.
+void barrier_init(uint64_t* barrier, int arrivals);
+void barrier_arrive(uint64_t* barrier, int bytes);
+void barrier_wait(uint64_t* barrier, uint32_t parity);
+
+// A tensor copy of `bytes` bytes to `target`: done at once, or when no thread can run without it, oldest or newest
+// first.
+void tensor_copy(unsigned char* target, int bytes, uint64_t* landed, const std::function<void()>& copy);
+
+void named_barrier(int id, int threads);
+
+constexpr int64_t MULTIPROCESSORS = 3;
 int capability_major();  // of the device that tests choose to be on
 
 // Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on divergence within
-// an instruction of a warp, on writes past the end of shared memory.
+// an instruction of a warp, on writes past the end of shared memory, on misuse of its barriers.
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread);
 
 template <class Params>
@@ -76,3 +91,6 @@ void run(void (*kernel)(Params), int64_t blocks, int threads, int shared, const 
 }  // namespace shim
 
 inline void __syncthreads() { shim::barrier(); }
+inline void __syncwarp() {
+  shim::collective(nullptr, [](void* const*) {});
+}
