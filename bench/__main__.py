@@ -28,7 +28,9 @@ OTHER_SIZES = {
     "info_nce_queue": ("256x65536x128",),
     "n_pairs": ("2048x128",),
     "cpc": ("256x12x256",),
+    "contrastive_force": ("64x256x256", "4096x1x128"),
 }
+QUICK_LOSSES = ["nt_xent", "contrastive_force"]
 LARGE_D = 256
 """From this D on the default dtypes include bf16."""
 COMPILED_FROM = 2048
@@ -41,7 +43,7 @@ QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    p.add_argument("--losses", help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent)")
+    p.add_argument("--losses", help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent, contrastive_force)")
     p.add_argument(
         "--sizes", help="comma-separated NxD, or NxKxD for queued keys and prediction steps (default: each loss's list)"
     )
@@ -65,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def groups(options: argparse.Namespace) -> list[rows.Group]:
     """What the options ask for. Raises ValueError naming an unknown choice."""
     device = torch.device(options.device)
-    losses = _choices("--losses", options.losses, LOSSES, ["nt_xent"] if options.quick else list(LOSSES))
+    losses = _choices("--losses", options.losses, LOSSES, QUICK_LOSSES if options.quick else list(LOSSES))
     every = (*contenders.BASELINES, *contenders.KNOWN)
     brief = options.quick and options.backends is None
     usual = [*contenders.BASELINES, contenders.default(device)] if brief else contenders.names(device)
@@ -79,11 +81,18 @@ def groups(options: argparse.Namespace) -> list[rows.Group]:
                 raise ValueError(f"{loss} needs sizes {'NxKxD' if LOSSES[loss].takes_k else 'NxD'}, got {text}")
             if loss == "nt_xent" and size.N % 2:
                 raise ValueError(f"nt_xent counts the rows of both views: N must be even, got {text}")
-            dtypes = _choices("--dtypes", options.dtypes, DTYPES, ["fp32", "bf16"] if size.D >= LARGE_D else ["fp32"])
+            dtypes = _choices(
+                "--dtypes",
+                options.dtypes,
+                DTYPES,
+                ["fp32", "bf16"] if size.D >= LARGE_D and loss != "contrastive_force" else ["fp32"],
+            )
             pairs = [(name, dtype) for dtype in dtypes for name in backends]
             if brief:
                 pairs = [
-                    pair for pair in pairs if pair[0] != "compile" or (pair[1] == "fp32" and size.N >= COMPILED_FROM)
+                    pair
+                    for pair in pairs
+                    if pair[0] != "compile" or (pair[1] == "fp32" and size.N * max(1, size.K) >= COMPILED_FROM)
                 ]
             planned.append(rows.Group(loss, size, tuple(pairs)))
     return planned
@@ -127,7 +136,7 @@ def run(options: argparse.Namespace, planned: list[rows.Group], stem: Path) -> d
         progress.end(headline(measured["rows"]) + f" ({time.perf_counter() - began:.0f} s)")
     if on_host:
         progress.begin("peak memory")
-        large = [row for row in result["rows"] if max(row["N"], row["K"]) >= MEMORY_FROM]
+        large = [row for row in result["rows"] if row["N"] * max(1, row["K"]) >= MEMORY_FROM]
         if options.quick:
             large = [row for row in large if row["backend"] != "compile" and row["dtype"] == "fp32"]
         rows.add_host_memory(large, 60.0 if options.quick else 600.0, progress.tick)

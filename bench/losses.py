@@ -16,6 +16,8 @@ import torch.nn.functional as F
 import fused_contrastive as fc
 from fused_contrastive import reference
 
+from . import force_baseline
+
 PASSES = ("forward", "backward", "full")
 DTYPES = {
     "fp32": torch.float32,
@@ -27,7 +29,8 @@ DTYPES = {
 
 
 class Size(NamedTuple):
-    """``N`` rows (both views together for NT-Xent), ``K`` queued keys or prediction steps (0: the loss has neither), ``D`` dimensions."""
+    """``N`` rows (both views together for NT-Xent; of either set for the force), ``K`` queued keys, prediction steps or groups (0: the loss
+    has none), ``D`` dimensions."""
 
     N: int
     K: int
@@ -91,6 +94,11 @@ LOSSES = {
     "cpc": Loss(
         _first(fc.cpc_loss), _first(reference.cpc_loss), lambda s: [(s.K, s.N, s.D)] * 2, _none,
         lambda s: s.K * s.N * s.N, (2, 6), (2, 4), True,
+    ),
+    "contrastive_force": Loss(
+        partial(fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"),
+        force_baseline.contrastive_force_loss, lambda s: [(s.K, s.N, s.D)] * 2, _none, lambda s: s.K * (2 * s.N) ** 2,
+        (3, 4), (7, 4), True,
     ),
 }  # fmt: skip
 

@@ -135,7 +135,7 @@ def inverse_temperatures(temperatures, like: torch.Tensor) -> torch.Tensor:
 
 
 def groups(x: torch.Tensor) -> torch.Tensor:
-    return x.reshape(-1, *x.shape[-2:])
+    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
 
 
 def contrastive_force(

@@ -154,11 +154,11 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -
             a = field.log_affinity(i, k, R[k, :, i], C[k])
             if rms:
                 squares[k].append(_log_squares(a, field.distances(i)))
+            if i.start >= rows:
+                continue
             i = slice(i.start, min(i.stop, rows))
             for side, columns in enumerate(field.sides):
                 part = a[:, : i.stop - i.start, columns]
-                if part.shape[1] == 0:
-                    continue
                 if part.shape[2] == 0:
                     shift[side, k, :, i], sums[side, k, :, i] = -math.inf, 0.0
                     continue
