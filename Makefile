@@ -6,10 +6,13 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
-.PHONY: demo test bench lint gate gpu gpu-status readme clean
+.PHONY: demo demo-force test bench lint gate gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
+
+demo-force: $(VENV)/installed
+	$(RUN) examples/force_generator.py
 
 test: $(VENV)/installed
 	$(RUN) -m pytest tests

@@ -20,22 +20,23 @@ PREFERRED = {"cpu": ("cpu", "panels"), "gpu": ("triton", "cuda", "panels")}
 BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
 
-def newest(kind: str, folder: Path) -> tuple[str, dict] | None:
-    """``(file name, result)`` of the latest result of this kind that has rows of the full NT-Xent pass."""
+def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] | None:
+    """``(file name, result)`` of the latest result of this kind that has rows of the full pass of this loss."""
     found = []
     for path in folder.glob(f"{kind}-*.json"):
         result = json.loads(path.read_text())
-        if chosen(result):
+        if chosen(result, loss):
             found.append((result["date"], result["time"], path.name, result))
     return max(found, key=lambda entry: entry[:3])[2:] if found else None
 
 
-def chosen(result: dict) -> list[dict[str, dict]]:
-    """One entry per size and dtype: the full-pass NT-Xent rows of each contender, ours under "ours"; largest first."""
+def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
+    """One entry per size and dtype: the full-pass rows of each contender, ours under "ours"; largest first."""
     cells: dict[tuple, dict[str, dict]] = {}
     for row in result["rows"]:
-        if row["loss"] == "nt_xent" and row["pass"] == "full":
-            cells.setdefault((-row["N"], row["D"], row["dtype"] != "fp32", row["dtype"]), {})[row["backend"]] = row
+        if row["loss"] == loss and row["pass"] == "full":
+            place = (-row["N"], row["K"], row["D"], row["dtype"] != "fp32", row["dtype"])
+            cells.setdefault(place, {})[row["backend"]] = row
     entries = []
     for key in sorted(cells):
         ours = next((cells[key][name] for name in PREFERRED[result["kind"]] if name in cells[key]), None)
@@ -65,6 +66,36 @@ def section(kind: str, folder: Path = RESULTS) -> str:
         lines.append(line)
     source = f"NT-Xent, forward + backward; N counts the rows of both views. {summary(result['environment'])} Measured {result['date']}"
     return f"{table(header, lines)}\n\n{source} by `{result['command'].strip()}` ([data](bench/results/{name}))."
+
+
+def force(folder: Path = RESULTS) -> str:
+    """The Markdown table of the force loss on the CPU."""
+    latest = newest("cpu", folder, "contrastive_force")
+    if latest is None:
+        return UNMEASURED["cpu"]
+    name, result = latest
+    lines = []
+    for entry in chosen(result, "contrastive_force"):
+        ours = entry["ours"]
+        line = [str(ours["K"]), f"{ours['N']} + {ours['N']}", str(ours["D"])]
+        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [milliseconds(ours["ms"])]
+        line += [cell(key, ours[key]) for key in ("x_eager", "x_compile")]
+        line += [
+            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-" for b in ("eager", "ours")
+        ]
+        lines.append(line)
+    header = [
+        "groups",
+        "points",
+        "D",
+        "eager ms",
+        "torch.compile ms",
+        f"{ours['backend']} ms",
+        "x eager",
+        "x torch.compile",
+    ]
+    source = f"fp32. {summary(result['environment'])} Measured {result['date']} by `{result['command'].strip()}` ([data](bench/results/{name}))."
+    return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\n{source}"
 
 
 def accuracy(folder: Path = RESULTS) -> str:
@@ -117,6 +148,7 @@ def generated(text: str, folder: Path = RESULTS) -> str:
     for kind in UNMEASURED:
         text = replace(text, kind, section(kind, folder))
     text = replace(text, "kernels", kernels(folder))
+    text = replace(text, "force", force(folder))
     return replace(text, "accuracy", accuracy(folder))
 
 

@@ -36,3 +36,18 @@ def test_memory_is_that_of_the_loss_alone(monkeypatch):
     memory = simclr_digits.measure_memory([("eager", 2048)], 0.5, torch.device("cpu"))
     if not math.isnan(memory["eager", 2048]):
         assert memory["eager", 2048] > 4 * 2048**2  # at least the matrix
+
+
+def test_generators_follow_the_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import force_generator
+
+    picture = tmp_path / "force.png"
+    arguments = ["--steps", "40", "--compared", "5", "--only", "moons", "digits", "--out", str(picture)]
+    results = force_generator.main(arguments)
+    assert set(results) == {"moons", "digits"}
+    for result in results.values():
+        assert result["parted"] < 1e-3 and result["end"] < result["start"]
+        assert all(map(math.isfinite, result["runs"]["fused"].losses))
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "energy distance" in capsys.readouterr().out
