@@ -1,0 +1,243 @@
+"""The force family's functions of the backend: fused_contrastive/force_ops.py has their contract.
+
+Small groups take one launch for all of them (force_group.py), larger ones a few passes over tiles
+(force_tiles.py) whose results over splits of the columns are merged by torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..checks import accumulation_dtype
+from . import configs, force_configs
+from .force_configs import block
+from .force_group import distance_group, force_group
+from .force_tiles import distance_pull, distance_rows, force_lse, force_rows, force_sums
+from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
+
+PROGRAMS = 512
+"""Programs of a pass over tiles, where splits of the columns can make that many."""
+
+
+def is_small(x: torch.Tensor) -> bool:
+    """Whether one program holds the distances of a group."""
+    return x.shape[1] <= force_configs.group_points(x.dtype)
+
+
+def _factors(inverse_temperatures, scale):
+    """``[K, G]``."""
+    return inverse_temperatures.unsqueeze(1) / scale.masked_fill(scale == 0, 1.0)
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    x = x - x[:, :1]
+    return x - x.mean(1, keepdim=True)
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    return x.masked_fill(x == -math.inf, 0.0)
+
+
+def _given(weight):
+    return None if weight is None else weight.contiguous()
+
+
+def force_forward(
+    x, inverse_temperatures, scale, weight, rows, negatives, all_rows, mask, self_logit, floor, denominator, clip, rms,
+    separate,
+):  # fmt: skip
+    """See force_ops.py."""
+    G, P, D = x.shape
+    K = inverse_temperatures.shape[0]
+    options = {"SELF": self_logit, "FLOOR": floor, "DENOMINATOR": denominator, "CLIP": clip}
+    if not is_small(x):
+        return _forward_by_tiles(
+            x, inverse_temperatures, scale, _given(weight), rows, negatives, all_rows, mask, rms, separate, options
+        )
+    new = inverse_temperatures.new_empty
+    force = new((K if separate else 1, G, rows, D))
+    log_norm = new((K, G))
+    used = new((G,)) if scale is None else scale.clone()
+    lse_rows = new((K, G, P if all_rows else rows))
+    lse_cols = new((0,) if all_rows else (K, G, P))
+    shift, sums = new((2, K, G, rows)), new((2, K, G, rows))
+    config = _group(x)
+    whole = all_rows or rms or scale is None
+    launch(
+        force_group,
+        G,
+        x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config), force, log_norm,
+        lse_rows, lse_cols, shift, sums, P, D, rows, negatives,
+        K=K, MEAN=scale is None, ALL_ROWS=all_rows, MASK=mask, RMS=rms, SEPARATE=separate, **options,
+        BLOCK_M=config.block_n if whole else min(config.block_n, block(rows)), **_product(x, config.block_k),
+        BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps,
+    )  # fmt: skip
+    return force, log_norm, used, lse_rows, lse_cols, shift, sums
+
+
+def _group(x: torch.Tensor) -> force_configs.ForceConfig:
+    return force_configs.group(x.shape[1], x.dtype, configs.architecture(x.device))
+
+
+def _scratch(x: torch.Tensor, config: force_configs.ForceConfig) -> torch.Tensor:
+    """For the transposed points of each group."""
+    G, _, D = x.shape
+    features = ceil_div(D, config.block_k) * config.block_k
+    return torch.empty((G, features, config.block_n), dtype=accumulation_dtype(x.dtype), device=x.device)
+
+
+def _product(x: torch.Tensor, features: int) -> dict:
+    """Constants of a kernel that multiplies weights with coordinates, `features` at a time: both in the accumulation dtype."""
+    return {
+        "EVEN_K": x.shape[2] % features == 0,
+        "PRECISION": precision(accumulation_dtype(x.dtype), configs.architecture(x.device)),
+        "ACC": accumulation_type(x.dtype),
+        "INTERPRET": is_interpreted(),
+    }
+
+
+class Tiles:
+    """The points of one call, transposed for the tiled kernels, and how these are launched over them."""
+
+    def __init__(self, x: torch.Tensor):
+        G, P, D = x.shape
+        self.x, self.config = x, force_configs.tiles(x.dtype, configs.architecture(x.device))
+        self.features = ceil_div(D, self.config.block_k) * self.config.block_k
+        unit = max(self.config.block_m, self.config.block_n)
+        self.LD = ceil_div(P, unit) * unit
+        self.points = x.new_zeros((G, self.features, self.LD), dtype=accumulation_dtype(x.dtype))
+        self.points[:, :D, :P] = x.transpose(1, 2)
+
+    def split(self, M: int, N: int) -> tuple[int, int, int]:
+        """(rows of a program, splits, columns of a split)."""
+        config = self.config
+        block_m = min(config.block_m, block(M))
+        tiles = self.x.shape[0] * ceil_div(M, block_m)
+        splits = min(ceil_div(N, config.block_n), ceil_div(PROGRAMS, tiles))
+        columns = ceil_div(ceil_div(N, splits), config.block_n) * config.block_n
+        return block_m, ceil_div(N, columns), columns
+
+    def new(self, *shape: int) -> torch.Tensor:
+        return self.points.new_empty(shape)
+
+    def launch(self, kernel, M: int, block_m: int, splits: int, *arguments, product: bool = False, **constants) -> None:
+        config, D = self.config, self.x.shape[2]
+        if product:
+            step = block(D, config.block_d)
+            constants |= {"BLOCK_D": step, **_product(self.x, step)}
+        launch(
+            kernel, self.x.shape[0] * ceil_div(M, block_m) * splits, self.points, *arguments, **constants,
+            **({} if product else {"ACC": accumulation_type(self.x.dtype)}),
+            BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps,
+        )  # fmt: skip
+
+    def distance_sums(self, weight, rows: int, clip: float) -> torch.Tensor:
+        G, P, _ = self.x.shape
+        block_m, splits, columns = self.split(rows, P)
+        out = self.new(splits, G, rows)
+        self.launch(
+            distance_rows, rows, block_m, splits, weight, out, rows, P, self.features, self.LD, columns, CLIP=clip
+        )
+        return _merged(out)
+
+    def lse(self, factors, M: int, N: int, mask: bool, clip: float) -> torch.Tensor:
+        """``[K, G, M]``: of the first M points over the first N."""
+        K, G = factors.shape
+        block_m, splits, columns = self.split(M, N)
+        out = self.new(splits, K, G, M)
+        self.launch(
+            force_lse, M, block_m, splits, factors, out, M, N, self.features, self.LD, columns,
+            K=K, KP=1 << (K - 1).bit_length(), MASK=mask, CLIP=clip,
+        )  # fmt: skip
+        return out[0] if splits == 1 else out.logsumexp(0)
+
+    def sums(self, factors, lse_rows, lse_cols, weight, rows: int, negatives: int, rms: bool, options):
+        """(shift, sums, log sum of (d A)^2 ``[K, G]`` or None)."""
+        (K, G), P = factors.shape, self.x.shape[1]
+        M = P if rms else rows
+        block_m, splits, columns = self.split(M, P)
+        out = self.new(splits, 2, 2, K, G, rows)
+        squares = self.new(splits, K, G, M) if rms else None
+        self.launch(
+            force_sums, M, block_m, splits, factors, lse_rows, lse_cols, weight, out, squares, M, P, rows, negatives,
+            self.features, self.LD, columns, K=K, KP=1 << (K - 1).bit_length(), RMS=rms, **options,
+        )  # fmt: skip
+        if rms:
+            squares = squares.transpose(0, 1).transpose(1, 2).flatten(2).logsumexp(2)
+        shifts, sums = out.unbind(1)
+        shift = shifts.amax(0)
+        return shift, (sums * (shifts - _finite(shift)).exp()).sum(0), squares
+
+    def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
+        (K, G), (_, P, D) = factors.shape, self.x.shape
+        block_m, splits, columns = self.split(rows, P)
+        out = self.new(splits, K if separate else 1, G, rows, D)
+        self.launch(
+            force_rows, rows, block_m, splits, _centred(self.x.to(out.dtype)), factors, lse_rows, lse_cols, terms, weight,
+            out, rows, P, D, negatives, self.features, self.LD, columns, product=True, K=K, SEPARATE=separate, **options,
+        )  # fmt: skip
+        return _merged(out)
+
+
+def _merged(parts: torch.Tensor) -> torch.Tensor:
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0)
+
+
+def _forward_by_tiles(
+    x, inverse_temperatures, scale, weight, rows, negatives, all_rows, mask, rms, separate, options
+):  # fmt: skip
+    P = x.shape[1]
+    tiles = Tiles(x)
+    if scale is None:
+        scale = tiles.distance_sums(None, P, options["CLIP"]).sum(1, dtype=torch.float64).to(tiles.points.dtype) / P**2
+    else:
+        scale = scale.clone()
+    factors = _factors(inverse_temperatures, scale)
+    lse_rows = tiles.lse(factors, P if all_rows else rows, P, mask, options["CLIP"])
+    lse_cols = lse_rows.new_empty(0) if all_rows else tiles.lse(factors, P, rows, mask, options["CLIP"])
+    # with all_rows, rows that are no rows of the force need no sums; their log-sum-exps serve as columns
+    row_lse = lse_rows if rms or lse_rows.shape[2] == rows else lse_rows[:, :, :rows].contiguous()
+    lse = row_lse, (lse_rows if all_rows else lse_cols)
+    shift, sums, squares = tiles.sums(factors, *lse, weight, rows, negatives, rms, options)
+    reach = shift.sum(0)
+    if rms:
+        log_norm = squares / 2 - math.log(P) - scale.masked_fill(scale == 0, 1.0).log()
+    elif separate:
+        log_norm = _finite(reach.amax(-1))
+    else:
+        log_norm = torch.zeros_like(factors)
+    unit = (reach - _finite(log_norm).unsqueeze(2)).exp().masked_fill((log_norm == -math.inf).unsqueeze(2), 0.0)
+    terms = torch.stack([shift, torch.stack([-unit * sums[1], unit * sums[0]])])
+    if rms and lse_rows.shape[2] != rows:
+        lse = lse_rows[:, :, :rows].contiguous(), lse[1]
+    force = tiles.forces(factors, *lse, terms, weight, rows, negatives, separate, options)
+    return force, log_norm, scale, lse_rows, lse_cols, shift, sums
+
+
+def distance_sums(x, weight, rows, clip):
+    """See force_ops.py."""
+    return Tiles(x).distance_sums(_given(weight), rows, clip)
+
+
+def distance_gradient(g, x):
+    """See force_ops.py."""
+    G, P, D = x.shape
+    g = g.contiguous()
+    if is_small(x):
+        config = _group(x)
+        dx = g.new_empty(x.shape)
+        launch(
+            distance_group, G, x.contiguous(), g, _scratch(x, config), dx, P, D, **_product(x, config.block_k),
+            BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps,
+        )  # fmt: skip
+        return dx.to(x.dtype)
+    tiles = Tiles(x)
+    block_m, splits, columns = tiles.split(P, P)
+    out, row_sums = tiles.new(splits, G, P, D), tiles.new(splits, G, P)
+    y = _centred(x.to(out.dtype))
+    tiles.launch(
+        distance_pull, P, block_m, splits, y, g, out, row_sums, P, D, tiles.features, tiles.LD, columns, product=True
+    )
+    return (_merged(row_sums).unsqueeze(2) * y - _merged(out)).to(x.dtype)

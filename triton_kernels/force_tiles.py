@@ -1,0 +1,237 @@
+"""Kernels for sets of any size, a tile of pairs at a time: `distance_rows`, `force_lse`, `force_sums`, `force_rows`, `distance_pull`.
+
+Every program owns a block of rows and a range of `split_columns` columns, walked in order; no atomics. All read the transposed points
+``[G, features, LD]`` (features and LD padded with zeros to whole tiles) and compute the distances again. Predicted for each (no GPU has
+run them): 40 % of the part's float32 instruction rate in the distances, two instructions per difference: 12 ps per pair at D = 128 on
+an H200, against which 5 temperatures' exponentials are 3 ps. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .common import LN2, LOG2E, NEG_INF, finite, fold
+from .force_common import add_product, log_affinity, side_sums, slope, square_sums, tile_distances
+
+
+@triton.jit
+def place_of_program(M, N, split_columns, BLOCK_M: tl.constexpr):
+    """(g, G, split, i, j_begin, j_end) of this program: groups, then blocks of BLOCK_M rows, then splits of the columns."""
+    splits = tl.cdiv(N, split_columns)
+    programs = tl.cdiv(M, BLOCK_M) * splits
+    pid = tl.program_id(0)
+    split = pid % programs % splits
+    i = pid % programs // splits * BLOCK_M
+    j_begin = split * split_columns
+    j_end = tl.minimum(j_begin + split_columns, N)
+    return (pid // programs).to(tl.int64), (tl.num_programs(0) // programs).to(tl.int64), split, i, j_begin, j_end
+
+
+@triton.jit
+def insert(state, k, values):
+    """Column k of state ``[BLOCK_M, KP]`` replaced by values ``[BLOCK_M]``."""
+    return tl.where(tl.arange(0, state.shape[1])[None, :] == k, values[:, None], state)
+
+
+@triton.jit(do_not_specialize=["M", "N", "split_columns"])
+def distance_rows(
+    points, weight, out, M, N, features, LD, split_columns,
+    CLIP: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``sum_j d_ij weight_j`` of rows i < M over each split of the columns j < N: out ``[splits, G, M]``. Flops: 3 M N D."""
+    g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
+    points += g * features * LD
+    total = tl.zeros((BLOCK_M,), ACC)
+    for j in range(j_begin, j_end, BLOCK_N):
+        d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        columns = j + tl.arange(0, BLOCK_N)
+        if weight is not None:
+            d = d * tl.load(weight + g * N + columns, mask=columns < N, other=0.0)[None, :]
+        total += tl.sum(tl.where((columns < N)[None, :], d, 0.0), 1)
+    rows = i + tl.arange(0, BLOCK_M)
+    tl.store(out + (split * G + g) * M + rows, total, mask=rows < M)
+
+
+@triton.jit(do_not_specialize=["M", "N", "split_columns"])
+def force_lse(
+    points, factors, out, M, N, features, LD, split_columns,
+    K: tl.constexpr, KP: tl.constexpr, MASK: tl.constexpr, CLIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """``log sum_j exp(-f d_ij)`` of the points i < M over each split of the points j < N: out ``[splits, K, G, M]``; factors ``[K, G]``.
+
+    Flops: 3 M N D, K M N exponentials.
+    """
+    g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
+    points += g * features * LD
+    rows = i + tl.arange(0, BLOCK_M)
+    top = tl.full((BLOCK_M, KP), NEG_INF, ACC)
+    total = tl.zeros((BLOCK_M, KP), ACC)
+    for j in range(j_begin, j_end, BLOCK_N):
+        d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        columns = j + tl.arange(0, BLOCK_N)
+        left_out = (columns >= N)[None, :]
+        if MASK:
+            left_out = left_out | (rows[:, None] == columns[None, :])
+        tile_top = top
+        tile_total = total
+        for k in range(K):
+            factor = tl.load(factors + k * G + g) * LOG2E
+            s = tl.where(left_out, NEG_INF, d * -factor)
+            largest = tl.max(s, 1)
+            tile_top = insert(tile_top, k, largest)
+            tile_total = insert(tile_total, k, tl.sum(tl.exp2(s - finite(largest)[:, None]), 1))
+        top, total = fold(top, total, tile_top, tile_total)
+    temperatures = tl.arange(0, KP)[None, :]
+    places = ((split * K + temperatures) * G + g) * M + rows[:, None]
+    result = (finite(top) + tl.log2(total)) * LN2
+    tl.store(out + places, result, mask=(rows < M)[:, None] & (temperatures < K))
+
+
+@triton.jit(do_not_specialize=["M", "N", "rows_stored", "negatives", "split_columns"])
+def force_sums(
+    points, factors, lse_rows, lse_cols, weight, out, squares, M, N, rows_stored, negatives, features, LD, split_columns,
+    K: tl.constexpr, KP: tl.constexpr, RMS: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr,
+    DENOMINATOR: tl.constexpr, CLIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Shifts and sums of the affinities of rows i < M over each split of the points j < N, of the negative and the positive columns apart:
+    out ``[splits, 2 (shift, sum), 2 (side), K, G, rows_stored]``. RMS: also squares ``[splits, K, G, M]``, log of the row's sum of
+    (d A)^2; then M = N. lse_rows ``[K, G, M]``, lse_cols ``[K, G, N]``.
+
+    Flops: 3 M N D, K M N (RMS: twice) exponentials.
+    """
+    g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
+    points += g * features * LD
+    rows = i + tl.arange(0, BLOCK_M)
+    none = tl.full((BLOCK_M, KP), NEG_INF, ACC)
+    zero = tl.zeros((BLOCK_M, KP), ACC)
+    top_n, sum_n, top_p, sum_p, top_s, sum_s = none, zero, none, zero, none, zero
+    for j in range(j_begin, j_end, BLOCK_N):
+        d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        columns = j + tl.arange(0, BLOCK_N)
+        inside = columns < N
+        itself = rows[:, None] == columns[None, :]
+        w = tl.zeros((BLOCK_N,), ACC)
+        if weight is not None:
+            w = tl.load(weight + g * N + columns, mask=inside, other=0.0)
+        t_n, u_n, t_p, u_p, t_s, u_s = top_n, sum_n, top_p, sum_p, top_s, sum_s
+        for k in range(K):
+            factor = tl.load(factors + k * G + g) * LOG2E
+            R = tl.load(lse_rows + (k * G + g) * M + rows, mask=rows < M, other=0.0) * LOG2E
+            C = tl.load(lse_cols + (k * G + g) * N + columns, mask=inside, other=0.0) * LOG2E
+            a = log_affinity(d, factor, R, C, itself, inside, SELF, FLOOR, DENOMINATOR)
+            if RMS:
+                shift, square = square_sums(d, a)
+                t_s, u_s = insert(t_s, k, shift), insert(u_s, k, square)
+            _, top_negative, top_positive, sum_negative, sum_positive = side_sums(
+                a, columns < negatives, w, weight is not None
+            )
+            t_n, u_n = insert(t_n, k, top_negative), insert(u_n, k, sum_negative)
+            t_p, u_p = insert(t_p, k, top_positive), insert(u_p, k, sum_positive)
+        top_n, sum_n = fold(top_n, sum_n, t_n, u_n)
+        top_p, sum_p = fold(top_p, sum_p, t_p, u_p)
+        if RMS:
+            top_s, sum_s = fold(top_s, sum_s, t_s, u_s)
+    temperatures = tl.arange(0, KP)[None, :]
+    plane = K * G * rows_stored
+    places = split * 4 * plane + (temperatures * G + g) * rows_stored + rows[:, None]
+    kept = (rows < rows_stored)[:, None] & (temperatures < K)
+    tl.store(out + places, top_n * LN2, mask=kept)
+    tl.store(out + plane + places, top_p * LN2, mask=kept)
+    tl.store(out + 2 * plane + places, sum_n, mask=kept)
+    tl.store(out + 3 * plane + places, sum_p, mask=kept)
+    if RMS:
+        places = ((split * K + temperatures) * G + g) * M + rows[:, None]
+        tl.store(
+            squares + places, (finite(top_s) + tl.log2(sum_s)) * LN2, mask=(rows < M)[:, None] & (temperatures < K)
+        )
+
+
+@triton.jit(do_not_specialize=["M", "N", "negatives", "split_columns"])
+def force_rows(
+    points, y, factors, lse_rows, lse_cols, terms, weight, out, M, N, D, negatives, features, LD, split_columns,
+    K: tl.constexpr, SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
+    CLIP: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Forces on rows i < M by each split of the points j < N: out ``[splits, S, G, M, D]``, S = 1 for the sum over the temperatures, or
+    (SEPARATE) K.
+
+    y ``[G, N, D]`` centred coordinates; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the coefficient being
+    ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones. lse_rows ``[K, G, M]``, lse_cols ``[K, G, N]``.
+    The program's rows of out are read and written once per tile, so that any D needs the distances once.
+
+    Flops: 3 M N D, K M N exponentials, 2 M N D (SEPARATE: K times). Bytes: beside the points' 4 BLOCK_N D of y and 8 BLOCK_M D of out
+    per tile, from L2.
+    """
+    g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
+    points += g * features * LD
+    y += g * N * D
+    plane = G * M * D
+    out += split * (K if SEPARATE else 1) * plane + g * M * D
+    rows = i + tl.arange(0, BLOCK_M)
+    for j in range(j_begin, j_end, BLOCK_N):
+        d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        columns = j + tl.arange(0, BLOCK_N)
+        inside = columns < N
+        itself = rows[:, None] == columns[None, :]
+        negative = (columns < negatives)[None, :]
+        w = tl.where(inside, 1.0, 0.0).to(ACC)
+        if weight is not None:
+            w = tl.load(weight + g * N + columns, mask=inside, other=0.0)
+        started = tl.where(j > j_begin, M, 0)
+        total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+        for k in range(K):
+            place = (k * G + g) * M + rows
+            factor = tl.load(factors + k * G + g) * LOG2E
+            R = tl.load(lse_rows + place, mask=rows < M, other=0.0) * LOG2E
+            C = tl.load(lse_cols + (k * G + g) * N + columns, mask=inside, other=0.0) * LOG2E
+            a = log_affinity(d, factor, R, C, itself, inside, SELF, FLOOR, DENOMINATOR)
+            shift_n = tl.load(terms + place, mask=rows < M, other=0.0) * LOG2E
+            shift_p = tl.load(terms + K * G * M + place, mask=rows < M, other=0.0) * LOG2E
+            pull_n = tl.load(terms + 2 * K * G * M + place, mask=rows < M, other=0.0)
+            pull_p = tl.load(terms + 3 * K * G * M + place, mask=rows < M, other=0.0)
+            e = tl.exp2(a - tl.where(negative, finite(shift_n)[:, None], finite(shift_p)[:, None]))
+            e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
+            if SEPARATE:
+                add_product(
+                    e * w[None, :], y, out + k * plane, i, j, M, N, D, started,
+                    ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
+            else:
+                total += e
+        if not SEPARATE:
+            add_product(
+                total * w[None, :], y, out, i, j, M, N, D, started,
+                ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["P", "split_columns"])
+def distance_pull(
+    points, y, g, out, row_sums, P, D, features, LD, split_columns,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``W y`` and the row sums of W over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out ``[splits, G, P, D]``,
+    row_sums ``[splits, G, P]``. y ``[G, P, D]`` centred coordinates, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`.
+    """
+    group, G, split, i, j_begin, j_end = place_of_program(P, P, split_columns, BLOCK_M)
+    points += group * features * LD
+    y += group * P * D
+    out += (split * G + group) * P * D
+    upstream = tl.load(g + group)
+    total = tl.zeros((BLOCK_M,), ACC)
+    for j in range(j_begin, j_end, BLOCK_N):
+        d = tile_distances(points, i, j, features, LD, 0.0, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        columns = j + tl.arange(0, BLOCK_N)
+        w = tl.where((columns < P)[None, :], slope(d, upstream), 0.0)
+        total += tl.sum(w, 1)
+        add_product(
+            w, y, out, i, j, P, P, D, tl.where(j > j_begin, P, 0),
+            ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+    rows = i + tl.arange(0, BLOCK_M)
+    tl.store(row_sums + (split * G + group) * P + rows, total, mask=rows < P)
