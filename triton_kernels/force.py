@@ -11,7 +11,7 @@ import math
 import torch
 
 from ..checks import accumulation_dtype
-from . import configs, force_configs
+from . import configs, force_configs, guard
 from .force_configs import block
 from .force_group import distance_group, force_group
 from .force_tiles import distance_pull, distance_rows, force_lse, force_rows, force_sums
@@ -23,17 +23,12 @@ PROGRAMS = 512
 
 def is_small(x: torch.Tensor) -> bool:
     """Whether one program holds the distances of a group."""
-    return x.shape[1] <= force_configs.group_points(x.dtype)
+    return x.shape[1] <= force_configs.group_points(x.shape[0], x.dtype)
 
 
 def _factors(inverse_temperatures, scale):
     """``[K, G]``."""
     return inverse_temperatures.unsqueeze(1) / scale.masked_fill(scale == 0, 1.0)
-
-
-def _centred(x: torch.Tensor) -> torch.Tensor:
-    x = x - x[:, :1]
-    return x - x.mean(1, keepdim=True)
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:
@@ -64,15 +59,14 @@ def force_forward(
     lse_cols = new((0,) if all_rows else (K, G, P))
     shift, sums = new((2, K, G, rows)), new((2, K, G, rows))
     config = _group(x)
-    whole = all_rows or rms or scale is None
     launch(
         force_group,
         G,
         x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config), force, log_norm,
         lse_rows, lse_cols, shift, sums, P, D, rows, negatives,
         K=K, MEAN=scale is None, ALL_ROWS=all_rows, MASK=mask, RMS=rms, SEPARATE=separate, **options,
-        BLOCK_M=config.block_n if whole else min(config.block_n, block(rows)), **_product(x, config.block_k),
-        BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps,
+        BLOCK_M=config.block_m,
+        **_constants(x, config),
     )  # fmt: skip
     return force, log_norm, used, lse_rows, lse_cols, shift, sums
 
@@ -82,20 +76,32 @@ def _group(x: torch.Tensor) -> force_configs.ForceConfig:
 
 
 def _scratch(x: torch.Tensor, config: force_configs.ForceConfig) -> torch.Tensor:
-    """For the transposed points of each group."""
+    """For the transposed points of each group and a square of their pairs."""
     G, _, D = x.shape
     features = ceil_div(D, config.block_k) * config.block_k
-    return torch.empty((G, features, config.block_n), dtype=accumulation_dtype(x.dtype), device=x.device)
+    shape = (G, features + config.block_n, config.block_n)
+    return torch.empty(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
-def _product(x: torch.Tensor, features: int) -> dict:
-    """Constants of a kernel that multiplies weights with coordinates, `features` at a time: both in the accumulation dtype."""
+def _constants(x: torch.Tensor, config: force_configs.ForceConfig) -> dict:
+    """Constants of a kernel that multiplies weights with coordinates, both in the accumulation dtype."""
     return {
-        "EVEN_K": x.shape[2] % features == 0,
-        "PRECISION": precision(accumulation_dtype(x.dtype), configs.architecture(x.device)),
+        "PRECISION": _precision(x),
         "ACC": accumulation_type(x.dtype),
         "INTERPRET": is_interpreted(),
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "BLOCK_D": block(x.shape[2], config.block_d),
+        "SLICE": min(config.slice, config.block_n),
+        "num_warps": config.num_warps,
     }
+
+
+def _precision(x: torch.Tensor) -> str:
+    """That of float32 products. The weights may come from registers: no matrix instructions where that is unsafe (guard.py)."""
+    arch = configs.architecture(x.device)
+    safe = guard.register_operands_are_safe(arch)
+    return precision(accumulation_dtype(x.dtype), arch) if safe else "ieee"
 
 
 class Tiles:
@@ -105,10 +111,10 @@ class Tiles:
         G, P, D = x.shape
         self.x, self.config = x, force_configs.tiles(x.dtype, configs.architecture(x.device))
         self.features = ceil_div(D, self.config.block_k) * self.config.block_k
-        unit = max(self.config.block_m, self.config.block_n)
-        self.LD = ceil_div(P, unit) * unit
+        self.LD = ceil_div(P, self.config.block_n) * self.config.block_n
         self.points = x.new_zeros((G, self.features, self.LD), dtype=accumulation_dtype(x.dtype))
         self.points[:, :D, :P] = x.transpose(1, 2)
+        self._centred: torch.Tensor | None = None
 
     def split(self, M: int, N: int) -> tuple[int, int, int]:
         """(rows of a program, splits, columns of a split)."""
@@ -122,47 +128,66 @@ class Tiles:
     def new(self, *shape: int) -> torch.Tensor:
         return self.points.new_empty(shape)
 
-    def launch(self, kernel, M: int, block_m: int, splits: int, *arguments, product: bool = False, **constants) -> None:
-        config, D = self.config, self.x.shape[2]
-        if product:
-            step = block(D, config.block_d)
-            constants |= {"BLOCK_D": step, **_product(self.x, step)}
+    def launch(self, kernel, M: int, plan: tuple[int, int, int], *arguments, **constants) -> None:
+        """A kernel without a product."""
+        block_m, splits, _ = plan
         launch(
             kernel, self.x.shape[0] * ceil_div(M, block_m) * splits, self.points, *arguments, **constants,
-            **({} if product else {"ACC": accumulation_type(self.x.dtype)}),
-            BLOCK_M=block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps,
+            ACC=accumulation_type(self.x.dtype), BLOCK_M=block_m, BLOCK_N=self.config.block_n,
+            BLOCK_K=self.config.block_k, num_warps=self.config.num_warps,
         )  # fmt: skip
+
+    def multiply(self, kernel, M: int, plan: tuple[int, int, int], *arguments, **constants) -> None:
+        """A kernel with one. Its last arguments: scratch for a tile of each program, and sizes."""
+        block_m, splits, columns = plan
+        *arguments, sizes = arguments
+        programs, constants = self.x.shape[0] * ceil_div(M, block_m) * splits, constants | _constants(self.x, self.config)
+        tile = self.new(programs, block_m, self.config.block_n)
+        launch(
+            kernel, programs, self.points, self.centred(), *arguments, tile, *sizes, columns, **constants, BLOCK_M=block_m,
+            EVEN_K=self.x.shape[2] % constants["BLOCK_D"] == 0,
+        )  # fmt: skip
+
+    def centred(self) -> torch.Tensor:
+        """``[G, LD, D]``: the points less the mean of their group, which no force depends on (0 where all are equal); zeros past P."""
+        if self._centred is None:
+            G, P, D = self.x.shape
+            x = self.x.to(self.points.dtype)
+            x = x - x[:, :1]
+            self._centred = self.points.new_zeros((G, self.LD, D))
+            torch.sub(x, x.mean(1, keepdim=True), out=self._centred[:, :P])
+        return self._centred
 
     def distance_sums(self, weight, rows: int, clip: float) -> torch.Tensor:
         G, P, _ = self.x.shape
-        block_m, splits, columns = self.split(rows, P)
-        out = self.new(splits, G, rows)
+        plan = self.split(rows, P)
+        out = self.new(plan[1], G, rows)
         self.launch(
-            distance_rows, rows, block_m, splits, weight, out, rows, P, self.features, self.LD, columns, CLIP=clip
+            distance_rows, rows, plan, weight, out, rows, P, self.features, self.LD, plan[2], CLIP=clip
         )
         return _merged(out)
 
     def lse(self, factors, M: int, N: int, mask: bool, clip: float) -> torch.Tensor:
         """``[K, G, M]``: of the first M points over the first N."""
         K, G = factors.shape
-        block_m, splits, columns = self.split(M, N)
-        out = self.new(splits, K, G, M)
+        plan = self.split(M, N)
+        out = self.new(plan[1], K, G, M)
         self.launch(
-            force_lse, M, block_m, splits, factors, out, M, N, self.features, self.LD, columns,
+            force_lse, M, plan, factors, out, M, N, self.features, self.LD, plan[2],
             K=K, KP=1 << (K - 1).bit_length(), MASK=mask, CLIP=clip,
         )  # fmt: skip
-        return out[0] if splits == 1 else out.logsumexp(0)
+        return out[0] if plan[1] == 1 else out.logsumexp(0)
 
     def sums(self, factors, lse_rows, lse_cols, weight, rows: int, negatives: int, rms: bool, options):
         """(shift, sums, log sum of (d A)^2 ``[K, G]`` or None)."""
         (K, G), P = factors.shape, self.x.shape[1]
         M = P if rms else rows
-        block_m, splits, columns = self.split(M, P)
-        out = self.new(splits, 2, 2, K, G, rows)
-        squares = self.new(splits, K, G, M) if rms else None
+        plan = self.split(M, P)
+        out = self.new(plan[1], 2, 2, K, G, rows)
+        squares = self.new(plan[1], K, G, M) if rms else None
         self.launch(
-            force_sums, M, block_m, splits, factors, lse_rows, lse_cols, weight, out, squares, M, P, rows, negatives,
-            self.features, self.LD, columns, K=K, KP=1 << (K - 1).bit_length(), RMS=rms, **options,
+            force_sums, M, plan, factors, lse_rows, lse_cols, weight, out, squares, M, P, rows, negatives,
+            self.features, self.LD, plan[2], K=K, KP=1 << (K - 1).bit_length(), RMS=rms, **options,
         )  # fmt: skip
         if rms:
             squares = squares.transpose(0, 1).transpose(1, 2).flatten(2).logsumexp(2)
@@ -172,11 +197,11 @@ class Tiles:
 
     def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
         (K, G), (_, P, D) = factors.shape, self.x.shape
-        block_m, splits, columns = self.split(rows, P)
-        out = self.new(splits, K if separate else 1, G, rows, D)
-        self.launch(
-            force_rows, rows, block_m, splits, _centred(self.x.to(out.dtype)), factors, lse_rows, lse_cols, terms, weight,
-            out, rows, P, D, negatives, self.features, self.LD, columns, product=True, K=K, SEPARATE=separate, **options,
+        plan = self.split(rows, P)
+        out = self.new(plan[1], K if separate else 1, G, rows, D)
+        self.multiply(
+            force_rows, rows, plan, factors, lse_rows, lse_cols, terms, weight, out, (rows, P, D, negatives),
+            K=K, SEPARATE=separate, **options,
         )  # fmt: skip
         return _merged(out)
 
@@ -229,15 +254,12 @@ def distance_gradient(g, x):
         config = _group(x)
         dx = g.new_empty(x.shape)
         launch(
-            distance_group, G, x.contiguous(), g, _scratch(x, config), dx, P, D, **_product(x, config.block_k),
-            BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.num_warps,
+            distance_group, G, x.contiguous(), g, _scratch(x, config), dx, P, D, BLOCK_M=config.block_m,
+            **_constants(x, config),
         )  # fmt: skip
         return dx.to(x.dtype)
     tiles = Tiles(x)
-    block_m, splits, columns = tiles.split(P, P)
-    out, row_sums = tiles.new(splits, G, P, D), tiles.new(splits, G, P)
-    y = _centred(x.to(out.dtype))
-    tiles.launch(
-        distance_pull, P, block_m, splits, y, g, out, row_sums, P, D, tiles.features, tiles.LD, columns, product=True
-    )
-    return (_merged(row_sums).unsqueeze(2) * y - _merged(out)).to(x.dtype)
+    plan = tiles.split(P, P)
+    out, row_sums = tiles.new(plan[1], G, P, D), tiles.new(plan[1], G, P)
+    tiles.multiply(distance_pull, P, plan, g, out, row_sums, (P, D))
+    return (_merged(row_sums).unsqueeze(2) * tiles.centred()[:, :P] - _merged(out)).to(x.dtype)

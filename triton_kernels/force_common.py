@@ -98,56 +98,18 @@ def slope(d, g):
 
 
 @triton.jit
-def centred(x, k, P, D, ACC: tl.constexpr, EVEN_K: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """``[BLOCK, BLOCK_K]``: features k.. of the P <= BLOCK points x ``[P, D]`` less the first point, less the mean of that; zeros past P."""
-    places = tl.arange(0, BLOCK)
-    features = k + tl.arange(0, BLOCK_K)
-    inside = (places < P)[:, None]
-    if EVEN_K:
-        y = tl.load(x + places.to(tl.int64)[:, None] * D + features[None, :], mask=inside, other=0.0).to(ACC)
-        first = tl.load(x + features).to(ACC)
-    else:
-        kept = inside & (features < D)[None, :]
-        y = tl.load(x + places.to(tl.int64)[:, None] * D + features[None, :], mask=kept, other=0.0).to(ACC)
-        first = tl.load(x + features, mask=features < D, other=0.0).to(ACC)
-    y = tl.where(inside, y - first[None, :], 0.0)
-    mean = tl.sum(y, 0) / P
-    return tl.where(inside, y - mean[None, :], 0.0)
-
-
-@triton.jit
-def store_product(
-    w, x, out, rows, P, D, ACC: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+def add_products(
+    w, y, start, y_row, y_column, features, kept, total, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """``w @ y`` to the first `rows` rows of out ``[rows, D]``: y the P <= BLOCK_N points x ``[P, D]``, centred."""
+    """``total + w @ y[start.., features]``: w ``[BLOCK_M, BLOCK_N]`` in memory, y ``[., D]`` from row `start` on, with strides, its features where `kept`.
+
+    A slice of the columns at a time: w would fill the registers."""
     i = tl.arange(0, BLOCK_M)
-    for k in range(0, D, BLOCK_K):
-        y = centred(x, k, P, D, ACC, EVEN_K, BLOCK_N, BLOCK_K)
-        total = multiply(w, y, tl.zeros((BLOCK_M, BLOCK_K), ACC), PRECISION, INTERPRET)
-        features = k + tl.arange(0, BLOCK_K)
-        kept = (i < rows)[:, None] & (features < D)[None, :]
-        tl.store(out + i.to(tl.int64)[:, None] * D + features[None, :], total, mask=kept)
-
-
-@triton.jit
-def add_product(
-    w, y, out, i, j, M, P, D, started, ACC: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
-    INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Adds ``w @ y[j..]`` to rows i.. of out ``[M, D]``, which no other program touches, or sets them from row `started` on; w is 0 past P."""
-    rows = i + tl.arange(0, BLOCK_M)
-    columns = tl.minimum(j + tl.arange(0, BLOCK_N), P - 1)
-    tl.debug_barrier()  # what the previous tile wrote is there
-    for k in range(0, D, BLOCK_D):
-        features = k + tl.arange(0, BLOCK_D)
-        places = columns.to(tl.int64)[:, None] * D + features[None, :]
-        if EVEN_K:
-            part = tl.load(y + places)
-        else:
-            part = tl.load(y + places, mask=(features < D)[None, :], other=0.0)
-        kept = (rows < M)[:, None] & (features < D)[None, :]
-        target = out + rows.to(tl.int64)[:, None] * D + features[None, :]
-        product = multiply(w, part, tl.zeros((BLOCK_M, BLOCK_D), ACC), PRECISION, INTERPRET)
-        product += tl.load(target, mask=kept & (rows < started)[:, None], other=0.0)
-        tl.store(target, product, mask=kept)
+    for first in range(0, BLOCK_N, SLICE):
+        columns = first + tl.arange(0, SLICE)
+        left = tl.load(w + i[:, None] * BLOCK_N + columns[None, :])
+        places = (start + columns).to(tl.int64)[:, None] * y_row + features.to(tl.int64)[None, :] * y_column
+        right = tl.load(y + places, mask=kept, other=0.0)
+        total = multiply(left, right, total, PRECISION, INTERPRET)
+    return total

@@ -8,21 +8,18 @@ import torch
 
 
 class ForceConfig(NamedTuple):
-    """Tile ``[block_m, block_n]`` of pairs; `block_k` features in a partial sum of squares, `block_d` in a step of a product."""
+    """Tile ``[block_m, block_n]`` of pairs; `block_k` features in a partial sum of squares, `block_d` in a step of a product, whose sums run over
+    `slice` points at a time."""
 
     block_m: int
     block_n: int
     block_k: int
     block_d: int
+    slice: int
     num_warps: int
 
 
-INTERPRETED = ForceConfig(16, 32, 8, 16, 4)
-
-
-def group_points(dtype: torch.dtype) -> int:
-    """Most points of a group whose distances one program keeps in registers."""
-    return 64 if dtype == torch.float64 else 128
+INTERPRETED = ForceConfig(16, 32, 8, 16, 16, 4)
 
 
 def block(size: int, most: int = 1 << 30) -> int:
@@ -30,17 +27,25 @@ def block(size: int, most: int = 1 << 30) -> int:
     return min(most, max(16, 1 << (size - 1).bit_length()))
 
 
+def group_points(G: int, dtype: torch.dtype) -> int:
+    """Most points of a group that is left to one program: more where there are programs enough."""
+    return 256 if G >= 32 and dtype != torch.float64 else 128
+
+
 def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
-    """For groups of P points. Few enough points per thread that a thread loads the ones it needs of a feature itself."""
+    """For groups of P points. Fewer columns than threads: each loads what it needs of a feature, and none is exchanged."""
     points = block(P)
-    features = 16 if arch == "interpreter" else 32
-    return ForceConfig(points, points, features, features, max(1, points // 16))
+    if arch == "interpreter":
+        return ForceConfig(16, points, 16, 16, 16, 4)
+    warps = max(1, min(8, points // 16))
+    pairs = (16 if dtype == torch.float64 else 32) * 32 * warps
+    return ForceConfig(max(16, min(points, pairs // points)), points, 32, 64, 32, warps)
 
 
 def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
     """For sets of any size."""
     if arch == "interpreter":
         return INTERPRETED
-    if dtype == torch.float64 or arch == "gfx942":
-        return ForceConfig(64, 64, 32, 32, 4)
-    return ForceConfig(128, 128, 32, 32, 8)
+    if dtype == torch.float64:
+        return ForceConfig(32, 64, 32, 32, 32, 4)
+    return ForceConfig(64, 128, 32, 64, 32, 8)

@@ -1,19 +1,19 @@
-"""Kernels for groups whose matrix of distances one program holds in registers: `force_group`, `distance_group`."""
+"""Kernels for small groups, the whole of one by one program: `force_group`, `distance_group`."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .common import LN2, LOG2E, NEG_INF, finite
+from .common import LN2, LOG2E, NEG_INF, finite, fold
 from .force_common import (
+    add_products,
     log_affinity,
     log_sum,
     safe_scale,
     side_sums,
     slope,
     square_sums,
-    store_product,
     tile_distances,
 )
 
@@ -32,22 +32,138 @@ def transpose_points(
     tl.debug_barrier()  # the whole group is there for every thread
 
 
+@triton.jit
+def centre_points(points, P, features, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
+    """In place: points ``[features, BLOCK]`` less the first point, less the mean of that, which no force depends on; zeros past P."""
+    j = tl.arange(0, BLOCK)[None, :]
+    for k in range(0, features, BLOCK_K):
+        places = points + (k + tl.arange(0, BLOCK_K)).to(tl.int64)[:, None] * BLOCK + j
+        y = tl.load(places)
+        y = tl.where(j < P, y - tl.sum(tl.where(j == 0, y, 0.0), 1)[:, None], 0.0)
+        y = tl.where(j < P, y - (tl.sum(y, 1) / P)[:, None], 0.0)
+        tl.debug_barrier()  # every thread has read what is overwritten
+        tl.store(places, y)
+
+
+@triton.jit
+def group_product(
+    w, points, out, first, rows, D, features, ACC: tl.constexpr, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+):  # fmt: skip
+    """``w @ y`` to the rows first.. of out ``[rows, D]``: w ``[BLOCK_M, BLOCK_N]`` in memory, y the centred points, transposed."""
+    tl.debug_barrier()  # the weights and the points are there for every thread
+    rows_out = first + tl.arange(0, BLOCK_M)
+    for k in range(0, D, BLOCK_D):
+        columns = k + tl.arange(0, BLOCK_D)
+        total = add_products(
+            w, points, 0, 1, BLOCK_N, columns, (columns < features)[None, :], tl.zeros((BLOCK_M, BLOCK_D), ACC),
+            PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
+        )  # fmt: skip
+        kept = (rows_out < rows)[:, None] & (columns < D)[None, :]
+        tl.store(out + rows_out.to(tl.int64)[:, None] * D + columns[None, :], total, mask=kept)
+
+
+@triton.jit
+def group_distances(
+    points, distances, P, features, CLIP: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Writes distances ``[BLOCK_N, BLOCK_N]`` of a group, its first P rows; returns the sum over its P x P pairs."""
+    j = tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_M,), ACC)
+    for first in range(0, P, BLOCK_M):
+        i = first + tl.arange(0, BLOCK_M)
+        d = tile_distances(points, first, 0, features, BLOCK_N, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        tl.store(distances + i[:, None] * BLOCK_N + j[None, :], d)
+        total += tl.sum(tl.where((i < P)[:, None] & (j < P)[None, :], d, 0.0), 1)
+    tl.debug_barrier()  # they are there for every thread
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def group_sums(
+    distances, weight, lse_rows, lse_cols, shift, sums, side, scale, factor, P, rows, negatives,
+    RMS: tl.constexpr, SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
+    ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Shift and sums of one group and temperature, the second side `side` elements behind the first; returns its log_norm."""
+    j = tl.arange(0, BLOCK_N)
+    inside = j < P
+    C = tl.load(lse_cols + j, mask=inside, other=0.0) * LOG2E
+    w = tl.zeros((BLOCK_N,), ACC)
+    if weight is not None:
+        w = tl.load(weight + j, mask=inside, other=0.0)
+    norm_top = tl.full((BLOCK_M,), NEG_INF, ACC)
+    norm_sum = tl.zeros((BLOCK_M,), ACC)
+    for first in range(0, P if RMS else rows, BLOCK_M):
+        i = first + tl.arange(0, BLOCK_M)
+        d = tl.load(distances + i[:, None] * BLOCK_N + j[None, :])
+        R = tl.load(lse_rows + i, mask=i < (P if RMS else rows), other=0.0) * LOG2E
+        a = log_affinity(d, factor, R, C, i[:, None] == j[None, :], inside, SELF, FLOOR, DENOMINATOR)
+        if RMS:
+            top, square = square_sums(d, a)
+            norm_top, norm_sum = fold(
+                norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0)
+            )
+        _, top_n, top_p, sum_n, sum_p = side_sums(a, j < negatives, w, weight is not None)
+        kept = i < rows
+        tl.store(shift + i, top_n * LN2, mask=kept)
+        tl.store(shift + side + i, top_p * LN2, mask=kept)
+        tl.store(sums + i, sum_n, mask=kept)
+        tl.store(sums + side + i, sum_p, mask=kept)
+        if SEPARATE and not RMS:
+            norm_top = tl.maximum(norm_top, tl.where(kept, top_n + top_p, NEG_INF))
+    norm = tl.zeros((), ACC)
+    if RMS:
+        size = P.to(ACC)
+        norm = log_sum(norm_top + tl.log2(norm_sum), 0) * 0.5 - tl.log2(size) - tl.log2(scale)
+    elif SEPARATE:
+        norm = finite(tl.max(norm_top, 0))
+    return norm
+
+
+@triton.jit
+def group_weights(
+    d, i, weight, lse_rows, lse_cols, shift, sums, side, norm, factor, P, rows, negatives,
+    SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """What the coordinates are multiplied with in the force on the points i of a group, at one temperature."""
+    j = tl.arange(0, BLOCK_N)
+    inside = j < P
+    negative = (j < negatives)[None, :]
+    kept = i < rows
+    R = tl.load(lse_rows + i, mask=kept, other=0.0) * LOG2E
+    C = tl.load(lse_cols + j, mask=inside, other=0.0) * LOG2E
+    a = log_affinity(d, factor, R, C, i[:, None] == j[None, :], inside, SELF, FLOOR, DENOMINATOR)
+    top_n = tl.load(shift + i, mask=kept, other=0.0) * LOG2E
+    top_p = tl.load(shift + side + i, mask=kept, other=0.0) * LOG2E
+    unit = tl.where(norm == NEG_INF, 0.0, tl.exp2(top_n + top_p - finite(norm)))
+    pull_n = -unit * tl.load(sums + side + i, mask=kept, other=0.0)
+    pull_p = unit * tl.load(sums + i, mask=kept, other=0.0)
+    e = tl.exp2(a - tl.where(negative, finite(top_n)[:, None], finite(top_p)[:, None]))
+    e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
+    if weight is not None:
+        e *= tl.load(weight + j, mask=inside, other=0.0)[None, :]
+    return e
+
+
 @triton.jit(do_not_specialize=["P", "rows", "negatives"])
 def force_group(
-    x, inverse_temperatures, scale, weight, points, force, log_norm, lse_rows, lse_cols, shift, sums,
+    x, inverse_temperatures, scale, weight, scratch, force, log_norm, lse_rows, lse_cols, shift, sums,
     P, D, rows, negatives,
     K: tl.constexpr, MEAN: tl.constexpr, ALL_ROWS: tl.constexpr, MASK: tl.constexpr, RMS: tl.constexpr,
     SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr, CLIP: tl.constexpr,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """The whole of force_ops.force_forward for groups of P <= BLOCK_N points, one program each. Rows are the first BLOCK_M points: all of
-    them with ALL_ROWS, MEAN or RMS. MEAN: the scale is computed and written, else read. `points`: scratch ``[G, features, BLOCK_N]``,
-    this group's part transposed by its own program.
+    """The whole of force_ops.force_forward for groups of P <= BLOCK_N points, one program each. MEAN: the scale is computed and written,
+    else read. scratch ``[G, features + BLOCK_N, BLOCK_N]``: the group's points, transposed, and its distances; its own program writes
+    them, and reads them from the caches nearest to it.
 
-    Distances and summed weights stay in registers, one temperature's affinities at a time beside them.
-    Flops per group: 3 BLOCK_M BLOCK_N D for the distances, 2 or (RMS) 3 exponentials per pair and temperature, 2 BLOCK_M BLOCK_N D
-    (SEPARATE: K times) for the product. Bytes per group: x read twice, the scratch written and read, ``rows D`` written.
+    BLOCK_M rows are worked on at a time; between the passes over the rows (distances, log-sum-exps, sums, forces) the program's threads wait
+    for one another.
+    Flops per group: 3 P BLOCK_N D for the distances, 3 or (RMS) 4 exponentials per pair and temperature, 2 rows BLOCK_N D (SEPARATE:
+    K times) for the product. Bytes per group: x read once and once per block of rows, ``rows D`` written; the scratch from the caches.
     Predicted (no GPU has run it): 40 % of the part's float32 instruction rate in the distances, two instructions per difference, which
     for 256 groups of 128 points of 256 features is 0.2 ms on an H200.
     """
@@ -55,93 +171,112 @@ def force_group(
     g = tl.program_id(0).to(tl.int64)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
     x += g * P * D
-    points += g * features * BLOCK_N
+    points = scratch + g * (features + BLOCK_N) * BLOCK_N
+    distances = points + features * BLOCK_N
+    if weight is not None:
+        weight += g * P
     transpose_points(x, points, P, D, features, ACC, BLOCK_N, BLOCK_K)
-    d = tile_distances(points, 0, 0, features, BLOCK_N, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-
-    i = tl.arange(0, BLOCK_M)
-    j = tl.arange(0, BLOCK_N)
-    inside = j < P
-    negative = j < negatives
-    itself = i[:, None] == j[None, :]
-    size = P.to(ACC)
+    s = group_distances(points, distances, P, features, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+    centre_points(points, P, features, BLOCK_N, BLOCK_K)
     if MEAN:
-        kept = tl.where(inside[None, :] & (i < P)[:, None], d, 0.0)
-        s = tl.sum(tl.sum(kept, 1), 0) / (size * size)
+        size = P.to(ACC)
+        s = s / (size * size)
         tl.store(scale + g, s)
     else:
         s = tl.load(scale + g)
     s = safe_scale(s)
-    w = tl.zeros((BLOCK_N,), ACC)
-    if weight is not None:
-        w = tl.load(weight + g * P + j, mask=inside, other=0.0)
-    R_count = P if ALL_ROWS else rows
-    total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+
+    j = tl.arange(0, BLOCK_N)
+    count = P if ALL_ROWS else rows
+    if ALL_ROWS:
+        lse_cols = lse_rows
     for k in range(K):
         factor = tl.load(inverse_temperatures + k) / s * LOG2E
-        kernel = tl.where(inside[None, :], d * -factor, NEG_INF)
-        if MASK:
-            kernel = tl.where(itself, NEG_INF, kernel)
-        R = log_sum(kernel, 1)
-        tl.store(lse_rows + (k * G + g) * R_count + i, R * LN2, mask=i < R_count)
-        if ALL_ROWS:
-            C = R
-        else:
-            C = log_sum(tl.where((i < rows)[:, None], kernel, NEG_INF), 0)
-            tl.store(lse_cols + (k * G + g) * P + j, C * LN2, mask=inside)
-        a = log_affinity(d, factor, R, C, itself, inside, SELF, FLOOR, DENOMINATOR)
-        norm = tl.zeros((1,), ACC)
-        if RMS:
-            top, square = square_sums(d, a)
-            logs = tl.where(i < P, finite(top) + tl.log2(square), NEG_INF)
-            norm += log_sum(logs, 0) * 0.5 - tl.log2(size) - tl.log2(s)
-        e, top_negative, top_positive, sum_negative, sum_positive = side_sums(a, negative, w, weight is not None)
-        reach = top_negative + top_positive
-        if SEPARATE and not RMS:
-            norm += finite(tl.max(tl.where(i < rows, reach, NEG_INF), 0))
-        place = (k * G + g) * rows + i
-        plane = K * G * rows
-        tl.store(shift + place, top_negative * LN2, mask=i < rows)
-        tl.store(shift + plane + place, top_positive * LN2, mask=i < rows)
-        tl.store(sums + place, sum_negative, mask=i < rows)
-        tl.store(sums + plane + place, sum_positive, mask=i < rows)
-        tl.store(log_norm + k * G + g + tl.arange(0, 1), norm * LN2)
-        unit = tl.where(norm == NEG_INF, 0.0, tl.exp2(reach - finite(norm)))
-        pull = tl.where(negative[None, :], -(unit * sum_positive)[:, None], (unit * sum_negative)[:, None])
-        if SEPARATE:
-            store_product(
-                e * pull, x, force + (k * G + g) * rows * D, rows, P, D,
-                ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
-            )  # fmt: skip
-        else:
-            total = tl.fma(e, pull, total)
-    if not SEPARATE:
-        store_product(
-            total, x, force + g * rows * D, rows, P, D,
-            ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_K,
+        column_top = tl.full((BLOCK_N,), NEG_INF, ACC)
+        column_sum = tl.zeros((BLOCK_N,), ACC)
+        for first in range(0, count, BLOCK_M):
+            i = first + tl.arange(0, BLOCK_M)
+            kernel = tl.load(distances + i[:, None] * BLOCK_N + j[None, :]) * -factor
+            kernel = tl.where((j < P)[None, :], kernel, NEG_INF)
+            if MASK:
+                kernel = tl.where(i[:, None] == j[None, :], NEG_INF, kernel)
+            tl.store(lse_rows + (k * G + g) * count + i, log_sum(kernel, 1) * LN2, mask=i < count)
+            if not ALL_ROWS:
+                kernel = tl.where((i < rows)[:, None], kernel, NEG_INF)
+                top = tl.max(kernel, 0)
+                total = tl.sum(tl.exp2(kernel - finite(top)[None, :]), 0)
+                column_top, column_sum = fold(column_top, column_sum, top, total)
+        if not ALL_ROWS:
+            tl.store(lse_cols + (k * G + g) * P + j, (finite(column_top) + tl.log2(column_sum)) * LN2, mask=j < P)
+    tl.debug_barrier()  # the log-sum-exps are there for every thread
+    side = K * G * rows
+    for k in range(K):
+        factor = tl.load(inverse_temperatures + k) / s * LOG2E
+        place = k * G + g
+        norm = group_sums(
+            distances, weight, lse_rows + place * count, lse_cols + place * P, shift + place * rows, sums + place * rows,
+            side, s, factor, P, rows, negatives, RMS, SEPARATE, SELF, FLOOR, DENOMINATOR, ACC, BLOCK_M, BLOCK_N,
         )  # fmt: skip
+        tl.store(log_norm + place, norm * LN2)
+    tl.debug_barrier()  # so are shifts, sums and norms
+    weights = distances  # of the rows whose distances have been read
+    for first in range(0, rows, BLOCK_M):
+        i = first + tl.arange(0, BLOCK_M)
+        d = tl.load(distances + i[:, None] * BLOCK_N + j[None, :])
+        total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+        for k in range(K):
+            factor = tl.load(inverse_temperatures + k) / s * LOG2E
+            place = k * G + g
+            w = group_weights(
+                d, i, weight, lse_rows + place * count, lse_cols + place * P, shift + place * rows, sums + place * rows,
+                side, tl.load(log_norm + place) * LOG2E, factor, P, rows, negatives, SELF, FLOOR, DENOMINATOR, BLOCK_N,
+            )  # fmt: skip
+            if SEPARATE:
+                tl.debug_barrier()  # what the weights replace has been read
+                tl.store(weights + i[:, None] * BLOCK_N + j[None, :], w)
+                group_product(
+                    weights + first * BLOCK_N, points, force + place * rows * D, first, rows, D, features,
+                    ACC, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
+                )  # fmt: skip
+            else:
+                total += w
+        if not SEPARATE:
+            tl.debug_barrier()  # the distances that the weights replace have been read
+            tl.store(weights + i[:, None] * BLOCK_N + j[None, :], total)
+            group_product(
+                weights + first * BLOCK_N, points, force + g * rows * D, first, rows, D, features,
+                ACC, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["P"])
 def distance_group(
-    x, g, points, dx, P, D, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, g, scratch, dx, P, D, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     """The whole of force_ops.distance_gradient for groups of P <= BLOCK_N points, one program each; dx ``[G, P, D]`` in ACC.
 
-    `points` as in `force_group`. The weights' row sums go to the diagonal, so that the gradient is one product.
-    Flops per group: 3 BLOCK_N^2 D and 2 BLOCK_N^2 D. Bytes: those of `force_group`. Predicted (no GPU has run it): the time of
-    `force_group` less its exponentials.
+    scratch as in `force_group`, the weights in place of the distances; their row sums go to the diagonal, so that the gradient is one
+    product. Flops per group: 3 P BLOCK_N D and 2 P BLOCK_N D. Bytes: those of `force_group`. Predicted (no GPU has run it): the
+    time of `force_group` less its exponentials.
     """
     group = tl.program_id(0).to(tl.int64)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
-    x += group * P * D
-    points += group * features * BLOCK_N
-    transpose_points(x, points, P, D, features, ACC, BLOCK_N, BLOCK_K)
-    d = tile_distances(points, 0, 0, features, BLOCK_N, 0.0, ACC, BLOCK_N, BLOCK_N, BLOCK_K)
+    points = scratch + group * (features + BLOCK_N) * BLOCK_N
+    weights = points + features * BLOCK_N
+    transpose_points(x + group * P * D, points, P, D, features, ACC, BLOCK_N, BLOCK_K)
     j = tl.arange(0, BLOCK_N)
-    w = tl.where((j < P)[None, :], slope(d, tl.load(g + group)), 0.0)
-    w = tl.where(j[:, None] == j[None, :], tl.sum(w, 1)[:, None], -w)
-    store_product(
-        w, x, dx + group * P * D, P, P, D, ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_N, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+    upstream = tl.load(g + group)
+    for first in range(0, P, BLOCK_M):
+        i = first + tl.arange(0, BLOCK_M)
+        d = tile_distances(points, first, 0, features, BLOCK_N, 0.0, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        w = tl.where((j < P)[None, :], slope(d, upstream), 0.0)
+        w = tl.where(i[:, None] == j[None, :], tl.sum(w, 1)[:, None], -w)
+        tl.store(weights + i[:, None] * BLOCK_N + j[None, :], w)
+    tl.debug_barrier()  # the points have been read
+    centre_points(points, P, features, BLOCK_N, BLOCK_K)
+    for first in range(0, P, BLOCK_M):
+        group_product(
+            weights + first * BLOCK_N, points, dx + group * P * D, first, P, D, features,
+            ACC, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
+        )  # fmt: skip

@@ -1,7 +1,7 @@
 """Kernels for sets of any size, a tile of pairs at a time: `distance_rows`, `force_lse`, `force_sums`, `force_rows`, `distance_pull`.
 
 Every program owns a block of rows and a range of `split_columns` columns, walked in order; no atomics. All read the transposed points
-``[G, features, LD]`` (features and LD padded with zeros to whole tiles) and compute the distances again. Predicted for each (no GPU has
+``[G, features, LD]`` (D and P, padded with zeros to multiples of BLOCK_K and BLOCK_N) and compute the distances again. Predicted for each (no GPU has
 run them): 40 % of the part's float32 instruction rate in the distances, two instructions per difference: 12 ps per pair at D = 128 on
 an H200, against which 5 temperatures' exponentials are 3 ps. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
 """
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .common import LN2, LOG2E, NEG_INF, finite, fold
-from .force_common import add_product, log_affinity, side_sums, slope, square_sums, tile_distances
+from .force_common import add_products, log_affinity, side_sums, slope, square_sums, tile_distances
 
 
 @triton.jit
@@ -32,6 +32,32 @@ def place_of_program(M, N, split_columns, BLOCK_M: tl.constexpr):
 def insert(state, k, values):
     """Column k of state ``[BLOCK_M, KP]`` replaced by values ``[BLOCK_M]``."""
     return tl.where(tl.arange(0, state.shape[1])[None, :] == k, values[:, None], state)
+
+
+@triton.jit
+def tile_product(
+    w, tile, y, out, i, j, M, N, D, started, ACC: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+):  # fmt: skip
+    """Adds ``w @ y[j..]`` to rows i.. of out ``[M, D]``, or sets them from row `started` on. y ``[N, D]``, zeros up to a whole tile.
+
+    Only this program touches those rows of out and its part of `tile`, which holds w."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK_M * BLOCK_N
+    here = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tl.debug_barrier()  # the tile before has been read
+    tl.store(tile + place + here, w)
+    tl.debug_barrier()  # the tile is there for every thread, and so are the sums of the one before
+    rows = i + tl.arange(0, BLOCK_M)
+    for k in range(0, D, BLOCK_D):
+        features = k + tl.arange(0, BLOCK_D)
+        inside = (features < (k + BLOCK_D if EVEN_K else D))[None, :]
+        total = add_products(
+            tile + place, y, j, D, 1, features, inside, tl.zeros((BLOCK_M, BLOCK_D), ACC), PRECISION, INTERPRET,
+            BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
+        )  # fmt: skip
+        target = out + rows.to(tl.int64)[:, None] * D + features[None, :]
+        total += tl.load(target, mask=(rows < started)[:, None] & inside, other=0.0)
+        tl.store(target, total, mask=(rows < M)[:, None] & inside)
 
 
 @triton.jit(do_not_specialize=["M", "N", "split_columns"])
@@ -151,15 +177,15 @@ def force_sums(
 
 @triton.jit(do_not_specialize=["M", "N", "negatives", "split_columns"])
 def force_rows(
-    points, y, factors, lse_rows, lse_cols, terms, weight, out, M, N, D, negatives, features, LD, split_columns,
+    points, y, factors, lse_rows, lse_cols, terms, weight, out, tile, M, N, D, negatives, split_columns,
     K: tl.constexpr, SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
     CLIP: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     """Forces on rows i < M by each split of the points j < N: out ``[splits, S, G, M, D]``, S = 1 for the sum over the temperatures, or
     (SEPARATE) K.
 
-    y ``[G, N, D]`` centred coordinates; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the coefficient being
+    y ``[G, LD, D]`` centred coordinates, zeros past N; tile: scratch ``[programs, BLOCK_M, BLOCK_N]``; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the coefficient being
     ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones. lse_rows ``[K, G, M]``, lse_cols ``[K, G, N]``.
     The program's rows of out are read and written once per tile, so that any D needs the distances once.
 
@@ -167,8 +193,10 @@ def force_rows(
     per tile, from L2.
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
+    features = tl.cdiv(D, BLOCK_K) * BLOCK_K
+    LD = tl.cdiv(N, BLOCK_N) * BLOCK_N
     points += g * features * LD
-    y += g * N * D
+    y += g * LD * D
     plane = G * M * D
     out += split * (K if SEPARATE else 1) * plane + g * M * D
     rows = i + tl.arange(0, BLOCK_M)
@@ -196,31 +224,33 @@ def force_rows(
             e = tl.exp2(a - tl.where(negative, finite(shift_n)[:, None], finite(shift_p)[:, None]))
             e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
             if SEPARATE:
-                add_product(
-                    e * w[None, :], y, out + k * plane, i, j, M, N, D, started,
-                    ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D,
+                tile_product(
+                    e * w[None, :], tile, y, out + k * plane, i, j, M, N, D, started,
+                    ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
                 )  # fmt: skip
             else:
                 total += e
         if not SEPARATE:
-            add_product(
-                total * w[None, :], y, out, i, j, M, N, D, started,
-                ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D,
+            tile_product(
+                total * w[None, :], tile, y, out, i, j, M, N, D, started,
+                ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
             )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["P", "split_columns"])
 def distance_pull(
-    points, y, g, out, row_sums, P, D, features, LD, split_columns,
+    points, y, g, out, row_sums, tile, P, D, split_columns,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     """``W y`` and the row sums of W over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out ``[splits, G, P, D]``,
-    row_sums ``[splits, G, P]``. y ``[G, P, D]`` centred coordinates, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`.
+    row_sums ``[splits, G, P]``. y and tile as in `force_rows`, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`.
     """
     group, G, split, i, j_begin, j_end = place_of_program(P, P, split_columns, BLOCK_M)
+    features = tl.cdiv(D, BLOCK_K) * BLOCK_K
+    LD = tl.cdiv(P, BLOCK_N) * BLOCK_N
     points += group * features * LD
-    y += group * P * D
+    y += group * LD * D
     out += (split * G + group) * P * D
     upstream = tl.load(g + group)
     total = tl.zeros((BLOCK_M,), ACC)
@@ -229,9 +259,9 @@ def distance_pull(
         columns = j + tl.arange(0, BLOCK_N)
         w = tl.where((columns < P)[None, :], slope(d, upstream), 0.0)
         total += tl.sum(w, 1)
-        add_product(
-            w, y, out, i, j, P, P, D, tl.where(j > j_begin, P, 0),
-            ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D,
+        tile_product(
+            w, tile, y, out, i, j, P, P, D, tl.where(j > j_begin, P, 0),
+            ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
         )  # fmt: skip
     rows = i + tl.arange(0, BLOCK_M)
     tl.store(row_sums + (split * G + group) * P + rows, total, mask=rows < P)
