@@ -116,10 +116,10 @@ class Tiles:
         self.points[:, :D, :P] = x.transpose(1, 2)
         self._centred: torch.Tensor | None = None
 
-    def split(self, M: int, N: int) -> tuple[int, int, int]:
-        """(rows of a program, splits, columns of a split)."""
+    def split(self, M: int, N: int, most: int | None = None) -> tuple[int, int, int]:
+        """(rows of a program, splits, columns of a split); `most` rows."""
         config = self.config
-        block_m = min(config.block_m, block(M))
+        block_m = min(most or config.block_m, block(M))
         tiles = self.x.shape[0] * ceil_div(M, block_m)
         splits = min(ceil_div(N, config.block_n), ceil_div(PROGRAMS, tiles))
         columns = ceil_div(ceil_div(N, splits), config.block_n) * config.block_n
@@ -182,7 +182,7 @@ class Tiles:
         """(shift, sums, log sum of (d A)^2 ``[K, G]`` or None)."""
         (K, G), P = factors.shape, self.x.shape[1]
         M = P if rms else rows
-        plan = self.split(M, P)
+        plan = self.split(M, P, self.config.weighted_m)
         out = self.new(plan[1], 2, 2, K, G, rows)
         squares = self.new(plan[1], K, G, M) if rms else None
         self.launch(
@@ -197,7 +197,7 @@ class Tiles:
 
     def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
         (K, G), (_, P, D) = factors.shape, self.x.shape
-        plan = self.split(rows, P)
+        plan = self.split(rows, P, self.config.weighted_m)
         out = self.new(plan[1], K if separate else 1, G, rows, D)
         self.multiply(
             force_rows, rows, plan, factors, lse_rows, lse_cols, terms, weight, out, (rows, P, D, negatives),

@@ -25,23 +25,50 @@ def safe_scale(scale):
 
 
 @triton.jit
+def quartered(n, BLOCK_N: tl.constexpr):
+    """The column of a tile that stands at place n."""
+    return n % 4 * (BLOCK_N // 4) + n // 4
+
+
+@triton.jit
+def tile_columns(BLOCK_N: tl.constexpr):
+    """``[BLOCK_N]``: the columns of a tile in the order of `tile_distances`."""
+    return quartered(tl.arange(0, BLOCK_N), BLOCK_N)
+
+
+@triton.jit
+def add_square(part, x, y):
+    difference = x[:, None] - y[None, :]
+    return tl.fma(difference, difference, part)
+
+
+@triton.jit
 def tile_distances(
     points, i, j, features, LD, CLIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """d ``[BLOCK_M, BLOCK_N]`` of the points i.. to the points j.. of one group, transposed: ``[features, LD]``, features a multiple of
-    BLOCK_K. Squares are summed over blocks of BLOCK_K features, then over the blocks."""
+    BLOCK_K. Squares are summed over blocks of BLOCK_K features, then over the blocks.
+
+    Columns are in the order of `tile_columns`: four quarters, a thread holding the same column of each, so that what it loads of a feature
+    is few rows and four columns, coalesced."""
+    QUARTER: tl.constexpr = BLOCK_N // 4
     rows = i + tl.arange(0, BLOCK_M)
-    columns = j + tl.arange(0, BLOCK_N)
-    total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+    columns = j + tl.arange(0, QUARTER)
+    zero = tl.zeros((BLOCK_M, QUARTER), ACC)
+    t0, t1, t2, t3 = zero, zero, zero, zero
     for _ in range(0, features, BLOCK_K):
-        part = tl.zeros((BLOCK_M, BLOCK_N), ACC)
+        p0, p1, p2, p3 = zero, zero, zero, zero
         for _ in range(0, BLOCK_K, UNROLLED):
             for k in tl.static_range(UNROLLED):
-                difference = tl.load(points + k * LD + rows)[:, None] - tl.load(points + k * LD + columns)[None, :]
-                part = tl.fma(difference, difference, part)
+                x = tl.load(points + k * LD + rows)
+                p0 = add_square(p0, x, tl.load(points + k * LD + columns))
+                p1 = add_square(p1, x, tl.load(points + k * LD + columns + QUARTER))
+                p2 = add_square(p2, x, tl.load(points + k * LD + columns + 2 * QUARTER))
+                p3 = add_square(p3, x, tl.load(points + k * LD + columns + 3 * QUARTER))
             points += UNROLLED * LD
-        total += part
+        t0, t1, t2, t3 = t0 + p0, t1 + p1, t2 + p2, t3 + p3
+    total = tl.interleave(tl.interleave(t0, t2), tl.interleave(t1, t3))
     if CLIP > 0:
         total = at_least(total, CLIP)
     return tl.sqrt(total)
@@ -99,16 +126,18 @@ def slope(d, g):
 
 @triton.jit
 def add_products(
-    w, y, start, y_row, y_column, features, kept, total, PRECISION: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+    w, y, start, y_row, y_column, features, kept, total, QUARTERED: tl.constexpr, PRECISION: tl.constexpr,
+    INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
     """``total + w @ y[start.., features]``: w ``[BLOCK_M, BLOCK_N]`` in memory, y ``[., D]`` from row `start` on, with strides, its features where `kept`.
 
-    A slice of the columns at a time: w would fill the registers."""
+    A slice of the columns at a time: w would fill the registers. QUARTERED: w's columns are in the order of `tile_distances`."""
     i = tl.arange(0, BLOCK_M)
     for first in range(0, BLOCK_N, SLICE):
         columns = first + tl.arange(0, SLICE)
         left = tl.load(w + i[:, None] * BLOCK_N + columns[None, :])
+        if QUARTERED:
+            columns = quartered(columns, BLOCK_N)
         places = (start + columns).to(tl.int64)[:, None] * y_row + features.to(tl.int64)[None, :] * y_column
         right = tl.load(y + places, mask=kept, other=0.0)
         total = multiply(left, right, total, PRECISION, INTERPRET)

@@ -14,6 +14,7 @@ from .force_common import (
     side_sums,
     slope,
     square_sums,
+    tile_columns,
     tile_distances,
 )
 
@@ -57,7 +58,7 @@ def group_product(
         columns = k + tl.arange(0, BLOCK_D)
         total = add_products(
             w, points, 0, 1, BLOCK_N, columns, (columns < features)[None, :], tl.zeros((BLOCK_M, BLOCK_D), ACC),
-            PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
+            False, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
         )  # fmt: skip
         kept = (rows_out < rows)[:, None] & (columns < D)[None, :]
         tl.store(out + rows_out.to(tl.int64)[:, None] * D + columns[None, :], total, mask=kept)
@@ -69,7 +70,7 @@ def group_distances(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Writes distances ``[BLOCK_N, BLOCK_N]`` of a group, its first P rows; returns the sum over its P x P pairs."""
-    j = tl.arange(0, BLOCK_N)
+    j = tile_columns(BLOCK_N)
     total = tl.zeros((BLOCK_M,), ACC)
     for first in range(0, P, BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)
@@ -265,7 +266,7 @@ def distance_group(
     points = scratch + group * (features + BLOCK_N) * BLOCK_N
     weights = points + features * BLOCK_N
     transpose_points(x + group * P * D, points, P, D, features, ACC, BLOCK_N, BLOCK_K)
-    j = tl.arange(0, BLOCK_N)
+    j = tile_columns(BLOCK_N)
     upstream = tl.load(g + group)
     for first in range(0, P, BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)

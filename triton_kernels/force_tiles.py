@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .common import LN2, LOG2E, NEG_INF, finite, fold
-from .force_common import add_products, log_affinity, side_sums, slope, square_sums, tile_distances
+from .force_common import add_products, log_affinity, side_sums, slope, square_sums, tile_columns, tile_distances
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def tile_product(
         features = k + tl.arange(0, BLOCK_D)
         inside = (features < (k + BLOCK_D if EVEN_K else D))[None, :]
         total = add_products(
-            tile + place, y, j, D, 1, features, inside, tl.zeros((BLOCK_M, BLOCK_D), ACC), PRECISION, INTERPRET,
+            tile + place, y, j, D, 1, features, inside, tl.zeros((BLOCK_M, BLOCK_D), ACC), True, PRECISION, INTERPRET,
             BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
         )  # fmt: skip
         target = out + rows.to(tl.int64)[:, None] * D + features[None, :]
@@ -71,7 +71,7 @@ def distance_rows(
     total = tl.zeros((BLOCK_M,), ACC)
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tl.arange(0, BLOCK_N)
+        columns = j + tile_columns(BLOCK_N)
         if weight is not None:
             d = d * tl.load(weight + g * N + columns, mask=columns < N, other=0.0)[None, :]
         total += tl.sum(tl.where((columns < N)[None, :], d, 0.0), 1)
@@ -96,12 +96,12 @@ def force_lse(
     total = tl.zeros((BLOCK_M, KP), ACC)
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tl.arange(0, BLOCK_N)
+        columns = j + tile_columns(BLOCK_N)
         left_out = (columns >= N)[None, :]
         if MASK:
             left_out = left_out | (rows[:, None] == columns[None, :])
-        tile_top = top
-        tile_total = total
+        tile_top = tl.full((BLOCK_M, KP), NEG_INF, ACC)
+        tile_total = tl.zeros((BLOCK_M, KP), ACC)
         for k in range(K):
             factor = tl.load(factors + k * G + g) * LOG2E
             s = tl.where(left_out, NEG_INF, d * -factor)
@@ -136,13 +136,13 @@ def force_sums(
     top_n, sum_n, top_p, sum_p, top_s, sum_s = none, zero, none, zero, none, zero
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tl.arange(0, BLOCK_N)
+        columns = j + tile_columns(BLOCK_N)
         inside = columns < N
         itself = rows[:, None] == columns[None, :]
         w = tl.zeros((BLOCK_N,), ACC)
         if weight is not None:
             w = tl.load(weight + g * N + columns, mask=inside, other=0.0)
-        t_n, u_n, t_p, u_p, t_s, u_s = top_n, sum_n, top_p, sum_p, top_s, sum_s
+        t_n, u_n, t_p, u_p, t_s, u_s = none, zero, none, zero, none, zero
         for k in range(K):
             factor = tl.load(factors + k * G + g) * LOG2E
             R = tl.load(lse_rows + (k * G + g) * M + rows, mask=rows < M, other=0.0) * LOG2E
@@ -202,7 +202,7 @@ def force_rows(
     rows = i + tl.arange(0, BLOCK_M)
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tl.arange(0, BLOCK_N)
+        columns = j + tile_columns(BLOCK_N)
         inside = columns < N
         itself = rows[:, None] == columns[None, :]
         negative = (columns < negatives)[None, :]
@@ -212,15 +212,15 @@ def force_rows(
         started = tl.where(j > j_begin, M, 0)
         total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
         for k in range(K):
-            place = (k * G + g) * M + rows
+            place = (k * G + g) * M
             factor = tl.load(factors + k * G + g) * LOG2E
-            R = tl.load(lse_rows + place, mask=rows < M, other=0.0) * LOG2E
+            R = tl.load(lse_rows + place + rows, mask=rows < M, other=0.0) * LOG2E
             C = tl.load(lse_cols + (k * G + g) * N + columns, mask=inside, other=0.0) * LOG2E
             a = log_affinity(d, factor, R, C, itself, inside, SELF, FLOOR, DENOMINATOR)
-            shift_n = tl.load(terms + place, mask=rows < M, other=0.0) * LOG2E
-            shift_p = tl.load(terms + K * G * M + place, mask=rows < M, other=0.0) * LOG2E
-            pull_n = tl.load(terms + 2 * K * G * M + place, mask=rows < M, other=0.0)
-            pull_p = tl.load(terms + 3 * K * G * M + place, mask=rows < M, other=0.0)
+            shift_n = tl.load(terms + place + rows, mask=rows < M, other=0.0) * LOG2E
+            shift_p = tl.load(terms + K * G * M + place + rows, mask=rows < M, other=0.0) * LOG2E
+            pull_n = tl.load(terms + 2 * K * G * M + place + rows, mask=rows < M, other=0.0)
+            pull_p = tl.load(terms + 3 * K * G * M + place + rows, mask=rows < M, other=0.0)
             e = tl.exp2(a - tl.where(negative, finite(shift_n)[:, None], finite(shift_p)[:, None]))
             e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
             if SEPARATE:
@@ -256,7 +256,7 @@ def distance_pull(
     total = tl.zeros((BLOCK_M,), ACC)
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, 0.0, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tl.arange(0, BLOCK_N)
+        columns = j + tile_columns(BLOCK_N)
         w = tl.where((columns < P)[None, :], slope(d, upstream), 0.0)
         total += tl.sum(w, 1)
         tile_product(
