@@ -34,7 +34,7 @@ from triton.compiler import ASTSource
 
 from fused_contrastive import triton_kernels
 
-from .compile_gate_force import FORCE_SCENARIOS, ForceScenario, step_force
+from .compile_gate_force import FORCE_PRODUCTS, FORCE_SCENARIOS, ForceScenario, step_force
 
 RECORD = Path(__file__).parent / "compile_gate.json"
 TARGETS = {
@@ -53,9 +53,8 @@ MATRIX = {
 }
 """The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows")
-FORCE_PRODUCTS = {"force_group": "scratch", "distance_group": "scratch", "force_rows": "points", "distance_pull": "points"}
 SERIALISED = re.compile(r"C75(?:10|12|15)")
-MOST = 60
+MOST = 100
 """Kernel and configuration pairs per target."""
 
 

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+FORCE_PRODUCTS = {
+    "force_group": "scratch",
+    "distance_group": "scratch",
+    "force_rows": "points",
+    "distance_pull": "points",
+}
+"""Kernels that multiply weights with coordinates, and an argument of the type of both."""
+
 
 @dataclass(frozen=True)
 class ForceScenario:
@@ -27,9 +35,10 @@ FORCE_SCENARIOS = (
     ForceScenario("force loss", "bfloat16", 128, 256, 256),
     ForceScenario("force loss, tf32", "float32", 128, 256, 256, precision="high"),
     ForceScenario("force loss, ragged", "float32", 100, 70, 256),
+    ForceScenario("force loss", "float32", 256, 256, 64),
     ForceScenario("force loss", "float64", 64, 64, 16),
+    ForceScenario("force loss", "float64", 128, 64, 16),
     ForceScenario("force loss", "float32", 4096, 128),
-    ForceScenario("force loss", "bfloat16", 4096, 128),
     ForceScenario("force loss, tf32", "float32", 4096, 128, precision="high"),
     ForceScenario("force loss, ragged", "float32", 1000, 100),
     ForceScenario("force loss", "float64", 2048, 64),
@@ -38,7 +47,7 @@ FORCE_SCENARIOS = (
     ForceScenario("force", "float32", 128, 256, 256, K=1, kind="force"),
     ForceScenario("force", "float32", 4096, 256, K=1, kind="force"),
     ForceScenario("drift", "float32", 100, 768, 64, K=3, kind="drift"),
-    ForceScenario("drift", "float32", 256, 768, 64, K=3, kind="drift"),
+    ForceScenario("drift", "float32", 1024, 768, 4, K=3, kind="drift"),
     ForceScenario("drift field", "float32", 4096, 2, K=1, kind="field"),
 )
 

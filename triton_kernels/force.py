@@ -109,7 +109,7 @@ class Tiles:
 
     def __init__(self, x: torch.Tensor):
         G, P, D = x.shape
-        self.x, self.config = x, force_configs.tiles(x.dtype, configs.architecture(x.device))
+        self.x, self.config = x.contiguous(), force_configs.tiles(x.dtype, configs.architecture(x.device))
         self.features = ceil_div(D, self.config.block_k) * self.config.block_k
         self.LD = ceil_div(P, self.config.block_n) * self.config.block_n
         self.points = x.new_zeros((G, self.features, self.LD), dtype=accumulation_dtype(x.dtype))
@@ -141,7 +141,10 @@ class Tiles:
         """A kernel with one. Its last arguments: scratch for a tile of each program, and sizes."""
         block_m, splits, columns = plan
         *arguments, sizes = arguments
-        programs, constants = self.x.shape[0] * ceil_div(M, block_m) * splits, constants | _constants(self.x, self.config)
+        programs, constants = (
+            self.x.shape[0] * ceil_div(M, block_m) * splits,
+            constants | _constants(self.x, self.config),
+        )
         tile = self.new(programs, block_m, self.config.block_n)
         launch(
             kernel, programs, self.points, self.centred(), *arguments, tile, *sizes, columns, **constants, BLOCK_M=block_m,
@@ -162,9 +165,7 @@ class Tiles:
         G, P, _ = self.x.shape
         plan = self.split(rows, P)
         out = self.new(plan[1], G, rows)
-        self.launch(
-            distance_rows, rows, plan, weight, out, rows, P, self.features, self.LD, plan[2], CLIP=clip
-        )
+        self.launch(distance_rows, rows, plan, weight, out, rows, P, self.features, self.LD, plan[2], CLIP=clip)
         return _merged(out)
 
     def lse(self, factors, M: int, N: int, mask: bool, clip: float) -> torch.Tensor:

@@ -42,7 +42,7 @@ def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
     warps = max(1, min(8, points // 16))
     pairs = (8 if dtype == torch.float64 else 16 if arch == "sm_80" else 32) * 32 * warps
     rows = max(16, min(points, pairs // points))
-    return ForceConfig(rows, rows, points, 32, 64, 32, warps)
+    return ForceConfig(rows, rows, points, 32, 32 if points <= 32 else 64, 32, warps)
 
 
 def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:

@@ -103,9 +103,7 @@ def group_sums(
         a = log_affinity(d, factor, R, C, i[:, None] == j[None, :], inside, SELF, FLOOR, DENOMINATOR)
         if RMS:
             top, square = square_sums(d, a)
-            norm_top, norm_sum = fold(
-                norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0)
-            )
+            norm_top, norm_sum = fold(norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0))
         _, top_n, top_p, sum_n, sum_p = side_sums(a, j < negatives, w, weight is not None)
         kept = i < rows
         tl.store(shift + i, top_n * LN2, mask=kept)
