@@ -51,4 +51,4 @@ def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
         return INTERPRETED
     if dtype == torch.float64:
         return ForceConfig(16, 16, 64, 32, 32, 32, 4)
-    return ForceConfig(64, 32, 128, 32, 32, 32, 8)
+    return ForceConfig(32 if arch == "sm_100" else 64, 32, 128, 32, 32, 32, 8)
