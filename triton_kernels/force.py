@@ -11,6 +11,7 @@ import math
 import torch
 
 from ..checks import accumulation_dtype
+from ..sums import finite
 from . import configs, force_configs, guard
 from .force_configs import block
 from .force_group import distance_group, force_group
@@ -27,12 +28,10 @@ def is_small(x: torch.Tensor) -> bool:
 
 
 def _factors(inverse_temperatures, scale):
-    """``[K, G]``."""
-    return inverse_temperatures.unsqueeze(1) / scale.masked_fill(scale == 0, 1.0)
-
-
-def _finite(x: torch.Tensor) -> torch.Tensor:
-    return x.masked_fill(x == -math.inf, 0.0)
+    """``[2, K, G]``: inverse temperature over scale, and what its rounding lost."""
+    exact = inverse_temperatures.double().unsqueeze(1) / scale.double().masked_fill(scale == 0, 1.0)
+    high = exact.to(scale.dtype)
+    return torch.stack([high, (exact - high).to(scale.dtype)])
 
 
 def _given(weight):
@@ -62,7 +61,7 @@ def force_forward(
     launch(
         force_group,
         G,
-        x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config), force, log_norm,
+        x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config, 4 * K), force, log_norm,
         lse_rows, lse_cols, shift, sums, P, D, rows, negatives,
         K=K, MEAN=scale is None, ALL_ROWS=all_rows, MASK=mask, RMS=rms, SEPARATE=separate, **options,
         BLOCK_M=config.block_m,
@@ -75,11 +74,11 @@ def _group(x: torch.Tensor) -> force_configs.ForceConfig:
     return force_configs.group(x.shape[1], x.dtype, configs.architecture(x.device))
 
 
-def _scratch(x: torch.Tensor, config: force_configs.ForceConfig) -> torch.Tensor:
-    """For the transposed points of each group and a square of their pairs."""
+def _scratch(x: torch.Tensor, config: force_configs.ForceConfig, more: int) -> torch.Tensor:
+    """For the transposed points of each group, a square of their pairs and `more` rows."""
     G, _, D = x.shape
     features = ceil_div(D, config.block_k) * config.block_k
-    shape = (G, features + config.block_n, config.block_n)
+    shape = (G, features + config.block_n + more, config.block_n)
     return torch.empty(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
@@ -169,35 +168,37 @@ class Tiles:
         return _merged(out)
 
     def lse(self, factors, M: int, N: int, mask: bool, clip: float) -> torch.Tensor:
-        """``[K, G, M]``: of the first M points over the first N."""
-        K, G = factors.shape
+        """``[2, K, G, M]``: of the first M points over the first N, and what its rounding lost."""
+        _, K, G = factors.shape
         plan = self.split(M, N)
-        out = self.new(plan[1], K, G, M)
+        out = self.new(plan[1], 2, K, G, M)
         self.launch(
             force_lse, M, plan, factors, out, M, N, self.features, self.LD, plan[2],
             K=K, KP=1 << (K - 1).bit_length(), MASK=mask, CLIP=clip,
         )  # fmt: skip
-        return out[0] if plan[1] == 1 else out.logsumexp(0)
+        top, total = _merged_sums(out[:, 0], out[:, 1])
+        exact = finite(top).double() + total.double().log()
+        lse = exact.to(out.dtype)
+        return torch.stack([lse, (exact - lse).masked_fill_(~lse.isfinite(), 0.0).to(out.dtype)])
 
     def sums(self, factors, lse_rows, lse_cols, weight, rows: int, negatives: int, rms: bool, options):
-        """(shift, sums, log sum of (d A)^2 ``[K, G]`` or None)."""
-        (K, G), P = factors.shape, self.x.shape[1]
+        """(shift, sums, log sum of (d A)^2 ``[K, G]`` in float64 or None)."""
+        (_, K, G), P = factors.shape, self.x.shape[1]
         M = P if rms else rows
         plan = self.split(M, P, self.config.weighted_m)
         out = self.new(plan[1], 2, 2, K, G, rows)
-        squares = self.new(plan[1], K, G, M) if rms else None
+        squares = self.new(plan[1], 2, K, G, M) if rms else None
         self.launch(
             force_sums, M, plan, factors, lse_rows, lse_cols, weight, out, squares, M, P, rows, negatives,
             self.features, self.LD, plan[2], K=K, KP=1 << (K - 1).bit_length(), RMS=rms, **options,
         )  # fmt: skip
         if rms:
-            squares = squares.transpose(0, 1).transpose(1, 2).flatten(2).logsumexp(2)
-        shifts, sums = out.unbind(1)
-        shift = shifts.amax(0)
-        return shift, (sums * (shifts - _finite(shift)).exp()).sum(0), squares
+            top, total = squares.double().unbind(1)
+            squares = (finite(top) + total.log()).transpose(0, 2).flatten(2).logsumexp(2).T
+        return *_merged_sums(out[:, 0], out[:, 1]), squares
 
     def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
-        (K, G), (_, P, D) = factors.shape, self.x.shape
+        (_, K, G), (_, P, D) = factors.shape, self.x.shape
         plan = self.split(rows, P, self.config.weighted_m)
         out = self.new(plan[1], K if separate else 1, G, rows, D)
         self.multiply(
@@ -205,6 +206,14 @@ class Tiles:
             K=K, SEPARATE=separate, **options,
         )  # fmt: skip
         return _merged(out)
+
+
+def _merged_sums(tops: torch.Tensor, totals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(maximum, sum relative to it) of parts ``[splits, ...]``."""
+    if tops.shape[0] == 1:
+        return tops[0].clone(), totals[0].clone()
+    top = tops.amax(0)
+    return top, (totals * (tops - finite(top)).exp()).sum(0)
 
 
 def _merged(parts: torch.Tensor) -> torch.Tensor:
@@ -221,25 +230,22 @@ def _forward_by_tiles(
     else:
         scale = scale.clone()
     factors = _factors(inverse_temperatures, scale)
-    lse_rows = tiles.lse(factors, P if all_rows else rows, P, mask, options["CLIP"])
-    lse_cols = lse_rows.new_empty(0) if all_rows else tiles.lse(factors, P, rows, mask, options["CLIP"])
-    # with all_rows, rows that are no rows of the force need no sums; their log-sum-exps serve as columns
-    row_lse = lse_rows if rms or lse_rows.shape[2] == rows else lse_rows[:, :, :rows].contiguous()
-    lse = row_lse, (lse_rows if all_rows else lse_cols)
-    shift, sums, squares = tiles.sums(factors, *lse, weight, rows, negatives, rms, options)
-    reach = shift.sum(0)
+    R = tiles.lse(factors, P if all_rows else rows, P, mask, options["CLIP"])
+    C = R if all_rows else tiles.lse(factors, P, rows, mask, options["CLIP"])
+    row_lse = R if R.shape[3] == rows else R[..., :rows].contiguous()
+    shift, sums, squares = tiles.sums(factors, R if rms else row_lse, C, weight, rows, negatives, rms, options)
+    reach = shift.double().sum(0)
     if rms:
-        log_norm = squares / 2 - math.log(P) - scale.masked_fill(scale == 0, 1.0).log()
+        norm = squares / 2 - math.log(P) - scale.double().masked_fill(scale == 0, 1.0).log()
     elif separate:
-        log_norm = _finite(reach.amax(-1))
+        norm = finite(reach.amax(-1)).to(scale.dtype)
     else:
-        log_norm = torch.zeros_like(factors)
-    unit = (reach - _finite(log_norm).unsqueeze(2)).exp().masked_fill((log_norm == -math.inf).unsqueeze(2), 0.0)
+        norm = torch.zeros_like(factors[0])
+    unit = (reach - finite(norm).unsqueeze(2)).exp().masked_fill((norm == -math.inf).unsqueeze(2), 0.0).to(scale.dtype)
     terms = torch.stack([shift, torch.stack([-unit * sums[1], unit * sums[0]])])
-    if rms and lse_rows.shape[2] != rows:
-        lse = lse_rows[:, :, :rows].contiguous(), lse[1]
-    force = tiles.forces(factors, *lse, terms, weight, rows, negatives, separate, options)
-    return force, log_norm, scale, lse_rows, lse_cols, shift, sums
+    force = tiles.forces(factors, row_lse, C, terms, weight, rows, negatives, separate, options)
+    lse_cols = scale.new_empty(0) if all_rows else C[0].clone()
+    return force, norm.to(scale.dtype, copy=True), scale, R[0].clone(), lse_cols, shift, sums
 
 
 def distance_sums(x, weight, rows, clip):
@@ -255,12 +261,12 @@ def distance_gradient(g, x):
         config = _group(x)
         dx = g.new_empty(x.shape)
         launch(
-            distance_group, G, x.contiguous(), g, _scratch(x, config), dx, P, D, BLOCK_M=config.block_m,
+            distance_group, G, x.contiguous(), g, _scratch(x, config, 0), dx, P, D, BLOCK_M=config.block_m,
             **_constants(x, config),
         )  # fmt: skip
         return dx.to(x.dtype)
     tiles = Tiles(x)
     plan = tiles.split(P, P)
-    out, row_sums = tiles.new(plan[1], G, P, D), tiles.new(plan[1], G, P)
-    tiles.multiply(distance_pull, P, plan, g, out, row_sums, (P, D))
-    return (_merged(row_sums).unsqueeze(2) * tiles.centred()[:, :P] - _merged(out)).to(x.dtype)
+    out = tiles.new(plan[1], G, P, D)
+    tiles.multiply(distance_pull, P, plan, g, out, (P, D))
+    return _merged(out).neg_().to(x.dtype)

@@ -1,7 +1,8 @@
 """Device functions of the force kernels: distances from differences, log affinities, products with the coordinates.
 
-Logarithms are kept in base 2 inside the kernels, so that an exponential is one ``exp2``. Comparisons that replace values are written so
-that NaN stays NaN. Padding: the transposed points ``[features, LD]`` hold zeros past D and P, so their loads need no mask.
+Exponents have three digits at cold temperatures, so what precedes an exponential is rounded as little as it can be: factors and
+log-sum-exps come in two parts, their values and what the rounding of these lost. Comparisons that replace values are written so that
+NaN stays NaN. Padding: the transposed points ``[features, LD]`` hold zeros past D and P, so their loads need no mask.
 """
 
 import triton
@@ -75,25 +76,70 @@ def tile_distances(
 
 
 @triton.jit
+def split_factor(inverse_temperature, scale, ACC: tl.constexpr):
+    """``inverse_temperature / scale`` in two parts."""
+    factor = inverse_temperature.to(tl.float64) / scale.to(tl.float64)
+    high = factor.to(ACC)
+    return high, (factor - high.to(tl.float64)).to(ACC)
+
+
+@triton.jit
+def log_kernel(d, high, low):
+    """``-f d``, the factor in two parts."""
+    return tl.fma(d, -high, d * -low)
+
+
+@triton.jit
 def log_affinity(
-    d, factor, R, C, itself, inside, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
+    d, high, low, R, R_low, C, C_low, itself, inside,
+    SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
 ):  # fmt: skip
-    """a in base 2 (force_ops.py) of a tile, -inf outside; `factor`, R ``[BLOCK_M]`` and C ``[BLOCK_N]`` in base 2."""
-    product = R[:, None] + C[None, :]
+    """a (force_ops.py) of a tile, -inf outside; the factor, R ``[BLOCK_M]`` and C ``[BLOCK_N]`` in two parts."""
+    a = log_kernel(d, high, low)
     if DENOMINATOR > NEG_INF:
-        product = at_least(product, DENOMINATOR * LOG2E)
-    a = tl.fma(d, -factor, product * -0.5)
+        a -= 0.5 * at_least(R[:, None] + C[None, :], DENOMINATOR)
+    else:
+        a = a - 0.5 * R[:, None] - 0.5 * C[None, :] - 0.5 * (R_low[:, None] + C_low[None, :])
     if FLOOR > NEG_INF:
-        a = at_least(a, FLOOR * LOG2E)
-    a = tl.where(itself, SELF * LOG2E, a)
+        a = at_least(a, FLOOR)
+    a = tl.where(itself, SELF, a)
     return tl.where(inside[None, :], a, NEG_INF)
 
 
 @triton.jit
-def log_sum(s, AXIS: tl.constexpr):
-    """log2 of the sum of exp2(s) along an axis; -inf over nothing."""
-    shift = finite(tl.max(s, AXIS))
-    return shift + tl.log2(tl.sum(tl.exp2(s - tl.expand_dims(shift, AXIS)), AXIS))
+def sum_exp(s, AXIS: tl.constexpr):
+    """(maximum, sum of exp(s - maximum)) along an axis."""
+    top = tl.max(s, AXIS)
+    return top, tl.sum(tl.exp(s - tl.expand_dims(finite(top), AXIS)), AXIS)
+
+
+@triton.jit
+def merge(top, total, other_top, other_total):
+    """(maximum, sum of exp(. - maximum)) of two disjoint parts."""
+    both = tl.maximum(top, other_top)
+    shift = finite(both)
+    return both, total * tl.exp(top - shift) + other_total * tl.exp(other_top - shift)
+
+
+@triton.jit
+def log_total(top, total):
+    """``top + log(total)`` in two parts; -inf over nothing."""
+    x = finite(top)
+    y = tl.log(total)
+    lse = x + y
+    added = lse - x
+    return lse, tl.where(tl.abs(lse) == float("inf"), 0.0, (x - (lse - added)) + (y - added))
+
+
+@triton.jit
+def exp_unit(shift_n, shift_p, high, low, ACC: tl.constexpr):
+    """``exp(shift_n + shift_p - high - low)``, 0 where high is -inf, accurate for any exponent."""
+    exponent = shift_n.to(tl.float64) + shift_p.to(tl.float64) - finite(high).to(tl.float64) - low.to(tl.float64)
+    exponent *= LOG2E
+    exponent = tl.where(exponent < -20000.0, -20000.0, tl.where(exponent > 20000.0, 20000.0, exponent))
+    whole = tl.floor(exponent)
+    unit = tl.exp2((exponent - whole).to(ACC)) * tl.exp2(whole.to(ACC))
+    return tl.where(high == NEG_INF, 0.0, unit)
 
 
 @triton.jit
@@ -102,7 +148,7 @@ def side_sums(a, negative, weight, HAS_WEIGHT: tl.constexpr):
     top_negative = tl.max(tl.where(negative[None, :], a, NEG_INF), 1)
     top_positive = tl.max(tl.where(negative[None, :], NEG_INF, a), 1)
     top = tl.where(negative[None, :], finite(top_negative)[:, None], finite(top_positive)[:, None])
-    e = tl.exp2(a - top)
+    e = tl.exp(a - top)
     if HAS_WEIGHT:
         e *= weight[None, :]
     sum_negative = tl.sum(tl.where(negative[None, :], e, 0.0), 1)
@@ -112,9 +158,9 @@ def side_sums(a, negative, weight, HAS_WEIGHT: tl.constexpr):
 
 @triton.jit
 def square_sums(d, a):
-    """(shift, sum): log2 of a row's sum of (d A)^2 is shift + log2(sum). The shift is taken over pairs that are apart."""
+    """(shift, sum): log of a row's sum of (d A)^2 is shift + log(sum). The shift is taken over pairs that are apart."""
     top = tl.max(tl.where(d == 0.0, NEG_INF, a), 1)
-    term = tl.where(d == 0.0, 0.0, d * tl.exp2(a - finite(top)[:, None]))
+    term = tl.where(d == 0.0, 0.0, d * tl.exp(a - finite(top)[:, None]))
     return 2.0 * top, tl.sum(term * term, 1)
 
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LN2, LOG2E, NEG_INF, finite, fold
+from .common import NEG_INF, finite
 from .force_common import (
     add_products,
+    exp_unit,
     log_affinity,
-    log_sum,
+    log_kernel,
+    log_total,
+    merge,
     safe_scale,
     side_sums,
     slope,
+    split_factor,
     square_sums,
+    sum_exp,
     tile_columns,
     tile_distances,
 )
@@ -82,68 +87,117 @@ def group_distances(
 
 
 @triton.jit
+def group_lse(
+    distances, lse_rows, lse_cols, row_lows, column_lows, high, low, P, rows,
+    ALL_ROWS: tl.constexpr, MASK: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exps of the rows and (unless ALL_ROWS) the columns of one group and temperature, and what their rounding lost."""
+    j = tl.arange(0, BLOCK_N)
+    count = P if ALL_ROWS else rows
+    column_top = tl.full((BLOCK_N,), NEG_INF, ACC)
+    column_sum = tl.zeros((BLOCK_N,), ACC)
+    for first in range(0, count, BLOCK_M):
+        i = first + tl.arange(0, BLOCK_M)
+        s = log_kernel(tl.load(distances + i[:, None] * BLOCK_N + j[None, :]), high, low)
+        s = tl.where((j < P)[None, :], s, NEG_INF)
+        if MASK:
+            s = tl.where(i[:, None] == j[None, :], NEG_INF, s)
+        top, total = sum_exp(s, 1)
+        lse, lost = log_total(top, total)
+        tl.store(lse_rows + i, lse, mask=i < count)
+        tl.store(row_lows + i, lost)
+        if not ALL_ROWS:
+            top, total = sum_exp(tl.where((i < rows)[:, None], s, NEG_INF), 0)
+            column_top, column_sum = merge(column_top, column_sum, top, total)
+    if not ALL_ROWS:
+        lse, lost = log_total(column_top, column_sum)
+        tl.store(lse_cols + j, lse, mask=j < P)
+        tl.store(column_lows + j, lost)
+
+
+@triton.jit
+def group_affinities(
+    d, i, lse_rows, lse_cols, row_lows, column_lows, high, low, P, count,
+    SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """a of the points i < `count` of one group at one temperature."""
+    j = tl.arange(0, BLOCK_N)
+    inside = j < P
+    R = tl.load(lse_rows + i, mask=i < count, other=0.0)
+    C = tl.load(lse_cols + j, mask=inside, other=0.0)
+    R_low = tl.load(row_lows + i, mask=i < count, other=0.0)
+    C_low = tl.load(column_lows + j, mask=inside, other=0.0)
+    itself = i[:, None] == j[None, :]
+    return log_affinity(d, high, low, R, R_low, C, C_low, itself, inside, SELF, FLOOR, DENOMINATOR)
+
+
+@triton.jit
 def group_sums(
-    distances, weight, lse_rows, lse_cols, shift, sums, side, scale, factor, P, rows, negatives,
+    distances, weight, lse_rows, lse_cols, row_lows, column_lows, shift, sums, side, scale, high, low, P, rows, negatives,
     RMS: tl.constexpr, SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
     ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Shift and sums of one group and temperature, the second side `side` elements behind the first; returns its log_norm."""
+    """Shift and sums of one group and temperature, the second side `side` elements behind the first; returns its log_norm in two parts."""
     j = tl.arange(0, BLOCK_N)
-    inside = j < P
-    C = tl.load(lse_cols + j, mask=inside, other=0.0) * LOG2E
     w = tl.zeros((BLOCK_N,), ACC)
     if weight is not None:
-        w = tl.load(weight + j, mask=inside, other=0.0)
+        w = tl.load(weight + j, mask=j < P, other=0.0)
+    count = P if RMS else rows
     norm_top = tl.full((BLOCK_M,), NEG_INF, ACC)
     norm_sum = tl.zeros((BLOCK_M,), ACC)
-    for first in range(0, P if RMS else rows, BLOCK_M):
+    for first in range(0, count, BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)
         d = tl.load(distances + i[:, None] * BLOCK_N + j[None, :])
-        R = tl.load(lse_rows + i, mask=i < (P if RMS else rows), other=0.0) * LOG2E
-        a = log_affinity(d, factor, R, C, i[:, None] == j[None, :], inside, SELF, FLOOR, DENOMINATOR)
+        a = group_affinities(
+            d, i, lse_rows, lse_cols, row_lows, column_lows, high, low, P, count, SELF, FLOOR, DENOMINATOR, BLOCK_N
+        )
         if RMS:
             top, square = square_sums(d, a)
-            norm_top, norm_sum = fold(norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0))
+            norm_top, norm_sum = merge(norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0))
         _, top_n, top_p, sum_n, sum_p = side_sums(a, j < negatives, w, weight is not None)
         kept = i < rows
-        tl.store(shift + i, top_n * LN2, mask=kept)
-        tl.store(shift + side + i, top_p * LN2, mask=kept)
+        tl.store(shift + i, top_n, mask=kept)
+        tl.store(shift + side + i, top_p, mask=kept)
         tl.store(sums + i, sum_n, mask=kept)
         tl.store(sums + side + i, sum_p, mask=kept)
         if SEPARATE and not RMS:
             norm_top = tl.maximum(norm_top, tl.where(kept, top_n + top_p, NEG_INF))
     norm = tl.zeros((), ACC)
+    rest = tl.zeros((), ACC)
     if RMS:
-        size = P.to(ACC)
-        norm = log_sum(norm_top + tl.log2(norm_sum), 0) * 0.5 - tl.log2(size) - tl.log2(scale)
+        top = tl.max(norm_top, 0)
+        total = tl.sum(norm_sum * tl.exp(norm_top - finite(top)), 0)
+        norm = tl.where(total == 0.0, NEG_INF, 0.5 * finite(top))
+        rest = tl.where(total == 0.0, 0.0, 0.5 * tl.log(total) - tl.log(P.to(ACC)) - tl.log(scale))
     elif SEPARATE:
         norm = finite(tl.max(norm_top, 0))
-    return norm
+    return norm, rest
 
 
 @triton.jit
 def group_weights(
-    d, i, weight, lse_rows, lse_cols, shift, sums, side, norm, factor, P, rows, negatives,
-    SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr, BLOCK_N: tl.constexpr,
+    d, a, i, weight, shift, sums, side, norm, rest, P, rows, negatives, ACC: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """What the coordinates are multiplied with in the force on the points i of a group, at one temperature."""
+    """What the coordinates less those of the row are multiplied with in the force on the points i of a group, at one temperature."""
     j = tl.arange(0, BLOCK_N)
-    inside = j < P
     negative = (j < negatives)[None, :]
     kept = i < rows
-    R = tl.load(lse_rows + i, mask=kept, other=0.0) * LOG2E
-    C = tl.load(lse_cols + j, mask=inside, other=0.0) * LOG2E
-    a = log_affinity(d, factor, R, C, i[:, None] == j[None, :], inside, SELF, FLOOR, DENOMINATOR)
-    top_n = tl.load(shift + i, mask=kept, other=0.0) * LOG2E
-    top_p = tl.load(shift + side + i, mask=kept, other=0.0) * LOG2E
-    unit = tl.where(norm == NEG_INF, 0.0, tl.exp2(top_n + top_p - finite(norm)))
+    top_n = tl.load(shift + i, mask=kept, other=0.0)
+    top_p = tl.load(shift + side + i, mask=kept, other=0.0)
+    unit = exp_unit(top_n, top_p, norm, rest, ACC)
     pull_n = -unit * tl.load(sums + side + i, mask=kept, other=0.0)
     pull_p = unit * tl.load(sums + i, mask=kept, other=0.0)
-    e = tl.exp2(a - tl.where(negative, finite(top_n)[:, None], finite(top_p)[:, None]))
+    e = tl.exp(a - tl.where(negative, finite(top_n)[:, None], finite(top_p)[:, None]))
     e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
     if weight is not None:
-        e *= tl.load(weight + j, mask=inside, other=0.0)[None, :]
-    return e
+        e *= tl.load(weight + j, mask=j < P, other=0.0)[None, :]
+    return tl.where((d == 0.0) | (i[:, None] == j[None, :]), 0.0, e)
+
+
+@triton.jit
+def less_row(w, i, BLOCK_N: tl.constexpr):
+    """w, 0 on the diagonal, with what makes ``w @ y`` the sum of ``w_ij (y_j - y_i)`` there."""
+    return tl.where(i[:, None] == tl.arange(0, BLOCK_N)[None, :], -tl.sum(w, 1)[:, None], w)
 
 
 @triton.jit(do_not_specialize=["P", "rows", "negatives"])
@@ -170,7 +224,7 @@ def force_group(
     g = tl.program_id(0).to(tl.int64)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
     x += g * P * D
-    points = scratch + g * (features + BLOCK_N) * BLOCK_N
+    points = scratch + g * (features + BLOCK_N + 4 * K) * BLOCK_N
     distances = points + features * BLOCK_N
     if weight is not None:
         weight += g * P
@@ -187,36 +241,32 @@ def force_group(
 
     j = tl.arange(0, BLOCK_N)
     count = P if ALL_ROWS else rows
+    row_lows = distances + BLOCK_N * BLOCK_N
+    column_lows = row_lows + K * BLOCK_N
+    norms = column_lows + K * BLOCK_N
     if ALL_ROWS:
         lse_cols = lse_rows
+        column_lows = row_lows
     for k in range(K):
-        factor = tl.load(inverse_temperatures + k) / s * LOG2E
-        column_top = tl.full((BLOCK_N,), NEG_INF, ACC)
-        column_sum = tl.zeros((BLOCK_N,), ACC)
-        for first in range(0, count, BLOCK_M):
-            i = first + tl.arange(0, BLOCK_M)
-            kernel = tl.load(distances + i[:, None] * BLOCK_N + j[None, :]) * -factor
-            kernel = tl.where((j < P)[None, :], kernel, NEG_INF)
-            if MASK:
-                kernel = tl.where(i[:, None] == j[None, :], NEG_INF, kernel)
-            tl.store(lse_rows + (k * G + g) * count + i, log_sum(kernel, 1) * LN2, mask=i < count)
-            if not ALL_ROWS:
-                kernel = tl.where((i < rows)[:, None], kernel, NEG_INF)
-                top = tl.max(kernel, 0)
-                total = tl.sum(tl.exp2(kernel - finite(top)[None, :]), 0)
-                column_top, column_sum = fold(column_top, column_sum, top, total)
-        if not ALL_ROWS:
-            tl.store(lse_cols + (k * G + g) * P + j, (finite(column_top) + tl.log2(column_sum)) * LN2, mask=j < P)
+        high, low = split_factor(tl.load(inverse_temperatures + k), s, ACC)
+        place = k * G + g
+        group_lse(
+            distances, lse_rows + place * count, lse_cols + place * P, row_lows + k * BLOCK_N, column_lows + k * BLOCK_N,
+            high, low, P, rows, ALL_ROWS, MASK, ACC, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
     tl.debug_barrier()  # the log-sum-exps are there for every thread
     side = K * G * rows
     for k in range(K):
-        factor = tl.load(inverse_temperatures + k) / s * LOG2E
+        high, low = split_factor(tl.load(inverse_temperatures + k), s, ACC)
         place = k * G + g
-        norm = group_sums(
-            distances, weight, lse_rows + place * count, lse_cols + place * P, shift + place * rows, sums + place * rows,
-            side, s, factor, P, rows, negatives, RMS, SEPARATE, SELF, FLOOR, DENOMINATOR, ACC, BLOCK_M, BLOCK_N,
+        norm, rest = group_sums(
+            distances, weight, lse_rows + place * count, lse_cols + place * P, row_lows + k * BLOCK_N,
+            column_lows + k * BLOCK_N, shift + place * rows, sums + place * rows, side, s, high, low, P, rows, negatives,
+            RMS, SEPARATE, SELF, FLOOR, DENOMINATOR, ACC, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        tl.store(log_norm + place, norm * LN2)
+        tl.store(log_norm + place, norm + rest)
+        tl.store(norms + k * BLOCK_N, norm)
+        tl.store(norms + (K + k) * BLOCK_N, rest)
     tl.debug_barrier()  # so are shifts, sums and norms
     weights = distances  # of the rows whose distances have been read
     for first in range(0, rows, BLOCK_M):
@@ -224,15 +274,19 @@ def force_group(
         d = tl.load(distances + i[:, None] * BLOCK_N + j[None, :])
         total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
         for k in range(K):
-            factor = tl.load(inverse_temperatures + k) / s * LOG2E
+            high, low = split_factor(tl.load(inverse_temperatures + k), s, ACC)
             place = k * G + g
+            a = group_affinities(
+                d, i, lse_rows + place * count, lse_cols + place * P, row_lows + k * BLOCK_N, column_lows + k * BLOCK_N,
+                high, low, P, rows, SELF, FLOOR, DENOMINATOR, BLOCK_N,
+            )  # fmt: skip
             w = group_weights(
-                d, i, weight, lse_rows + place * count, lse_cols + place * P, shift + place * rows, sums + place * rows,
-                side, tl.load(log_norm + place) * LOG2E, factor, P, rows, negatives, SELF, FLOOR, DENOMINATOR, BLOCK_N,
+                d, a, i, weight, shift + place * rows, sums + place * rows, side, tl.load(norms + k * BLOCK_N),
+                tl.load(norms + (K + k) * BLOCK_N), P, rows, negatives, ACC, BLOCK_N,
             )  # fmt: skip
             if SEPARATE:
                 tl.debug_barrier()  # what the weights replace has been read
-                tl.store(weights + i[:, None] * BLOCK_N + j[None, :], w)
+                tl.store(weights + i[:, None] * BLOCK_N + j[None, :], less_row(w, i, BLOCK_N))
                 group_product(
                     weights + first * BLOCK_N, points, force + place * rows * D, first, rows, D, features,
                     ACC, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
@@ -241,7 +295,7 @@ def force_group(
                 total += w
         if not SEPARATE:
             tl.debug_barrier()  # the distances that the weights replace have been read
-            tl.store(weights + i[:, None] * BLOCK_N + j[None, :], total)
+            tl.store(weights + i[:, None] * BLOCK_N + j[None, :], less_row(total, i, BLOCK_N))
             group_product(
                 weights + first * BLOCK_N, points, force + g * rows * D, first, rows, D, features,
                 ACC, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,

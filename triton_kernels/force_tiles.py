@@ -11,8 +11,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LN2, LOG2E, NEG_INF, finite, fold
-from .force_common import add_products, log_affinity, side_sums, slope, square_sums, tile_columns, tile_distances
+from .common import NEG_INF, finite
+from .force_common import (
+    add_products,
+    log_affinity,
+    log_kernel,
+    merge,
+    side_sums,
+    slope,
+    square_sums,
+    sum_exp,
+    tile_columns,
+    tile_distances,
+)
 
 
 @triton.jit
@@ -29,6 +40,24 @@ def place_of_program(M, N, split_columns, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
+def tile_affinities(
+    d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N,
+    SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
+):  # fmt: skip
+    """a of a tile at temperature k."""
+    place = k * G + g
+    inside = columns < N
+    R = tl.load(lse_rows + place * M + rows, mask=rows < M, other=0.0)
+    R_low = tl.load(lse_rows + (K * G + place) * M + rows, mask=rows < M, other=0.0)
+    C = tl.load(lse_cols + place * N + columns, mask=inside, other=0.0)
+    C_low = tl.load(lse_cols + (K * G + place) * N + columns, mask=inside, other=0.0)
+    high = tl.load(factors + place)
+    low = tl.load(factors + K * G + place)
+    itself = rows[:, None] == columns[None, :]
+    return log_affinity(d, high, low, R, R_low, C, C_low, itself, inside, SELF, FLOOR, DENOMINATOR)
+
+
+@triton.jit
 def insert(state, k, values):
     """Column k of state ``[BLOCK_M, KP]`` replaced by values ``[BLOCK_M]``."""
     return tl.where(tl.arange(0, state.shape[1])[None, :] == k, values[:, None], state)
@@ -39,7 +68,7 @@ def tile_product(
     w, tile, y, out, i, j, M, N, D, started, ACC: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """Adds ``w @ y[j..]`` to rows i.. of out ``[M, D]``, or sets them from row `started` on. y ``[N, D]``, zeros up to a whole tile.
+    """Adds ``sum_j w_ij (y_j - y_i)`` to rows i.. of out ``[M, D]``, or sets them from row `started` on. y ``[N, D]``, zeros up to a tile's end.
 
     Only this program touches those rows of out and its part of `tile`, which holds w."""
     place = tl.program_id(0).to(tl.int64) * BLOCK_M * BLOCK_N
@@ -48,6 +77,7 @@ def tile_product(
     tl.store(tile + place + here, w)
     tl.debug_barrier()  # the tile is there for every thread, and so are the sums of the one before
     rows = i + tl.arange(0, BLOCK_M)
+    total_w = tl.sum(w, 1)
     for k in range(0, D, BLOCK_D):
         features = k + tl.arange(0, BLOCK_D)
         inside = (features < (k + BLOCK_D if EVEN_K else D))[None, :]
@@ -55,7 +85,9 @@ def tile_product(
             tile + place, y, j, D, 1, features, inside, tl.zeros((BLOCK_M, BLOCK_D), ACC), True, PRECISION, INTERPRET,
             BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
         )  # fmt: skip
-        target = out + rows.to(tl.int64)[:, None] * D + features[None, :]
+        here = rows.to(tl.int64)[:, None] * D + features[None, :]
+        total -= total_w[:, None] * tl.load(y + here, mask=inside, other=0.0)
+        target = out + here
         total += tl.load(target, mask=(rows < started)[:, None] & inside, other=0.0)
         tl.store(target, total, mask=(rows < M)[:, None] & inside)
 
@@ -85,7 +117,8 @@ def force_lse(
     K: tl.constexpr, KP: tl.constexpr, MASK: tl.constexpr, CLIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``log sum_j exp(-f d_ij)`` of the points i < M over each split of the points j < N: out ``[splits, K, G, M]``; factors ``[K, G]``.
+    """(maximum, sum of exp(. - maximum)) of ``-f d_ij`` of the points i < M over each split of the points j < N: out
+    ``[splits, 2, K, G, M]``; factors ``[2, K, G]``, in two parts.
 
     Flops: 3 M N D, K M N exponentials.
     """
@@ -103,16 +136,16 @@ def force_lse(
         tile_top = tl.full((BLOCK_M, KP), NEG_INF, ACC)
         tile_total = tl.zeros((BLOCK_M, KP), ACC)
         for k in range(K):
-            factor = tl.load(factors + k * G + g) * LOG2E
-            s = tl.where(left_out, NEG_INF, d * -factor)
-            largest = tl.max(s, 1)
-            tile_top = insert(tile_top, k, largest)
-            tile_total = insert(tile_total, k, tl.sum(tl.exp2(s - finite(largest)[:, None]), 1))
-        top, total = fold(top, total, tile_top, tile_total)
+            high = tl.load(factors + k * G + g)
+            low = tl.load(factors + (K + k) * G + g)
+            largest, part = sum_exp(tl.where(left_out, NEG_INF, log_kernel(d, high, low)), 1)
+            tile_top, tile_total = insert(tile_top, k, largest), insert(tile_total, k, part)
+        top, total = merge(top, total, tile_top, tile_total)
     temperatures = tl.arange(0, KP)[None, :]
-    places = ((split * K + temperatures) * G + g) * M + rows[:, None]
-    result = (finite(top) + tl.log2(total)) * LN2
-    tl.store(out + places, result, mask=(rows < M)[:, None] & (temperatures < K))
+    places = ((split * 2 * K + temperatures) * G + g) * M + rows[:, None]
+    kept = (rows < M)[:, None] & (temperatures < K)
+    tl.store(out + places, top, mask=kept)
+    tl.store(out + K * G * M + places, total, mask=kept)
 
 
 @triton.jit(do_not_specialize=["M", "N", "rows_stored", "negatives", "split_columns"])
@@ -123,8 +156,8 @@ def force_sums(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shifts and sums of the affinities of rows i < M over each split of the points j < N, of the negative and the positive columns apart:
-    out ``[splits, 2 (shift, sum), 2 (side), K, G, rows_stored]``. RMS: also squares ``[splits, K, G, M]``, log of the row's sum of
-    (d A)^2; then M = N. lse_rows ``[K, G, M]``, lse_cols ``[K, G, N]``.
+    out ``[splits, 2 (shift, sum), 2 (side), K, G, rows_stored]``. RMS: also squares ``[splits, 2, K, G, M]``, shift and
+    sum of (d A)^2 of the row (`square_sums`); then M = N. factors ``[2, K, G]``, lse_rows ``[2, K, G, M]``, lse_cols ``[2, K, G, N]``.
 
     Flops: 3 M N D, K M N (RMS: twice) exponentials.
     """
@@ -138,16 +171,14 @@ def force_sums(
         d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
         columns = j + tile_columns(BLOCK_N)
         inside = columns < N
-        itself = rows[:, None] == columns[None, :]
         w = tl.zeros((BLOCK_N,), ACC)
         if weight is not None:
             w = tl.load(weight + g * N + columns, mask=inside, other=0.0)
         t_n, u_n, t_p, u_p, t_s, u_s = none, zero, none, zero, none, zero
         for k in range(K):
-            factor = tl.load(factors + k * G + g) * LOG2E
-            R = tl.load(lse_rows + (k * G + g) * M + rows, mask=rows < M, other=0.0) * LOG2E
-            C = tl.load(lse_cols + (k * G + g) * N + columns, mask=inside, other=0.0) * LOG2E
-            a = log_affinity(d, factor, R, C, itself, inside, SELF, FLOOR, DENOMINATOR)
+            a = tile_affinities(
+                d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N, SELF, FLOOR, DENOMINATOR
+            )
             if RMS:
                 shift, square = square_sums(d, a)
                 t_s, u_s = insert(t_s, k, shift), insert(u_s, k, square)
@@ -156,23 +187,23 @@ def force_sums(
             )
             t_n, u_n = insert(t_n, k, top_negative), insert(u_n, k, sum_negative)
             t_p, u_p = insert(t_p, k, top_positive), insert(u_p, k, sum_positive)
-        top_n, sum_n = fold(top_n, sum_n, t_n, u_n)
-        top_p, sum_p = fold(top_p, sum_p, t_p, u_p)
+        top_n, sum_n = merge(top_n, sum_n, t_n, u_n)
+        top_p, sum_p = merge(top_p, sum_p, t_p, u_p)
         if RMS:
-            top_s, sum_s = fold(top_s, sum_s, t_s, u_s)
+            top_s, sum_s = merge(top_s, sum_s, t_s, u_s)
     temperatures = tl.arange(0, KP)[None, :]
     plane = K * G * rows_stored
     places = split * 4 * plane + (temperatures * G + g) * rows_stored + rows[:, None]
     kept = (rows < rows_stored)[:, None] & (temperatures < K)
-    tl.store(out + places, top_n * LN2, mask=kept)
-    tl.store(out + plane + places, top_p * LN2, mask=kept)
+    tl.store(out + places, top_n, mask=kept)
+    tl.store(out + plane + places, top_p, mask=kept)
     tl.store(out + 2 * plane + places, sum_n, mask=kept)
     tl.store(out + 3 * plane + places, sum_p, mask=kept)
     if RMS:
-        places = ((split * K + temperatures) * G + g) * M + rows[:, None]
-        tl.store(
-            squares + places, (finite(top_s) + tl.log2(sum_s)) * LN2, mask=(rows < M)[:, None] & (temperatures < K)
-        )
+        places = ((split * 2 * K + temperatures) * G + g) * M + rows[:, None]
+        kept = (rows < M)[:, None] & (temperatures < K)
+        tl.store(squares + places, top_s, mask=kept)
+        tl.store(squares + K * G * M + places, sum_s, mask=kept)
 
 
 @triton.jit(do_not_specialize=["M", "N", "negatives", "split_columns"])
@@ -186,7 +217,7 @@ def force_rows(
     (SEPARATE) K.
 
     y ``[G, LD, D]`` centred coordinates, zeros past N; tile: scratch ``[programs, BLOCK_M, BLOCK_N]``; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the coefficient being
-    ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones. lse_rows ``[K, G, M]``, lse_cols ``[K, G, N]``.
+    ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones. factors ``[2, K, G]``, lse_rows ``[2, K, G, M]``, lse_cols ``[2, K, G, N]``.
     The program's rows of out are read and written once per tile, so that any D needs the distances once.
 
     Flops: 3 M N D, K M N exponentials, 2 M N D (SEPARATE: K times). Bytes: beside the points' 4 BLOCK_N D of y and 8 BLOCK_M D of out
@@ -213,16 +244,16 @@ def force_rows(
         total = tl.zeros((BLOCK_M, BLOCK_N), ACC)
         for k in range(K):
             place = (k * G + g) * M
-            factor = tl.load(factors + k * G + g) * LOG2E
-            R = tl.load(lse_rows + place + rows, mask=rows < M, other=0.0) * LOG2E
-            C = tl.load(lse_cols + (k * G + g) * N + columns, mask=inside, other=0.0) * LOG2E
-            a = log_affinity(d, factor, R, C, itself, inside, SELF, FLOOR, DENOMINATOR)
-            shift_n = tl.load(terms + place + rows, mask=rows < M, other=0.0) * LOG2E
-            shift_p = tl.load(terms + K * G * M + place + rows, mask=rows < M, other=0.0) * LOG2E
+            a = tile_affinities(
+                d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N, SELF, FLOOR, DENOMINATOR
+            )
+            shift_n = tl.load(terms + place + rows, mask=rows < M, other=0.0)
+            shift_p = tl.load(terms + K * G * M + place + rows, mask=rows < M, other=0.0)
             pull_n = tl.load(terms + 2 * K * G * M + place + rows, mask=rows < M, other=0.0)
             pull_p = tl.load(terms + 3 * K * G * M + place + rows, mask=rows < M, other=0.0)
-            e = tl.exp2(a - tl.where(negative, finite(shift_n)[:, None], finite(shift_p)[:, None]))
+            e = tl.exp(a - tl.where(negative, finite(shift_n)[:, None], finite(shift_p)[:, None]))
             e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
+            e = tl.where((d == 0.0) | itself, 0.0, e)
             if SEPARATE:
                 tile_product(
                     e * w[None, :], tile, y, out + k * plane, i, j, M, N, D, started,
@@ -239,13 +270,11 @@ def force_rows(
 
 @triton.jit(do_not_specialize=["P", "split_columns"])
 def distance_pull(
-    points, y, g, out, row_sums, tile, P, D, split_columns,
+    points, y, g, out, tile, P, D, split_columns,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """``W y`` and the row sums of W over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out ``[splits, G, P, D]``,
-    row_sums ``[splits, G, P]``. y and tile as in `force_rows`, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`.
-    """
+    """``sum_j W_ij (y_j - y_i)`` over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out ``[splits, G, P, D]``. y and tile as in `force_rows`, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`."""
     group, G, split, i, j_begin, j_end = place_of_program(P, P, split_columns, BLOCK_M)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
     LD = tl.cdiv(P, BLOCK_N) * BLOCK_N
@@ -253,15 +282,11 @@ def distance_pull(
     y += group * LD * D
     out += (split * G + group) * P * D
     upstream = tl.load(g + group)
-    total = tl.zeros((BLOCK_M,), ACC)
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, 0.0, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
         columns = j + tile_columns(BLOCK_N)
         w = tl.where((columns < P)[None, :], slope(d, upstream), 0.0)
-        total += tl.sum(w, 1)
         tile_product(
             w, tile, y, out, i, j, P, P, D, tl.where(j > j_begin, P, 0),
             ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
         )  # fmt: skip
-    rows = i + tl.arange(0, BLOCK_M)
-    tl.store(row_sums + (split * G + group) * P + rows, total, mask=rows < P)
