@@ -64,8 +64,8 @@ def force_forward(
         x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config, 4 * K), force, log_norm,
         lse_rows, lse_cols, shift, sums, P, D, rows, negatives,
         K=K, MEAN=scale is None, ALL_ROWS=all_rows, MASK=mask, RMS=rms, SEPARATE=separate, **options,
-        BLOCK_M=config.block_m,
-        **_constants(x, config),
+        BLOCK_I=config.distance_m,
+        BLOCK_M=config.block_m, **_constants(x, config),
     )  # fmt: skip
     return force, log_norm, used, lse_rows, lse_cols, shift, sums
 
@@ -92,7 +92,7 @@ def _constants(x: torch.Tensor, config: force_configs.ForceConfig) -> dict:
         "BLOCK_K": config.block_k,
         "BLOCK_D": block(x.shape[2], config.block_d),
         "SLICE": min(config.slice, config.block_n),
-        "num_warps": config.num_warps,
+        "num_warps": config.weighted_warps,
     }
 
 
@@ -115,10 +115,10 @@ class Tiles:
         self.points[:, :D, :P] = x.transpose(1, 2)
         self._centred: torch.Tensor | None = None
 
-    def split(self, M: int, N: int, most: int | None = None) -> tuple[int, int, int]:
-        """(rows of a program, splits, columns of a split); `most` rows."""
+    def split(self, M: int, N: int) -> tuple[int, int, int]:
+        """(rows of a program, splits, columns of a split)."""
         config = self.config
-        block_m = min(most or config.block_m, block(M))
+        block_m = min(config.block_m, block(M))
         tiles = self.x.shape[0] * ceil_div(M, block_m)
         splits = min(ceil_div(N, config.block_n), ceil_div(PROGRAMS, tiles))
         columns = ceil_div(ceil_div(N, splits), config.block_n) * config.block_n
@@ -127,13 +127,13 @@ class Tiles:
     def new(self, *shape: int) -> torch.Tensor:
         return self.points.new_empty(shape)
 
-    def launch(self, kernel, M: int, plan: tuple[int, int, int], *arguments, **constants) -> None:
+    def launch(self, kernel, M: int, plan: tuple[int, int, int], *arguments, num_warps: int, **constants) -> None:
         """A kernel without a product."""
         block_m, splits, _ = plan
         launch(
             kernel, self.x.shape[0] * ceil_div(M, block_m) * splits, self.points, *arguments, **constants,
             ACC=accumulation_type(self.x.dtype), BLOCK_M=block_m, BLOCK_N=self.config.block_n,
-            BLOCK_K=self.config.block_k, num_warps=self.config.num_warps,
+            BLOCK_K=self.config.block_k, num_warps=num_warps,
         )  # fmt: skip
 
     def multiply(self, kernel, M: int, plan: tuple[int, int, int], *arguments, **constants) -> None:
@@ -164,7 +164,20 @@ class Tiles:
         G, P, _ = self.x.shape
         plan = self.split(rows, P)
         out = self.new(plan[1], G, rows)
-        self.launch(distance_rows, rows, plan, weight, out, rows, P, self.features, self.LD, plan[2], CLIP=clip)
+        self.launch(
+            distance_rows,
+            rows,
+            plan,
+            weight,
+            out,
+            rows,
+            P,
+            self.features,
+            self.LD,
+            plan[2],
+            CLIP=clip,
+            num_warps=self.config.num_warps,
+        )
         return _merged(out)
 
     def lse(self, factors, M: int, N: int, mask: bool, clip: float) -> torch.Tensor:
@@ -175,6 +188,7 @@ class Tiles:
         self.launch(
             force_lse, M, plan, factors, out, M, N, self.features, self.LD, plan[2],
             K=K, KP=1 << (K - 1).bit_length(), MASK=mask, CLIP=clip,
+            num_warps=self.config.num_warps if K == 1 else self.config.weighted_warps,
         )  # fmt: skip
         top, total = _merged_sums(out[:, 0], out[:, 1])
         exact = finite(top).double() + total.double().log()
@@ -185,12 +199,13 @@ class Tiles:
         """(shift, sums, log sum of (d A)^2 ``[K, G]`` in float64 or None)."""
         (_, K, G), P = factors.shape, self.x.shape[1]
         M = P if rms else rows
-        plan = self.split(M, P, self.config.weighted_m)
+        plan = self.split(M, P)
         out = self.new(plan[1], 2, 2, K, G, rows)
         squares = self.new(plan[1], 2, K, G, M) if rms else None
         self.launch(
             force_sums, M, plan, factors, lse_rows, lse_cols, weight, out, squares, M, P, rows, negatives,
             self.features, self.LD, plan[2], K=K, KP=1 << (K - 1).bit_length(), RMS=rms, **options,
+            num_warps=self.config.weighted_warps,
         )  # fmt: skip
         if rms:
             top, total = squares.double().unbind(1)
@@ -199,7 +214,7 @@ class Tiles:
 
     def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
         (_, K, G), (_, P, D) = factors.shape, self.x.shape
-        plan = self.split(rows, P, self.config.weighted_m)
+        plan = self.split(rows, P)
         out = self.new(plan[1], K if separate else 1, G, rows, D)
         self.multiply(
             force_rows, rows, plan, factors, lse_rows, lse_cols, terms, weight, out, (rows, P, D, negatives),
@@ -261,8 +276,8 @@ def distance_gradient(g, x):
         config = _group(x)
         dx = g.new_empty(x.shape)
         launch(
-            distance_group, G, x.contiguous(), g, _scratch(x, config, 0), dx, P, D, BLOCK_M=config.block_m,
-            **_constants(x, config),
+            distance_group, G, x.contiguous(), g, _scratch(x, config, 0), dx, P, D, BLOCK_I=config.distance_m,
+            BLOCK_M=config.block_m, **_constants(x, config),
         )  # fmt: skip
         return dx.to(x.dtype)
     tiles = Tiles(x)

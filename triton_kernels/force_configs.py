@@ -8,20 +8,21 @@ import torch
 
 
 class ForceConfig(NamedTuple):
-    """Tile ``[block_m, block_n]`` of pairs (`weighted_m` rows where affinities are summed or multiplied with coordinates: more
-    of each pair is alive there); `block_k` features in a partial sum of squares, `block_d` in a step of a product, whose sums run
-    over `slice` points at a time."""
+    """Tile ``[block_m, block_n]`` of pairs; `block_k` features in a partial sum of squares, `block_d` in a step of a product, whose sums
+    run over `slice` points at a time. What sums affinities keeps more of each pair and gets `weighted_warps`; of one program's
+    groups the distances are computed `distance_m` rows at a time."""
 
     block_m: int
-    weighted_m: int
+    distance_m: int
     block_n: int
     block_k: int
     block_d: int
     slice: int
     num_warps: int
+    weighted_warps: int
 
 
-INTERPRETED = ForceConfig(32, 16, 32, 4, 16, 16, 4)
+INTERPRETED = ForceConfig(32, 32, 32, 4, 16, 16, 4, 4)
 
 
 def block(size: int, most: int = 1 << 30) -> int:
@@ -38,11 +39,12 @@ def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
     """For groups of P points. Fewer columns than threads: each loads what it needs of a feature, and none is exchanged."""
     points = block(P)
     if arch == "interpreter":
-        return ForceConfig(16, 16, points, 16, 16, 16, 4)
-    warps = max(1, min(8, points // 16))
-    pairs = (8 if dtype == torch.float64 else 16 if arch == "sm_80" else 32) * 32 * warps
-    rows = max(16, min(points, pairs // points))
-    return ForceConfig(rows, rows, points, 32, 32 if points <= 32 else 64, 32, warps)
+        return ForceConfig(16, 32 if points > 16 else 16, points, 16, 16, 16, 4, 4)
+    few = dtype == torch.float64 or (arch == "sm_80" and points <= 32)  # pairs of a thread
+    warps = max(1, min(8, points // (8 if dtype == torch.float64 else 16)))
+    pairs = (8 if few else 16) * 32 * warps
+    rows, most = (max(16, min(points, count // points)) for count in (pairs, 2 * pairs))
+    return ForceConfig(rows, most, points, 32, 32 if points <= 32 else 64, 32, warps, warps)
 
 
 def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
@@ -50,5 +52,5 @@ def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
     if arch == "interpreter":
         return INTERPRETED
     if dtype == torch.float64:
-        return ForceConfig(16, 16, 64, 32, 32, 32, 4)
-    return ForceConfig(32 if arch == "sm_100" else 64, 32, 128, 32, 32, 32, 8)
+        return ForceConfig(16, 16, 64, 32, 32, 32, 4, 4)
+    return ForceConfig(32, 32, 128, 32, 32, 32, 4, 8)

@@ -207,13 +207,14 @@ def force_group(
     K: tl.constexpr, MEAN: tl.constexpr, ALL_ROWS: tl.constexpr, MASK: tl.constexpr, RMS: tl.constexpr,
     SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr, CLIP: tl.constexpr,
     PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    SLICE: tl.constexpr,
 ):  # fmt: skip
     """The whole of force_ops.force_forward for groups of P <= BLOCK_N points, one program each. MEAN: the scale is computed and written,
     else read. scratch ``[G, features + BLOCK_N, BLOCK_N]``: the group's points, transposed, and its distances; its own program writes
     them, and reads them from the caches nearest to it.
 
-    BLOCK_M rows are worked on at a time; between the passes over the rows (distances, log-sum-exps, sums, forces) the program's threads wait
+    BLOCK_M rows are worked on at a time (BLOCK_I for their distances); between the passes over the rows (distances, log-sum-exps, sums, forces) the program's threads wait
     for one another.
     Flops per group: 3 P BLOCK_N D for the distances, 3 or (RMS) 4 exponentials per pair and temperature, 2 rows BLOCK_N D (SEPARATE:
     K times) for the product. Bytes per group: x read once and once per block of rows, ``rows D`` written; the scratch from the caches.
@@ -229,7 +230,7 @@ def force_group(
     if weight is not None:
         weight += g * P
     transpose_points(x, points, P, D, features, ACC, BLOCK_N, BLOCK_K)
-    s = group_distances(points, distances, P, features, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+    s = group_distances(points, distances, P, features, CLIP, ACC, BLOCK_I, BLOCK_N, BLOCK_K)
     centre_points(points, P, features, BLOCK_N, BLOCK_K)
     if MEAN:
         size = P.to(ACC)
@@ -305,7 +306,8 @@ def force_group(
 @triton.jit(do_not_specialize=["P"])
 def distance_group(
     x, g, scratch, dx, P, D, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    SLICE: tl.constexpr,
 ):  # fmt: skip
     """The whole of force_ops.distance_gradient for groups of P <= BLOCK_N points, one program each; dx ``[G, P, D]`` in ACC.
 
@@ -320,9 +322,9 @@ def distance_group(
     transpose_points(x + group * P * D, points, P, D, features, ACC, BLOCK_N, BLOCK_K)
     j = tile_columns(BLOCK_N)
     upstream = tl.load(g + group)
-    for first in range(0, P, BLOCK_M):
-        i = first + tl.arange(0, BLOCK_M)
-        d = tile_distances(points, first, 0, features, BLOCK_N, 0.0, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+    for first in range(0, P, BLOCK_I):
+        i = first + tl.arange(0, BLOCK_I)
+        d = tile_distances(points, first, 0, features, BLOCK_N, 0.0, ACC, BLOCK_I, BLOCK_N, BLOCK_K)
         w = tl.where((j < P)[None, :], slope(d, upstream), 0.0)
         w = tl.where(i[:, None] == j[None, :], tl.sum(w, 1)[:, None], -w)
         tl.store(weights + i[:, None] * BLOCK_N + j[None, :], w)

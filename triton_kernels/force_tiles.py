@@ -85,9 +85,9 @@ def tile_product(
             tile + place, y, j, D, 1, features, inside, tl.zeros((BLOCK_M, BLOCK_D), ACC), True, PRECISION, INTERPRET,
             BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
         )  # fmt: skip
-        here = rows.to(tl.int64)[:, None] * D + features[None, :]
-        total -= total_w[:, None] * tl.load(y + here, mask=inside, other=0.0)
-        target = out + here
+        own = rows.to(tl.int64)[:, None] * D + features[None, :]
+        total -= total_w[:, None] * tl.load(y + own, mask=inside, other=0.0)
+        target = out + own
         total += tl.load(target, mask=(rows < started)[:, None] & inside, other=0.0)
         tl.store(target, total, mask=(rows < M)[:, None] & inside)
 
