@@ -289,7 +289,7 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
         return []
     if not found:
         return ["no matrix instructions"]
-    wide = element != "fp64" and constants.get("BLOCK_M", constants["BLOCK_N"]) >= 64
+    wide = element != "fp64" and constants["BLOCK_M"] >= 64
     return [f"no {MATRIX[case.arch][0]}"] if wide and MATRIX[case.arch][0] not in found else []
 
 

@@ -175,7 +175,8 @@ def add_products(
     w, y, start, y_row, y_column, features, kept, total, QUARTERED: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """``total + w @ y[start.., features]``: w ``[BLOCK_M, BLOCK_N]`` in memory, y ``[., D]`` from row `start` on, with strides, its features where `kept`.
+    """``total + w @ y[start.., features]``: w ``[BLOCK_M, BLOCK_N]`` in memory, y ``[., D]`` from row `start` on, with strides, its
+    features where `kept`.
 
     A slice of the columns at a time: w would fill the registers. QUARTERED: w's columns are in the order of `tile_distances`."""
     i = tl.arange(0, BLOCK_M)

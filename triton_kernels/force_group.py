@@ -214,12 +214,12 @@ def force_group(
     else read. scratch ``[G, features + BLOCK_N, BLOCK_N]``: the group's points, transposed, and its distances; its own program writes
     them, and reads them from the caches nearest to it.
 
-    BLOCK_M rows are worked on at a time (BLOCK_I for their distances); between the passes over the rows (distances, log-sum-exps, sums, forces) the program's threads wait
-    for one another.
+    BLOCK_M rows are worked on at a time (BLOCK_I for their distances); between the passes over the rows (distances, log-sum-exps, sums,
+    forces) the program's threads wait for one another.
     Flops per group: 3 P BLOCK_N D for the distances, 3 or (RMS) 4 exponentials per pair and temperature, 2 rows BLOCK_N D (SEPARATE:
-    K times) for the product. Bytes per group: x read once and once per block of rows, ``rows D`` written; the scratch from the caches.
-    Predicted (no GPU has run it): 40 % of the part's float32 instruction rate in the distances, two instructions per difference, which
-    for 256 groups of 128 points of 256 features is 0.2 ms on an H200.
+    K times) for the product. Bytes per group: x read once, ``rows D`` written; the scratch from the caches.
+    Predicted (no GPU has run it): 60 % of the part's float32 instruction rate in the distances, two instructions per difference; 0.2 ms for
+    256 groups of 128 points of 256 features at 5 temperatures on an H200, one program to a multiprocessor at a time.
     """
     G = tl.num_programs(0).to(tl.int64)
     g = tl.program_id(0).to(tl.int64)

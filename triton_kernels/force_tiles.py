@@ -1,9 +1,9 @@
 """Kernels for sets of any size, a tile of pairs at a time: `distance_rows`, `force_lse`, `force_sums`, `force_rows`, `distance_pull`.
 
 Every program owns a block of rows and a range of `split_columns` columns, walked in order; no atomics. All read the transposed points
-``[G, features, LD]`` (D and P, padded with zeros to multiples of BLOCK_K and BLOCK_N) and compute the distances again. Predicted for each (no GPU has
-run them): 40 % of the part's float32 instruction rate in the distances, two instructions per difference: 12 ps per pair at D = 128 on
-an H200, against which 5 temperatures' exponentials are 3 ps. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
+``[G, features, LD]`` (D and P, padded with zeros to multiples of BLOCK_K and BLOCK_N) and compute the distances again. Predicted for
+each (no GPU has run them): 50 % of the part's float32 instruction rate in the distances, two instructions per difference: 16 ps per
+pair at D = 128 on an H200, and 1 ps per temperature. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def tile_product(
     w, tile, y, out, i, j, M, N, D, started, ACC: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
     INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """Adds ``sum_j w_ij (y_j - y_i)`` to rows i.. of out ``[M, D]``, or sets them from row `started` on. y ``[N, D]``, zeros up to a tile's end.
+    """Adds ``sum_j w_ij (y_j - y_i)`` to rows i.. of out ``[M, D]``, or sets them from row `started` on.
+    y ``[N, D]``, zeros up to a tile's end.
 
     Only this program touches those rows of out and its part of `tile`, which holds w."""
     place = tl.program_id(0).to(tl.int64) * BLOCK_M * BLOCK_N
@@ -216,8 +217,9 @@ def force_rows(
     """Forces on rows i < M by each split of the points j < N: out ``[splits, S, G, M, D]``, S = 1 for the sum over the temperatures, or
     (SEPARATE) K.
 
-    y ``[G, LD, D]`` centred coordinates, zeros past N; tile: scratch ``[programs, BLOCK_M, BLOCK_N]``; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the coefficient being
-    ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones. factors ``[2, K, G]``, lse_rows ``[2, K, G, M]``, lse_cols ``[2, K, G, N]``.
+    y ``[G, LD, D]`` centred coordinates, zeros past N; tile: scratch ``[programs, BLOCK_M, BLOCK_N]``; factors ``[2, K, G]``, lse_rows
+    ``[2, K, G, M]`` and lse_cols ``[2, K, G, N]`` in two parts; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the
+    coefficient being ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones.
     The program's rows of out are read and written once per tile, so that any D needs the distances once.
 
     Flops: 3 M N D, K M N exponentials, 2 M N D (SEPARATE: K times). Bytes: beside the points' 4 BLOCK_N D of y and 8 BLOCK_M D of out
@@ -274,7 +276,8 @@ def distance_pull(
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
 ):  # fmt: skip
-    """``sum_j W_ij (y_j - y_i)`` over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out ``[splits, G, P, D]``. y and tile as in `force_rows`, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`."""
+    """``sum_j W_ij (y_j - y_i)`` over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out
+    ``[splits, G, P, D]``; y and tile as in `force_rows`, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`."""
     group, G, split, i, j_begin, j_end = place_of_program(P, P, split_columns, BLOCK_M)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
     LD = tl.cdiv(P, BLOCK_N) * BLOCK_N
