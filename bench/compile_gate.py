@@ -34,6 +34,8 @@ from triton.compiler import ASTSource
 
 from fused_contrastive import triton_kernels
 
+from .compile_gate_force import FORCE_PRODUCTS, FORCE_SCENARIOS, ForceScenario, step_force
+
 RECORD = Path(__file__).parent / "compile_gate.json"
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
@@ -52,7 +54,7 @@ MATRIX = {
 """The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows")
 SERIALISED = re.compile(r"C75(?:10|12|15)")
-MOST = 60
+MOST = 100
 """Kernel and configuration pairs per target."""
 
 
@@ -120,11 +122,15 @@ class Case:
         """The configuration, for people."""
         constants = dict(self.constants)
         types = dict(self.signature)
-        element = next((types[name][1:] for name in ("a", "x", "slots", "rows") if types.get(name, "")[:1] == "*"), "")
-        blocks = [constants[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK", "BLOCK_K") if name in constants]
+        named = ("a", "x", "slots", "rows", "points")
+        element = next((types[name][1:] for name in named if types.get(name, "")[:1] == "*"), "")
+        sizes = ("BLOCK_M", "BLOCK_N", "BLOCK", "BLOCK_K", "BLOCK_D")
+        blocks = [constants[name] for name in sizes if name in constants]
         parts = [element, "x".join(map(str, blocks)), f"{self.num_warps}w{self.num_stages}s"]
         parts += [str(constants[name]) for name in ("KIND", "PRECISION") if constants.get(name, "ieee") != "ieee"]
         flags = ("SYMMETRIC", "MIRROR", "COLUMNS", "RESIDENT") if self.kernel in MULTIPLYING else ()
+        flags += ("MEAN", "RMS", "SEPARATE", "MASK")
+        parts += [f"K{constants['K']}"] if "K" in constants else []
         parts += [name.lower() for name in flags if constants.get(name) is True]
         parts += ["ragged"] * (constants.get("EVEN_K") is False)
         parts += [name for name in ("bias", "unit") if name in types and self.kernel in MULTIPLYING]
@@ -148,10 +154,10 @@ def launches(arch: str) -> list:
     """Every launch of every scenario as the backend would make it on `arch`."""
     previous = torch.get_float32_matmul_precision()
     with launch.recording(run=False) as recorded, configs.assume(arch):
-        for scenario in SCENARIOS:
+        for scenario in (*SCENARIOS, *FORCE_SCENARIOS):
             torch.set_float32_matmul_precision(scenario.precision)
             try:
-                step(triton_kernels, scenario)
+                (step_force if isinstance(scenario, ForceScenario) else step)(triton_kernels, scenario)
             finally:
                 torch.set_float32_matmul_precision(previous)
     return recorded
@@ -198,7 +204,7 @@ def cases(arch: str) -> list[Case]:
                 divisible.append(name)
             else:
                 signature.append((name, "i32"))
-                if name == "D" and value % 16 == 0:
+                if name in ("D", "features", "LD") and value % 16 == 0:
                     divisible.append(name)
         plain = {
             name: str(value) if isinstance(value, tl.dtype) else value for name, value in sorted(constants.items())
@@ -277,7 +283,8 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
 def missing_matrix(case: Case, found: list[str]) -> list[str]:
     """Objections to the matrix instructions found; plain float32 products on NVIDIA have none."""
     constants, types = dict(case.constants), dict(case.signature)
-    element = types["a"][1:] if case.kernel in MULTIPLYING else None
+    operand = "a" if case.kernel in MULTIPLYING else FORCE_PRODUCTS.get(case.kernel)
+    element = None if operand is None else types[operand][1:]
     if element is None or (element == "fp32" and constants["PRECISION"] == "ieee" and case.arch != "gfx942"):
         return []
     if not found:
@@ -288,7 +295,8 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
 
 def may_not_use_registers(case: Case) -> bool:
     """Whether guard.py takes this kernel to read both operands of its products from shared memory."""
-    return case.kernel != "fused_rows" and dict(case.constants).get("PRECISION") != "tf32x3"
+    known = case.kernel == "fused_rows" or case.kernel in FORCE_PRODUCTS
+    return not known and dict(case.constants).get("PRECISION") != "tf32x3"
 
 
 def read_record() -> dict[str, dict]:

@@ -53,6 +53,7 @@ QUICK_SWEEP = (
 QUICK_TESTS = (
     "tests/test_cuda_kernels.py",
     "tests/test_triton_kernels.py",
+    "tests/test_triton_force.py",
     "tests/test_cuda_backend.py",
     "tests/test_gpu.py",
 )

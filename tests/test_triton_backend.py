@@ -186,8 +186,11 @@ def test_hashes_follow_the_code_only(tmp_path):
     """A changed helper changes the kernels that call it; comments and docstrings change nothing."""
     package = hashes.__file__.rpartition("/")[0]
 
+    files = ("hashes", "common", "pair_weight", "pair_reduce", "prepare", "finish", "fused_rows")
+    files += ("force_common", "force_group", "force_tiles")
+
     def hashes_of(edit):
-        for name in ("hashes", "common", "pair_weight", "pair_reduce", "prepare", "finish", "fused_rows"):
+        for name in files:
             with open(f"{package}/{name}.py") as file:
                 (tmp_path / f"{name}.py").write_text(edit(file.read()))
         spec = importlib.util.spec_from_file_location("hashes_copy", tmp_path / "hashes.py")
@@ -199,11 +202,12 @@ def test_hashes_follow_the_code_only(tmp_path):
     assert set(original) == {
         "prepare", "prepare_backward", "pair_reduce", "pair_weight", "fused_rows", "finish_forward", "finish_weighted",
         "finish_backward",
+        "force_group", "force_lse", "force_sums", "force_rows", "distance_group", "distance_rows", "distance_pull",
     }  # fmt: skip
     assert (
         hashes_of(
             lambda text: text.replace("One program per", "One  program for each").replace(
-                "    total = tl", "    # sum\n    total = tl"
+                "\n    total = tl", "\n    # sum\n    total = tl"
             )
         )
         == original

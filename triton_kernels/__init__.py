@@ -5,8 +5,9 @@ from .guard import missing, refusal, status
 __all__ = ["refusal", "status"]
 
 if missing() is None:
-    from ..force_panels import distance_gradient, distance_sums, force_backward, force_forward
+    from ..force_panels import force_backward
     from .configs import autotune
+    from .force import distance_gradient, distance_sums, force_forward
     from .similarity import similarity_backward, similarity_forward
 
     __all__ += ["autotune", "distance_gradient", "distance_sums", "force_backward", "force_forward"]

@@ -1,0 +1,56 @@
+"""Tiles of the force kernels, by element type and architecture. Every entry passes the compile gate (bench/compile_gate.py)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class ForceConfig(NamedTuple):
+    """Tile ``[block_m, block_n]`` of pairs; `block_k` features in a partial sum of squares, `block_d` in a step of a product, whose sums
+    run over `slice` points at a time. What sums affinities keeps more of each pair and gets `weighted_warps`; of one program's
+    groups the distances are computed `distance_m` rows at a time."""
+
+    block_m: int
+    distance_m: int
+    block_n: int
+    block_k: int
+    block_d: int
+    slice: int
+    num_warps: int
+    weighted_warps: int
+
+
+INTERPRETED = ForceConfig(32, 32, 32, 4, 16, 16, 4, 4)
+
+
+def block(size: int, most: int = 1 << 30) -> int:
+    """The power of two that holds `size`, from 16 to `most`."""
+    return min(most, max(16, 1 << (size - 1).bit_length()))
+
+
+def group_points(G: int, dtype: torch.dtype) -> int:
+    """Most points of a group that is left to one program: more where there are programs enough."""
+    return 256 if G >= 32 and dtype != torch.float64 else 128
+
+
+def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
+    """For groups of P points. Fewer columns than threads: each loads what it needs of a feature, and none is exchanged."""
+    points = block(P)
+    if arch == "interpreter":
+        return ForceConfig(16, 32 if points > 16 else 16, points, 16, 16, 16, 4, 4)
+    few = dtype == torch.float64 or (arch == "sm_80" and points <= 32)  # pairs of a thread
+    warps = max(1, min(8, points // (8 if dtype == torch.float64 else 16)))
+    pairs = (8 if few else 16) * 32 * warps
+    rows, most = (max(16, min(points, count // points)) for count in (pairs, 2 * pairs))
+    return ForceConfig(rows, most, points, 32, 32 if points <= 32 else 64, 32, warps, warps)
+
+
+def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
+    """For sets of any size."""
+    if arch == "interpreter":
+        return INTERPRETED
+    if dtype == torch.float64:
+        return ForceConfig(16, 16, 64, 32, 32, 32, 4, 4)
+    return ForceConfig(32, 32, 128, 32, 32, 32, 4, 8)
