@@ -30,7 +30,8 @@ def _panels(G: int, P: int, device: torch.device):
 
 
 def _distances(x: torch.Tensor, i: slice, clip: float) -> torch.Tensor:
-    """``[G, |i|, P]``: of the rows `i` to all points, from differences."""
+    """``[G, |i|, P]``: of the rows `i` to all points, from differences, wide."""
+    x = wide(x)
     d = torch.cdist(x[:, i], x, compute_mode="donot_use_mm_for_euclid_dist")
     return d.clamp_min_(math.sqrt(clip)) if clip > 0 else d
 
@@ -41,7 +42,8 @@ def _self_pairs(x: torch.Tensor, i: slice) -> torch.Tensor:
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
-    """x less the mean of its group, which no force depends on; exactly 0 where all points are equal."""
+    """x less the mean of its group, which no force depends on, wide; exactly 0 where all points are equal."""
+    x = wide(x)
     x = x - x[:, :1]
     return x - x.mean(1, keepdim=True)
 
@@ -52,8 +54,7 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Field:
-    """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time, from distances on in
-    float64."""
+    """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time, in float64."""
 
     def __init__(self, x, inverse_temperatures, weight, negatives, mask, self_logit, floor, denominator, clip):
         self.x, self.inverse_temperatures, self.weight = x, inverse_temperatures, weight
@@ -64,7 +65,7 @@ class _Field:
     def distances(self, i: slice) -> torch.Tensor:
         """In units of the scale, where there is one, and wide."""
         if self.place != (i.start, i.stop, id(self.scale)):
-            self.place, self.panel = (i.start, i.stop, id(self.scale)), wide(_distances(self.x, i, self.clip))
+            self.place, self.panel = (i.start, i.stop, id(self.scale)), _distances(self.x, i, self.clip)
             if self.scale is not None:
                 self.panel = self.panel / self.scale[:, None, None]
         return self.panel
@@ -187,7 +188,7 @@ def _unit(shift: torch.Tensor, log_norm: torch.Tensor) -> torch.Tensor:
 
 
 def _forces(field: _Field, panels, R, C, shift, sums, log_norm, force) -> None:
-    y = wide(_centred(field.x))
+    y = _centred(field.x)
     K = len(log_norm)
     unit = _unit(shift, log_norm)
     for i in panels:
@@ -238,7 +239,7 @@ class _Backward:
     def __init__(self, field, g, lse, log_norm, shift, sums, floor, rms):
         self.field, self.g, self.lse, self.log_norm = field, g, lse, log_norm
         self.sums, self.floor, self.rms = sums, floor, rms
-        self.y, self.shift = wide(_centred(field.x)), finite(shift)
+        self.y, self.shift = _centred(field.x), finite(shift)
         self.unit = _unit(shift, log_norm)
         self.pulls = torch.zeros_like(sums)  # sum over the side of E <g, y>
         self.power = None  # <g, force> of each group
@@ -344,7 +345,7 @@ def distance_sums(x, weight, rows, clip):
     for g, panels in _panels(G, P, x.device):
         for i in _rows_only(panels, rows):
             d = _distances(x[g], i, clip)
-            out[g, i] = d.sum(2) if weight is None else (d @ weight[g].unsqueeze(2)).squeeze(2)
+            out[g, i] = d.sum(2) if weight is None else (d @ wide(weight[g]).unsqueeze(2)).squeeze(2)
     return out
 
 

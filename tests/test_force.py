@@ -185,6 +185,11 @@ def test_drift_field(temperature, any_backend, device, exact_distances):
         assert not out.requires_grad
 
 
+def seeds_for(backend):
+    """More where sets are small and single errors vary widely."""
+    return range(11 if is_interpreted(backend) else 5)
+
+
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -198,7 +203,7 @@ def test_errors_of_the_force(dtype, data, backend, device):
         options = {"mask_self": "softmax", "normalizer": normalizer}
         size = (2, 9, 8, 5) if is_interpreted(backend) else (2, 40, 35, 24)
         ours, eager = [], []
-        for seed in range(5):
+        for seed in seeds_for(backend):
             positive, negative = draw(size, data, dtype, device, seed)
             temperature = 0.2 * float(torch.cdist(positive.detach().double(), negative.detach().double()).mean())
             expected = oracle_force(positive, negative, temperature, **options)
@@ -217,7 +222,7 @@ def test_errors_of_the_loss(dtype, data, backend, device):
     size = (2, 9, 8, 5) if is_interpreted(backend) else (1, 40, 40, 64)
     for options in ({}, {"mask_self": "softmax"}, {"normalizer": None, "temperatures": (0.2, 0.5)}):
         ours, eager = [], []
-        for seed in range(5):
+        for seed in seeds_for(backend):
             positive, negative = draw(size, data, dtype, device, seed)
             upstream = upstream_of(negative.shape, seed)
             settings = {"temperatures": (0.01, 0.02, 0.05, 0.1, 0.2)} | options
@@ -235,7 +240,7 @@ def test_errors_of_the_loss(dtype, data, backend, device):
 def test_errors_of_the_drift(data, backend, device):
     size = (2, 9, 8, 5) if is_interpreted(backend) else (4, 64, 32, 64)
     ours, eager = [], []
-    for seed in range(5):
+    for seed in seeds_for(backend):
         positive, gen = draw(size, data, torch.float32, device, seed)
         weights = [np.ones(x.shape[:2]) for x in (gen, positive)]
         expected = force_oracle.drift(array(gen), array(positive), None, weights, (0.02, 0.05, 0.2), np.ones(size[0]))
