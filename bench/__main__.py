@@ -43,7 +43,10 @@ QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
-    p.add_argument("--losses", help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent, contrastive_force)")
+    p.add_argument(
+        "--losses",
+        help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent, contrastive_force)",
+    )
     p.add_argument(
         "--sizes", help="comma-separated NxD, or NxKxD for queued keys and prediction steps (default: each loss's list)"
     )

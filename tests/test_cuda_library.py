@@ -81,8 +81,7 @@ def test_builds_and_loads_without_a_gpu(tmp_path):
     lines += [f"const PairKernels {name}_KERNELS{{}};" for name in PAIR_TABLES]
     lines += [f"const ForceKernels {name}_FORCE{{}};" for name in FORCE_TABLES]
     headers = [f'#include "{build.HERE}/{name}.h"' for name in ("launch", "force")]
-    tables.write_text("
-".join([*headers, "namespace fused_contrastive {", *lines, "}"]))
+    tables.write_text("\n".join([*headers, "namespace fused_contrastive {", *lines, "}"]))
     library = tmp_path / "_C_cuda.abi3.so"
     folder = Path(build.HERE).parents[1] / "build/cuda_library_test"
     kernels = [build.HERE / "prepare.cu", build.HERE / "finish.cu", tables]
