@@ -1,12 +1,13 @@
 """The force family on the native CUDA backend: contract in force_ops.py, kernels in csrc/cuda/force_*.cuh.
 
 Groups that fit into a block's shared memory take one kernel, one block each. Others take one pass over the pairs per result, with panels of
-weights that library GEMMs multiply with the coordinates (in torch's float32 precision). Every output and workspace is allocated here.
-No host synchronisation; no value of a tensor is read.
+weights that library GEMMs (in torch's float32 precision) multiply with the centred coordinates, less the row sums times the row's own. Every
+output and workspace is allocated here. No host synchronisation; no value of a tensor is read.
 
-Launches of force_forward: 1 by groups. Else log_sums (and of columns unless all_rows), affinities, 3 of centring (the first point, the mean),
-and per panel weights and 3 of the product and row sums; mean distances 3; norms 1 (2 fills where there are none); half precision one conversion; with the columns in parts, a merge after
-each of log_sums and affinities. distance_gradient: 1 by groups, else 3 and 4 per panel, and one conversion. distance_sums: 1, with parts 2.
+Launches of force_forward: 1 by groups (a copy more where inputs are strided). Else the scale 3 or 4 (given: a copy), log_sums (and of columns
+unless all_rows), affinities, norms (else two fills), three of centring, and per panel weights, product, row sums, and their difference; half
+precision one conversion; where the columns are in parts a merge after each of log_sums and affinities. distance_gradient: 1 by groups, else
+three of centring and four per panel, and half precision two conversions. distance_sums: 1, with parts 2.
 """
 
 from __future__ import annotations

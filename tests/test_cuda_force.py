@@ -251,7 +251,7 @@ def test_far_from_the_origin(way):
 
 
 def test_first_point_far_away(way):
-    """Coordinates are less their mean, not less the first point alone, which would leave the others with its rounding errors."""
+    """Which leaves the others without its rounding errors: differences are of neighbours, or of coordinates less their mean."""
     call = Force(1, 70, 19, 2, 30, 45, 1.0, dtype=torch.float32)
     x, *rest = call.inputs
     x[:, 0] += 1e4

@@ -6,10 +6,10 @@
 // The distances of all pairs that are needed lie in shared memory, [P, stride]: rows i < rows alone where nothing asks
 // for more, and only tiles at or above the diagonal are computed. Everything after that goes by rows, a warp each,
 // lanes over the columns; the rows' log-sum-exps, shifts and sums pass through the outputs. Weights replace the
-// distances of their rows, or with `separate` lie in a panel of 64 rows, and multiply centred coordinates, x less the
-// first point less the mean of that, in tiles of 64 x 64.
+// distances of their rows, or with `separate` lie in a panel of 64 rows, and multiply differences of coordinates, in
+// tiles of 64 x 64.
 //
-// Flops: 3 P^2 D / 2 of distances (rows P D where that is less) and 2 rows P D of products; 3 or 4 exponentials per
+// Flops: 3 P^2 D / 2 of distances (rows P D where that is less) and 3 rows P D of products; 3 or 4 exponentials per
 // pair and temperature. Bytes: x three times, mostly from L2. Shared memory: 4 P (P + 8) + 20 KiB, 86 KiB at P = 128:
 // two blocks on an SM of sm_90 and sm_100, one of sm_80, sm_86 and sm_120; up to P = 228 on sm_90; float64
 // 8 P (P + 8) + 37 KiB. Predicted, one H200: 256 groups of 128 points in 256 dimensions, 5 temperatures: 0.17 ms, at
@@ -44,7 +44,7 @@ struct Group {
   // A multiple of 4, odd in those: columns of the matrix lie in different banks.
   static __host__ __device__ int stride(int P) { return 4 * (ceil_div(P, 4) | 1); }
   static constexpr int PARTS = 2 * WARPS * static_cast<int>(sizeof(double));
-  static bool apart(const ForceParams& p) { return p.separate && p.K > 1; }
+  static __host__ __device__ bool apart(const ForceParams& p) { return p.separate && p.K > 1; }
   static int64_t shared_bytes(const ForceParams& p) {
     const int64_t elements = static_cast<int64_t>(p.P + (apart(p) ? TILE : 0)) * stride(p.P);
     return Loop::SHARED + PARTS + elements * static_cast<int64_t>(sizeof(Acc));
@@ -231,15 +231,14 @@ struct Group {
     }
   }
 
-  // Weights of temperatures [k, k_end) of row i, added, into `target`; zeros behind the last column. They weigh the
-  // differences x_j - x_i: the row's own is less their sum, those of equal points are 0. Each lane prepares one
-  // temperature, for all.
-  __device__ void weights(int i, int k, int k_end, Acc scale, Acc* target) const {
+  // Weights of temperatures [k, k_end) of row i, added, into `target`; zeros behind the last column. Each lane prepares
+  // one temperature, for all.
+  __device__ void weights(int i, int k, int k_end, Acc* target) const {
     Acc total[COLUMNS] = {};
 #pragma unroll 1
     for (; k < k_end; k += 32) {
       const int own_k = min(k + lane_id(), k_end - 1);
-      const Row own = row(i, own_k, factor(p, own_k, scale));
+      const Row own = row(i, own_k, factor(p, own_k, unit_scale<Acc>(p.scale, g)));
       const Acc* shift = static_cast<const Acc*>(p.shift) + place(i, own_k);
       const Acc* sums = static_cast<const Acc*>(p.sums) + place(i, own_k);
       const double log_norm = static_cast<const double*>(p.wide)[static_cast<int64_t>(own_k) * p.G + g];
@@ -265,28 +264,16 @@ struct Group {
         });
       }
     }
-    Acc sum = 0;
-    for_columns([&](int c, int j) {
-      total[c] = d[i * width + j] == Acc(0) ? Acc(0) : total[c] * weight(j);
-      sum += total[c];
-    });
-    sum = warp_sum(sum);
-    for_columns([&](int c, int j) { target[j] = j == i ? total[c] - sum : total[c]; });
-    for (int j = p.P + lane_id(); j < width; j += 32) target[j] = 0;
+    for_columns([&](int c, int j) { target[j] = total[c] * weight(j); });
+    if (p.P + lane_id() < width) target[p.P + lane_id()] = 0;  // fewer than 32
   }
 
-  // Row i of the matrix whose product with the coordinates is the gradient, in place of its distances.
+  // Weights of row i in the gradient, in place of its distances.
   __device__ void inverses(int i) const {
     const Acc g2 = Acc(-2) * static_cast<const Acc*>(p.upstream)[g];
     Acc* row = d + i * width;
-    Acc sum = 0;
-    for (int j = lane_id(); j < width; j += 32) {
-      const Acc w = j < p.P && row[j] != Acc(0) ? g2 / row[j] : Acc(0);
-      row[j] = w;
-      sum += w;
-    }
-    sum = warp_sum(sum);
-    if (i % 32 == lane_id()) row[i] = -sum;  // written by the same lane before
+#pragma unroll 1
+    for (int j = lane_id(); j < width; j += 32) row[j] = j < p.P && row[j] != Acc(0) ? g2 / row[j] : Acc(0);
   }
 };
 
@@ -301,19 +288,21 @@ __global__ void __launch_bounds__(256, sizeof(T) == 8 || COLUMNS > 4 ? 1 : 2)
   const auto scale = group.scale();
   group.log_sums(scale);
   group.affinities(scale);
-  const bool apart = p.separate && p.K > 1;
-  const int panels = ceil_div(p.rows, Kernel::TILE);
 #pragma unroll 1
-  for (int n = 0; n < (apart ? p.K : 1) * panels; ++n) {
-    const int s = n / panels, i0 = n % panels * Kernel::TILE, count = min(Kernel::TILE, p.rows - i0);
-    auto* w = apart ? group.panel : group.d + i0 * group.width;
+  for (int s = 0, i0 = 0; s < (Kernel::apart(p) ? p.K : 1);) {
+    auto* w = Kernel::apart(p) ? group.panel : group.d + i0 * group.width;
 #pragma unroll 1
-    for (int i = Kernel::warp(); i < count; i += WARPS) {
-      group.weights(i0 + i, s, apart ? s + 1 : p.K, scale, w + i * group.width);
+    for (int i = Kernel::warp(); i < min(Kernel::TILE, p.rows - i0); i += WARPS) {
+      group.weights(i0 + i, s, Kernel::apart(p) ? s + 1 : p.K, w + i * group.width);
     }
     __syncthreads();
     const int64_t row = (static_cast<int64_t>(s) * p.G + group.g) * p.rows + i0;
-    group.coordinates().multiply(w, count, static_cast<typename Kernel::Acc*>(p.out) + row * p.D);
+    group.coordinates().multiply(w, i0, min(Kernel::TILE, p.rows - i0),
+                                 static_cast<typename Kernel::Acc*>(p.out) + row * p.D);
+    i0 += Kernel::TILE;
+    if (i0 < p.rows) continue;
+    i0 = 0;
+    ++s;
   }
 }
 
@@ -328,7 +317,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2)
   __syncthreads();
   for (int i0 = 0; i0 < p.P; i0 += Kernel::TILE) {
     const int64_t row = static_cast<int64_t>(group.g) * p.P + i0;
-    group.coordinates().multiply(group.d + i0 * group.width, min(Kernel::TILE, p.P - i0),
+    group.coordinates().multiply(group.d + i0 * group.width, i0, min(Kernel::TILE, p.P - i0),
                                  static_cast<T*>(p.out) + row * p.D);
   }
 }

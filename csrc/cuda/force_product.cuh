@@ -1,37 +1,45 @@
-// The product of a group's weights, in shared memory, with its centred coordinates: x less the first point, less the
-// mean of that, so exactly 0 where all points are equal.
+// The product of a group's weights, in shared memory, with the differences of its coordinates: sum_j w_ij (x_j - x_i),
+// exactly 0 where all points are equal, and with nothing lost where a row's neighbours are near it and all far from the
+// others.
 #pragma once
 
 #include "force_distance.cuh"
 
 namespace fused_contrastive {
 
-// Tiles of 64 rows x 64 features over 32 points at a time, loaded into registers while those before are multiplied. Per
-// four points a thread loads 8 x 16 bytes for 64 multiply-adds.
+// Tiles of 64 rows x 64 features over 16 points at a time, loaded into registers while those before are multiplied. Per
+// four points a thread loads 8 x 16 bytes for 128 arithmetic instructions.
 template <class T>
 struct Coordinates {
   using Acc = typename Accumulation<T>::type;
   using Loop = Distances<T>;
   static constexpr int TILE = Loop::TILE, THREADS = Loop::THREADS, SIZE = Unit<Acc>::SIZE;
-  static constexpr int DEPTH = 32, WIDTH = TILE + SIZE;  // a stage of coordinates: [DEPTH][WIDTH]
-  static constexpr int SHARED = (2 * DEPTH * WIDTH + 6 * TILE) * static_cast<int>(sizeof(Acc));
+  static constexpr int DEPTH = 16, LOADS = DEPTH / 16, WIDTH = TILE + SIZE;  // a stage of coordinates: [DEPTH][WIDTH]
+  static constexpr int SHARED = 2 * DEPTH * WIDTH * static_cast<int>(sizeof(Acc));
 
   const T* x;  // [P, D]
   int P, D;
   int width;  // elements of a row of weights
   Acc* stages;
 
-  // out [count, D] = w [count, P] times the centred coordinates; w [count, width] in shared memory, up to 64 rows.
+  // out [count, D]: rows i0 .., up to 64 of them; w [count, width].
   template <class Out>
-  __device__ void multiply(const Acc* w, int count, Out* out) const {
+  __device__ void multiply(const Acc* w, int i0, int count, Out* out) const {
     const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll 1
     for (int d0 = 0; d0 < D; d0 += TILE) {
-      find_centre(d0);
+      Acc place[4][4];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int64_t row = i0 + min(ty + 16 * r, count - 1);
+        const Four<T> four = load_four(x + row * D, d0 + 4 * tx, D);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) place[r][c] = static_cast<Acc>(to_float(four.v[c]));
+      }
       Acc sum[4][4] = {};
-      Four<T> staged[2];
+      Four<T> staged[LOADS];
       load(staged, 0, d0);
-      store(staged, stages, 0);
+      store(staged, stages);
       for (int j0 = 0, stage = 0; j0 < P; j0 += DEPTH, stage ^= 1) {
         __syncthreads();  // as in the loop over distances
         if (j0 + DEPTH < P) load(staged, j0 + DEPTH, d0);
@@ -52,11 +60,11 @@ struct Coordinates {
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
 #pragma unroll
-              for (int c = 0; c < 4; ++c) sum[r][c] = fma(own[r].v[e], value[c], sum[r][c]);
+              for (int c = 0; c < 4; ++c) sum[r][c] = fma(own[r].v[e], value[c] - place[r][c], sum[r][c]);
             }
           }
         }
-        if (j0 + DEPTH < P) store(staged, stages + (stage ^ 1) * (DEPTH * WIDTH), j0 + DEPTH);
+        if (j0 + DEPTH < P) store(staged, stages + (stage ^ 1) * (DEPTH * WIDTH));
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
@@ -69,41 +77,22 @@ struct Coordinates {
       __syncthreads();
     }
   }
-  // The first point, and the mean of x less that, of features d0 ... Ends with a barrier.
-  __device__ Acc* centre() const { return stages + 2 * DEPTH * WIDTH; }  // [2][TILE], behind it parts of sums [4][TILE]
-  __device__ void find_centre(int d0) const {
-    const int n = static_cast<int>(threadIdx.x) % TILE, part = static_cast<int>(threadIdx.x) / TILE;
-    const T* own = x + min(d0 + n, D - 1);
-    const Acc first = static_cast<Acc>(to_float(own[0]));
-    Acc sum = 0, *sums = centre() + 2 * TILE + n;
-    for (int j = part; j < P; j += THREADS / TILE) {
-      sum += static_cast<Acc>(to_float(own[static_cast<int64_t>(j) * D])) - first;
-    }
-    sums[part * TILE] = sum;
-    __syncthreads();
-    if (part == 0) {
-      centre()[n] = first;
-      centre()[TILE + n] = (sums[0] + sums[TILE] + sums[2 * TILE] + sums[3 * TILE]) / static_cast<Acc>(P);
-    }
-    __syncthreads();
-  }
-  __device__ void load(Four<T> (&staged)[2], int j0, int d0) const {
+  __device__ void load(Four<T> (&staged)[LOADS], int j0, int d0) const {
     const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < LOADS; ++n) {
       const int64_t point = min(j0 + ty + 16 * n, P - 1);
       staged[n] = load_four(x + point * D, d0 + 4 * tx, D);
     }
   }
-  __device__ void store(const Four<T> (&staged)[2], Acc* stage, int j0) const {
+  __device__ void store(const Four<T> (&staged)[LOADS], Acc* stage) const {
     const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
+    for (int n = 0; n < LOADS; ++n) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const Acc* first = centre() + 4 * tx + c;
-        const Acc value = static_cast<Acc>(to_float(staged[n].v[c])) - first[0] - first[TILE];
-        stage[(ty + 16 * n) * WIDTH + 4 * tx + c] = j0 + ty + 16 * n < P ? value : Acc(0);
+        const Acc value = static_cast<Acc>(to_float(staged[n].v[c]));
+        stage[(ty + 16 * n) * WIDTH + 4 * tx + c] = value;
       }
     }
   }
