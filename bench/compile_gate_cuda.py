@@ -59,7 +59,7 @@ def run(*command: str) -> str:
 
 def readable(symbol: str) -> str:
     """``pair_reduce Half bf16 128x128`` of a mangled kernel name."""
-    name = re.search(r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows)I", symbol)
+    name = re.search(r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|force_\w+?)I", symbol)
     policy = re.search(r"\d(Half|Tf32|Fma|F64|Warpgroup)(?:I(?:NS_\d(bf16|3f16|f16)|Lb(\d))?)?", symbol)
     shape = re.search(r"5ShapeILi(\d+)ELi(\d+)E", symbol)
     element = re.search(r"NS_(?:4(bf16)|3(f16))E", symbol)
@@ -69,9 +69,14 @@ def readable(symbol: str) -> str:
     if element:
         parts.append(element[1] or element[2])
     elif not policy:
-        parts.append("f64" if re.search(r"I[d]E", symbol) else "f32")
+        parts.append("f64" if re.search(r"Id[EL]", symbol) else "f32")
     if shape:
         parts.append(f"{shape[1]}x{shape[2]}")
+    if parts[0] == "force_group":
+        columns = int(re.search(r"Li(\d)E", symbol)[1])
+        return " ".join([*parts, f"{32 * columns} points"])
+    if parts[0] == "force_affinities":
+        return " ".join([*parts, *(["rms"] if "Lb1E" in symbol else [])])
     variant = re.search(r"EL[bi](\d+)EEEv", symbol)
     if variant:
         parts.append({"pair_reduce": "keys", "pair_weight": "keys"}.get(parts[0], "") if variant[1] == "1" else "")
@@ -81,11 +86,13 @@ def readable(symbol: str) -> str:
 
 
 def shared_bytes(folder: Path) -> dict[str, int]:
-    """Shared memory of every kernel that multiplies, by the beginning of its readable name, from the constants of the headers."""
+    """Shared memory of the kernels that compute pairs, by the beginning of their readable names, from the constants of the headers; those
+    of whole groups, sized by the group, for 128 points (float64: 64)."""
     probe = folder / "shared.cu"
     lines = [
         '#include "tile_kernels.cuh"',
         '#include "products_sm90.cuh"',
+        '#include "force_kernels.cuh"',
         "#include <cstdio>",
         "using namespace fused_contrastive;",
     ]
@@ -109,6 +116,12 @@ def shared_bytes(folder: Path) -> dict[str, int]:
             lines.append(
                 f'  printf("fused_rows {label}=%d\\n", RowsLoop<{rows}, {(64 if size == 8 else 128) * size // 64}>::SHARED);'
             )
+    for label, element in (("bf16", "bf16"), ("f16", "f16"), ("f32", "float"), ("f64", "double")):
+        for name in ("distances", "log_sums", "affinities", "weights", "inverses"):
+            lines.append(f'  printf("force_{name} {label}=%d\\n", RowView<{element}>::SHARED);')
+        lines.append(f"  ForceParams {label}_group{{}};\n  {label}_group.P = {64 if label == 'f64' else 128};")
+        for name in (f"force_group {label} 128 points", f"force_group_gradient {label}"):
+            lines.append(f'  printf("{name}=%d\\n", int(Group<{element}, 4>::shared_bytes({label}_group)));')
     lines.append("}")
     probe.write_text("\n".join(lines))
     run(build.nvcc(), "-std=c++17", f"-I{build.HERE}", "-arch=sm_90a", str(probe), "-o", str(folder / "shared"))

@@ -46,11 +46,14 @@ FLOAT32_TILES = ("tf32", "tf32x3", "fma")
 
 
 def source_of(operator: str, arguments: tuple) -> str:
-    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of csrc/cuda/library.cpp launches."""
+    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of csrc/cuda/*.cpp launches."""
     if operator in ("prepare", "terms"):
         return "cuda/prepare"
     if operator in FINISHING:
         return "cuda/finish"
+    if operator.startswith("force_"):  # the derivatives take an upstream gradient first
+        x = arguments[operator in ("force_group_gradient", "force_inverses")]
+        return f"cuda/force_{TILES.get(x.dtype, 'f32')}"
     x = arguments[0]
     if x.dtype == torch.float32:
         return f"cuda/tiles_{FLOAT32_TILES[arguments[-1]]}"
@@ -104,7 +107,9 @@ def pytest_collection_modifyitems(config, items):
 
     def rank(item) -> int:
         named = {str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()}
-        ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(("_kernels.py", "cuda_backend.py"))
+        ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(
+            ("_kernels.py", "cuda_backend.py", "cuda_force.py")
+        )
         return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
 
     items[:] = sorted(chosen, key=rank)

@@ -35,9 +35,22 @@ def main(device: str = "cuda") -> int:
                 fc.info_nce_loss(a, b, keys, 0.1, backend="cuda"),
             ]
             torch.autograd.grad(sum(losses), (a, b))
+            force_steps(a, b)
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return 0
+
+
+def force_steps(a, b) -> None:
+    """The force family on three groups of 50 points and on 270, more than fit into one block."""
+    import fused_contrastive as fc
+
+    groups = [x.unflatten(0, (3, -1)) for x in (a, b)]
+    for positive, negative in (groups, (torch.cat([a, b]), torch.cat([a, b])[:120])):
+        for normalizer in ("dist_affinity_rms", "force_rms"):
+            loss = fc.contrastive_force_loss(positive, negative, (0.1, 0.2), normalizer=normalizer, backend="cuda")
+            torch.autograd.grad(loss.sum(), (a, b))
+    fc.drift_loss(groups[1], groups[0], backend="cuda")
 
 
 def sanitizer() -> str | None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from . import tiling
+from . import cuda_force, tiling
 from .candidates import KEYED, KINDS
 from .checks import float32_precision
-from .force_panels import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401
+from .force_panels import force_backward  # noqa: F401
 from .panels import product
 from .tiling import ceil_div, resolve
 from .verification import verified
@@ -362,3 +362,18 @@ def weighted_sums(
 
 def _panel_size(g: slice, i: slice, j: slice) -> int:
     return (g.stop - g.start) * (i.stop - i.start) * ceil_div(j.stop - j.start, 16) * 16
+
+
+def force_forward(x, *arguments):
+    """See force_ops.py."""
+    return cuda_force.force_forward(LIBRARIES[x.device.type], x, *arguments)
+
+
+def distance_sums(x, weight, rows, clip):
+    """See force_ops.py."""
+    return cuda_force.distance_sums(LIBRARIES[x.device.type], x, weight, rows, clip)
+
+
+def distance_gradient(g, x):
+    """See force_ops.py."""
+    return cuda_force.distance_gradient(LIBRARIES[x.device.type], g, x)

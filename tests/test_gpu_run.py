@@ -247,6 +247,11 @@ def test_every_operator_has_a_source():
     for dtype in (torch.float16, torch.float64):
         names.add(device_tests.source_of("pair_weight", (types.SimpleNamespace(dtype=dtype, is_cuda=False),)))
     names |= {device_tests.source_of("fused_rows", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+    none = types.SimpleNamespace(dtype=torch.int64)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        x = types.SimpleNamespace(dtype=dtype)
+        names.add(device_tests.source_of("force_group", (x, none)))
+        assert device_tests.source_of("force_inverses", (none, x)) in names
     assert names | {"cuda/tiles_sm90"} == {name for name in environment.kernel_hashes() if name.startswith("cuda/")}
     assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/tiles_fma"
 
@@ -303,7 +308,8 @@ def test_the_small_case_reaches_every_kernel(monkeypatch):
     monkeypatch.setitem(cuda.LIBRARIES, "cpu", device_tests.Recorder(cuda_host.load().operators))
     assert small_case.main("cpu") == 0
     assert device_tests._launched == {
-        f"cuda/{name}" for name in "prepare finish tiles_bf16 tiles_f16 tiles_f64 tiles_tf32x3".split()
+        f"cuda/{name}"
+        for name in "prepare finish tiles_bf16 tiles_f16 tiles_f64 tiles_tf32x3 force_bf16 force_f16 force_f32 force_f64".split()
     }
 
 
@@ -316,6 +322,7 @@ def test_kernels_alone_against_bare_rates():
     kernels = [
         ("void fused_contrastive::(anonymous namespace)::prepare<bf16>(PrepareParams)", 10.0),
         ("void fused_contrastive::pair_reduce<Half<bf16>, false>(ReduceParams)", 100.0),
+        ("void fused_contrastive::force_group<float, 4>(ForceParams)", 5.0),
         ("nvjet_tst_256x128", 300.0),
         ("elementwise_kernel", 1.0),
     ]
@@ -325,7 +332,7 @@ def test_kernels_alone_against_bare_rates():
         "rates": rates(),
     }
     found = {e["kernel"]: e for e in kernel_table.entries(result)}
-    assert set(found) == {"prepare", "pair_reduce", "product", "other"}
+    assert set(found) == {"prepare", "pair_reduce", "force_group", "product", "other"}
     assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
     assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
     assert found["prepare"]["rate"] == pytest.approx(1000.0)

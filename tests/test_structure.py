@@ -14,7 +14,7 @@ LEVELS = (
     {"candidates", "checks", "tiling", "verification", "fastest"},
     {"reference", "sums"},
     {"force_reference", "force_panels"},
-    {"panels", "visualize"},
+    {"panels", "visualize", "cuda_force"},
     {"native", "triton_kernels", "cuda"},
     {"dispatch"},
     {"ops"},

@@ -28,6 +28,11 @@ def sources() -> list[Path]:
     return sorted(HERE.glob("*.cu"))
 
 
+def host_sources() -> list[Path]:
+    """Files of operators, which launch the kernels."""
+    return sorted(HERE.glob("*.cpp"))
+
+
 def closure(source: Path) -> list[Path]:
     """A source and every header of csrc/cuda that it includes, directly or not."""
     found, todo = [], [source]
@@ -51,9 +56,18 @@ def source_hash(source: Path) -> str:
 def kernel_hashes() -> dict[str, str]:
     """Source hash of every CUDA kernel source, by name: of what launches it, too, without which a run says nothing."""
     package = HERE.parents[1] / "fused_contrastive"
-    launching = source_hash(HERE / "library.cpp").encode()
-    launching += b"".join(path.read_bytes() for path in (package / "cuda.py", package / "tiling.py") if path.exists())
-    hashes = {f"cuda/{source.stem}": source_hash(source).encode() + launching for source in sources()}
+
+    def launching(family: str) -> bytes:
+        host, modules = (
+            ("force_library.cpp", ("cuda_force.py",)) if family == "force" else ("library.cpp", ("cuda.py",))
+        )
+        paths = [package / name for name in (*modules, "tiling.py")]
+        return source_hash(HERE / host).encode() + b"".join(path.read_bytes() for path in paths if path.exists())
+
+    hashes = {
+        f"cuda/{source.stem}": source_hash(source).encode() + launching(source.stem.partition("_")[0])
+        for source in sources()
+    }
     return {name: hashlib.sha256(made_of).hexdigest()[:16] for name, made_of in hashes.items()}
 
 
@@ -76,7 +90,7 @@ def release() -> str:
 
 def library_hash() -> str:
     """Of everything the library is made of, the compiler apart: the library carries it as ``SOURCES``."""
-    everything = [(source.name, source_hash(source)) for source in (*sources(), HERE / "library.cpp")]
+    everything = [(source.name, source_hash(source)) for source in (*sources(), *host_sources())]
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
 
@@ -112,6 +126,6 @@ def build(
         return str(target)
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [HERE / "library.cpp", *(sources() if chosen is None else chosen)]))
+        objects = list(pool.map(compile_one, [*host_sources(), *(sources() if chosen is None else chosen)]))
     linker = ["-Xlinker=-s,--no-as-needed,--exclude-libs,ALL", f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     subprocess.run([nvcc(), "-shared", "-cudart=static", *objects, "-o", str(library), *linker], check=True)

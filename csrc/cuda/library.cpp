@@ -1,30 +1,15 @@
 // Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py allocates every output
 // and workspace, passes absent tensors as empty ones, and checks shapes; here are only pointers, sizes and the stream.
-//
-// The tests' host shim compiles this file too, with FUSED_CONTRASTIVE_HOST: the same operators for CPU tensors, in
-// another namespace.
-#pragma weak aoti_torch_get_current_cuda_stream  // absent from a CPU-only torch, where this library must still load
-
+// The force family's operators: force_library.cpp.
 #include <Python.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
 
 #include "launch.h"
+#include "operators.h"
 #include "params.h"
 
 #ifdef FUSED_CONTRASTIVE_HOST
-#define NAMESPACE fused_contrastive_cuda_host
-#define DEVICE CPU
 #define LIBRARY_NAME PyInit__C_cuda_host
 #else
-#define NAMESPACE fused_contrastive_cuda
-#define DEVICE CUDA
 #define LIBRARY_NAME PyInit__C_cuda
 #endif
 #define STRING(name) QUOTED(name)
@@ -32,43 +17,6 @@
 
 namespace fused_contrastive {
 namespace {
-
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using torch::headeronly::ScalarType;
-
-// Makes the tensor's device current and names its stream, for the duration of a call.
-class Queue {
- public:
-  explicit Queue(const Tensor& x)
-#ifdef FUSED_CONTRASTIVE_HOST
-  {
-  }
-  Stream stream() const { return nullptr; }
-#else
-      : index_(x.get_device_index()), guard_(index_) {
-  }
-  Stream stream() const {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
-    return static_cast<Stream>(stream);
-  }
-
- private:
-  int32_t index_;
-  torch::stable::accelerator::DeviceGuard guard_;
-#endif
-};
-
-// Null for a tensor without elements.
-void* pointer(const Tensor& x) { return x.numel() == 0 ? nullptr : x.data_ptr(); }
-void* pointer(const OptionalTensor& x) { return x.has_value() ? pointer(*x) : nullptr; }
-
-int size(const Tensor& x, int64_t dimension) {
-  const int64_t n = x.size(dimension), most = int64_t(1) << (dimension == 2 ? 27 : 30);
-  STD_TORCH_CHECK(n <= most, "the CUDA kernels take at most 2^30 rows and 2^27 features, got ", n);
-  return static_cast<int>(n);
-}
 
 // Whether one element in memory stands for all.
 bool expanded(const Tensor& x) {

@@ -30,7 +30,7 @@ def compiler() -> str | None:
 
 
 def sources() -> list[Path]:
-    return [HERE / "shim.cpp", SOURCES / "library.cpp", *sorted(SOURCES.glob("*.cu"))]
+    return [HERE / "shim.cpp", *sorted(SOURCES.glob("*.cpp")), *sorted(SOURCES.glob("*.cu"))]
 
 
 def fingerprint() -> str:
