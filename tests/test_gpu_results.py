@@ -103,8 +103,17 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
     assert set(fused_contrastive.backends()) == set(dispatch.NAMES)
 
 
-@pytest.mark.parametrize("file", ["csrc/cuda/library.cpp", "fused_contrastive/cuda.py", "fused_contrastive/tiling.py"])
-def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch, file):
+@pytest.mark.parametrize(
+    "file, force",
+    [
+        ("csrc/cuda/library.cpp", False),
+        ("fused_contrastive/cuda.py", False),
+        ("csrc/cuda/force_library.cpp", True),
+        ("fused_contrastive/cuda_force.py", True),
+    ],
+)
+def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch, file, force):
+    """Those of the file's own family."""
     for folder in ("csrc/cuda", "fused_contrastive"):
         (tmp_path / folder).mkdir(parents=True)
         for path in (environment.ROOT / folder).glob("*.*"):
@@ -115,7 +124,9 @@ def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch
     assert len(before) > 5
     (tmp_path / file).write_text((tmp_path / file).read_text() + "\n")
     after = environment.kernel_hashes()
-    assert before.keys() == after.keys() and not set(before.values()) & set(after.values())
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {name for name in before if ("force" in name) == force}
 
 
 def test_gpu_status_runs_without_a_gpu(capsys):
