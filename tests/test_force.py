@@ -144,6 +144,21 @@ def test_many_groups_and_large_ones(size, mask_self, normalizer, affinity_floor,
         assert error(value, expected[name]) < 1e-10, name
 
 
+@pytest.mark.parametrize("data", ("clustered", "duplicated", "far"))
+def test_float64_of_difficult_data(data, backend, device):
+    """Clusters a hundredth of their distance wide, every other point a copy, a thousand from the origin; the temperatures of the source."""
+    for size in ((2, 6, 5, 3), (1, 13, 12, 4)):
+        positive, negative = draw(size, data, device=device)
+        upstream = upstream_of(negative.shape)
+        for options in ({}, {"mask_self": "softmax"}):
+            settings = {"temperatures": (0.01, 0.02, 0.05, 0.1, 0.2), **options}
+            loss = fc.contrastive_force_loss(positive, negative, backend=backend, **settings)
+            gradients = torch.autograd.grad(loss, (positive, negative), upstream.to(device))
+            expected = oracle_loss(positive, negative, upstream=upstream, **settings)
+            for value, name in zip((loss, *gradients), ("loss", "positive", "negative"), strict=True):
+                assert error(value, expected[name]) < 1e-10, (name, size, options)
+
+
 @pytest.mark.parametrize("weighted", (False, True))
 @pytest.mark.parametrize("with_negative", (False, True))
 def test_drift_loss(with_negative, weighted, any_backend, device, exact_distances):

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cases
 import pytest
 import torch
 
-NAMES = [
-    case.name for case in cases.LOSSES if case.target is None
-]  # the cases copy an index vector to the device in every call
+import fused_contrastive as fc
+
+
+class ForceCase(NamedTuple):
+    """A loss of the force family in the form of the other cases: groups of n + n points, or one large one."""
+
+    function: object
+    groups: int
+
+    def draw(self, n, d, dtype, device, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        shape = (self.groups, n if self.groups > 1 else 5 * n, d)
+        sets = [torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for _ in range(2)]
+        return {name: x.requires_grad_() for name, x in zip(("positive", "negative"), sets, strict=True)}
+
+    def loss(self, inputs, backend, reduction="mean"):
+        return self.function(inputs["positive"], inputs["negative"], backend).mean()
+
+
+FORCE = {
+    "force_loss": lambda p, n, backend: fc.contrastive_force_loss(p, n, backend=backend),
+    "force": lambda p, n, backend: (
+        fc.contrastive_force(p, n, 3.0, normalizer="dist_affinity_rms", backend=backend) ** 2
+    ),
+}
+CASES = {case.name: case for case in cases.LOSSES if case.target is None}
+"""Those with a target copy an index vector to the device in every call."""
+CASES |= {f"{name}-{groups}": ForceCase(function, groups) for name, function in FORCE.items() for groups in (1, 40)}
+NAMES = list(CASES)
 
 
 @pytest.fixture
@@ -26,7 +54,7 @@ def step(case, inputs, backend):
 @pytest.mark.parametrize("name", NAMES)
 def test_cuda_graph(name, backend, gpu):
     """A step captured once and replayed on other data, as training loops do."""
-    case = cases.BY_NAME[name]
+    case = CASES[name]
     inputs = case.draw(70, 40, torch.float32, gpu)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -48,7 +76,7 @@ def test_cuda_graph(name, backend, gpu):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_synchronisation(name, backend, gpu):
-    case = cases.BY_NAME[name]
+    case = CASES[name]
     inputs = case.draw(70, 40, torch.float32, gpu)
     step(case, inputs, backend)
     torch.cuda.set_sync_debug_mode("error")
@@ -61,7 +89,7 @@ def test_no_synchronisation(name, backend, gpu):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_current_stream(name, backend, gpu):
     """Inputs that a busy stream is about to write are read after it has."""
-    case = cases.BY_NAME[name]
+    case = CASES[name]
     inputs = case.draw(70, 40, torch.float32, gpu)
     late = {key: torch.zeros_like(x) + (x.dim() == 0) for key, x in inputs.items()}
     expected = step(case, inputs, backend)
