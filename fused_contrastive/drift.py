@@ -8,7 +8,7 @@ import torch
 
 from . import checks, dispatch, force_ops, force_reference
 from .force import groups, inverse_temperatures, points_dtype
-from .functions import inverse_scale
+from .functions import FirstDerivative, inverse_scale
 
 
 class Drift(torch.autograd.Function):
@@ -21,14 +21,16 @@ class Drift(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         gen, force, s_in = inputs
-        ctx.save_for_backward(force, s_in)
+        ctx.save_for_backward(force, s_in, gen)
         ctx.dtype = gen.dtype
 
     @staticmethod
     def backward(ctx, g):
-        force, s_in = ctx.saved_tensors
-        d = g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))
-        return d.to(ctx.dtype), None, None
+        force, s_in, gen = ctx.saved_tensors
+        d = (g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))).to(ctx.dtype)
+        if torch.is_grad_enabled():  # create_graph=True
+            (d,) = FirstDerivative.apply(1, d, g, gen)
+        return d, None, None
 
 
 def _weight(name, weight, points_name, points):
@@ -83,7 +85,7 @@ def drift_loss(
     _weight("weight_negative", weight_negative, "negative", negative)
     if gen.numel() == 0:
         raise ValueError(f"gen must not be empty, got shape {tuple(gen.shape)}")
-    inverse = inverse_temperatures(temperatures, gen)
+    inverse = inverse_temperatures(temperatures, gen).detach()
     if backend is not None:
         dispatch.check_name(backend)
     weights = {"weight_gen": weight_gen, "weight_positive": weight_positive, "weight_negative": weight_negative}

@@ -74,12 +74,12 @@ class ForceLoss(torch.autograd.Function):
         x, scale, _, rows, *_, attached, backend = inputs
         _loss, force, used = outputs
         ctx.mark_non_differentiable(force, used)
-        ctx.save_for_backward(x, force, used)
+        ctx.save_for_backward(x, force, used, scale)
         ctx.rows, ctx.attached, ctx.backend = rows, attached and scale is None, backend
 
     @staticmethod
     def backward(ctx, g, *_):
-        x, force, scale = ctx.saved_tensors
+        x, force, scale, given = ctx.saved_tensors
         pull = (-2 * g) * force / scale[:, None, None]
         dx = dscale = None
         if ctx.attached or ctx.needs_input_grad[1]:
@@ -90,8 +90,9 @@ class ForceLoss(torch.autograd.Function):
             dx[:, : ctx.rows] += pull.to(dx.dtype)
         if not ctx.needs_input_grad[1]:
             dscale = None
-        if torch.is_grad_enabled() and dx is not None:
-            (dx,) = FirstDerivative.apply(1, dx, g, x)
+        if torch.is_grad_enabled():  # create_graph=True
+            dx = None if dx is None else FirstDerivative.apply(1, dx, g, x, given)[0]
+            dscale = None if dscale is None else FirstDerivative.apply(1, dscale, g, x, given)[0]
         return (dx, dscale, *[None] * 7)
 
 
@@ -212,8 +213,8 @@ def contrastive_force_loss(
         positive, negative: ``[..., N, D]`` and ``[..., M, D]``, each leading index a group of its own.
         temperatures: in units of `scale`, at least one.
         mask_self, normalizer, affinity_floor: as in `contrastive_force`.
-        scale: None, the group's mean distance over all (N + M)^2 pairs, self pairs included; or given: a number or a tensor that
-            broadcasts to the leading dimensions, which then gets a gradient.
+        scale: None, the group's mean distance over all (N + M)^2 pairs, self pairs included; or given: a positive number or a tensor of
+            such (not read: a scale of 0 counts as 1) that broadcasts to the leading dimensions, which then gets a gradient.
         detach_scale: take the scale as a constant.
 
     Returns:
@@ -264,4 +265,6 @@ def _given_scale(scale, lead, like: torch.Tensor) -> torch.Tensor | None:
             raise ValueError(f"scale must be on {like.device}, got {scale.device}")
         return scale.to(like.device, like.dtype).expand(lead).reshape(-1)
     checks.number("scale", scale, like.device, divisor=True)
+    if scale < 0:
+        raise ValueError(f"scale must be positive, got {scale}")
     return torch.full((math.prod(lead),), scale, dtype=like.dtype, device=like.device)

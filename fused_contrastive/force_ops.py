@@ -22,7 +22,8 @@ sums of squared differences, never ``|x|^2 + |y|^2 - 2 x y``: ``d_ij = sqrt(max(
     force_i = exp(shift_neg + shift_pos - log_norm_k) (s_neg sum_pos E_ij (x_j - x_i) - s_pos sum_neg E_ij (x_j - x_i)),
     from which x_i drops out: points with d_ij = 0, whose E may exceed all others by far, must add exactly nothing
     log_norm_k = log sqrt(mean of (d_ij / scale * exp(a_ij))^2 over the P x P pairs) with ``rms`` (all_rows, no weights);
-                 else, with ``separate``, max over rows of shift_neg + shift_pos (0 where -inf); else 0
+                 else, with ``separate``, the largest exponent of a term: max over rows, sides and j with d_ij > 0 of
+                 a_ij + shift_i of the other side (0 where -inf; only a unit: any number near it will do); else 0
 
 and returns
 

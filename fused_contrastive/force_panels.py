@@ -149,12 +149,12 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -
     """Fills shift and sums of the rows; returns log_norm ``[K, G]``."""
     K, G, P = C.shape
     rows = shift.shape[-1]
-    squares = [[] for _ in range(K)]
+    squares, largest = [[] for _ in range(K)], shift.new_full((K, G), -math.inf)
     for k in range(K):
         for i in panels:
-            a = field.log_affinity(i, k, R[k, :, i], C[k])
+            a, d = field.log_affinity(i, k, R[k, :, i], C[k]), field.distances(i)
             if rms:
-                squares[k].append(_log_squares(a, field.distances(i)))
+                squares[k].append(_log_squares(a, d))
             if i.start >= rows:
                 continue
             i = slice(i.start, min(i.stop, rows))
@@ -166,10 +166,16 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -
                 shift[side, k, :, i] = part.amax(2)
                 e = (part - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
                 sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
+            if separate:
+                apart = a[:, : i.stop - i.start].masked_fill_(d[:, : i.stop - i.start] == 0, -math.inf)
+                for side, columns in enumerate(field.sides):
+                    if apart[..., columns].shape[2] > 0:
+                        exponent = shift[1 - side, k, :, i] + apart[..., columns].amax(2)
+                        largest[k] = torch.maximum(largest[k], exponent.amax(1))
     if rms:
         return torch.stack([torch.stack(parts).logsumexp(0) / 2 for parts in squares]) - math.log(P)
     if separate:  # callers multiply by its exponential, as it is once rounded
-        return finite(shift.sum(0).amax(-1)).to(field.x.dtype)
+        return finite(largest).to(field.x.dtype)
     return shift.new_zeros((K, G))
 
 

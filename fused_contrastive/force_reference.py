@@ -42,9 +42,11 @@ def _force(points, M, temperature, mask_self, normalizer, affinity_floor):
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
-    """Root mean square over the last two dimensions, kept; 1 where it is 0."""
-    square = (x * x).mean((-2, -1), keepdim=True)
-    return square.masked_fill(square == 0, 1.0).sqrt()
+    """Root mean square over the last two dimensions, kept; 1 where it is 0. Squares are taken of what is next to 1."""
+    largest = x.detach().abs().amax((-2, -1), keepdim=True)
+    unit = largest.masked_fill(largest == 0, 1.0)
+    square = (x / unit).square().mean((-2, -1), keepdim=True)
+    return square.masked_fill(square == 0, 1.0).sqrt() * unit
 
 
 def contrastive_force_loss(

@@ -44,6 +44,7 @@ class ForcePass {
         squares_(allocate<T>(runtime, f.rms ? 4 * f.K * f.P : 0)),
         tops_(allocate<double>(runtime, 2 * f.K * f.rows)),
         sums_(allocate<double>(runtime, 2 * f.K * f.rows)),
+        apart_(allocate<double>(runtime, 2 * f.K * f.rows)),
         norms_(allocate<double>(runtime, f.K)) {}
 
   static double work(const Force& f) { return double(f.P) * double(f.P) * double(f.D + 8 * f.K) * 2; }
@@ -153,7 +154,7 @@ class ForcePass {
   // columns after the rows: the pairs before are mirrored.
   void sums(int64_t g, int64_t i, const T* d, T* a) {
     const T* weight = f_.weight ? static_cast<const T*>(f_.weight) + g * n_ : nullptr;
-    const bool equal = f_.rms && has_equal(i, d);
+    const bool equal = has_equal(i, d);
     for (int64_t k = 0; k < f_.K; ++k) {
       log_affinity(i, k, d, a);
       if (f_.rms && i >= f_.rows) squares(k, 0)[i] = NONE<T>, squares(k, 0)[n_ + i] = 0;
@@ -179,10 +180,14 @@ class ForcePass {
           static_cast<T*>(f_.shift)[place] = T(lowered * LN_2);
           static_cast<T*>(f_.sums)[place] = T(total);
           sums_[(side * f_.K + k) * f_.rows + i] = total;
+          apart_[(side * f_.K + k) * f_.rows + i] = lowered;
           tops_[(side * f_.K + k) * f_.rows + i] = lowered;
         }
-        if (!f_.rms) continue;
         if (equal) top = less_equal(d, a, begin, end, square);
+        if (equal && i < f_.rows)
+          apart_[(side * f_.K + k) * f_.rows + i] =
+              top == NONE<T> ? NONE<double> : double(top) - double(raised_[k * lse_rows_ + i]);
+        if (!f_.rms) continue;
         squares(k, side)[i] = top;
         squares(k, side)[n_ + i] = sum(square);
       }
@@ -254,8 +259,10 @@ class ForcePass {
       if (!f_.rms) norm = double(out) * LOG2_E;  // callers multiply by its exponential
     }
   }
+  // The largest power of two of a weight in the force on row i: one side's sum, the other's largest affinity.
   double row_top(int64_t i, int64_t k) const {
-    return tops_[k * f_.rows + i] + tops_[(f_.K + k) * f_.rows + i];
+    const int64_t near = k * f_.rows + i, far = (f_.K + k) * f_.rows + i;
+    return std::max(tops_[near] + apart_[far], tops_[far] + apart_[near]);
   }
 
   void forces(Worker& worker, int64_t g, T* buffer) {
@@ -274,17 +281,21 @@ class ForcePass {
   // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the other side times E. Their
   // sum is 0 far below the rounding of one: the force is the same from wherever the points are seen.
   void weights(int64_t g, int64_t i, int64_t k0, int64_t k1, const T* d, T* a, T* w) const {
+    const bool equal = has_equal(i, d);
     std::fill(w, w + n_, T(0));
     for (int64_t k = k0; k < k1; ++k) {
-      const double top = row_top(i, k);
-      if (top == NONE<double> || norms_[k] == NONE<double>) continue;
+      if (norms_[k] == NONE<double>) continue;
       log_affinity(i, k, d, a);
       for (int side = 0; side < 2; ++side) {
         const int64_t begin = side == 0 ? 0 : f_.negatives, end = side == 0 ? f_.negatives : n_;
-        const double other = sums_[((1 - side) * f_.K + k) * f_.rows + i];
-        const Factor<T> factor((side == 0 ? -other : other) * std::exp2(top - norms_[k]));
-        const V high(factor.high), low(factor.low);
-        const V shift(T(tops_[(side * f_.K + k) * f_.rows + i] + double(raised_[k * lse_rows_ + i])));
+        const int64_t other = ((1 - side) * f_.K + k) * f_.rows + i;
+        const double top = apart_[(side * f_.K + k) * f_.rows + i];
+        if (tops_[other] == NONE<double> || top == NONE<double>) continue;
+        if (equal)
+          for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
+        const double unit = sums_[other] * std::exp2(tops_[other] + top - norms_[k]);
+        const Factor<T> factor(side == 0 ? -unit : unit);
+        const V high(factor.high), low(factor.low), shift(T(top + double(raised_[k * lse_rows_ + i])));
         int64_t j = begin;
         for (; j + V::W <= end; j += V::W) {
           const V e = exp2(V::load(a + j) - shift);
@@ -312,7 +323,9 @@ class ForcePass {
   Factor<T>* factors_;
   T* raised_;   // [K, rows of lse_rows]
   T* squares_;  // [K, side, maximum or sum, P]
-  double *totals_, *tops_, *sums_, *norms_;
+  double *totals_, *tops_, *sums_;  // [K, ...], the latter two [side, K, rows]
+  double* apart_;                   // like tops_, over the points that do not equal the row
+  double* norms_;
 };
 
 }  // namespace fused_contrastive::FUSED_ISA
