@@ -22,12 +22,11 @@ class Drift(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         gen, force, s_in = inputs
         ctx.save_for_backward(force, s_in, gen)
-        ctx.dtype = gen.dtype
 
     @staticmethod
     def backward(ctx, g):
         force, s_in, gen = ctx.saved_tensors
-        d = (g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))).to(ctx.dtype)
+        d = (g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))).to(gen.dtype)
         if torch.is_grad_enabled():  # create_graph=True
             (d,) = FirstDerivative.apply(1, d, g, gen)
         return d, None, None

@@ -1,6 +1,6 @@
 """The force family in torch operations over row panels: O(P (D + K)) memory on any device. Contract: force_ops.py.
 
-Each pass computes the distances of a panel of rows to all points again, once more than it must when a group fits into one panel.
+Each pass computes the distances of a panel of rows to all points again, unless one panel holds whole groups.
 Flops per group of P points, of which M rows: 3 P^2 D of each pass over all points (sums of distances, log-sum-exps) and 3 M P D
 of each over rows (sums of affinities, forces), K exponentials per pair and pass, 2 M P D for the product with the coordinates.
 """
@@ -62,10 +62,14 @@ class _Field:
         self.mask, self.self_logit, self.floor, self.denominator, self.clip = mask, self_logit, floor, denominator, clip
         self.scale = self.place = self.panel = None
 
+    def rescale(self, scale: torch.Tensor) -> None:
+        """From here on distances are in units of the scale ``[G]``."""
+        self.scale, self.place = scale, None
+
     def distances(self, i: slice) -> torch.Tensor:
-        """In units of the scale, where there is one, and wide."""
-        if self.place != (i.start, i.stop, id(self.scale)):
-            self.place, self.panel = (i.start, i.stop, id(self.scale)), _distances(self.x, i, self.clip)
+        """In units of the scale, where there is one, and wide; those of the last panel are kept."""
+        if self.place != (i.start, i.stop):
+            self.place, self.panel = (i.start, i.stop), _distances(self.x, i, self.clip)
             if self.scale is not None:
                 self.panel = self.panel / self.scale[:, None, None]
         return self.panel
@@ -112,7 +116,7 @@ def force_forward(
             scales[g] = sum(field.distances(i).sum((1, 2), dtype=torch.float64) for i in panels) / (P * P)
         else:
             scales[g] = scale[g]
-        field.scale = scales[g].masked_fill(scales[g] == 0, 1.0)
+        field.rescale(scales[g].masked_fill(scales[g] == 0, 1.0))
         row_panels = panels if all_rows else _rows_only(panels, rows)
         R, C = _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
         tops, totals = (R.new_empty((2, K, R.shape[1], rows)) for _ in range(2))

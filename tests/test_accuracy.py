@@ -102,7 +102,7 @@ def test_converged_gradient_under_1e_4(name, backend, device):
 def test_temperature_range(name, dtype, temperature, backend, device):
     """From one-hot to uniform softmax, and repelling positives."""
     skip_unless_served(backend, device, dtype)
-    if backend == "cuda" and dtype == torch.float32 and (name, temperature) == ("nt_xent", 1e-3):
+    if backend == "cuda" and is_interpreted(backend) and (name, dtype, temperature) == ("nt_xent", torch.float32, 1e-3):
         pytest.xfail("three tf32 products in the tensor cores' rounding: 1.6 times eager's error, 1.5 are allowed")
     n, d = size(backend)
     settings = {"spread": 3.0, "temperature": temperature}

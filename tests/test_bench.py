@@ -338,10 +338,10 @@ def test_device_tests_skip_what_an_earlier_process_recorded(tmp_path, monkeypatc
     assert [item.nodeid for item in items] == ["left"]
 
 
-def test_results_name_no_folders(monkeypatch):
-    reason = "cannot import name 'x' (/home/me/tree/a/launch.py), and/or 1/2 of /tmp/b.so"
+def test_results_name_no_folders(monkeypatch, tmp_path):
+    reason = f"cannot import name 'x' ({tmp_path}/a/launch.py), and/or 1/2 of {tmp_path}/b.so"
     assert environment.without_paths(reason) == "cannot import name 'x' (launch.py), and/or 1/2 of b.so"
-    monkeypatch.setattr("sys.argv", ["bench", "--quick", "--out", "/tmp/x", "--device", "cpu"])
+    monkeypatch.setattr("sys.argv", ["bench", "--quick", "--out", str(tmp_path / "x"), "--device", "cpu"])
     assert environment.command_line("bench") == "python -m bench --quick --device cpu"
 
 

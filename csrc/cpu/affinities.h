@@ -1,8 +1,8 @@
-// The force of every row: log-sum-exps of the scaled distances, sums of affinities, weights, one product with the
-// coordinates.
+// The force of every row: log-sum-exps of the scaled distances, sums of affinities, weights, one weighted sum of the
+// differences to the other points.
 //
 // Flops per group of P points, M of them rows: 3 D per pair and pass (P^2 pairs for the mean distance and the
-// log-sum-exps, M P for sums and forces), one exp per pair, temperature and pass, 2 M P D for the product. Rows are
+// log-sum-exps, M P for sums and forces), one exp per pair, temperature and pass, 3 M P D for the weighted sums. Rows are
 // complete in their task, so that every maximum is known before its exponentials, and results have the same bits for
 // any number of threads.
 #pragma once
@@ -323,9 +323,10 @@ class ForcePass {
   Factor<T>* factors_;
   T* raised_;   // [K, rows of lse_rows]
   T* squares_;  // [K, side, maximum or sum, P]
-  double *totals_, *tops_, *sums_;  // [K, ...], the latter two [side, K, rows]
-  double* apart_;                   // like tops_, over the points that do not equal the row
-  double* norms_;
+  double* totals_;         // [P]
+  double *tops_, *sums_;   // [side, K, rows]
+  double* apart_;          // like tops_, over the points that do not equal the row
+  double* norms_;          // [K]
 };
 
 }  // namespace fused_contrastive::FUSED_ISA
