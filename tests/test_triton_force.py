@@ -163,6 +163,23 @@ def test_duplicates_and_cold_temperatures(mask, regime, device):
         assert ((ours.to(F64) - theirs).abs() <= 2e-4 * size).all(), name
 
 
+@pytest.mark.parametrize("options", [{"rms": True}, {"separate": True}, {"separate": True, "mask": True}], ids=str)
+def test_points_equal_to_both_sides(options, regime, device):
+    """Every row equals points of either side; all others are 70 temperatures away or more. Each row's force is right."""
+    skip_unless_served("triton", device, F32)
+    call = Call(K=1, D=16, **options)
+    x, inverse, scale, _ = call.draw(device, F32)
+    x = x[:, torch.arange(call.P) % 4].contiguous()
+    x[:, -1] = 0.0
+    distances = torch.cdist(x[0], x[0], compute_mode="donot_use_mm_for_euclid_dist")
+    inverse = inverse.new_tensor([70 / distances[distances > 0].min()])
+    operands = x, inverse, torch.ones_like(scale), None
+    found, expected = triton_kernels.force_forward(*operands, *call.options), truth(call, operands)
+    assert (found[1] - expected[1]).abs() < 1e-4
+    size = expected[0].abs().amax(-1, keepdim=True)
+    assert (size > 1e-25).sum() > 8 and ((found[0].to(F64) - expected[0]).abs() <= 2e-4 * size + 1e-36).all()
+
+
 @pytest.mark.parametrize("separate", [False, True])
 def test_equal_points(separate, regime, device):
     skip_unless_served("triton", device, F32)
@@ -240,8 +257,9 @@ def test_splits_of_the_columns(device, monkeypatch):
     """One split, two, and one per tile, where the last is smaller."""
     skip_unless_served("triton", device, F64)
     monkeypatch.setattr(force, "is_small", lambda x: False)
-    call = replace(CALLS[1], P=40, K=1, G=1)
-    operands = call.draw(device)
-    for programs in (1, 6, 10**6):
-        monkeypatch.setattr(force, "PROGRAMS", programs)
-        compare(triton_kernels.force_forward(*operands, *call.options), truth(call, operands), 1e-10)
+    for options in ({"rms": True}, {"rms": False, "separate": True}):
+        call = replace(CALLS[1], P=40, K=1, G=1, **options)
+        operands = call.draw(device)
+        for programs in (1, 6, 10**6):
+            monkeypatch.setattr(force, "PROGRAMS", programs)
+            compare(triton_kernels.force_forward(*operands, *call.options), truth(call, operands), 1e-10)

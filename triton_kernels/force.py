@@ -13,6 +13,7 @@ import torch
 from ..checks import accumulation_dtype
 from ..sums import finite
 from . import configs, force_configs, guard
+from .force_common import ROOM
 from .force_configs import block
 from .force_group import distance_group, force_group
 from .force_tiles import distance_pull, distance_rows, force_lse, force_rows, force_sums
@@ -195,22 +196,25 @@ class Tiles:
         lse = exact.to(out.dtype)
         return torch.stack([lse, (exact - lse).masked_fill_(~lse.isfinite(), 0.0).to(out.dtype)])
 
-    def sums(self, factors, lse_rows, lse_cols, weight, rows: int, negatives: int, rms: bool, options):
-        """(shift, sums, log sum of (d A)^2 ``[K, G]`` in float64 or None)."""
+    def sums(self, factors, lse_rows, lse_cols, weight, rows: int, negatives: int, rms: bool, apart: bool, options):
+        """(shift, sums, extra): extra is with `rms` log sum of (d A)^2 ``[K, G]`` in float64, with `apart` the shifts over the points that do not
+        equal the row, else None."""
         (_, K, G), P = factors.shape, self.x.shape[1]
         M = P if rms else rows
         plan = self.split(M, P)
         out = self.new(plan[1], 2, 2, K, G, rows)
-        squares = self.new(plan[1], 2, K, G, M) if rms else None
+        extra = self.new(plan[1], 2, K, G, M) if rms or apart else None
         self.launch(
-            force_sums, M, plan, factors, lse_rows, lse_cols, weight, out, squares, M, P, rows, negatives,
-            self.features, self.LD, plan[2], K=K, KP=1 << (K - 1).bit_length(), RMS=rms, **options,
+            force_sums, M, plan, factors, lse_rows, lse_cols, weight, out, extra, M, P, rows, negatives,
+            self.features, self.LD, plan[2], K=K, KP=1 << (K - 1).bit_length(), RMS=rms, APART=apart, **options,
             num_warps=self.config.weighted_warps,
         )  # fmt: skip
         if rms:
-            top, total = squares.double().unbind(1)
-            squares = (finite(top) + total.log()).transpose(0, 2).flatten(2).logsumexp(2).T
-        return *_merged_sums(out[:, 0], out[:, 1]), squares
+            top, total = extra.double().unbind(1)
+            extra = (finite(top) + total.log()).transpose(0, 2).flatten(2).logsumexp(2).T
+        elif apart:
+            extra = extra.amax(0)
+        return *_merged_sums(out[:, 0], out[:, 1]), extra
 
     def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
         (_, K, G), (_, P, D) = factors.shape, self.x.shape
@@ -248,16 +252,18 @@ def _forward_by_tiles(
     R = tiles.lse(factors, P if all_rows else rows, P, mask, options["CLIP"])
     C = R if all_rows else tiles.lse(factors, P, rows, mask, options["CLIP"])
     row_lse = R if R.shape[3] == rows else R[..., :rows].contiguous()
-    shift, sums, squares = tiles.sums(factors, R if rms else row_lse, C, weight, rows, negatives, rms, options)
-    reach = shift.double().sum(0)
+    apart = separate and not rms
+    shift, sums, extra = tiles.sums(factors, R if rms else row_lse, C, weight, rows, negatives, rms, apart, options)
     if rms:
-        norm = squares / 2 - math.log(P) - scale.double().masked_fill(scale == 0, 1.0).log()
-    elif separate:
-        norm = finite(reach.amax(-1)).to(scale.dtype)
+        norm = extra / 2 - math.log(P) - scale.double().masked_fill(scale == 0, 1.0).log()
+    elif apart:
+        norm = finite((shift + extra.flip(0)).amax((0, 3)))
     else:
         norm = torch.zeros_like(factors[0])
-    unit = (reach - finite(norm).unsqueeze(2)).exp().masked_fill((norm == -math.inf).unsqueeze(2), 0.0).to(scale.dtype)
-    terms = torch.stack([shift, torch.stack([-unit * sums[1], unit * sums[0]])])
+    room = finite(norm).double().unsqueeze(2) - shift.flip(0)  # as level_and_unit in force_common.py
+    level = shift.where(~(shift > room + ROOM.value), (room + ROOM.value).to(shift.dtype))
+    unit = (level - room).exp().masked_fill((norm == -math.inf).unsqueeze(2), 0.0).to(scale.dtype)
+    terms = torch.stack([finite(level), torch.stack([-unit[0] * sums[1], unit[1] * sums[0]])])
     force = tiles.forces(factors, row_lse, C, terms, weight, rows, negatives, separate, options)
     lse_cols = scale.new_empty(0) if all_rows else C[0].clone()
     return force, norm.to(scale.dtype, copy=True), scale, R[0].clone(), lse_cols, shift, sums

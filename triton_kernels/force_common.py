@@ -11,6 +11,7 @@ import triton.language as tl
 from .common import LOG2E, NEG_INF, finite, multiply
 
 UNROLLED = tl.constexpr(4)
+ROOM = tl.constexpr(20.0)
 
 
 @triton.jit
@@ -132,14 +133,24 @@ def log_total(top, total):
 
 
 @triton.jit
-def exp_unit(shift_n, shift_p, high, low, ACC: tl.constexpr):
-    """``exp(shift_n + shift_p - high - low)``, 0 where high is -inf, accurate for any exponent."""
-    exponent = shift_n.to(tl.float64) + shift_p.to(tl.float64) - finite(high).to(tl.float64) - low.to(tl.float64)
-    exponent *= LOG2E
-    exponent = tl.where(exponent < -20000.0, -20000.0, tl.where(exponent > 20000.0, 20000.0, exponent))
+def level_and_unit(shift, other, high, low, ACC: tl.constexpr):
+    """(level, ``exp(level + other - norm)``), the norm ``high + low``: weights of a side, ``exp(a + other - norm)``, are the unit times
+    ``exp(a - level)``. The level is the shift, or less where the shift is that of equal points that far exceeds all others: the unit stays
+    finite. The unit is 0 where the norm is -inf, and accurate for any exponent."""
+    room = finite(high).to(tl.float64) + low.to(tl.float64) - other.to(tl.float64)
+    level = tl.where(shift > room + ROOM, (room + ROOM).to(ACC), shift)
+    exponent = (level.to(tl.float64) - room) * LOG2E
+    exponent = tl.where(exponent < -20000.0, -20000.0, exponent)
     whole = tl.floor(exponent)
     unit = tl.exp2((exponent - whole).to(ACC)) * tl.exp2(whole.to(ACC))
-    return tl.where(high == NEG_INF, 0.0, unit)
+    return finite(level), tl.where(high == NEG_INF, 0.0, unit)
+
+
+@triton.jit
+def tops_apart(d, a, negative):
+    """Largest a of a row's negative and positive columns that do not equal the row."""
+    a = tl.where(d == 0.0, NEG_INF, a)
+    return tl.max(tl.where(negative[None, :], a, NEG_INF), 1), tl.max(tl.where(negative[None, :], NEG_INF, a), 1)
 
 
 @triton.jit

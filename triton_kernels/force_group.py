@@ -8,7 +8,7 @@ import triton.language as tl
 from .common import NEG_INF, finite
 from .force_common import (
     add_products,
-    exp_unit,
+    level_and_unit,
     log_affinity,
     log_kernel,
     log_total,
@@ -21,6 +21,7 @@ from .force_common import (
     sum_exp,
     tile_columns,
     tile_distances,
+    tops_apart,
 )
 
 
@@ -161,7 +162,8 @@ def group_sums(
         tl.store(sums + i, sum_n, mask=kept)
         tl.store(sums + side + i, sum_p, mask=kept)
         if SEPARATE and not RMS:
-            norm_top = tl.maximum(norm_top, tl.where(kept, top_n + top_p, NEG_INF))
+            apart_n, apart_p = tops_apart(d, a, j < negatives)
+            norm_top = tl.maximum(norm_top, tl.where(kept, tl.maximum(top_n + apart_p, top_p + apart_n), NEG_INF))
     norm = tl.zeros((), ACC)
     rest = tl.zeros((), ACC)
     if RMS:
@@ -184,10 +186,11 @@ def group_weights(
     kept = i < rows
     top_n = tl.load(shift + i, mask=kept, other=0.0)
     top_p = tl.load(shift + side + i, mask=kept, other=0.0)
-    unit = exp_unit(top_n, top_p, norm, rest, ACC)
-    pull_n = -unit * tl.load(sums + side + i, mask=kept, other=0.0)
-    pull_p = unit * tl.load(sums + i, mask=kept, other=0.0)
-    e = tl.exp(a - tl.where(negative, finite(top_n)[:, None], finite(top_p)[:, None]))
+    level_n, unit_n = level_and_unit(top_n, top_p, norm, rest, ACC)
+    level_p, unit_p = level_and_unit(top_p, top_n, norm, rest, ACC)
+    pull_n = -unit_n * tl.load(sums + side + i, mask=kept, other=0.0)
+    pull_p = unit_p * tl.load(sums + i, mask=kept, other=0.0)
+    e = tl.exp(a - tl.where(negative, level_n[:, None], level_p[:, None]))
     e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
     if weight is not None:
         e *= tl.load(weight + j, mask=j < P, other=0.0)[None, :]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import NEG_INF, finite
+from .common import NEG_INF
 from .force_common import (
     add_products,
     log_affinity,
@@ -23,6 +23,7 @@ from .force_common import (
     sum_exp,
     tile_columns,
     tile_distances,
+    tops_apart,
 )
 
 
@@ -151,14 +152,15 @@ def force_lse(
 
 @triton.jit(do_not_specialize=["M", "N", "rows_stored", "negatives", "split_columns"])
 def force_sums(
-    points, factors, lse_rows, lse_cols, weight, out, squares, M, N, rows_stored, negatives, features, LD, split_columns,
-    K: tl.constexpr, KP: tl.constexpr, RMS: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr,
+    points, factors, lse_rows, lse_cols, weight, out, extra, M, N, rows_stored, negatives, features, LD, split_columns,
+    K: tl.constexpr, KP: tl.constexpr, RMS: tl.constexpr, APART: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr,
     DENOMINATOR: tl.constexpr, CLIP: tl.constexpr, ACC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Shifts and sums of the affinities of rows i < M over each split of the points j < N, of the negative and the positive columns apart:
-    out ``[splits, 2 (shift, sum), 2 (side), K, G, rows_stored]``. RMS: also squares ``[splits, 2, K, G, M]``, shift and
-    sum of (d A)^2 of the row (`square_sums`); then M = N. factors ``[2, K, G]``, lse_rows ``[2, K, G, M]``, lse_cols ``[2, K, G, N]``.
+    out ``[splits, 2 (shift, sum), 2 (side), K, G, rows_stored]``. RMS: also extra ``[splits, 2, K, G, M]``, shift and
+    sum of (d A)^2 of the row (`square_sums`); then M = N. APART: also extra, of the same shape, the sides' shifts over the points that do
+    not equal the row. factors ``[2, K, G]``, lse_rows ``[2, K, G, M]``, lse_cols ``[2, K, G, N]``.
 
     Flops: 3 M N D, K M N (RMS: twice) exponentials.
     """
@@ -168,6 +170,8 @@ def force_sums(
     none = tl.full((BLOCK_M, KP), NEG_INF, ACC)
     zero = tl.zeros((BLOCK_M, KP), ACC)
     top_n, sum_n, top_p, sum_p, top_s, sum_s = none, zero, none, zero, none, zero
+    if APART:
+        sum_s = none
     for j in range(j_begin, j_end, BLOCK_N):
         d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
         columns = j + tile_columns(BLOCK_N)
@@ -183,6 +187,9 @@ def force_sums(
             if RMS:
                 shift, square = square_sums(d, a)
                 t_s, u_s = insert(t_s, k, shift), insert(u_s, k, square)
+            if APART:
+                apart_negative, apart_positive = tops_apart(d, a, columns < negatives)
+                t_s, u_s = insert(t_s, k, apart_negative), insert(u_s, k, apart_positive)
             _, top_negative, top_positive, sum_negative, sum_positive = side_sums(
                 a, columns < negatives, w, weight is not None
             )
@@ -192,6 +199,8 @@ def force_sums(
         top_p, sum_p = merge(top_p, sum_p, t_p, u_p)
         if RMS:
             top_s, sum_s = merge(top_s, sum_s, t_s, u_s)
+        if APART:
+            top_s, sum_s = tl.maximum(top_s, t_s), tl.maximum(sum_s, u_s)
     temperatures = tl.arange(0, KP)[None, :]
     plane = K * G * rows_stored
     places = split * 4 * plane + (temperatures * G + g) * rows_stored + rows[:, None]
@@ -200,11 +209,11 @@ def force_sums(
     tl.store(out + plane + places, top_p, mask=kept)
     tl.store(out + 2 * plane + places, sum_n, mask=kept)
     tl.store(out + 3 * plane + places, sum_p, mask=kept)
-    if RMS:
+    if RMS or APART:
         places = ((split * 2 * K + temperatures) * G + g) * M + rows[:, None]
         kept = (rows < M)[:, None] & (temperatures < K)
-        tl.store(squares + places, top_s, mask=kept)
-        tl.store(squares + K * G * M + places, sum_s, mask=kept)
+        tl.store(extra + places, top_s, mask=kept)
+        tl.store(extra + K * G * M + places, sum_s, mask=kept)
 
 
 @triton.jit(do_not_specialize=["M", "N", "negatives", "split_columns"])
@@ -218,8 +227,8 @@ def force_rows(
     (SEPARATE) K.
 
     y ``[G, LD, D]`` centred coordinates, zeros past N; tile: scratch ``[programs, BLOCK_M, BLOCK_N]``; factors ``[2, K, G]``, lse_rows
-    ``[2, K, G, M]`` and lse_cols ``[2, K, G, N]`` in two parts; terms ``[2 (shift, coefficient), 2 (side of the column), K, G, M]``, the
-    coefficient being ``-unit s_pos`` for negative columns and ``unit s_neg`` for positive ones.
+    ``[2, K, G, M]`` and lse_cols ``[2, K, G, N]`` in two parts; terms ``[2 (level, coefficient), 2 (side of the column), K, G, M]``, such
+    that a weight is the coefficient times ``exp(a - level)``.
     The program's rows of out are read and written once per tile, so that any D needs the distances once.
 
     Flops: 3 M N D, K M N exponentials, 2 M N D (SEPARATE: K times). Bytes: beside the points' 4 BLOCK_N D of y and 8 BLOCK_M D of out
@@ -249,11 +258,11 @@ def force_rows(
             a = tile_affinities(
                 d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N, SELF, FLOOR, DENOMINATOR
             )
-            shift_n = tl.load(terms + place + rows, mask=rows < M, other=0.0)
-            shift_p = tl.load(terms + K * G * M + place + rows, mask=rows < M, other=0.0)
+            level_n = tl.load(terms + place + rows, mask=rows < M, other=0.0)
+            level_p = tl.load(terms + K * G * M + place + rows, mask=rows < M, other=0.0)
             pull_n = tl.load(terms + 2 * K * G * M + place + rows, mask=rows < M, other=0.0)
             pull_p = tl.load(terms + 3 * K * G * M + place + rows, mask=rows < M, other=0.0)
-            e = tl.exp(a - tl.where(negative, finite(shift_n)[:, None], finite(shift_p)[:, None]))
+            e = tl.exp(a - tl.where(negative, level_n[:, None], level_p[:, None]))
             e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
             e = tl.where((d == 0.0) | itself, 0.0, e)
             if SEPARATE:
