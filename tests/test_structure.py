@@ -31,9 +31,8 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 def sources() -> dict[str, list[Path]]:
     """Files by the module of the package they belong to."""
     found = {path.stem: [path] for path in ROOT.glob("*.py")}
-    for folder in (ROOT / "triton_kernels", REPOSITORY / "triton_kernels", ROOT / "integrations"):
-        if folder.is_dir():
-            found.setdefault(folder.name, []).extend(sorted(folder.glob("*.py")))
+    for package in (*ROOT.glob("*/__init__.py"), REPOSITORY / "triton_kernels/__init__.py"):
+        found.setdefault(package.parent.name, []).extend(sorted(package.parent.glob("*.py")))
     return found
 
 
