@@ -62,7 +62,7 @@ def force_forward(
     launch(
         force_group,
         G,
-        x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config, 4 * K), force, log_norm,
+        x.contiguous(), inverse_temperatures.contiguous(), used, _given(weight), _scratch(x, config, 6 * K), force, log_norm,
         lse_rows, lse_cols, shift, sums, P, D, rows, negatives,
         K=K, MEAN=scale is None, ALL_ROWS=all_rows, MASK=mask, RMS=rms, SEPARATE=separate, **options,
         BLOCK_I=config.distance_m,
@@ -260,7 +260,7 @@ def _forward_by_tiles(
         norm = finite((shift + extra.flip(0)).amax((0, 3)))
     else:
         norm = torch.zeros_like(factors[0])
-    room = finite(norm).double().unsqueeze(2) - shift.flip(0)  # as level_and_unit in force_common.py
+    room = finite(norm).double().unsqueeze(2) - shift.flip(0)  # as unit_and_excess in force_common.py
     level = shift.where(~(shift > room + ROOM.value), (room + ROOM.value).to(shift.dtype))
     unit = (level - room).exp().masked_fill((norm == -math.inf).unsqueeze(2), 0.0).to(scale.dtype)
     terms = torch.stack([finite(level), torch.stack([-unit[0] * sums[1], unit[1] * sums[0]])])

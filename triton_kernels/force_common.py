@@ -133,17 +133,25 @@ def log_total(top, total):
 
 
 @triton.jit
-def level_and_unit(shift, other, high, low, ACC: tl.constexpr):
-    """(level, ``exp(level + other - norm)``), the norm ``high + low``: weights of a side, ``exp(a + other - norm)``, are the unit times
-    ``exp(a - level)``. The level is the shift, or less where the shift is that of equal points that far exceeds all others: the unit stays
-    finite. The unit is 0 where the norm is -inf, and accurate for any exponent."""
-    room = finite(high).to(tl.float64) + low.to(tl.float64) - other.to(tl.float64)
-    level = tl.where(shift > room + ROOM, (room + ROOM).to(ACC), shift)
-    exponent = (level.to(tl.float64) - room) * LOG2E
+def unit_and_excess(shift_n, shift_p, high, low, ACC: tl.constexpr):
+    """(unit, excess) of rows: weights are ``unit * exp(a - shift + excess)``. The unit is ``exp(shift_n + shift_p - norm - excess)``, the
+    norm ``high + low``, 0 where it is -inf, and accurate for any exponent; the excess is 0 unless the shifts are those of equal points whose
+    affinities far exceed all others': the unit stays finite."""
+    exponent = shift_n.to(tl.float64) + shift_p.to(tl.float64) - finite(high).to(tl.float64) - low.to(tl.float64)
+    excess = tl.where(exponent > ROOM, exponent - ROOM, 0.0).to(ACC)
+    exponent = (exponent - excess.to(tl.float64)) * LOG2E
     exponent = tl.where(exponent < -20000.0, -20000.0, exponent)
     whole = tl.floor(exponent)
     unit = tl.exp2((exponent - whole).to(ACC)) * tl.exp2(whole.to(ACC))
-    return finite(level), tl.where(high == NEG_INF, 0.0, unit)
+    return tl.where(high == NEG_INF, 0.0, unit), excess
+
+
+@triton.jit
+def level_of(shift, excess):
+    """``shift - excess``, and 1 + what its rounding lost."""
+    shift = finite(shift)
+    level = shift - excess
+    return level, 1.0 + ((shift - level) - excess)
 
 
 @triton.jit

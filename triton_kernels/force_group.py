@@ -8,7 +8,7 @@ import triton.language as tl
 from .common import NEG_INF, finite
 from .force_common import (
     add_products,
-    level_and_unit,
+    level_of,
     log_affinity,
     log_kernel,
     log_total,
@@ -22,6 +22,7 @@ from .force_common import (
     tile_columns,
     tile_distances,
     tops_apart,
+    unit_and_excess,
 )
 
 
@@ -177,21 +178,30 @@ def group_sums(
 
 
 @triton.jit
-def group_weights(
-    d, a, i, weight, shift, sums, side, norm, rest, P, rows, negatives, ACC: tl.constexpr, BLOCK_N: tl.constexpr
-):  # fmt: skip
-    """What the coordinates less those of the row are multiplied with in the force on the points i of a group, at one temperature."""
-    j = tl.arange(0, BLOCK_N)
-    negative = (j < negatives)[None, :]
+def group_terms(shift, sums, side, norm, rest, terms, rows, ACC: tl.constexpr, BLOCK_N: tl.constexpr):
+    """terms ``[2 (level, coefficient), 2 (side of the column), BLOCK_N]`` of one group and temperature, such that a weight is the
+    coefficient times ``exp(a - level)``."""
+    i = tl.arange(0, BLOCK_N)
     kept = i < rows
     top_n = tl.load(shift + i, mask=kept, other=0.0)
     top_p = tl.load(shift + side + i, mask=kept, other=0.0)
-    level_n, unit_n = level_and_unit(top_n, top_p, norm, rest, ACC)
-    level_p, unit_p = level_and_unit(top_p, top_n, norm, rest, ACC)
-    pull_n = -unit_n * tl.load(sums + side + i, mask=kept, other=0.0)
-    pull_p = unit_p * tl.load(sums + i, mask=kept, other=0.0)
-    e = tl.exp(a - tl.where(negative, level_n[:, None], level_p[:, None]))
-    e *= tl.where(negative, pull_n[:, None], pull_p[:, None])
+    unit, excess = unit_and_excess(top_n, top_p, norm, rest, ACC)
+    level_n, lost_n = level_of(top_n, excess)
+    level_p, lost_p = level_of(top_p, excess)
+    tl.store(terms + i, level_n)
+    tl.store(terms + BLOCK_N + i, level_p)
+    tl.store(terms + 2 * BLOCK_N + i, -unit * lost_n * tl.load(sums + side + i, mask=kept, other=0.0))
+    tl.store(terms + 3 * BLOCK_N + i, unit * lost_p * tl.load(sums + i, mask=kept, other=0.0))
+
+
+@triton.jit
+def group_weights(d, a, i, weight, terms, P, negatives, BLOCK_N: tl.constexpr):
+    """What the coordinates less those of the row are multiplied with in the force on the points i of a group, at one temperature."""
+    j = tl.arange(0, BLOCK_N)
+    negative = (j < negatives)[None, :]
+    e = tl.exp(a - tl.where(negative, tl.load(terms + i)[:, None], tl.load(terms + BLOCK_N + i)[:, None]))
+    terms += 2 * BLOCK_N
+    e *= tl.where(negative, tl.load(terms + i)[:, None], tl.load(terms + BLOCK_N + i)[:, None])
     if weight is not None:
         e *= tl.load(weight + j, mask=j < P, other=0.0)[None, :]
     return tl.where((d == 0.0) | (i[:, None] == j[None, :]), 0.0, e)
@@ -214,7 +224,7 @@ def force_group(
     SLICE: tl.constexpr,
 ):  # fmt: skip
     """The whole of force_ops.force_forward for groups of P <= BLOCK_N points, one program each. MEAN: the scale is computed and written,
-    else read. scratch ``[G, features + BLOCK_N, BLOCK_N]``: the group's points, transposed, and its distances; its own program writes
+    else read. scratch ``[G, features + BLOCK_N + 6 K, BLOCK_N]``: the group's points, transposed, its distances and rows of terms; its own program writes
     them, and reads them from the caches nearest to it.
 
     BLOCK_M rows are worked on at a time (BLOCK_I for their distances); between the passes over the rows (distances, log-sum-exps, sums,
@@ -228,7 +238,7 @@ def force_group(
     g = tl.program_id(0).to(tl.int64)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
     x += g * P * D
-    points = scratch + g * (features + BLOCK_N + 4 * K) * BLOCK_N
+    points = scratch + g * (features + BLOCK_N + 6 * K) * BLOCK_N
     distances = points + features * BLOCK_N
     if weight is not None:
         weight += g * P
@@ -247,7 +257,7 @@ def force_group(
     count = P if ALL_ROWS else rows
     row_lows = distances + BLOCK_N * BLOCK_N
     column_lows = row_lows + K * BLOCK_N
-    norms = column_lows + K * BLOCK_N
+    terms = column_lows + K * BLOCK_N
     if ALL_ROWS:
         lse_cols = lse_rows
         column_lows = row_lows
@@ -269,9 +279,11 @@ def force_group(
             RMS, SEPARATE, SELF, FLOOR, DENOMINATOR, ACC, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         tl.store(log_norm + place, norm + rest)
-        tl.store(norms + k * BLOCK_N, norm)
-        tl.store(norms + (K + k) * BLOCK_N, rest)
-    tl.debug_barrier()  # so are shifts, sums and norms
+        tl.debug_barrier()  # so are its shifts and sums
+        group_terms(
+            shift + place * rows, sums + place * rows, side, norm, rest, terms + 4 * k * BLOCK_N, rows, ACC, BLOCK_N
+        )
+    tl.debug_barrier()  # so are all terms
     weights = distances  # of the rows whose distances have been read
     for first in range(0, rows, BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)
@@ -284,10 +296,7 @@ def force_group(
                 d, i, lse_rows + place * count, lse_cols + place * P, row_lows + k * BLOCK_N, column_lows + k * BLOCK_N,
                 high, low, P, rows, SELF, FLOOR, DENOMINATOR, BLOCK_N,
             )  # fmt: skip
-            w = group_weights(
-                d, a, i, weight, shift + place * rows, sums + place * rows, side, tl.load(norms + k * BLOCK_N),
-                tl.load(norms + (K + k) * BLOCK_N), P, rows, negatives, ACC, BLOCK_N,
-            )  # fmt: skip
+            w = group_weights(d, a, i, weight, terms + 4 * k * BLOCK_N, P, negatives, BLOCK_N)
             if SEPARATE:
                 tl.debug_barrier()  # what the weights replace has been read
                 tl.store(weights + i[:, None] * BLOCK_N + j[None, :], less_row(w, i, BLOCK_N))
