@@ -60,16 +60,16 @@ def force_forward(
     if not all_rows:
         _log_sums(operators, x, inverse, scales, cols_lse, rows, mask, clip)
     field = (x, inverse, scales, weight, rows_lse, cols_lse)
-    splits, squares = _splits(G * ceil_div(P if rms else rows, TILE), P), new((0,))
-    if rms:
-        squares = new((splits, K, G, P), dtype=torch.float64)
+    splits = _splits(G * ceil_div(P if rms else rows, TILE), P)
+    squares = new((splits, K, G, P) if rms else (0,), dtype=torch.float64)
+    apart = new((splits, 2, K, G, rows) if separate and not rms else (0,))
     parts = (shift, sums) if splits == 1 else (new((splits, *shift.shape)), new((splits, *shift.shape)))
-    operators.force_affinities(*field, *parts, squares, rows, negatives, *affinity, splits)
+    operators.force_affinities(*field, *parts, squares, apart, rows, negatives, *affinity, splits)
     if splits > 1:
         operators.force_merge(*parts, new((0,)), shift, sums, splits)
     if rms or separate:
         log_norm = new((K, G))
-        operators.force_norms(squares, shift, scales, log_norm, wide, P, splits)
+        operators.force_norms(squares, shift, apart, scales, log_norm, wide, P, splits)
     else:
         log_norm, wide = inverse.new_zeros((K, G)), wide.zero_()
 

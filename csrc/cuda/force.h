@@ -7,10 +7,10 @@
 namespace fused_contrastive {
 
 // One group is x [P, D] with the sizes and options of force_ops.py. Everything but x and dx is in the accumulation
-// type; scale .. sums and squares are written by some kernels and read by others.
+// type; scale .. sums, squares and apart are written by some kernels and read by others.
 struct ForceParams {
   const void *x, *inverse, *given_scale, *weight, *upstream;
-  void *scale, *lse_rows, *lse_cols, *shift, *sums, *squares, *log_norm, *wide;
+  void *scale, *lse_rows, *lse_cols, *shift, *sums, *squares, *apart, *log_norm, *wide;
   void* out;
   double self_logit, floor, denominator, clip;
   int G, P, D, K;

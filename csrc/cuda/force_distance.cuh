@@ -224,16 +224,23 @@ __device__ inline double log_moments(double maximum, double sum) {
   return sum == 0 ? -infinity(sum) : 2 * shift_of(maximum) + log(sum);
 }
 
-// exp(shift_neg + shift_pos - log_norm), what a row's force is a multiple of: 0 where log_norm is -inf. In float64, as
-// exponents of three digits cost as many of their exponentials.
+// A row's weights of one side are +-coefficient * exp(a - level): level is log_norm less the other side's shift, whose
+// sum is in the coefficient, with what rounding the level lost. So the exponent is a term's own, however far the
+// affinities of equal points, which are no terms, exceed all others. 0 where log_norm or the shift is -inf.
 template <class Acc>
-__device__ inline Acc force_unit(Acc shift_negative, Acc shift_positive, double log_norm) {
-  if (log_norm == -infinity(log_norm)) return Acc(0);
-  return static_cast<Acc>(exp(static_cast<double>(shift_negative) + static_cast<double>(shift_positive) - log_norm));
-}
+struct ForceLevel {
+  Acc level, coefficient;
+
+  __device__ ForceLevel(Acc shift, Acc sum, double log_norm) {
+    const double exact = log_norm - static_cast<double>(shift);
+    const bool none = log_norm == -infinity(log_norm) || shift == -infinity(shift);
+    level = none ? Acc(0) : static_cast<Acc>(exact);
+    coefficient = sum * (none ? Acc(0) : exponential(static_cast<Acc>(static_cast<double>(level) - exact)));
+  }
+};
 
 // log_norm from the parts [2][WARPS] of the warps: with rms (maximum, sum) of the logs of (d A)^2, else maxima of the
-// shifts.
+// terms' exponents.
 __device__ inline double log_norm_of(const double* parts, double scale, const ForceParams& p) {
   double maximum = parts[0], sum = parts[WARPS];
   for (int w = 1; w < WARPS; ++w) {

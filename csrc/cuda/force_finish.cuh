@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) force_merge(const __grid_consta
 }
 
 // log_norm [K, G], and as `wide` not rounded: with rms from squares [splits, K, G, P], else (separate) from shift
-// [2, K, G, rows]. A block per temperature and group; bytes: 8 per element read (without rms 4).
+// [2, K, G, rows] and apart [splits, 2, K, G, rows]. A block per temperature and group; bytes: 8 per element read
+// (without rms 4).
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2) force_norms(const __grid_constant__ ForceParams p) {
   using Acc = typename Accumulation<T>::type;
@@ -41,9 +42,13 @@ __global__ void __launch_bounds__(32 * WARPS, 2) force_norms(const __grid_consta
     }
     merge_lanes(maximum, sum, 32);
   } else {
-    const Acc* shift = static_cast<const Acc*>(p.shift) + plane * p.rows;
-    for (int n = static_cast<int>(threadIdx.x); n < p.rows; n += 32 * WARPS) {
-      maximum = larger(maximum, static_cast<double>(shift[n] + shift[planes * p.rows + n]));
+    const Acc *shift = static_cast<const Acc*>(p.shift) + plane * p.rows, *positive = shift + planes * p.rows;
+    const Acc* apart = static_cast<const Acc*>(p.apart) + plane * p.rows;
+    for (int s = 0; s < p.splits; ++s, apart += 2 * planes * p.rows) {
+      for (int n = static_cast<int>(threadIdx.x); n < p.rows; n += 32 * WARPS) {
+        const Acc exponent = fmax(positive[n] + apart[n], shift[n] + apart[planes * p.rows + n]);
+        maximum = larger(maximum, static_cast<double>(exponent));
+      }
     }
 #pragma unroll
     for (int bit = 16; bit > 0; bit /= 2) maximum = larger(maximum, shuffle_xor(maximum, bit));

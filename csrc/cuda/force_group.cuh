@@ -210,8 +210,13 @@ struct Group {
           moment_top = warp_max(moment_top);
           for_columns([&](int c, int j) { moments += moment(r.d[j], a[c], moment_top); });
           merge_log(norm, norm_sum, log_moments(moment_top, warp_sum(moments)));
-        } else {
-          norm = larger(norm, static_cast<double>(top[0] + top[1]));
+        } else if (p.separate) {
+          Acc exponent = -infinity(Acc(0));  // the largest of a term
+          for_columns([&](int c, int j) {
+            const Acc other = j < p.negatives ? top[1] : top[0];
+            exponent = r.d[j] == Acc(0) ? exponent : fmax(exponent, a[c] + other);
+          });
+          norm = larger(norm, static_cast<double>(warp_max(exponent)));
         }
         if (lane_id() != 0 || i >= p.rows) continue;
         Acc *shift = static_cast<Acc*>(p.shift) + place(i, k), *sums = static_cast<Acc*>(p.sums) + place(i, k);
@@ -231,8 +236,8 @@ struct Group {
     }
   }
 
-  // Weights of temperatures [k, k_end) of row i, added, into `target`; zeros behind the last column. Each lane prepares
-  // one temperature, for all.
+  // Weights of temperatures [k, k_end) of row i, added, into `target`: 0 for points that equal it, and behind the last
+  // column. Each lane prepares one temperature, for all.
   __device__ void weights(int i, int k, int k_end, Acc* target) const {
     Acc total[COLUMNS] = {};
 #pragma unroll 1
@@ -242,9 +247,8 @@ struct Group {
       const Acc* shift = static_cast<const Acc*>(p.shift) + place(i, own_k);
       const Acc* sums = static_cast<const Acc*>(p.sums) + place(i, own_k);
       const double log_norm = static_cast<const double*>(p.wide)[static_cast<int64_t>(own_k) * p.G + g];
-      const Acc unit = force_unit(shift[0], shift[sides()], log_norm);
-      const Acc by[2] = {-unit * sums[sides()], unit * sums[0]};
-      const Acc top[2] = {shift_of(shift[0]), shift_of(shift[sides()])};
+      const ForceLevel<Acc> of_negative(shift[sides()], -sums[sides()], log_norm);
+      const ForceLevel<Acc> of_positive(shift[0], sums[0], log_norm);
 #pragma unroll 1
       for (int lane = 0; lane < min(32, k_end - k); ++lane) {
         const Row r{p,
@@ -255,8 +259,9 @@ struct Group {
                     shuffle(own.own, lane),
                     shuffle(own.own_lost, lane),
                     i};
-        const Acc by_negative = shuffle(by[0], lane), by_positive = shuffle(by[1], lane);
-        const Acc negative = shuffle(top[0], lane), positive = shuffle(top[1], lane);
+        const Acc by_negative = shuffle(of_negative.coefficient, lane);
+        const Acc by_positive = shuffle(of_positive.coefficient, lane);
+        const Acc negative = shuffle(of_negative.level, lane), positive = shuffle(of_positive.level, lane);
         for_columns([&](int c, int j) {
           const bool side = j >= p.negatives;
           const Acc e = exponential(r.log_a(j) - (side ? positive : negative));
@@ -264,7 +269,8 @@ struct Group {
         });
       }
     }
-    for_columns([&](int c, int j) { target[j] = total[c] * weight(j); });
+    const Acc* row = d + i * width;
+    for_columns([&](int c, int j) { target[j] = row[j] == Acc(0) ? Acc(0) : total[c] * weight(j); });
     if (p.P + lane_id() < width) target[p.P + lane_id()] = 0;  // fewer than 32
   }
 

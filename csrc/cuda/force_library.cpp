@@ -79,16 +79,17 @@ void force_log_sums(Tensor x, Tensor inverse, Tensor scale, Tensor lse, Tensor m
 }
 
 void force_affinities(Tensor x, Tensor inverse, Tensor scale, OptionalTensor weight, Tensor lse_rows, Tensor lse_cols,
-                      Tensor shift, Tensor sums, Tensor squares, int64_t rows, int64_t negatives, double self_logit,
-                      double floor, double denominator, double clip, int64_t splits) {
+                      Tensor shift, Tensor sums, Tensor squares, Tensor apart, int64_t rows, int64_t negatives,
+                      double self_logit, double floor, double denominator, double clip, int64_t splits) {
   const Queue queue(x);
   ForceParams p = problem(x, rows, negatives);
   add_temperatures(p, inverse);
   add_affinity(p, self_logit, floor, denominator, clip);
   p.scale = pointer(scale), p.weight = pointer(weight);
   p.lse_rows = pointer(lse_rows), p.lse_cols = pointer(lse_cols.numel() == 0 ? lse_rows : lse_cols);
-  p.shift = pointer(shift), p.sums = pointer(sums), p.squares = pointer(squares);
-  p.all_rows = lse_cols.numel() == 0, p.rms = squares.numel() > 0, p.splits = static_cast<int>(splits);
+  p.shift = pointer(shift), p.sums = pointer(sums), p.squares = pointer(squares), p.apart = pointer(apart);
+  p.rms = squares.numel() > 0, p.separate = apart.numel() > 0;
+  p.all_rows = lse_cols.numel() == 0, p.splits = static_cast<int>(splits);
   kernels(x.scalar_type()).affinities(p, queue.stream());
 }
 
@@ -125,12 +126,12 @@ void force_merge(Tensor maxima, Tensor sums, Tensor lse, Tensor shift, Tensor to
   kernels(maxima.scalar_type()).merge(p, queue.stream());
 }
 
-void force_norms(Tensor squares, Tensor shift, Tensor scale, Tensor log_norm, Tensor wide, int64_t points,
+void force_norms(Tensor squares, Tensor shift, Tensor apart, Tensor scale, Tensor log_norm, Tensor wide, int64_t points,
                  int64_t splits) {
   const Queue queue(log_norm);
   ForceParams p{};
   p.scale = pointer(scale), p.wide = pointer(wide);
-  p.squares = pointer(squares), p.shift = pointer(shift), p.log_norm = pointer(log_norm);
+  p.squares = pointer(squares), p.shift = pointer(shift), p.apart = pointer(apart), p.log_norm = pointer(log_norm);
   p.K = static_cast<int>(shift.size(1)), p.G = size(shift, 2), p.rows = static_cast<int>(shift.size(3));
   p.P = static_cast<int>(points), p.splits = static_cast<int>(splits), p.rms = squares.numel() > 0;
   kernels(log_norm.scalar_type()).norms(p, queue.stream());
@@ -156,7 +157,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, m) {
       "force_log_sums(Tensor x, Tensor inverse, Tensor scale, Tensor(a!) lse, Tensor(b!) maxima, Tensor(c!) sums, int "
       "rows, int columns, bool mask, float clip, int splits) -> ()");
   m.def("force_affinities(" FIELD
-        "Tensor(a!) shift, Tensor(b!) sums, Tensor(c!) squares, int rows, int negatives, " AFFINITY
+        "Tensor(a!) shift, Tensor(b!) sums, Tensor(c!) squares, Tensor(d!) apart, int rows, int negatives, " AFFINITY
         "int splits) -> ()");
   m.def("force_weights(" FIELD
         "Tensor shift, Tensor sums, Tensor wide, Tensor(a!) panel, int rows, int negatives, int "
@@ -165,8 +166,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, m) {
   m.def(
       "force_merge(Tensor maxima, Tensor sums, Tensor(a!) lse, Tensor(b!) shift, Tensor(c!) total, int splits) -> ()");
   m.def(
-      "force_norms(Tensor squares, Tensor shift, Tensor scale, Tensor(a!) log_norm, Tensor(b!) wide, int points, int "
-      "splits) -> ()");
+      "force_norms(Tensor squares, Tensor shift, Tensor apart, Tensor scale, Tensor(a!) log_norm, Tensor(b!) wide, "
+      "int points, int splits) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {

@@ -73,12 +73,12 @@ struct Weights {
     const Acc* shift = static_cast<const Acc*>(p.shift) + place;
     const Acc* sums = static_cast<const Acc*>(p.sums) + place;
     const double log_norm = static_cast<const double*>(p.wide)[plane];
-    const Acc unit = force_unit(shift[0], shift[sides], log_norm) * sums[side ? 0 : sides];
-    const Acc level = shift_of(shift[side ? sides : 0]), coefficient = side ? unit : -unit;
+    const int64_t other = side ? 0 : sides;
+    const ForceLevel<Acc> of(shift[other], side ? sums[other] : -sums[other], log_norm);
     const int64_t count = p.all_rows ? p.P : p.rows;
     const Acc* lse = static_cast<const Acc*>(p.lse_rows) + plane * count + row;
     view.affinities(row, lse[0], lse[static_cast<int64_t>(p.K) * p.G * count], k, t,
-                    [&](int c, Acc a) { total[c] = fma(exponential(a - level), coefficient, total[c]); });
+                    [&](int c, Acc a) { total[c] = fma(exponential(a - of.level), of.coefficient, total[c]); });
   }
   __device__ void store(const Acc (&total)[16], int plane, const SideTiles& t) const {
     const ForceParams& p = view.p;

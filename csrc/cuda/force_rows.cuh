@@ -56,7 +56,7 @@ struct RowBlock {
 };
 
 // Sum of exponentials of a row so far, relative to its maximum, in shared memory; the four threads of a row add to it
-// together. A barrier between two uses.
+// together. A barrier between two uses. Of plane 0: the maximum alone.
 template <class Acc>
 struct RunningSum {
   static constexpr int TILE = SideTiles::TILE;
@@ -67,13 +67,17 @@ struct RunningSum {
   __device__ Acc maximum() const { return place[0]; }
   __device__ Acc sum() const { return place[plane]; }
   __device__ void clear() const {
-    if (writes()) place[0] = -infinity(Acc(0)), place[plane] = 0;
+    if (writes()) place[plane] = 0, place[0] = -infinity(Acc(0));
   }
   // The largest of the maximum and the threads' own.
   __device__ Acc top(Acc own) const {
     own = fmax(own, maximum());
     own = fmax(own, shuffle_xor(own, 1));
     return fmax(own, shuffle_xor(own, 2));
+  }
+  __device__ void raise(Acc own) const {
+    own = top(own);
+    if (writes()) place[0] = own;
   }
   // Adds the threads' own sums of exp(. - top)^power.
   __device__ void add(Acc top, Acc own, int power = 1) const {
@@ -115,6 +119,10 @@ struct RowView {
   // Of the thread's row and temperature k0 + k: of each side, of the squares.
   __device__ RunningSum<Acc> sum_of(int k, int kind = 0) const {
     return {running + (2 * kind * CHUNK_K + k) * TILE + static_cast<int>(threadIdx.x) / 4, CHUNK_K * TILE};
+  }
+  // Of each side the maximum over points that do not equal the row, in place of the squares.
+  __device__ RunningSum<Acc> apart_of(int k, int side) const {
+    return {sum_of(k, 2).place + side * CHUNK_K * TILE, 0};
   }
   __device__ int temperatures() const { return min(p.K - k0, CHUNK_K); }
 
@@ -307,7 +315,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) force_log_sums(co
 }
 
 // shift and sums [splits, 2, K, G, rows]; with rms over all points squares [splits, K, G, P], the logs of the sums of
-// (d A)^2 in float64.
+// (d A)^2 in float64; with separate apart [splits, 2, K, G, rows], like shift of the points that do not equal the row.
 template <class T, bool RMS>
 struct Affinities {
   using Acc = typename Accumulation<T>::type;
@@ -335,10 +343,12 @@ struct Affinities {
         sum = RMS ? sum + e : fma(e, view.weight(c), sum);
       }
       view.sum_of(k, t.side()).add(top, sum);
-      if (!RMS) continue;
+      if (!RMS && !p.separate) continue;
       top = -infinity(top), sum = 0;
 #pragma unroll
       for (int c = 0; c < 16; ++c) top = view.of_row(c) == Acc(0) ? top : fmax(top, a[c]);
+      if (!RMS) view.apart_of(k, t.side()).raise(top);
+      if (!RMS) continue;
       top = view.sum_of(k, 2).top(top);
 #pragma unroll
       for (int c = 0; c < 16; ++c) sum += moment(view.of_row(c), a[c], top);
@@ -354,6 +364,7 @@ struct Affinities {
         const int64_t place = (plane * p.G + view.g) * p.rows + view.row();
         static_cast<Acc*>(p.shift)[place] = view.sum_of(k, side).maximum();
         static_cast<Acc*>(p.sums)[place] = view.sum_of(k, side).sum();
+        if (!RMS && p.separate) static_cast<Acc*>(p.apart)[place] = view.apart_of(k, side).maximum();
       }
       if (!RMS || view.row() >= p.P) continue;
       const int64_t plane = (static_cast<int64_t>(split) * p.K + view.k0 + k) * p.G + view.g;
@@ -373,6 +384,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) force_affinities(
   epilogue.view.stage_factors();
   epilogue.view.stage_rows();
   for (int n = 0; n < 3 * CHUNK_K; ++n) epilogue.view.sum_of(n / 3, n % 3).clear();
+  for (int n = 0; !RMS && n < 2 * CHUNK_K; ++n) epilogue.view.apart_of(n / 2, n % 2).clear();
   epilogue.view.run(SideTiles(block.i, p.negatives, p.P, block.split, p.splits), epilogue, shared);
   epilogue.finish(block.split);
 }
