@@ -7,7 +7,7 @@ import math
 import torch
 
 from . import checks, dispatch, force_ops, force_reference
-from .force import groups, inverse_temperatures, points_dtype
+from .force import check_temperatures, groups, inverse_temperatures, points_dtype
 from .functions import FirstDerivative, inverse_scale
 
 
@@ -61,7 +61,7 @@ def drift_loss(
     Args:
         gen, positive, negative: ``[G, n, D]`` with each its own n.
         weight_gen, weight_positive, weight_negative: ``[G, n]``, weights of the points as columns, applied to their affinities; None: 1.
-        temperatures: in units of the mean distance, at least one.
+        temperatures: numbers in units of the mean distance, at least one.
 
     Returns:
         ``(loss, info)``: loss ``[G]``, float32 (float64 for float64 inputs); info ``{"scale": ..., "loss_<temperature>": ...}``, the mean
@@ -82,15 +82,19 @@ def drift_loss(
     if negative is None and weight_negative is not None:
         raise ValueError("weight_negative must be None without negative")
     _weight("weight_negative", weight_negative, "negative", negative)
-    if gen.numel() == 0:
-        raise ValueError(f"gen must not be empty, got shape {tuple(gen.shape)}")
-    inverse = inverse_temperatures(temperatures, gen).detach()
+    check_temperatures(temperatures)
+    if any(isinstance(value, torch.Tensor) for value in temperatures):
+        raise TypeError("temperatures must be numbers, got a tensor: nothing here is differentiable in them")
+    inverse = inverse_temperatures(temperatures, gen)
     if backend is not None:
         dispatch.check_name(backend)
     weights = {"weight_gen": weight_gen, "weight_positive": weight_positive, "weight_negative": weight_negative}
+    gen = gen.to(inverse.dtype)
+    if gen.numel() == 0:  # means over nothing
+        nan = gen.detach().sum() + math.nan
+        return (gen * gen).mean((1, 2)), {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
     if dispatch.is_eager(backend):
         return force_reference.drift_loss(gen, positive, negative, temperatures=temperatures, **weights)
-    gen = gen.to(inverse.dtype)
     parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
     x = torch.cat(parts, 1)
     weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)

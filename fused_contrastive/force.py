@@ -139,6 +139,11 @@ def groups(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
 
 
+def nothing(negative: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Zeros of the shape of `negative`, connected to all that could need a gradient."""
+    return negative * 0 + sum(x.sum() * 0 for x in others)
+
+
 def contrastive_force(
     positive: torch.Tensor,
     negative: torch.Tensor,
@@ -174,7 +179,7 @@ def contrastive_force(
     if backend is not None:
         dispatch.check_name(backend)
     if negative.numel() == 0 or positive.numel() == 0:
-        return (negative * 0).to(dtype) + positive.sum().to(dtype) * 0
+        return nothing(negative, positive, inverse_scale(temperature, negative)).to(dtype)
     if dispatch.is_eager(backend):
         options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
         return force_reference.contrastive_force(positive, negative, temperature, **options).to(dtype)
@@ -236,7 +241,7 @@ def contrastive_force_loss(
     if detach_scale and scale is not None:
         scale = scale.detach()
     if negative.numel() == 0 or positive.shape[-2] == 0:
-        loss = (negative * 0).to(inverse.dtype) + positive.sum().to(inverse.dtype) * 0
+        loss = nothing(negative, positive, *([] if scale is None else [scale])).to(inverse.dtype)
     elif dispatch.is_eager(backend):
         loss = force_reference.contrastive_force_loss(
             positive, negative, temperatures, mask_self=mask_self, normalizer=normalizer,

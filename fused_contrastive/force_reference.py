@@ -120,9 +120,8 @@ def drift_field(gen, positive, temperature=0.05):
     gen, positive = gen.to(dtype), positive.to(dtype)
     n = gen.shape[-2]
     columns = torch.cat([gen, positive], -2)
-    distance = torch.cdist(gen, columns)
-    distance.diagonal(0, -2, -1).fill_(1e6)
-    kernel = (-distance / temperature).exp()
+    kernel = (-torch.cdist(gen, columns) / temperature).exp()
+    kernel.diagonal(0, -2, -1).fill_(0.0)
     product = kernel.sum(-1, keepdim=True) * kernel.sum(-2, keepdim=True)
     affinity = kernel / product.clamp_min(1e-12).sqrt()
     near, far = affinity[..., :n], affinity[..., n:]

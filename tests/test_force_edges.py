@@ -54,6 +54,19 @@ def test_empty(shapes, any_backend, device):
     mean = fc.contrastive_force_loss(positive, negative, reduction="mean", backend=any_backend)
     assert mean.isnan() if negative.numel() == 0 else mean == 0
     assert fc.drift_field(negative, positive, backend=any_backend).shape == negative.shape
+    temperature = torch.tensor(0.5, device=device, requires_grad=True)
+    fc.contrastive_force(positive, negative, temperature, backend=any_backend).sum().backward()
+    assert temperature.grad == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
+def test_empty_drift(shape, any_backend, device):
+    """The mean over nothing."""
+    gen = torch.randn(shape, device=device, requires_grad=True)
+    loss, info = fc.drift_loss(gen, gen.detach(), backend=any_backend)
+    assert loss.shape == shape[:1] and loss.isnan().all()
+    assert set(info) == {"scale", "loss_0.02", "loss_0.05", "loss_0.2"} and all(x.isnan() for x in info.values())
+    loss.sum().backward()
 
 
 @pytest.mark.parametrize("mask_self", ("sum", "softmax"))
@@ -172,6 +185,7 @@ ERRORS = {
     "positive ": (lambda p, n: fc.drift_loss(n, p[:1]), ValueError),
     "weight_gen": (lambda p, n: fc.drift_loss(n, p, weight_gen=torch.ones(2, 9)), ValueError),
     "weight_negative": (lambda p, n: fc.drift_loss(n, p, weight_negative=torch.ones(2, 4)), ValueError),
+    "temperatures   ": (lambda p, n: fc.drift_loss(n, p, temperatures=(torch.tensor(0.1),)), TypeError),
     "positive  ": (lambda p, n: fc.drift_field(n, p.long()), TypeError),
 }
 
