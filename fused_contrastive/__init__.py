@@ -5,6 +5,7 @@ from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
 from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
+from .memory_bank import MemoryBank
 from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss
 from .visualize import similarity_heatmap
 
@@ -15,6 +16,7 @@ __all__ = [
     "ContrastiveForceLoss",
     "DriftLoss",
     "InfoNCELoss",
+    "MemoryBank",
     "NPairsLoss",
     "NTXentLoss",
     "backends",
