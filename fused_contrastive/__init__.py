@@ -4,25 +4,39 @@ from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
-from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
+from .losses import barlow_twins_loss, clip_loss, correlation_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
 from .memory_bank import MemoryBank
-from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .modules import (
+    BarlowTwinsLoss,
+    ClipLoss,
+    ContrastiveForceLoss,
+    CorrelationLoss,
+    CPCLoss,
+    DriftLoss,
+    InfoNCELoss,
+    NPairsLoss,
+    NTXentLoss,
+)
 from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
 __all__ = [
+    "BarlowTwinsLoss",
     "CPCLoss",
     "ClipLoss",
     "ContrastiveForceLoss",
+    "CorrelationLoss",
     "DriftLoss",
     "InfoNCELoss",
     "MemoryBank",
     "NPairsLoss",
     "NTXentLoss",
     "backends",
+    "barlow_twins_loss",
     "clip_loss",
     "contrastive_force",
     "contrastive_force_loss",
+    "correlation_loss",
     "cpc_loss",
     "drift_field",
     "drift_loss",

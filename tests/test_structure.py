@@ -12,8 +12,8 @@ ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
     {"candidates", "checks", "tiling", "verification", "fastest"},
-    {"reference", "sums"},
     {"collectives"},
+    {"reference", "sums"},
     {"memory_bank"},
     {"force_reference", "force_panels"},
     {"panels", "visualize", "cuda_force"},
