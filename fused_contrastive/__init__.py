@@ -1,5 +1,6 @@
 """Contrastive losses in O(N D) memory: the N x N similarity matrix is never stored."""
 
+from .caching import cached_step
 from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
@@ -33,6 +34,7 @@ __all__ = [
     "NTXentLoss",
     "backends",
     "barlow_twins_loss",
+    "cached_step",
     "clip_loss",
     "contrastive_force",
     "contrastive_force_loss",

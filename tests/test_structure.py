@@ -14,7 +14,7 @@ LEVELS = (
     {"candidates", "checks", "tiling", "verification", "fastest"},
     {"collectives"},
     {"reference", "sums"},
-    {"memory_bank"},
+    {"memory_bank", "caching"},
     {"force_reference", "force_panels"},
     {"panels", "visualize", "cuda_force"},
     {"native", "triton_kernels", "cuda"},
