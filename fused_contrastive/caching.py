@@ -49,10 +49,17 @@ def cached_step(encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequen
     """
     streams = _streams(encoders, inputs, chunk_size)
     buffers = _buffers([stream.encoder for stream in streams if stream.trained])
+    broadcasts = [
+        (m, m.require_forward_param_sync)  # whether DistributedDataParallel's next forward sends rank 0's buffers
+        for m in set().union(*(stream.synchronizing for stream in streams))
+        if hasattr(m, "require_forward_param_sync")
+    ]
     with torch.no_grad():
         embeddings = [stream.embed() for stream in streams]
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer.copy_(value)
+    for module, broadcast in broadcasts:
+        module.require_forward_param_sync = broadcast
     outputs = loss_fn(*embeddings)
     loss = outputs[0] if isinstance(outputs, tuple) else outputs
     if not isinstance(loss, torch.Tensor) or loss.dim():
@@ -87,13 +94,15 @@ class _Stream:
         rows = sorted({len(leaf) for leaf in batched})
         if len(rows) > 1:
             raise ValueError(f"inputs[{number}] must hold tensors of equally many rows, got {rows}")
-        if any(leaf.requires_grad and not leaf.is_leaf for leaf in batched):
+        tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+        if any(t.requires_grad and not t.is_leaf for t in tensors):
             raise ValueError(f"inputs[{number}] must be detached: its graph cannot be gone through chunk by chunk")
         self.rows = rows[0]
         self.starts = range(0, max(self.rows, 1), size)
-        parameters = list(encoder.parameters()) if isinstance(encoder, nn.Module) else []
-        self.trained = not isinstance(encoder, nn.Module) or any(t.requires_grad for t in (*parameters, *batched))
-        devices = {t.device for t in (*parameters, *batched)}
+        if isinstance(encoder, nn.Module):
+            tensors += encoder.parameters()
+        self.trained = not isinstance(encoder, nn.Module) or any(t.requires_grad for t in tensors)
+        devices = {t.device for t in tensors}
         self.devices = sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)
         self.synchronizing = set(_synchronizing(encoder)) if isinstance(encoder, nn.Module) else set()
         self.states = []

@@ -142,14 +142,16 @@ class Momentum(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.linear = nn.Linear(4, 4)
+        self.linear, self.returned = nn.Linear(4, 4), []
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(4))
 
     def forward(self, x):
         self.calls += 1
         self.mean = 0.5 * self.mean + x.detach().mean(0)  # a new tensor in the buffer's place
-        return self.linear(x) * self.calls.clone() + self.mean
+        out = self.linear(x) * self.calls.clone() + self.mean
+        self.returned.append(out.detach())
+        return out
 
 
 def test_buffers_change_once(device):
@@ -340,13 +342,21 @@ def on_one_rank(rank, world):
                 loss = loss_fn(a, b, encoders[2](t))
                 loss.backward()
         results.append((loss.detach(), counts, [p.grad for m in models for p in m.parameters()]))
-    return results
+    model = DistributedDataParallel(Momentum())
+    for _ in range(3):
+        cached_step(model, (x.float(), y.float()), fc.NTXentLoss(), chunk_size=4)
+    return results, model.module.returned
 
 
 def test_distributed_data_parallel():
-    """Gradients are those of the plain step, on every rank, and each model is reduced once per step."""
-    for (loss, counts, grads), (expected, wanted, gradients) in on_ranks(2, on_one_rank):
+    """Gradients are those of the plain step, on every rank, and each model is reduced once per step; rank 0's buffers are sent at the start of
+    both encodings, which return the same."""
+    for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(2, on_one_rank):
         torch.testing.assert_close(loss, expected)
         assert counts == wanted == [2, 2]
         for x, y in zip(grads, gradients, strict=True):
             torch.testing.assert_close(x, y)
+        assert len(returned) == 3 * 8
+        for step in range(3):
+            first, second = (torch.stack(returned[k : k + 4]) for k in (8 * step, 8 * step + 4))
+            assert torch.equal(first, second), step

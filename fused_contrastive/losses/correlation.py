@@ -135,7 +135,7 @@ def correlation_loss(
         backend: "eager" for the dense form; every other name computes alike.
 
     Returns:
-        A scalar, float32 (float64 for float64 inputs), in ``O(N D + min(N, D)^2)`` memory, N (for N > D also D) counted over the ranks.
+        A scalar, float32 (float64 for float64 inputs), in ``O(N D + min(N, D)^2)`` memory; with the products of the rows of W ranks, W times that.
 
     Raises:
         ValueError, TypeError: naming the argument.
