@@ -1,26 +1,44 @@
 """Contrastive losses in O(N D) memory: the N x N similarity matrix is never stored."""
 
+from .caching import cached_step
 from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
-from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
-from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .losses import barlow_twins_loss, clip_loss, correlation_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
+from .memory_bank import MemoryBank
+from .modules import (
+    BarlowTwinsLoss,
+    ClipLoss,
+    ContrastiveForceLoss,
+    CorrelationLoss,
+    CPCLoss,
+    DriftLoss,
+    InfoNCELoss,
+    NPairsLoss,
+    NTXentLoss,
+)
 from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
 __all__ = [
+    "BarlowTwinsLoss",
     "CPCLoss",
     "ClipLoss",
     "ContrastiveForceLoss",
+    "CorrelationLoss",
     "DriftLoss",
     "InfoNCELoss",
+    "MemoryBank",
     "NPairsLoss",
     "NTXentLoss",
     "backends",
+    "barlow_twins_loss",
+    "cached_step",
     "clip_loss",
     "contrastive_force",
     "contrastive_force_loss",
+    "correlation_loss",
     "cpc_loss",
     "drift_field",
     "drift_loss",

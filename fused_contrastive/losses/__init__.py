@@ -8,9 +8,18 @@ Wrong shapes, dtypes, devices or values raise ValueError or TypeError naming the
 """
 
 from .clip import clip_loss
+from .correlation import barlow_twins_loss, correlation_loss
 from .cpc import cpc_loss
 from .info_nce import info_nce_loss
 from .n_pairs import n_pairs_loss
 from .nt_xent import nt_xent_loss
 
-__all__ = ["clip_loss", "cpc_loss", "info_nce_loss", "n_pairs_loss", "nt_xent_loss"]
+__all__ = [
+    "barlow_twins_loss",
+    "clip_loss",
+    "correlation_loss",
+    "cpc_loss",
+    "info_nce_loss",
+    "n_pairs_loss",
+    "nt_xent_loss",
+]

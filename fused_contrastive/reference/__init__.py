@@ -3,12 +3,15 @@
 Each function has the signature of its fused counterpart in losses/, less ``backend``.
 """
 
+from .correlation import barlow_twins_loss, correlation_loss
 from .dense import both_directions, masked_logsumexp, maximum, reduce, similarity, similarity_logsumexp, with_metrics
 from .pairs import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
 
 __all__ = [
+    "barlow_twins_loss",
     "both_directions",
     "clip_loss",
+    "correlation_loss",
     "cpc_loss",
     "info_nce_loss",
     "masked_logsumexp",
