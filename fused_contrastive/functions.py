@@ -13,10 +13,14 @@ import torch
 from . import checks, dispatch, ops, reference
 from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
 from .checks import accumulation_dtype
+from .second import FirstDerivative as FirstDerivative
+from .second import Gradient, tangents_of_outputs
 
 
 class Similarity(torch.autograd.Function):
     """Outputs are those of the forward op (ops.py). Differentiable: ``rows[0]`` and ``cols[0]``, or loss where there is a positive."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(*arguments):
@@ -24,14 +28,20 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
+        ctx.save_for_forward(*Similarity.remember(ctx, inputs, outputs))
+
+    @staticmethod
+    def remember(ctx, inputs, outputs):
         *operands, kind, offset, stride, positive, normalize, _columns, _extrema, _weighted, dtype, backend = inputs
         rows, cols, pos, loss, row_max, col_max, *prepared = outputs
         constant = (rows, cols) if positive >= 0 else (loss,)
         ctx.mark_non_differentiable(*constant, pos, row_max, col_max, *prepared)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*operands, rows, cols, pos, *prepared)
+        saved = (*operands, rows, cols, pos, *prepared)
+        ctx.save_for_backward(*saved)
         ctx.options = (kind, offset, stride, positive, normalize, dtype)
         ctx.backend = backend
+        return saved
 
     @staticmethod
     def backward(ctx, g_rows, g_cols, _pos, g_loss, *_):
@@ -46,10 +56,17 @@ class Similarity(torch.autograd.Function):
         if g_cols is None:
             g_cols = rows.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
         needed = ctx.needs_input_grad[:4]
-        gradients = ops.similarity_backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradients = FirstDerivative.apply(4, *gradients, g_rows, g_cols, *saved[:4])
+        gradient = Gradient.apply if torch.is_grad_enabled() else ops.similarity_backward  # create_graph=True
+        gradients = gradient(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
         return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * 12)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        d_rows, d_cols = tangents_of_outputs(ctx.saved_tensors, ctx.options, tangents[:4])
+        if ctx.options[3] >= 0:
+            return None, None, None, d_rows, *[None] * 7
+        in_two_parts = (torch.stack([d, torch.zeros_like(d)]) if d.numel() else None for d in (d_rows, d_cols))
+        return *in_two_parts, *[None] * 9
 
 
 class DirectSimilarity(torch.autograd.Function):
@@ -58,29 +75,10 @@ class DirectSimilarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         outputs = ops.similarity_forward(*arguments)
-        Similarity.setup_context(ctx, arguments, outputs)
+        Similarity.remember(ctx, arguments, outputs)
         return outputs
 
     backward = Similarity.backward
-
-
-class FirstDerivative(torch.autograd.Function):
-    """The gradients (the first `count` tensors), tied to what they depend on: differentiating them again raises, never gives a wrong
-    number."""
-
-    @staticmethod
-    def forward(count, *tensors):
-        return tuple(gradient.clone() for gradient in tensors[:count])
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            "second derivatives of the fused losses are not available: use backend='eager' where you need them"
-        )
 
 
 class Result(NamedTuple):
