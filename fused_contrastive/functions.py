@@ -14,7 +14,7 @@ from . import checks, dispatch, ops, reference
 from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
 from .checks import accumulation_dtype
 from .second import FirstDerivative as FirstDerivative
-from .second import Gradient, tangents_of_outputs
+from .second import Gradient, Tangents
 
 
 class Similarity(torch.autograd.Function):
@@ -62,7 +62,7 @@ class Similarity(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        d_rows, d_cols = tangents_of_outputs(ctx.saved_tensors, ctx.options, tangents[:4])
+        d_rows, d_cols = Tangents.apply(*tangents[:4], *ctx.saved_tensors, *ctx.options, ctx.backend)
         if ctx.options[3] >= 0:
             return None, None, None, d_rows, *[None] * 7
         in_two_parts = (torch.stack([d, torch.zeros_like(d)]) if d.numel() else None for d in (d_rows, d_cols))
@@ -70,7 +70,7 @@ class Similarity(torch.autograd.Function):
 
 
 class DirectSimilarity(torch.autograd.Function):
-    """The same without `setup_context`, which torch.func needs and which costs 20 us a call."""
+    """The same without `setup_context` and `jvp`: torch.func and forward mode need them, and they cost 20 us a call."""
 
     @staticmethod
     def forward(ctx, *arguments):
@@ -155,7 +155,8 @@ def similarity(
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
     weighted = fixed and a.requires_grad and (bias is None or not bias.requires_grad) and torch.is_grad_enabled()
-    function = Similarity if torch._C._are_functorch_transforms_active() else DirectSimilarity
+    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    function = Similarity if transformed else DirectSimilarity
     rows, cols, pos, loss, row_max, col_max, *_ = function.apply(
         a.reshape(-1, M, D),
         None if b is None else b.reshape(-1, N, D),

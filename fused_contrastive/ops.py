@@ -55,6 +55,7 @@ from __future__ import annotations
 import torch
 
 from . import checks, dispatch
+from .batching import folding_rule
 from .checks import accumulation_dtype
 from .second_panels import similarity_second as second_of_any_backend
 
@@ -186,3 +187,11 @@ def _(
         scale.new_empty(() if need_scale else (0,)),
         scale.new_empty((G, N) if need_bias else (0,)),
     )
+
+
+for op, dimensions in (
+    (similarity_forward, (1, 1, *[0] * 9)),
+    (similarity_backward, (0, 0, None, 0)),
+    (similarity_second, (0, 0, 0, 0, None, 0)),
+):
+    torch.library.register_vmap(op, folding_rule(op, dimensions), lib=LIBRARY)

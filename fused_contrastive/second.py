@@ -33,7 +33,9 @@ class SecondDerivative(FirstDerivative):
     def backward(ctx, *_):
         unavailable("third")
 
-    jvp = backward
+    @staticmethod
+    def jvp(ctx, *_):
+        unavailable("third")
 
 
 def unavailable(order: str):
@@ -80,18 +82,50 @@ class Gradient(torch.autograd.Function):
         return tuple(x if need else None for x, need in zip(found, needed, strict=True))
 
 
+class Tangents(torch.autograd.Function):
+    """Of rows (of loss where there is a positive) and cols along tangents of a, b, scale and bias, from what `Similarity` saved."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t_a, t_b, t_scale, t_bias, *saved_and_options):
+        saved, options = saved_and_options[:14], saved_and_options[14:20]
+        rows, cols, positive = saved[6], saved[7], options[3]
+        g_cols = rows.new_empty(0) if cols.numel() == 0 or positive >= 0 else torch.zeros_like(cols[0])
+        tangents = (t_a, t_b, t_scale, t_bias)
+        return ops.similarity_second(
+            *tangents, torch.zeros_like(rows[0]), g_cols, *saved[:13], *options, False, False, False, False
+        )[:2]
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.options = inputs[18:]
+        if outputs[1].numel() == 0:
+            ctx.mark_non_differentiable(outputs[1])
+        ctx.save_for_backward(*inputs[:18])
+        ctx.save_for_forward(*inputs[:18])
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        tangents, saved, needed = ctx.saved_tensors[:4], ctx.saved_tensors[4:], ctx.needs_input_grad[:8]
+        *options, backend = ctx.options
+        of_tangents = ops.similarity_backward(*upstream, *saved, *options, *needed[:4], backend)
+        found = (*of_tangents, *second((*upstream, *saved), options, tangents, needed[4:])[2:])
+        if torch.is_grad_enabled():
+            found = SecondDerivative.apply(8, *found, *(x for x in (*upstream, *tangents, *saved[:4]) if x is not None))
+        return (*(x if need else None for x, need in zip(found, needed, strict=True)), *[None] * 17)
+
+    @staticmethod
+    def jvp(ctx, *_):
+        raise NotImplementedError(
+            "forward-mode derivatives of forward-mode derivatives of the fused losses are not available: take one of them in "
+            "reverse mode (torch.func.hessian does), or use backend='eager'"
+        )
+
+
 def second(saved, options, tangents, needed):
-    """The second op, of what the backward op was given: where it is differentiated, the error."""
+    """The second op on what the backward op was given; differentiating what it returns raises."""
     found = ops.similarity_second(*tangents, *saved[:15], *options, *needed)
     if torch.is_grad_enabled():
-        depends_on = [x for x in (*tangents, *saved[:6]) if x is not None]
-        found = SecondDerivative.apply(6, *found, *depends_on)
+        found = SecondDerivative.apply(6, *found, *(x for x in (*tangents, *saved[:6]) if x is not None))
     return found
-
-
-def tangents_of_outputs(saved, options, tangents):
-    """Of rows (of loss where there is a positive) and cols, from what the forward op was given and returned."""
-    rows, cols, positive = saved[6], saved[7], options[3]
-    none = cols.numel() == 0 or positive >= 0
-    constant = (torch.zeros_like(rows[0]), rows.new_empty(0) if none else torch.zeros_like(cols[0]))
-    return second((*constant, *saved), options, tangents, (False,) * 4)[:2]
