@@ -14,17 +14,11 @@ from . import checks, dispatch, ops, reference
 from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
 from .checks import accumulation_dtype
 from .second import FirstDerivative as FirstDerivative
-from .second import Gradient, Tangents
+from .second import Formula, below_autograd, is_transformed, only, register_formula
 
 
-class Similarity(torch.autograd.Function):
+class Similarity(Formula):
     """Outputs are those of the forward op (ops.py). Differentiable: ``rows[0]`` and ``cols[0]``, or loss where there is a positive."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments):
-        return ops.similarity_forward(*arguments)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -56,25 +50,34 @@ class Similarity(torch.autograd.Function):
         if g_cols is None:
             g_cols = rows.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
         needed = ctx.needs_input_grad[:4]
-        gradient = Gradient.apply if torch.is_grad_enabled() else ops.similarity_backward  # create_graph=True
-        gradients = gradient(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
-        return (*(g if need else None for g, need in zip(gradients, needed, strict=True)), *[None] * 12)
+        arguments = (g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
+        if torch.is_grad_enabled() or is_transformed() or torch.compiler.is_compiling():
+            gradients = ops.similarity_backward(*arguments)
+        else:
+            gradients = below_autograd(ops.similarity_backward, *arguments)
+        return *only(needed, gradients), *[None] * 12
 
     @staticmethod
     def jvp(ctx, *tangents):
-        d_rows, d_cols = Tangents.apply(*tangents[:4], *ctx.saved_tensors, *ctx.options, ctx.backend)
-        if ctx.options[3] >= 0:
+        saved, positive = ctx.saved_tensors, ctx.options[3]
+        rows, cols = saved[6], saved[7]
+        upstream = (torch.zeros_like(rows[0]), rows.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0]))
+        d_rows, d_cols, *_ = ops.similarity_second(*tangents[:4], *upstream, *saved, *ctx.options, *[False] * 4, ctx.backend)
+        if positive >= 0:
             return None, None, None, d_rows, *[None] * 7
         in_two_parts = (torch.stack([d, torch.zeros_like(d)]) if d.numel() else None for d in (d_rows, d_cols))
         return *in_two_parts, *[None] * 9
 
 
+register_formula(ops.similarity_forward, Similarity)
+
+
 class DirectSimilarity(torch.autograd.Function):
-    """The same without `setup_context` and `jvp`: torch.func and forward mode need them, and they cost 20 us a call."""
+    """The same where nothing but reverse mode is asked for: 20 us a call less."""
 
     @staticmethod
     def forward(ctx, *arguments):
-        outputs = ops.similarity_forward(*arguments)
+        outputs = below_autograd(ops.similarity_forward, *arguments)
         Similarity.remember(ctx, arguments, outputs)
         return outputs
 
@@ -155,9 +158,9 @@ def similarity(
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
     weighted = fixed and a.requires_grad and (bias is None or not bias.requires_grad) and torch.is_grad_enabled()
-    transformed = torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    function = Similarity if transformed else DirectSimilarity
-    rows, cols, pos, loss, row_max, col_max, *_ = function.apply(
+    plain = not (is_transformed() or torch.compiler.is_compiling())
+    call = DirectSimilarity.apply if plain else ops.similarity_forward
+    rows, cols, pos, loss, row_max, col_max, *_ = call(
         a.reshape(-1, M, D),
         None if b is None else b.reshape(-1, N, D),
         scale,

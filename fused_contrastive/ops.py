@@ -80,9 +80,9 @@ LIBRARY.define(
 LIBRARY.define(
     "similarity_second(Tensor? t_a, Tensor? t_b, Tensor? t_scale, Tensor? t_bias, Tensor g_rows, Tensor g_cols, "
     "Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, Tensor rows, Tensor cols, Tensor pos, "
-    "Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, "
+    "Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, "
     + _CANDIDATES
-    + ", bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias)"
+    + ", bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -107,7 +107,7 @@ implement("similarity_forward")
 implement("similarity_backward")
 LIBRARY.impl(
     "similarity_second",
-    lambda *arguments: outside_autocast(second_of_any_backend, arguments[6].device, arguments),
+    lambda *arguments: outside_autocast(second_of_any_backend, arguments[6].device, arguments[:-1]),
     "CompositeExplicitAutograd",
 )
 similarity_forward = torch.ops.fused_contrastive.similarity_forward.default
@@ -174,8 +174,8 @@ def _(
 
 @torch.library.register_fake("fused_contrastive::similarity_second", lib=LIBRARY)
 def _(
-    t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv,
-    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
+    t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
+    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
 ):  # fmt: skip
     G, M, D = a.shape
     N = M if b is None else b.shape[1]

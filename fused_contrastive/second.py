@@ -1,10 +1,46 @@
-"""Derivatives of derivatives: gradients of the similarity family that can be differentiated once more, and the error where nothing can."""
+"""Derivatives of the similarity ops' derivatives; and the error where there are none.
+
+Each op has an autograd formula of its own, as PyTorch's operators have: it is differentiable wherever it is called, in reverse and
+forward mode, under torch.func (with the rules of batching.py) and torch.compile, and in exported programs."""
 
 from __future__ import annotations
 
 import torch
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
 from . import ops
+
+Formula = torch.autograd.function._SingleLevelFunction
+"""torch.autograd.Function below torch.func's transforms, which have been dealt with where an op's autograd formula is asked for."""
+
+
+def below_autograd(op, *arguments):
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+def is_transformed() -> bool:
+    """Inside a torch.func transform or forward mode, where tensors may have tangents."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def register_formula(op, formula: type) -> None:
+    """Make `formula`, which has setup_context, backward and jvp, the autograd formula of `op`."""
+
+    def forward(*arguments):
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for the transforms further out
+            return below_autograd(op, *arguments)
+
+    formula.forward = staticmethod(forward)
+
+    def call(*arguments):
+        if is_transformed() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            with enable_single_level_autograd_function():
+                return formula.apply(*arguments)
+        return below_autograd(op, *arguments)
+
+    ops.LIBRARY.impl(op, call, "Autograd")
 
 
 class FirstDerivative(torch.autograd.Function):
@@ -24,41 +60,24 @@ class FirstDerivative(torch.autograd.Function):
         unavailable("second")
 
 
-class SecondDerivative(FirstDerivative):
-    """The same for second derivatives."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def backward(ctx, *_):
-        unavailable("third")
-
-    @staticmethod
-    def jvp(ctx, *_):
-        unavailable("third")
-
-
-def unavailable(order: str):
+def unavailable(what: str):
     raise NotImplementedError(
-        f"{order} derivatives of the fused losses are not available: use backend='eager' where you need them"
+        f"{what} derivatives of the fused losses are not available: use backend='eager' where you need them"
     )
 
 
-class Gradient(torch.autograd.Function):
-    """The backward op (ops.py) with its own derivatives: what `Similarity` returns where gradients are differentiated.
+def only(needed, tensors) -> tuple:
+    return tuple(x if need else None for x, need in zip(tensors, needed, strict=True))
 
-    Rows, cols and all else that forward saved are constants here: `similarity_second` differentiates through them."""
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*arguments):
-        return ops.similarity_backward(*arguments)
+class Gradient(Formula):
+    """Of the backward op. What forward saved is a constant here: `similarity_second` differentiates through it."""
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        tensors, ctx.options = inputs[:16], inputs[16:]
-        ctx.mark_non_differentiable(*(x for x, need in zip(outputs, ctx.options[6:10], strict=True) if not need))
+        tensors, ctx.options, ctx.backend = inputs[:16], inputs[16:22], inputs[26]
+        ctx.computed = inputs[22:26]
+        ctx.mark_non_differentiable(*(x for x, computed in zip(outputs, ctx.computed, strict=True) if not computed))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -66,66 +85,49 @@ class Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *tangents):
         needed = ctx.needs_input_grad[:6]
-        found = second(ctx.saved_tensors, ctx.options[:6], tangents, needed[2:])
-        return (*(x if need else None for x, need in zip(found, needed, strict=True)), *[None] * 21)
+        found = ops.similarity_second(*tangents, *ctx.saved_tensors, *ctx.options, *needed[2:], ctx.backend)
+        return *only(needed, found), *[None] * 21
 
     @staticmethod
-    def jvp(ctx, t_rows, t_cols, t_a, t_b, t_scale, t_bias, *_):
-        saved, needed = ctx.saved_tensors, ctx.options[6:10]
-        found = [None] * 4
-        if any(t is not None for t in (t_a, t_b, t_scale, t_bias)):
-            found = second(saved, ctx.options[:6], (t_a, t_b, t_scale, t_bias), needed)[2:]
+    def jvp(ctx, t_rows, t_cols, *tangents):
+        saved, tangents = ctx.saved_tensors, tangents[:4]
+        parts = []
+        if any(t is not None for t in tangents):
+            parts.append(ops.similarity_second(*tangents, *saved, *ctx.options, *ctx.computed, ctx.backend)[2:])
         if t_rows is not None or t_cols is not None:
-            upstream = [torch.zeros_like(g) if t is None else t for g, t in zip(saved, (t_rows, t_cols), strict=False)]
-            linear = Gradient.apply(*upstream, *saved[2:], *ctx.options)
-            found = linear if found[0] is None else [x + y for x, y in zip(found, linear, strict=True)]
-        return tuple(x if need else None for x, need in zip(found, needed, strict=True))
+            upstream = (torch.zeros_like(g) if t is None else t for g, t in zip(saved, (t_rows, t_cols), strict=False))
+            parts.append(ops.similarity_backward(*upstream, *saved[2:], *ctx.options, *ctx.computed, ctx.backend))
+        return only(ctx.computed, [sum(part) for part in zip(*parts, strict=True)] if parts else [None] * 4)
 
 
-class Tangents(torch.autograd.Function):
-    """Of rows (of loss where there is a positive) and cols along tangents of a, b, scale and bias, from what `Similarity` saved."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(t_a, t_b, t_scale, t_bias, *saved_and_options):
-        saved, options = saved_and_options[:14], saved_and_options[14:20]
-        rows, cols, positive = saved[6], saved[7], options[3]
-        g_cols = rows.new_empty(0) if cols.numel() == 0 or positive >= 0 else torch.zeros_like(cols[0])
-        tangents = (t_a, t_b, t_scale, t_bias)
-        return ops.similarity_second(
-            *tangents, torch.zeros_like(rows[0]), g_cols, *saved[:13], *options, False, False, False, False
-        )[:2]
+class Second(Formula):
+    """Of the second op: of the outputs' tangents, which are gradients once more; there are no third derivatives."""
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        ctx.options = inputs[18:]
-        if outputs[1].numel() == 0:
-            ctx.mark_non_differentiable(outputs[1])
-        ctx.save_for_backward(*inputs[:18])
-        ctx.save_for_forward(*inputs[:18])
+        ctx.options, ctx.backend = inputs[20:26], inputs[30]
+        ctx.mark_non_differentiable(*(x for x in outputs if x.numel() == 0))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:20])
 
     @staticmethod
-    def backward(ctx, *upstream):
-        tangents, saved, needed = ctx.saved_tensors[:4], ctx.saved_tensors[4:], ctx.needs_input_grad[:8]
-        *options, backend = ctx.options
-        of_tangents = ops.similarity_backward(*upstream, *saved, *options, *needed[:4], backend)
-        found = (*of_tangents, *second((*upstream, *saved), options, tangents, needed[4:])[2:])
-        if torch.is_grad_enabled():
-            found = SecondDerivative.apply(8, *found, *(x for x in (*upstream, *tangents, *saved[:4]) if x is not None))
-        return (*(x if need else None for x, need in zip(found, needed, strict=True)), *[None] * 17)
+    def backward(ctx, d_rows, d_cols, *gradients):
+        if any(g is not None for g in gradients):
+            unavailable("third")
+        tangents, g_cols, saved = ctx.saved_tensors[:4], ctx.saved_tensors[5], ctx.saved_tensors[6:]
+        needed = ctx.needs_input_grad[:10]
+        upstream = (
+            torch.zeros_like(saved[6][0]) if d_rows is None else d_rows,
+            torch.zeros_like(g_cols) if d_cols is None else d_cols,
+        )
+        of_tangents = ops.similarity_backward(*upstream, *saved, *ctx.options, *needed[:4], ctx.backend)
+        found = ops.similarity_second(*tangents, *upstream, *saved, *ctx.options, *needed[6:], ctx.backend)[2:]
+        return *only(needed[:4], of_tangents), None, None, *only(needed[6:], found), *[None] * 21
 
     @staticmethod
     def jvp(ctx, *_):
-        raise NotImplementedError(
-            "forward-mode derivatives of forward-mode derivatives of the fused losses are not available: take one of them in "
-            "reverse mode (torch.func.hessian does), or use backend='eager'"
-        )
+        unavailable("third derivatives, and forward-mode derivatives of forward-mode")
 
 
-def second(saved, options, tangents, needed):
-    """The second op on what the backward op was given; differentiating what it returns raises."""
-    found = ops.similarity_second(*tangents, *saved[:15], *options, *needed)
-    if torch.is_grad_enabled():
-        found = SecondDerivative.apply(6, *found, *(x for x in (*tangents, *saved[:6]) if x is not None))
-    return found
+register_formula(ops.similarity_backward, Gradient)
+register_formula(ops.similarity_second, Second)

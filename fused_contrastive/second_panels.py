@@ -15,11 +15,11 @@ from .sums import finite
 
 
 def similarity_second(
-    t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv,
+    t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
     kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
 ):  # fmt: skip
     """See ops.py."""
-    one_set, empty = b is None, scale.new_empty(0)
+    one_set = b is None
     left = Side(a, a_hat, a_inv, t_a)
     right = left if one_set else Side(b, b_hat, b_inv, t_b)
     key_b = key_a if one_set else key_b
@@ -45,14 +45,14 @@ def similarity_second(
         softmax.close()
 
     if positive < 0:
-        d_rows, d_cols = by_row.mean, by_column.mean if g_cols.numel() else empty
+        d_rows, d_cols = by_row.mean, by_column.mean if g_cols.numel() else scale.new_empty(0)
         by_row.weigh(g_rows)
         if g_cols.numel():
             by_column.weigh(g_cols)
     else:
         p = partners(M, N, positive, scale.device)
         t_pos = positive_tangents(t_left, t_right, t_bias, p)
-        d_rows, d_cols = torch.zeros_like(pos), empty
+        d_rows, d_cols = torch.zeros_like(pos), scale.new_empty(0)
         g_pos, t_g_pos = torch.zeros_like(pos), torch.zeros_like(pos)
         directions = [(by_row, rows, slice(None))] + ([(by_column, cols, p)] if cols.numel() else [])
         for softmax, lse, order in directions:  # loss = softplus(lse - pos), the mean of both directions
@@ -64,13 +64,11 @@ def similarity_second(
             softmax.weigh(c, t_c, order)
             g_pos -= c
             t_g_pos -= t_c
-    if not (need_a or need_b or need_scale or need_bias):
-        return d_rows, d_cols, a.new_empty(0), a.new_empty(0), empty, empty
 
     row_sums = Sums(left) if need_a or need_scale else None
     column_sums = row_sums if one_set else Sums(right) if need_b else None
-    d_bias = torch.zeros_like(bias) if need_bias else empty
-    for g, i, j, rest, s, t in panels():
+    d_bias = torch.zeros_like(bias) if need_bias else scale.new_empty(0)
+    for g, i, j, rest, s, t in panels() if need_a or need_b or need_scale or need_bias else ():
         w, t_w = by_row.weights(g, i, s, t, 2)
         if by_column is not None:
             more, t_more = by_column.weights(g, j, s, t, 1)
@@ -94,7 +92,7 @@ def similarity_second(
         d_cols,
         row_sums.finish(scale, t_scale) if need_a else a.new_empty(0),
         column_sums.finish(scale, t_scale) if need_b else a.new_empty(0),
-        row_sums.along_scale() * (0.5 if one_set else 1.0) if need_scale else empty,
+        row_sums.along_scale() * (0.5 if one_set else 1.0) if need_scale else scale.new_empty(0),
         d_bias,
     )
 
