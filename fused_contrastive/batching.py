@@ -18,9 +18,7 @@ def folding_rule(op, output_dimensions: tuple):
         with_scale = "need_scale" in names and arguments[names.index("need_scale")]
         if with_scale or any(m is not None and d is None for m, d in zip(mapped, input_dimensions, strict=True)):
             return repeat(op, info.batch_size, mapped, arguments)
-        folded = (
-            fold(x, m, d, info.batch_size) for x, m, d in zip(arguments, mapped, input_dimensions, strict=True)
-        )
+        folded = (fold(x, m, d, info.batch_size) for x, m, d in zip(arguments, mapped, input_dimensions, strict=True))
         outputs = op(*folded)
         present = [x.numel() > 0 for x in outputs]
         return (

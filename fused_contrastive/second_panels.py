@@ -44,26 +44,20 @@ def similarity_second(
     for softmax in {by_row, by_column} - {None}:
         softmax.close()
 
-    if positive < 0:
-        d_rows, d_cols = by_row.mean, by_column.mean if g_cols.numel() else scale.new_empty(0)
-        by_row.weigh(g_rows)
-        if g_cols.numel():
-            by_column.weigh(g_cols)
-    else:
+    d_cols = scale.new_empty(0)
+    if positive >= 0:
         p = partners(M, N, positive, scale.device)
         t_pos = positive_tangents(t_left, t_right, t_bias, p)
-        d_rows, d_cols = torch.zeros_like(pos), scale.new_empty(0)
-        g_pos, t_g_pos = torch.zeros_like(pos), torch.zeros_like(pos)
-        directions = [(by_row, rows, slice(None))] + ([(by_column, cols, p)] if cols.numel() else [])
-        for softmax, lse, order in directions:  # loss = softplus(lse - pos), the mean of both directions
-            lse, factor = lse[..., order], torch.full_like(pos, 1 / len(directions))
-            e, t_e = excess(lse, pos), softmax.mean[:, order] - t_pos
-            factor = factor * torch.sigmoid(e) + undefined(lse, pos)
-            d_rows += factor * t_e
-            c, t_c = g_rows * factor, g_rows * factor * torch.sigmoid(-e) * t_e
-            softmax.weigh(c, t_c, order)
-            g_pos -= c
-            t_g_pos -= t_c
+        directions = [(by_row, rows, slice(None))]
+        if cols.numel():
+            directions.append((by_column, cols[..., p], p))
+        d_rows, g_pos, t_g_pos = through_positive(g_rows, directions, pos, t_pos)
+    else:
+        d_rows = by_row.mean
+        by_row.weigh(g_rows)
+        if g_cols.numel():
+            d_cols = by_column.mean
+            by_column.weigh(g_cols)
 
     row_sums = Sums(left) if need_a or need_scale else None
     column_sums = row_sums if one_set else Sums(right) if need_b else None
@@ -147,6 +141,23 @@ def positive_tangents(t_left, t_right, t_bias, p):
     """The tangents of the positives' logits."""
     t = (t_left * t_right[:, p]).sum(-1)
     return t if t_bias is None else t + t_bias[:, p]
+
+
+def through_positive(g, directions, pos, t_pos):
+    """The tangent of ``loss = softplus(lse - pos)``, the mean of both directions where there are two; the positives' weights and their tangents.
+
+    `directions`: softmax, log-sum-exps, and which of the softmax's rows (columns) those belong to. The softmaxes get their upstream factors.
+    """
+    d_loss, weight, t_weight = torch.zeros_like(pos), torch.zeros_like(pos), torch.zeros_like(pos)
+    for softmax, lse, order in directions:
+        e, t_e = excess(lse, pos), softmax.mean[:, order] - t_pos
+        sigmoid = torch.sigmoid(e) / len(directions) + undefined(lse, pos)
+        c, t_c = g * sigmoid, g * sigmoid * torch.sigmoid(-e) * t_e
+        softmax.weigh(c, t_c, order)
+        d_loss += sigmoid * t_e
+        weight -= c
+        t_weight -= t_c
+    return d_loss, weight, t_weight
 
 
 class Softmax:

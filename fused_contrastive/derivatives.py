@@ -1,7 +1,7 @@
-"""Derivatives of the similarity ops' derivatives; and the error where there are none.
+"""Autograd formulas of ops: that of the similarity family's gradients, which gives second derivatives, and the errors beyond.
 
-Each op has an autograd formula of its own, as PyTorch's operators have: it is differentiable wherever it is called, in reverse and
-forward mode, under torch.func (with the rules of batching.py) and torch.compile, and in exported programs."""
+An op with a formula is differentiable wherever it is called, as PyTorch's own are: in reverse and forward mode, under torch.func (vmap: batching.py),
+under torch.compile and in exported programs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from . import ops
 Formula = torch.autograd.function._SingleLevelFunction
 """torch.autograd.Function below torch.func's transforms, which have been dealt with where an op's autograd formula is asked for."""
 
-
-def below_autograd(op, *arguments):
-    with torch._C._AutoDispatchBelowAutograd():
-        return op(*arguments)
+below_autograd = torch._C._AutoDispatchBelowAutograd
+"""A context in which ops do without their formulas."""
 
 
 def is_transformed() -> bool:
@@ -29,8 +27,9 @@ def register_formula(op, formula: type) -> None:
     """Make `formula`, which has setup_context, backward and jvp, the autograd formula of `op`."""
 
     def forward(*arguments):
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):  # for the transforms further out
-            return below_autograd(op, *arguments)
+        # Function.apply has turned differentiation off, which the transforms further out need.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
+            return op(*arguments)
 
     formula.forward = staticmethod(forward)
 
@@ -38,7 +37,8 @@ def register_formula(op, formula: type) -> None:
         if is_transformed() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
                 return formula.apply(*arguments)
-        return below_autograd(op, *arguments)
+        with below_autograd():
+            return op(*arguments)
 
     ops.LIBRARY.impl(op, call, "Autograd")
 
@@ -71,7 +71,7 @@ def only(needed, tensors) -> tuple:
 
 
 class Gradient(Formula):
-    """Of the backward op. What forward saved is a constant here: `similarity_second` differentiates through it."""
+    """Of the backward op. What forward saved counts as constant: `similarity_second` accounts for it."""
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -101,7 +101,7 @@ class Gradient(Formula):
 
 
 class Second(Formula):
-    """Of the second op: of the outputs' tangents, which are gradients once more; there are no third derivatives."""
+    """Of the second op: that of the outputs' tangents, which are first derivatives; the rest would be third ones."""
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -126,7 +126,7 @@ class Second(Formula):
 
     @staticmethod
     def jvp(ctx, *_):
-        unavailable("third derivatives, and forward-mode derivatives of forward-mode")
+        unavailable("third, and forward-mode derivatives of forward-mode,")
 
 
 register_formula(ops.similarity_backward, Gradient)
