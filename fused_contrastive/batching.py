@@ -40,13 +40,14 @@ def fold(x, mapped: int | None, dimension: int | None, size: int):
         x = x.unsqueeze(dimension).expand(*x.shape[:dimension], size, *x.shape[dimension:])
     else:
         x = x.movedim(mapped, dimension)
-    return x.flatten(dimension, dimension + 1)
+    return x.flatten(dimension, dimension + 1).contiguous()  # an expanded dimension flattens to a view of stride 0
 
 
 def repeat(op, size: int, mapped: tuple, arguments: tuple):
     """One call for each element, outputs stacked; absent ones stay so."""
     calls = [
-        op(*(x if m is None else x.select(m, n) for x, m in zip(arguments, mapped, strict=True))) for n in range(size)
+        op(*(x if m is None else x.select(m, n).contiguous() for x, m in zip(arguments, mapped, strict=True)))
+        for n in range(size)
     ]
     outputs = list(zip(*calls, strict=True))
     present = [x[0].numel() > 0 for x in outputs]

@@ -1,4 +1,5 @@
-"""Citizens of PyTorch: opcheck, torch.compile, second derivatives, torch.func, export to meta."""
+"""Citizens of PyTorch: opcheck, torch.compile, gradients with and without a graph, meta tensors. torch.func: test_func.py; export: test_export.py;
+second derivatives: test_second_derivatives.py."""
 
 import cases
 import pytest
@@ -173,43 +174,9 @@ def test_compile_metrics_and_module(traced_backend, device):
     torch.testing.assert_close(gradient, module.log_temperature.grad)
 
 
-NO_SECOND = "second derivatives|double backward|twice|once_differentiable|not implemented"
-
-
-def second_derivative(case, inputs, backend, wanted):
-    """The gradient of a gradient penalty plus the loss itself: where a hidden zero would do most harm."""
-    loss = case.loss(inputs, backend, reduction="mean")
-    first = torch.autograd.grad(loss, [inputs[name] for name in wanted], create_graph=True)
-    penalty = sum(g.square().sum() for g in first)
-    return torch.autograd.grad(loss + penalty, list(inputs.values()), allow_unused=True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_second_derivatives(name, backend, device):
-    """They raise, or are eager's: never silently wrong, for any argument the penalty may be taken of."""
-    case = cases.BY_NAME[name]
-    inputs = case.draw(5, 3, torch.float64, device)
-    for wanted in [*([k] for k in inputs), list(inputs)]:
-        expected = second_derivative(case, inputs, "reference", wanted)
-        try:
-            found = second_derivative(case, inputs, backend, wanted)
-        except (RuntimeError, NotImplementedError) as error:
-            assert any(word in str(error) for word in NO_SECOND.split("|")), error
-            continue
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
-
-
-def test_second_derivatives_of_eager(device):
-    case = cases.BY_NAME["nt_xent"]
-    inputs = case.draw(4, 3, torch.float64, device)
-    assert torch.autograd.gradgradcheck(
-        lambda *values: case.loss(dict(zip(inputs, values, strict=True)), "eager"), tuple(inputs.values())
-    )
-
-
 def test_second_derivatives_under_compile(traced_backend, device):
-    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code)."""
+    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code); inside compiled code
+    torch.func.grad takes it (test_func.py)."""
     case = cases.BY_NAME["nt_xent"]
     inputs = case.draw(5, 3, torch.float64, device)
     loss = compiled_loss(case, traced_backend, list(inputs), "aot_eager")(*inputs.values())
@@ -241,32 +208,6 @@ def test_backward_twice(backend, device):
     torch.testing.assert_close(inputs["z1"].grad, 2 * once)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
-
-
-@pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue", "cpc"))
-def test_func_grad(name, backend, device):
-    """torch.func.grad gives the same gradients, or a clear error; torch.func.vmap the same values, or a clear error."""
-    case = cases.BY_NAME[name]
-    inputs = case.draw(6, 3, torch.float64, device)
-    expected = torch.autograd.grad(case.loss(inputs, backend, reduction="mean"), inputs.values())
-    values = tuple(x.detach() for x in inputs.values())
-
-    def loss(*arguments):
-        return case.loss(dict(zip(inputs, arguments, strict=True)), backend, reduction="mean")
-
-    for x, y in zip(torch.func.grad(loss, tuple(range(len(values))))(*values), expected, strict=True):
-        torch.testing.assert_close(x, y)
-
-
-def test_vmap(backend, device):
-    z = torch.randn(3, 5, 4, dtype=torch.float64, device=device)
-    expected = torch.stack([fc.nt_xent_loss(x, x + 1, backend=backend) for x in z])
-    try:
-        found = torch.func.vmap(lambda x: fc.nt_xent_loss(x, x + 1, backend=backend))(z)
-    except (RuntimeError, NotImplementedError) as error:
-        assert "vmap" in str(error) or "batching rule" in str(error)
-        return
-    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
