@@ -9,10 +9,12 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 import fused_contrastive as fc
 
 NAMES = [case.name for case in cases.LOSSES]
-pytestmark = [
-    pytest.mark.no_poison,
-    pytest.mark.interpreter(case=("nt_xent", "info_nce-queue"), transform=("per-sample gradients", "hessian")),
-]
+INTERPRETED = {
+    "case": ("nt_xent",),
+    "transform": ("per-sample gradients", "hessian-vector product"),
+    "use": ("all-one-columns-bias-normalize", "same_key-two-offset1-columns-bias"),
+}
+pytestmark = [pytest.mark.no_poison, pytest.mark.interpreter(**INTERPRETED)]
 
 
 def draw(name, device, size=3, n=4, d=3):

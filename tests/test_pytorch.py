@@ -5,6 +5,7 @@ import cases
 import pytest
 import torch
 from conftest import is_interpreted
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fused_contrastive as fc
 from fused_contrastive.candidates import NO_SELF
@@ -138,27 +139,36 @@ def test_compile_primitive(use, device):
         torch.testing.assert_close(x.grad, named[name].grad)
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "cpc"))
-def test_compile_dynamic_batch(name, traced_backend, device):
-    """One graph for every batch size: nothing is recompiled after the first."""
+def batch_dimensions(case, n, d):
+    """Which dimension of each argument grows with n, by name."""
+    draws = [case.draw(n, d), case.draw(n + 4, d)]
+    return {
+        name: next((i for i, (m, k) in enumerate(zip(x.shape, draws[1][name].shape, strict=True)) if m != k), None)
+        for name, x in draws[0].items()
+    }
+
+
+@pytest.mark.parametrize("marked", (False, True))
+@pytest.mark.parametrize("name", NAMES)
+def test_compile_dynamic_batch(name, marked, device):
+    """One graph for every batch size: compiled at the first and, unless the dimension is marked as dynamic, at the second."""
     case = cases.BY_NAME[name]
-    draws = {n: case.draw(n, 5, torch.float32, device) for n in (6, 11, 40, 17)}
-    names = list(draws[6])
-
-    def loss(*values):
-        return case.loss(dict(zip(names, values, strict=True)), traced_backend, reduction="mean")
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for count, (n, inputs) in enumerate(draws.items()):
-        with torch.compiler.set_stance("fail_on_recompile" if count else "default"):
-            value = compiled(*inputs.values())
+    counter = CompileCounterWithBackend("aot_eager")
+    loss = compiled_loss(case, None, list(case.draw(6, 5)), counter)
+    for n in (6, 11, 40, 17):
+        inputs = case.draw(n, 5, torch.float32, device)
+        for key, dimension in batch_dimensions(case, n, 5).items():
+            if marked and dimension is not None:
+                torch._dynamo.mark_dynamic(inputs[key], dimension)
+        value = loss(*inputs.values())
         value.backward()
         expected = {k: x.detach().clone().requires_grad_() for k, x in inputs.items()}
-        reference = case.loss(expected, traced_backend, reduction="mean")
+        reference = case.loss(expected, None, reduction="mean")
         reference.backward()
         torch.testing.assert_close(value, reference, msg=f"n={n}")
         for k, x in inputs.items():
             torch.testing.assert_close(x.grad, expected[k].grad, msg=f"n={n}: {k}")
+    assert counter.frame_count == (1 if marked else 2)
 
 
 def test_compile_metrics_and_module(traced_backend, device):
