@@ -58,25 +58,32 @@ def op_arguments(call, backend, device, dtype):
     g_cols = torch.randn_like(cols[0]) if columns and positive < 0 else cols.new_empty(0)
     needs = (True, two, True, with_bias)
     backward = (g_rows, g_cols, *forward[:6], rows, cols, pos, *prepared, *candidates, dtype, *needs, backend)
-    return forward, backward
+    tangents = [None if x is None else torch.randn_like(x) for x in (a, b, scale, bias)]
+    return {"similarity_forward": forward, "similarity_backward": backward, "similarity_second": (*tangents, *backward)}
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_opcheck(call, dtype, traced_backend, device):
-    """Schemas, fakes (shapes, dtypes, strides) and aliasing of both ops."""
-    forward, backward = op_arguments(call, traced_backend, device, dtype)
-    torch.library.opcheck(torch.ops.fused_contrastive.similarity_forward.default, forward)
-    torch.library.opcheck(torch.ops.fused_contrastive.similarity_backward.default, backward)
+    """Schemas, fakes (shapes, dtypes, strides), aliasing and autograd formulas of the ops; the second one is the same for all backends."""
+    for op, arguments in op_arguments(call, traced_backend, device, dtype).items():
+        if op == "similarity_second" and traced_backend != "panels":
+            continue
+        torch.library.opcheck(getattr(torch.ops.fused_contrastive, op).default, differentiable(op, arguments))
+
+
+def differentiable(op, arguments):
+    """Operands and upstream gradients as leaves; none for the second op, whose derivatives would be third ones."""
+    last = {"similarity_forward": 4, "similarity_backward": 6, "similarity_second": 0}[op]
+    leaves = (x if x is None or x.numel() == 0 else x.detach().requires_grad_() for x in arguments[:last])
+    return (*leaves, *arguments[last:])
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
     """Shape, dtype and strides of every output are those of the fake, also where opcheck cannot be used."""
-    for op, arguments in zip(
-        ("similarity_forward", "similarity_backward"), op_arguments(call, backend, device, dtype), strict=True
-    ):
+    for op, arguments in op_arguments(call, backend, device, dtype).items():
         function = getattr(torch.ops.fused_contrastive, op)
         real = function(*arguments)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
