@@ -54,6 +54,11 @@ def outside_autocast(device: torch.device):
     return torch.autocast(device.type, enabled=False) if in_autocast(device) else contextlib.nullcontext()
 
 
+def readable() -> bool:
+    """Whether tensors have values that can be looked at: not inside torch.compile, nor inside torch.func's transforms."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:
     if x.shape != reference.shape:
         raise ValueError(f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}")

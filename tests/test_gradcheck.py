@@ -42,21 +42,24 @@ def outputs_of(use, backend, named):
     return names, lambda *values: use.apply(named | dict(zip(names, values, strict=True)), backend)
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
-def test_primitive(use, any_backend, device):
-    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns; each undefined in turn."""
-    skip_unless_served(any_backend, device, torch.float64)
+def small_inputs(use, device) -> dict:
+    """A few rows, with candidates in every row and column: an empty one is -inf, tested elsewhere."""
     named = use.draw(4, 4 if use.kind == "not_pair" else 3, 2, device=device)
-    if use.kind in (
-        "other_key",
-        "same_key",
-    ):  # candidates in every row and column: an empty one is -inf, tested elsewhere
+    if use.kind in ("other_key", "same_key"):
         named["key_a"] = torch.tensor([0, 0, 1, 1], device=device).expand(named["key_a"].shape)
         if not use.one_set:
             named["key_b"] = torch.tensor([0, 1, 1] if use.self_offset is None else [1, 0, 1], device=device)
     if use.kind == "same_key" and use.self_offset is not None:
         named["key_a"] = torch.tensor([0, 0, 1, 1], device=device)
         named["key_b"] = torch.tensor([0, 1, 0], device=device)
+    return named
+
+
+@pytest.mark.parametrize("use", cases.USES, ids=str)
+def test_primitive(use, any_backend, device):
+    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns; each undefined in turn."""
+    skip_unless_served(any_backend, device, torch.float64)
+    named = small_inputs(use, device)
     names, function = outputs_of(use, any_backend, named)
     out = function(*(named[name] for name in names))
     assert all(o.isfinite().all() for o in out), "the small case must have candidates everywhere"

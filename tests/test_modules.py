@@ -109,21 +109,47 @@ def test_learnable_temperature(name, backend, device):
     assert not list(getattr(fc, name)(0.2).parameters())
 
 
-@pytest.mark.parametrize("learnable", (False, True))
-@pytest.mark.parametrize("name", WITH_TEMPERATURE)
-def test_copies_and_states(name, learnable, device):
-    """deepcopy, pickle, torch.save and state_dict keep the temperature and the options."""
-    module = getattr(fc, name)(0.3, normalize=False, reduction="sum", learnable=learnable).to(device)
-    expected = module(*arguments(name, device))
+def learning(name, value, **options):
+    """The module with a temperature or scale that it learns."""
+    return getattr(fc, name)(
+        **{"logit_scale" if name == "ClipLoss" else "temperature": value}, learnable=True, **options
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_copies(name, device):
+    """deepcopy, pickle and torch.save keep the options; nothing is saved in a state."""
+    module = getattr(fc, name)(reduction="sum")
+    expected = loss_of(module(*arguments(name, device)))
+    for twin in copies(module):
+        assert torch.equal(loss_of(twin(*arguments(name, device))), expected)
+    assert not module.state_dict()
+
+
+def copies(module):
     saved = io.BytesIO()
     torch.save(module, saved)
     saved.seek(0)
-    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)):
-        assert torch.equal(twin(*arguments(name, device)), expected)
-    assert list(module.state_dict()) == (["log_temperature"] if learnable else [])
-    other = getattr(fc, name)(0.9, normalize=False, reduction="sum", learnable=learnable).to(device)
+    return copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)
+
+
+@pytest.mark.parametrize("name", (*WITH_TEMPERATURE, "ClipLoss"))
+def test_copies_and_states_of_learned_temperatures(name, device):
+    """A copy learns for itself; the state has the learned value alone."""
+    views = arguments(name, device)[:2]
+    module = learning(name, 0.3, reduction="sum").to(device)
+    expected = module(*views)
+    for twin in copies(module):
+        assert torch.equal(twin(*views), expected)
+        (learned,) = twin.parameters()
+        learned.data += 1
+        assert not torch.equal(twin(*views), expected) and torch.equal(module(*views), expected)
+    (key,) = module.state_dict()
+    assert key == ("log_logit_scale" if name == "ClipLoss" else "log_temperature")
+    other = learning(name, 0.9, reduction="sum").to(device)
+    assert not torch.equal(other(*views), expected)
     other.load_state_dict(module.state_dict())
-    assert torch.equal(other(*arguments(name, device)), expected) == learnable
+    assert torch.equal(other(*views), expected)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -11,16 +11,16 @@ import fused_contrastive as fc
 ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
-    {"candidates", "checks", "tiling", "verification", "fastest"},
+    {"candidates", "checks", "tiling", "verification", "fastest", "batching"},
     {"collectives"},
     {"reference", "sums"},
     {"memory_bank", "caching"},
     {"force_reference", "force_panels"},
     {"panels", "visualize", "cuda_force"},
-    {"native", "triton_kernels", "cuda"},
+    {"native", "triton_kernels", "cuda", "second_panels"},
     {"dispatch"},
     {"ops"},
-    {"force_ops"},
+    {"force_ops", "derivatives"},
     {"functions"},
     {"losses", "force"},
     {"drift"},

@@ -24,7 +24,7 @@ def n_pairs_loss(
     Args:
         anchors, positives: ``[B, D]``.
         target: ``[B]`` integer column of each anchor's positive, or the ``[B, B]`` identity matrix; None: the same row. Its values are
-            checked, except inside torch.compile.
+            checked, except inside torch.compile and torch.func's transforms.
         normalize: cosine similarities, else raw dot products.
 
     Returns:
@@ -68,9 +68,7 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
     if target.device != anchors.device:
         raise ValueError(f"target must be on the device of anchors ({anchors.device}), got {target.device}")
     if target.shape == (B, B) and target.dim() == 2:
-        if not torch.compiler.is_compiling() and not torch.equal(
-            target, torch.eye(B, dtype=target.dtype, device=target.device)
-        ):
+        if checks.readable() and not torch.equal(target, torch.eye(B, dtype=target.dtype, device=target.device)):
             raise ValueError("target must be the identity where it is a matrix; pass other pairings as an index vector")
         return None
     if target.shape != (B,) or not checks.is_integer(target):
@@ -78,6 +76,6 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
             f"target must be an integer vector of shape [{B}] or the [{B}, {B}] identity, "
             f"got {target.dtype}, shape {tuple(target.shape)}"
         )
-    if not torch.compiler.is_compiling() and B and not bool(((target >= 0) & (target < B)).all()):
+    if checks.readable() and B and not bool(((target >= 0) & (target < B)).all()):
         raise ValueError(f"target must hold columns in [0, {B})")
     return target.to(torch.int64)
