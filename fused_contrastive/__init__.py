@@ -4,8 +4,28 @@ from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
-from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
-from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .losses import (
+    clip_loss,
+    cpc_loss,
+    dcl_loss,
+    dclw_loss,
+    info_nce_loss,
+    n_pairs_loss,
+    nt_xent_loss,
+    sup_con_loss,
+)
+from .modules import (
+    ClipLoss,
+    ContrastiveForceLoss,
+    CPCLoss,
+    DCLLoss,
+    DCLWLoss,
+    DriftLoss,
+    InfoNCELoss,
+    NPairsLoss,
+    NTXentLoss,
+    SupConLoss,
+)
 from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
@@ -13,15 +33,20 @@ __all__ = [
     "CPCLoss",
     "ClipLoss",
     "ContrastiveForceLoss",
+    "DCLLoss",
+    "DCLWLoss",
     "DriftLoss",
     "InfoNCELoss",
     "NPairsLoss",
     "NTXentLoss",
+    "SupConLoss",
     "backends",
     "clip_loss",
     "contrastive_force",
     "contrastive_force_loss",
     "cpc_loss",
+    "dcl_loss",
+    "dclw_loss",
     "drift_field",
     "drift_loss",
     "info_nce_loss",
@@ -29,5 +54,6 @@ __all__ = [
     "nt_xent_loss",
     "similarity_heatmap",
     "similarity_logsumexp",
+    "sup_con_loss",
     "use_backend",
 ]

@@ -9,8 +9,19 @@ Wrong shapes, dtypes, devices or values raise ValueError or TypeError naming the
 
 from .clip import clip_loss
 from .cpc import cpc_loss
+from .dcl import dcl_loss, dclw_loss
 from .info_nce import info_nce_loss
 from .n_pairs import n_pairs_loss
 from .nt_xent import nt_xent_loss
+from .sup_con import sup_con_loss
 
-__all__ = ["clip_loss", "cpc_loss", "info_nce_loss", "n_pairs_loss", "nt_xent_loss"]
+__all__ = [
+    "clip_loss",
+    "cpc_loss",
+    "dcl_loss",
+    "dclw_loss",
+    "info_nce_loss",
+    "n_pairs_loss",
+    "nt_xent_loss",
+    "sup_con_loss",
+]

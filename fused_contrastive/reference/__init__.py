@@ -4,12 +4,15 @@ Each function has the signature of its fused counterpart in losses/, less ``back
 """
 
 from .dense import both_directions, masked_logsumexp, maximum, reduce, similarity, similarity_logsumexp, with_metrics
+from .labels import dcl_loss, dclw_loss, sup_con_loss, weighted_reduce
 from .pairs import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
 
 __all__ = [
     "both_directions",
     "clip_loss",
     "cpc_loss",
+    "dcl_loss",
+    "dclw_loss",
     "info_nce_loss",
     "masked_logsumexp",
     "maximum",
@@ -18,5 +21,7 @@ __all__ = [
     "reduce",
     "similarity",
     "similarity_logsumexp",
+    "sup_con_loss",
+    "weighted_reduce",
     "with_metrics",
 ]
