@@ -4,8 +4,8 @@ from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
-from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
-from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss, siglip_loss
+from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss, SigLipLoss
 from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
@@ -17,6 +17,7 @@ __all__ = [
     "InfoNCELoss",
     "NPairsLoss",
     "NTXentLoss",
+    "SigLipLoss",
     "backends",
     "clip_loss",
     "contrastive_force",
@@ -27,6 +28,7 @@ __all__ = [
     "info_nce_loss",
     "n_pairs_loss",
     "nt_xent_loss",
+    "siglip_loss",
     "similarity_heatmap",
     "similarity_logsumexp",
     "use_backend",

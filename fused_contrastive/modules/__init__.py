@@ -2,5 +2,15 @@
 
 from .force import ContrastiveForceLoss, DriftLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .siglip import SigLipLoss
 
-__all__ = ["CPCLoss", "ClipLoss", "ContrastiveForceLoss", "DriftLoss", "InfoNCELoss", "NPairsLoss", "NTXentLoss"]
+__all__ = [
+    "CPCLoss",
+    "ClipLoss",
+    "ContrastiveForceLoss",
+    "DriftLoss",
+    "InfoNCELoss",
+    "NPairsLoss",
+    "NTXentLoss",
+    "SigLipLoss",
+]
