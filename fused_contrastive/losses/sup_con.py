@@ -53,9 +53,10 @@ def sup_con_loss(
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N, V]``; a scalar otherwise. A mean over no rows
         (or no pairs) is NaN, with gradient 0.
     """
-    _check(
-        features, labels, temperature, positives, positive_weights, contrast_mode, normalize, skip_unmatched, weights
-    )
+    _check(features, labels, temperature, positives, positive_weights, weights)
+    checks.choice("contrast_mode", contrast_mode, ("all", "one"))
+    checks.choice("normalize", normalize, (True, False))
+    checks.choice("skip_unmatched", skip_unmatched, (True, False))
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     if metrics and positive_weights is not None:
         raise ValueError("metrics=True needs labels or views: positive_weights must be None")
@@ -69,33 +70,34 @@ def sup_con_loss(
     if positive_weights is not None:
         loss, count = _weighted(batch, positive_weights)
     else:
-        terms_of = (
-            _one_pair if labels is None and batch.views == 2 else {"out": _out, "in": _in, "pairs": _pairs}[positives]
-        )
-        (loss, largest), count = terms_of(batch, metrics), batch.count
+        form = {"out": _out, "in": _in, "pairs": _pairs}[positives]
+        form = _one_pair if labels is None and batch.views == 2 else form
+        (loss, largest), count = form(batch, metrics), batch.count
     matched = (count != 0).expand_as(loss)
     loss = loss.masked_fill(~matched, float("inf") if positives == "in" and not skip_unmatched else 0.0)
     terms = count.expand_as(loss) if positives == "pairs" else matched if skip_unmatched else None
-    if features.dim() == 3 and contrast_mode == "all":
-        loss, terms = loss.T, None if terms is None else terms.T
-    else:
-        loss, terms = loss[0], None if terms is None else terms[0]
-    loss = reference.weighted_reduce(loss, reduction, weights, terms)
-    return (loss, _metrics(batch, largest, normalize)) if metrics else loss
+
+    def by_sample(x):
+        return x if x is None else x.T if features.dim() == 3 and contrast_mode == "all" else x[0]
+
+    loss = reference.weighted_reduce(by_sample(loss), reduction, weights, by_sample(terms))
+    if not metrics:
+        return loss
+    with torch.no_grad():
+        hit, mean, count = _metrics(batch, largest)
+        unit = batch.scale if normalize else 1.0
+        accuracy = reference.weighted_reduce(by_sample(hit.to(loss.dtype)), "mean", weights, by_sample(count > 0))
+        similarity = reference.weighted_reduce(by_sample(count * mean / unit), "mean", weights, by_sample(count))
+    return loss, {"accuracy": accuracy, "positive_similarity": similarity}
 
 
-def _check(
-    features, labels, temperature, positives, positive_weights, contrast_mode, normalize, skip_unmatched, weights
-):
+def _check(features, labels, temperature, positives, positive_weights, weights):
     checks.embeddings("features", features)
     if features.dim() not in (2, 3) or (features.dim() == 3 and features.shape[1] == 0):
         raise ValueError(f"features must have shape [N, D] or [N, V, D] with V >= 1, got {tuple(features.shape)}")
     N, device = features.shape[0], features.device
     checks.number("temperature", temperature, device, divisor=True)
     checks.choice("positives", positives, ("out", "in", "pairs"))
-    checks.choice("contrast_mode", contrast_mode, ("all", "one"))
-    checks.choice("normalize", normalize, (True, False))
-    checks.choice("skip_unmatched", skip_unmatched, (True, False))
     if labels is not None:
         checks.keys("labels", labels, (N,), device)
     if positive_weights is not None:
@@ -105,6 +107,7 @@ def _check(
             raise ValueError(f"positive_weights need positives='out', got {positives!r}")
         checks.array("positive_weights", positive_weights, (N, N), device)
     if weights is not None:
+        checks.embeddings("weights", weights)
         checks.array("weights", weights, (N,), device)
 
 
@@ -240,14 +243,11 @@ def _weighted(batch: Batch, positive_weights: torch.Tensor):
     return batch.compare("not_self").rows - mean, total
 
 
-@torch.no_grad()
-def _metrics(batch: Batch, largest: torch.Tensor, normalize: bool) -> dict[str, torch.Tensor]:
-    """By the largest logit among the positives and `largest`, that among the others."""
+def _metrics(batch: Batch, largest: torch.Tensor):
+    """Where the largest logit of a positive is at least `largest`, that of the others; the positives' mean and number; ``[anchors, N]``."""
     if batch.by_views:
         best = batch.view_logits().amax(-1)
     else:
         best = batch.compare("same_key", batch.key, extrema=True).row_max
     count = batch.count.expand_as(best)
-    mean = (count * batch.mean()).sum() / count.sum()
-    accuracy = (hits(best, largest) & (count > 0)).sum() / (count > 0).sum()
-    return {"accuracy": accuracy.to(mean.dtype), "positive_similarity": mean / batch.scale if normalize else mean}
+    return hits(best, largest) & (count > 0), batch.mean(), count
