@@ -54,7 +54,7 @@ def sup_con(
     features, temperature, g, labels=None, positives="out", positive_weights=None, contrast_mode="all", normalize=True
 ):
     """``(loss [N] or [N, V], {features, temperature})``."""
-    features, temperature = array(features), float(temperature)
+    features, temperature = array(features), float(array(temperature))
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
     pairs = Pairs(features.reshape(samples * views, features.shape[-1]), scale=1 / temperature, normalize=normalize)
     weight = row_weights(samples, views, labels, positive_weights)
@@ -71,7 +71,7 @@ def sup_con(
 
 def dcl(z1, z2, temperature, g, sigma=None, negatives="joint", normalize=True):
     """``(loss [2B], {z1, z2, temperature})``; with `sigma` DCLW."""
-    z1, z2, temperature = array(z1), array(z2), float(temperature)
+    z1, z2, temperature = array(z1), array(z2), float(array(temperature))
     B = len(z1)
     pairs = Pairs(np.concatenate([z1, z2]), scale=1 / temperature, normalize=normalize)
     loss, ds = np.zeros(2 * B), np.zeros_like(pairs.s)
@@ -96,7 +96,7 @@ def metrics(features, labels, temperature, contrast_mode="all", normalize=True) 
     """Share of the rows with positives whose largest other similarity is a positive's, and the mean over all pairs."""
     features = array(features)
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
-    scale = 1.0 if normalize else 1 / float(temperature)
+    scale = 1.0 if normalize else 1 / float(array(temperature))
     pairs = Pairs(features.reshape(samples * views, features.shape[-1]), scale=scale, normalize=normalize)
     weight, found, hits = row_weights(samples, views, labels), [], []
     for row in range(0, samples * views, 1 if contrast_mode == "all" else views):

@@ -138,7 +138,7 @@ def test_compile_primitive(use, device):
         torch.testing.assert_close(x.grad, named[name].grad)
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "cpc"))
+@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "cpc", "sup_con"))
 def test_compile_dynamic_batch(name, traced_backend, device):
     """One graph for every batch size: nothing is recompiled after the first."""
     case = cases.BY_NAME[name]
@@ -244,7 +244,7 @@ def test_backward_twice(backend, device):
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue", "cpc"))
+@pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue", "cpc", "sup_con", "sup_con-in"))
 def test_func_grad(name, backend, device):
     """torch.func.grad gives the same gradients, or a clear error; torch.func.vmap the same values, or a clear error."""
     case = cases.BY_NAME[name]

@@ -234,11 +234,13 @@ def _pairs(batch: Batch, metrics: bool):
 
 def _weighted(batch: Batch, positive_weights: torch.Tensor):
     """lse - the weighted mean, and the sums of the weights ``[anchors, N]``."""
-    own = positive_weights.diagonal().to(batch.z.dtype)
     others = positive_weights.to(batch.z.dtype, copy=True).fill_diagonal_(0)
     sums = batch.z.sum(0)
-    mean_of = product(others, sums) + own.unsqueeze(1) * (sums - batch.z[: batch.anchors])
-    total = batch.views * others.sum(1) + (batch.views - 1) * own
+    mean_of, total = product(others, sums), batch.views * others.sum(1)
+    if batch.views > 1:  # the other views of the sample itself
+        own = positive_weights.diagonal().to(batch.z.dtype)
+        mean_of = mean_of + own.unsqueeze(1) * (sums - batch.z[: batch.anchors])
+        total = total + (batch.views - 1) * own
     mean = batch.dots(mean_of) / total.masked_fill(total == 0, 1.0)
     return batch.compare("not_self").rows - mean, total
 

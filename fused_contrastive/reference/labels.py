@@ -91,7 +91,7 @@ def _decoupled(z1, z2, temperature, sigma, negatives, normalize, reduction, metr
         lse = masked_logsumexp(others[:, :B], 1) + masked_logsumexp(others[:, B:], 1)
     positive = logits.gather(1, target.unsqueeze(1)).squeeze(1)
     if sigma is not None:
-        weight = 2 - B * ((z1 * z2).detach().sum(1) / sigma).softmax(0)
+        weight = 2 - B * ((z1 * z2).sum(1) / sigma).softmax(0).detach()
         positive = positive * torch.cat([weight, weight])
     cosine = (lambda s: s * temperature) if normalize else None
     return with_metrics(lse - positive, reduction, logits, target, metrics, cosine)
