@@ -28,6 +28,8 @@ OTHER_SIZES = {
     "info_nce_queue": ("256x65536x128",),
     "n_pairs": ("2048x128",),
     "cpc": ("256x12x256",),
+    "sup_con": ("4096x128",),
+    "dcl": ("2048x128",),
     "contrastive_force": ("64x256x256", "4096x1x128"),
 }
 QUICK_LOSSES = ["nt_xent", "contrastive_force"]
