@@ -87,6 +87,11 @@ LOSSES = {
         lambda a, b: reference.clip_loss(a, b, 20.0),
         _two, _none, _square, (2, 6), (2, 4),
     ),
+    "siglip": Loss(
+        lambda a, b, **o: fc.siglip_loss(a, b, 10.0, -10.0, **o),
+        lambda a, b: reference.siglip_loss(a, b, 10.0, -10.0),
+        _two, _none, _square, (2, 6), (2, 4),
+    ),
     "info_nce": Loss(fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)),
     "info_nce_symmetric": Loss(
         partial(fc.info_nce_loss, **_symmetric), partial(reference.info_nce_loss, **_symmetric),
