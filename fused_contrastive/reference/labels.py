@@ -52,7 +52,7 @@ def sup_con_loss(
     terms = total if positives == "pairs" else matched if skip_unmatched else torch.ones_like(matched)
 
     def by_sample(x):
-        return x.view(-1, N).T if features.dim() == 3 and contrast_mode == "all" else x
+        return x.view(V, N).T if features.dim() == 3 and contrast_mode == "all" else x
 
     loss = weighted_reduce(by_sample(loss), reduction, weights, by_sample(terms))
     if not metrics:
