@@ -7,7 +7,6 @@ import torch
 
 def classes(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``(index, size)`` of sorted integer ``labels [N]``: of each row the first one with its label, and how many have it."""
-    labels = labels.to(torch.int64)
     first = torch.searchsorted(labels, labels)
     return first, torch.searchsorted(labels, labels, right=True) - first
 

@@ -129,8 +129,8 @@ class Batch:
         if labels is None:
             self.index, size = None, torch.ones(self.samples, dtype=torch.int64, device=views.device)
         else:
-            self.order = labels.argsort(stable=True)
-            self.index, size = classes(labels.index_select(0, self.order))
+            labels, self.order = labels.to(torch.int64).sort(stable=True)
+            self.index, size = classes(labels)
             views = views.index_select(1, self.order)
         self.z = exact_rows(views, normalize)  # [V, N, D]
         self.count = self.views * size - 1
