@@ -5,7 +5,19 @@ from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
-from .losses import barlow_twins_loss, clip_loss, correlation_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
+from .losses import (
+    barlow_twins_loss,
+    clip_loss,
+    correlation_loss,
+    cpc_loss,
+    dcl_loss,
+    dclw_loss,
+    info_nce_loss,
+    n_pairs_loss,
+    nt_xent_loss,
+    siglip_loss,
+    sup_con_loss,
+)
 from .memory_bank import MemoryBank
 from .modules import (
     BarlowTwinsLoss,
@@ -13,10 +25,14 @@ from .modules import (
     ContrastiveForceLoss,
     CorrelationLoss,
     CPCLoss,
+    DCLLoss,
+    DCLWLoss,
     DriftLoss,
     InfoNCELoss,
     NPairsLoss,
     NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
 )
 from .visualize import similarity_heatmap
 
@@ -27,11 +43,15 @@ __all__ = [
     "ClipLoss",
     "ContrastiveForceLoss",
     "CorrelationLoss",
+    "DCLLoss",
+    "DCLWLoss",
     "DriftLoss",
     "InfoNCELoss",
     "MemoryBank",
     "NPairsLoss",
     "NTXentLoss",
+    "SigLipLoss",
+    "SupConLoss",
     "backends",
     "barlow_twins_loss",
     "cached_step",
@@ -40,12 +60,16 @@ __all__ = [
     "contrastive_force_loss",
     "correlation_loss",
     "cpc_loss",
+    "dcl_loss",
+    "dclw_loss",
     "drift_field",
     "drift_loss",
     "info_nce_loss",
     "n_pairs_loss",
     "nt_xent_loss",
+    "siglip_loss",
     "similarity_heatmap",
     "similarity_logsumexp",
+    "sup_con_loss",
     "use_backend",
 ]

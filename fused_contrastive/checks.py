@@ -78,6 +78,16 @@ def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
         raise ValueError(f"{name} must be broadcastable to shape {tuple(shape)}, got {tuple(key.shape)}")
 
 
+def array(name: str, x, shape: tuple, device: torch.device) -> None:
+    """Real tensor of this shape on `device`, of any dtype."""
+    if not isinstance(x, torch.Tensor) or x.is_complex():
+        raise TypeError(f"{name} must be a real tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device}, got {x.device}")
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
 def broadcastable(shape: torch.Size, target: torch.Size) -> bool:
     return len(shape) <= len(target) and all(
         s in (1, t) for s, t in zip(reversed(shape), reversed(target), strict=False)

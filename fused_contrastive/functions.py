@@ -137,15 +137,17 @@ def similarity(
     normalize: bool = False,
     columns: bool = False,
     extrema: bool = False,
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Result:
     """Checked tensors in, `Result` out: ``a [..., M, D]``, ``b [..., N, D]`` or None, scale from `as_scalar`, bias ``[..., N]``.
 
-    Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py.
+    Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py. `dtype` is what the
+    products read, None: `matrix_dtype` of a.
     """
     if backend is not None:
         dispatch.check_name(backend)
-    dtype = matrix_dtype(a)
+    dtype = matrix_dtype(a) if dtype is None else dtype
     M, D = a.shape[-2:]
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]
@@ -170,8 +172,8 @@ def similarity(
         None if b is None else b.reshape(-1, N, D),
         scale,
         None if bias is None else bias.to(scale.dtype).expand(*lead, N).reshape(-1, N),
-        _group_keys(key_a, lead, M),
-        None if b is None else _group_keys(key_b, lead, N),
+        group_keys(key_a, lead, M),
+        None if b is None else group_keys(key_b, lead, N),
         kind, offset, stride, positive, normalize, columns and not both, extrema, weighted, dtype, name,
     )  # fmt: skip
     rows, cols = rows[0], cols[0] if cols.numel() else cols
@@ -192,7 +194,7 @@ def similarity(
     )
 
 
-def _group_keys(key, lead, size):
+def group_keys(key, lead, size):
     return None if key is None else key.to(torch.int64).expand(*lead, size).reshape(-1, size)
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import checks, reference
+from ..checks import accumulation_dtype
 from ..functions import Result, matrix_dtype
 
 
@@ -44,3 +45,21 @@ def rounded(x: torch.Tensor, normalize: bool) -> torch.Tensor:
     if not normalize:
         return x.to(matrix_dtype(x))
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1).to(matrix_dtype(x))
+
+
+def exact_rows(x: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """x, normalised where asked, in the accumulation dtype but rounded to what the products read; gradients are not rounded.
+
+    For losses that add up the gradients of several terms: with `similarity(..., dtype=matrix_dtype(x))` all of them arrive, and cancel, in
+    the accumulation dtype.
+    """
+    z = x.to(accumulation_dtype(x.dtype))
+    return as_read(F.normalize(z, dim=-1) if normalize else z, matrix_dtype(x))
+
+
+def as_read(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """z rounded to the matrix dtype, in its own dtype; its gradient is that of z."""
+    if z.dtype == dtype:
+        return z
+    fixed = z.detach()
+    return z + (fixed.to(dtype).to(z.dtype) - fixed)  # exact: they differ by less than a factor of two, or one is 0

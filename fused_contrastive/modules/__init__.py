@@ -2,7 +2,9 @@
 
 from .correlation import BarlowTwinsLoss, CorrelationLoss
 from .force import ContrastiveForceLoss, DriftLoss
+from .labels import DCLLoss, DCLWLoss, SupConLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .siglip import SigLipLoss
 
 __all__ = [
     "BarlowTwinsLoss",
@@ -10,8 +12,12 @@ __all__ = [
     "ClipLoss",
     "ContrastiveForceLoss",
     "CorrelationLoss",
+    "DCLLoss",
+    "DCLWLoss",
     "DriftLoss",
     "InfoNCELoss",
     "NPairsLoss",
     "NTXentLoss",
+    "SigLipLoss",
+    "SupConLoss",
 ]
