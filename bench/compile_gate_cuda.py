@@ -59,7 +59,9 @@ def run(*command: str) -> str:
 
 def readable(symbol: str) -> str:
     """``pair_reduce Half bf16 128x128`` of a mangled kernel name."""
-    name = re.search(r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|(?:force|sigmoid)_\w+?)I", symbol)
+    name = re.search(
+        r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|(?:force|sigmoid)_\w+?)I", symbol
+    )
     policy = re.search(r"\d(Half|Tf32|Fma|F64|Warpgroup)(?:I(?:NS_\d(bf16|3f16|f16)|Lb(\d))?)?", symbol)
     shape = re.search(r"5ShapeILi(\d+)ELi(\d+)E", symbol)
     element = re.search(r"NS_(?:4(bf16)|3(f16))E", symbol)

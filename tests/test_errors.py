@@ -14,14 +14,17 @@ TWO_SETS = {
     "nt_xent_loss": ("z1", "z2"),
     "info_nce_loss": ("query", "positive_key"),
     "clip_loss": ("image_features", "text_features"),
+    "siglip_loss": ("image_features", "text_features"),
     "n_pairs_loss": ("anchors", "positives"),
     "cpc_loss": ("predictions", "latents"),
 }
 
 
 def call(name, first, second, **options):
-    if name == "clip_loss":
+    if name in ("clip_loss", "siglip_loss"):
         options.setdefault("logit_scale", 1.0)
+    if name == "siglip_loss":
+        options.setdefault("logit_bias", -1.0)
     return getattr(fc, name)(first, second, **options)
 
 
@@ -97,7 +100,13 @@ BAD_NUMBERS = (
 @pytest.mark.parametrize(("value", "error", "message"), BAD_NUMBERS, ids=lambda v: repr(v)[:24])
 @pytest.mark.parametrize(
     ("name", "argument"),
-    (("nt_xent_loss", "temperature"), ("info_nce_loss", "temperature"), ("clip_loss", "logit_scale")),
+    (
+        ("nt_xent_loss", "temperature"),
+        ("info_nce_loss", "temperature"),
+        ("clip_loss", "logit_scale"),
+        ("siglip_loss", "logit_scale"),
+        ("siglip_loss", "logit_bias"),
+    ),
 )
 def test_numbers(name, argument, value, error, message):
     with pytest.raises(error, match=f"{argument} must be .*{message}|{argument} {message}"):

@@ -137,7 +137,7 @@ def test_compile_primitive(use, device):
         torch.testing.assert_close(x.grad, named[name].grad)
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "cpc"))
+@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "siglip", "cpc"))
 def test_compile_dynamic_batch(name, traced_backend, device):
     """One graph for every batch size: nothing is recompiled after the first."""
     case = cases.BY_NAME[name]

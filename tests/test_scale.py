@@ -147,7 +147,7 @@ MEMORY = """
         with open("/proc/self/clear_refs", "w") as reset_peak:
             reset_peak.write("5")
         before = resident("VmRSS")
-        options = {"logit_scale": 0.1} if name == "clip_loss" else {}
+        options = {"clip_loss": {"logit_scale": 0.1}, "siglip_loss": {"logit_scale": 0.1, "logit_bias": -1.0}}.get(name, {})
         getattr(fc, name)(z1, z2, **options, backend=backend).backward()
         return resident("VmHWM") - before
 
@@ -157,7 +157,7 @@ MEMORY = """
 
 
 @pytest.mark.parametrize("backend_name", ("panels", "cpu"))
-@pytest.mark.parametrize(("name", "n"), (("nt_xent_loss", 8192), ("clip_loss", 8192)))
+@pytest.mark.parametrize(("name", "n"), (("nt_xent_loss", 8192), ("clip_loss", 8192), ("siglip_loss", 8192)))
 def test_memory(name, n, backend_name):
     """Forward and backward in 64 MB where the similarities would take 1.07 GB (16384 rows) and 268 MB (8192) in float32."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
