@@ -39,6 +39,7 @@ from .verification import verified
 LIBRARIES: dict[str, object] = {}
 """Namespace of the operators by device type: "cuda" once the library is loaded (the tests add their host library for "cpu")."""
 
+OLDER = "the CUDA library is older than this package: build it anew (FUSED_CONTRASTIVE_BUILD=cuda)"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -50,8 +51,10 @@ def _load() -> str | None:
     except ImportError as error:
         return f"the CUDA library is not built (FUSED_CONTRASTIVE_BUILD=cuda): {error}"
     except AttributeError:
-        return "the CUDA library is older than this package: build it anew (FUSED_CONTRASTIVE_BUILD=cuda)"
+        return OLDER
     reason = driver_refusal(*versions())
+    if reason is None and not hasattr(torch.ops.fused_contrastive_cuda, "sigmoid_weight"):
+        reason = OLDER
     if reason is None:
         LIBRARIES["cuda"] = torch.ops.fused_contrastive_cuda
     return reason
@@ -313,6 +316,6 @@ def sigmoid_forward(a, *arguments):
     return cuda_sigmoid.sigmoid_forward(LIBRARIES[a.device.type], a, *arguments)
 
 
-def sigmoid_backward(g, *arguments):
+def sigmoid_backward(g_rows, *arguments):
     """See sigmoid_ops.py."""
-    return cuda_sigmoid.sigmoid_backward(LIBRARIES[g.device.type], g, *arguments)
+    return cuda_sigmoid.sigmoid_backward(LIBRARIES[g_rows.device.type], g_rows, *arguments)

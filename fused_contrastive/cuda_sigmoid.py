@@ -66,7 +66,7 @@ def sigmoid_forward(
 
 
 def sigmoid_backward(
-    operators, g, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    operators, g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
     kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias,
 ):  # fmt: skip
     """See sigmoid_ops.py."""
@@ -84,7 +84,7 @@ def sigmoid_backward(
     row_terms, pull = scale.new_empty(G, M, 2), torch.empty_like(pos)
     unit = scale.new_zeros(1) if x.dtype == torch.float16 else none
     operators.sigmoid_terms(
-        as_upstream(g), None if row_bias is None else as_upstream(row_bias), pos, row_terms, pull, unit, sign
+        as_upstream(g_rows), None if row_bias is None else as_upstream(row_bias), pos, row_terms, pull, unit, sign
     )
     float32, plane = float32_products(x), TILE_F64 if x.dtype == torch.float64 else TILE
     sums = scale.new_zeros(G, M) if need_bias else none

@@ -44,6 +44,8 @@ def _load() -> str | None:
 
 
 _reason = _load()
+if _reason is None and not hasattr(torch.ops.fused_contrastive_cpu, "sigmoid_backward"):
+    _reason = "the extension is older than this package: install again with --no-build-isolation"
 if _reason is None:
     _ops = torch.ops.fused_contrastive_cpu
     _forward, _backward, _force = _ops.forward.default, _ops.backward.default, _ops.force.default

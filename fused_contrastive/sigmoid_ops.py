@@ -19,8 +19,8 @@ Definitions, in the accumulation dtype, with ``hat`` and ``inv`` as in ops.py: `
     row_max [G, M]                  maximum of y over the candidates, -inf where none         with ``extrema``
     a_hat, b_hat, a_inv, b_inv      as in ops.py
 
-``sigmoid_backward`` takes the gradient ``g [G, M]`` of rows and what forward saved. With ``W_ij = g_i sign sigmoid(y_ij)`` at the candidates and,
-apart from them, ``-g_i sign sigmoid(-y_i,p(i))`` at the positive: ``G_a = W b_hat``, ``G_b = W^T a_hat``, and it returns ``da [G, M, D]`` and
+``sigmoid_backward`` takes the gradient ``g_rows [G, M]`` of rows and what forward saved. With ``W_ij = g_rows_i sign sigmoid(y_ij)`` at the candidates and,
+apart from them, ``-g_rows_i sign sigmoid(-y_i,p(i))`` at the positive: ``G_a = W b_hat``, ``G_b = W^T a_hat``, and it returns ``da [G, M, D]`` and
 ``db [G, N, D]`` (times scale, through the normalisation, in the dtypes of a and b), ``dscale []`` = sum of W_ij <a_hat_i, b_hat_j> and
 ``dbias [G, M]``, the row sums of W, each empty unless its ``need_*`` is set. With b=None ``da`` is the whole gradient of the set.
 
@@ -45,7 +45,7 @@ LIBRARY.define(
     + ")"
 )
 LIBRARY.define(
-    "sigmoid_backward(Tensor g, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? key_b, "
+    "sigmoid_backward(Tensor g_rows, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? key_b, "
     "Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, "
     + _CANDIDATES
     + ", ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend)"
@@ -82,7 +82,7 @@ def _(
 
 @torch.library.register_fake("fused_contrastive::sigmoid_backward", lib=LIBRARY)
 def _(
-    g, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
     kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
 ):  # fmt: skip
     G, M, D = a.shape

@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from sigmoid_cases import siglip
 
 import fused_contrastive
 from fused_contrastive import dispatch, reference
@@ -38,7 +39,7 @@ class Case:
     op: str = "two_sets"
 
     def draw(self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5) -> dict:
-        """Leaf tensors by argument name; 0-d ones (temperature, logit_scale) stay at least float32."""
+        """Leaf tensors by argument name; 0-d ones (temperature, logit_scale, logit_bias) stay at least float32."""
         generator = torch.Generator().manual_seed(seed)
         inputs = self.inputs(n, d, spread, temperature, generator)
         scalar = torch.promote_types(dtype, torch.float32)
@@ -128,6 +129,11 @@ def _cpc_oracle(**arguments):
     return loss, gradients
 
 
+def _siglip_inputs(*arguments):
+    bias = torch.tensor(-2.0, dtype=torch.float64)
+    return _two_views("image_features", "text_features", "logit_scale", unit=True)(*arguments) | {"logit_bias": bias}
+
+
 _ANCHORS = _two_views("anchors", "positives", temperature="")
 _NCE = _two_views("query", "positive_key")
 LOSSES = (
@@ -142,6 +148,7 @@ LOSSES = (
         "info_nce-queue-raw", "info_nce_loss", _raw(_with_negatives(False)), _nce_oracle, {"normalize": False}
     ),
     Case("clip", "clip_loss", _two_views("image_features", "text_features", "logit_scale", unit=True), oracle.clip),
+    Case("siglip", "siglip_loss", _siglip_inputs, siglip),
     Case("n_pairs", "n_pairs_loss", _ANCHORS, _n_pairs_oracle),
     Case("n_pairs-raw", "n_pairs_loss", _raw(_ANCHORS), _n_pairs_oracle, {"normalize": False}),
     Case(

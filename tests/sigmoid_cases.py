@@ -119,6 +119,33 @@ def logistic(x):
     return np.where(x >= 0, 1.0, e) / (1 + e)
 
 
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def run(use: Use, named: dict, backend: str) -> dict:
+    """Rows, maxima and gradients by name, on the CPU; upstream gradients from 0.5 to 2."""
+    leaves = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in named.items()}
+    out = use.apply(leaves, backend, extrema=True)
+    weights = torch.linspace(0.5, 2.0, out.rows.numel(), dtype=out.rows.dtype, device=out.rows.device)
+    out.rows.backward(weights.view_as(out.rows))
+    found = {"rows": out.rows.detach(), "row_max": out.row_max.clamp_min(-1e3)}
+    found |= {k: x.grad for k, x in leaves.items() if x.grad is not None}
+    return {k: x.cpu() for k, x in found.items()}
+
+
+def check(use: Use, backend: str, m, n, d, dtype=torch.float64, device="cpu", tolerance=None, **drawn) -> dict:
+    """`run` against the dense form in float64."""
+    if use.positive >= 0 and not use.one_set:
+        n = max(n, m)
+    named = use.draw(m, n, d, dtype, **drawn)
+    wide = {k: x.double() if x.is_floating_point() else x for k, x in named.items()}
+    found, expected = run(use, {k: x.to(device) for k, x in named.items()}, backend), run(use, wide, "eager")
+    for name, x in expected.items():
+        error = (found[name].double() - x).norm() / x.norm().clamp_min(1.0)  # gradients of order 1 may cancel to 0
+        assert error <= (tolerance or TOLERANCE[dtype]), (name, m, n, d, dtype, error)
+    return found
+
+
 def siglip(image_features, text_features, logit_scale, logit_bias, g):
     """``(loss [N], gradients by argument name)``: the double loop over images and texts, each pair a logistic regression."""
     image, text = oracle.array(image_features), oracle.array(text_features)

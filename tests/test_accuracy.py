@@ -17,7 +17,8 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WITH_TEMPERATURE = [
     case.name
     for case in cases.LOSSES
-    if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip", "sup_con", "dcl") and case.name != "sup_con-weights"
+    if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip", "siglip", "sup_con", "dcl")
+    and case.name != "sup_con-weights"
 ]
 
 
@@ -187,7 +188,7 @@ def test_metrics(case, any_backend, device):
 def _dense_metrics(case, inputs):
     first, second = list(inputs)[:2]
     a, b = oracle.array(inputs[first]), oracle.array(inputs[second])
-    n, normalize = len(a), case.options.get("normalize", case.function != "clip_loss")
+    n, normalize = len(a), case.options.get("normalize", case.function not in ("clip_loss", "siglip_loss"))
     scale = 1.0 if normalize else 1 / float(inputs["temperature"].detach()) if "temperature" in inputs else 1.0
     scale = float(inputs["logit_scale"].detach()) if "logit_scale" in inputs else scale
     if "z1" in inputs:
@@ -211,7 +212,8 @@ def _dense_metrics(case, inputs):
     accuracy = oracle.top1(pairs.s, target, keep)
     if case.options.get("symmetric") or case.function == "clip_loss":
         accuracy = (accuracy + oracle.top1(pairs.s.T, target, keep.T)) / 2
-    return accuracy, np.mean([pairs.s[i, t] for i, t in enumerate(target)])
+    bias = float(inputs["logit_bias"].detach()) if "logit_bias" in inputs else 0.0
+    return accuracy, np.mean([pairs.s[i, t] for i, t in enumerate(target)]) + bias
 
 
 def _own_negatives(case, inputs):

@@ -268,6 +268,7 @@ def test_ties_are_hits(backend, device):
         (fc.info_nce_loss, (v, v.clone())),
         (fc.info_nce_loss, (v, v.clone(), v[:7].clone())),
         (fc.clip_loss, (v, v.clone(), 1.3)),
+        (fc.siglip_loss, (v, v.clone(), 1.3, -0.7)),
         (fc.n_pairs_loss, (v, v.clone(), target)),
     ):
         assert loss(*arguments, metrics=True, backend=backend)[1]["accuracy"] == 1, loss.__name__

@@ -14,6 +14,7 @@ TWO_SETS = {
     "nt_xent_loss": ("z1", "z2"),
     "info_nce_loss": ("query", "positive_key"),
     "clip_loss": ("image_features", "text_features"),
+    "siglip_loss": ("image_features", "text_features"),
     "n_pairs_loss": ("anchors", "positives"),
     "cpc_loss": ("predictions", "latents"),
     "dcl_loss": ("z1", "z2"),
@@ -22,8 +23,10 @@ TWO_SETS = {
 
 
 def call(name, first, second, **options):
-    if name == "clip_loss":
+    if name in ("clip_loss", "siglip_loss"):
         options.setdefault("logit_scale", 1.0)
+    if name == "siglip_loss":
+        options.setdefault("logit_bias", -1.0)
     return getattr(fc, name)(first, second, **options)
 
 
@@ -104,6 +107,8 @@ BAD_NUMBERS = (
         ("info_nce_loss", "temperature"),
         ("clip_loss", "logit_scale"),
         ("dclw_loss", "sigma"),
+        ("siglip_loss", "logit_scale"),
+        ("siglip_loss", "logit_bias"),
     ),
 )
 def test_numbers(name, argument, value, error, message):

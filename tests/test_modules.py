@@ -17,6 +17,7 @@ PAIRS = {
     "NTXentLoss": "nt_xent_loss",
     "InfoNCELoss": "info_nce_loss",
     "ClipLoss": "clip_loss",
+    "SigLipLoss": "siglip_loss",
     "NPairsLoss": "n_pairs_loss",
     "CPCLoss": "cpc_loss",
     "SupConLoss": "sup_con_loss",
@@ -24,6 +25,8 @@ PAIRS = {
     "DCLWLoss": "dclw_loss",
 }
 WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss")
+OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
+"""Arguments of the constructor when learned, else of forward."""
 PER_CALL = ("weights", "positive_weights")
 """Keyword-only tensors, of the function and of forward."""
 
@@ -34,7 +37,7 @@ def arguments(name, device="cpu"):
     first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     if name == "SupConLoss":
         return first, torch.tensor([0, 1, 0, 2, 1, 0], device=device)
-    return (first, second, 2.0) if name == "ClipLoss" else (first, second)
+    return first, second, *{"ClipLoss": (2.0,), "SigLipLoss": (2.0, -1.0)}.get(name, ())
 
 
 def loss_of(out):
@@ -50,9 +53,9 @@ def test_signature_mirrors_the_function(name):
     options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - set(PER_CALL)
     options |= {"temperature", "sigma"} & set(function)
     learnable = constructor.pop("learnable", None)
-    assert (learnable is not None) == (name in (*WITH_TEMPERATURE, "ClipLoss"))
+    assert (learnable is not None) == (name in (*WITH_TEMPERATURE, *OWN))
     assert learnable is None or learnable.default is False
-    own = {"logit_scale"} if name == "ClipLoss" else set()  # the constructor's when learned, else forward's
+    own = OWN.get(name, set())
     assert all(constructor.pop(k).default is None for k in own)
     assert set(constructor) == options
     for k in options:
@@ -246,3 +249,24 @@ def test_clip_learns_its_scale(device):
             fc.ClipLoss(learnable=not arguments)(image, text)
     with pytest.raises(ValueError, match="logit_scale"):
         fc.ClipLoss()(image, text)
+
+
+def test_siglip_learns_its_scale_and_bias(device):
+    image, text = (torch.randn(9, 5, device=device) for _ in range(2))
+    module = fc.SigLipLoss(10.0, -10.0, learnable=True).to(device)
+    assert [name for name, _ in module.named_parameters()] == ["log_logit_scale", "logit_bias"]
+    loss = module(image, text)
+    torch.testing.assert_close(loss, fc.siglip_loss(image, text, 10.0, -10.0))
+    loss.backward()
+    assert module.log_logit_scale.grad != 0 and module.logit_bias.grad != 0
+    for given, missing in (({"logit_scale": 14.0}, "logit_bias"), ({"logit_bias": 1.0}, "logit_scale")):
+        with pytest.raises(ValueError, match=f"{missing} must be given"):
+            fc.SigLipLoss(**given, learnable=True)
+        with pytest.raises(ValueError, match="must be given exactly when learnable=True"):
+            fc.SigLipLoss(**given)
+        with pytest.raises(ValueError, match="must be passed to forward"):
+            module(image, text, **given)
+        with pytest.raises(ValueError, match=f"{missing} must be passed to forward"):
+            fc.SigLipLoss()(image, text, **given)
+    with pytest.raises(ValueError, match="logit_scale must be positive"):
+        fc.SigLipLoss(-1.0, 0.0, learnable=True)

@@ -9,12 +9,12 @@ import pytest
 import sigmoid_cases as cases
 import torch
 from cases import positive_weights, relative_error
-from conftest import BACKENDS, host_kernels, is_interpreted
+from conftest import is_interpreted, skip_unless_served
 from sigmoid_cases import USES, Use
 from test_accuracy import assert_within_yardstick
 
 import fused_contrastive as fc
-from fused_contrastive import dispatch, panels
+from fused_contrastive import panels
 from fused_contrastive.candidates import NO_SELF
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -24,19 +24,6 @@ FEW = (
     "not_pair-two-plus-offset1-row_bias",
 )
 OPS = ("sigmoid_forward", "sigmoid_backward")
-
-
-def skip_unless_served(name, device, dtype=torch.float32):
-    reason = dispatch.refusal(name, device, dtype, "sigmoid")
-    if reason is not None:
-        pytest.skip(f"backend {name} cannot serve {dtype} on {device}: {reason}")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request, device, monkeypatch) -> str:
-    host_kernels(request.param, device, monkeypatch)
-    skip_unless_served(request.param, device)
-    return request.param
 
 
 @functools.lru_cache(maxsize=256)
@@ -281,18 +268,3 @@ def test_siglip(backend, device):
     assert 0 < metrics["accuracy"] < 1
     numbers = fc.siglip_loss(named["image_features"], named["text_features"], 2, -3.0, reduction="sum", backend=backend)
     assert math.isclose(numbers.item(), rows.sum(), rel_tol=1e-12)
-
-
-def test_a_backend_without_the_op_says_so(monkeypatch, device):
-    """By name an error with the reason; by default panels serves, with a warning."""
-    from fused_contrastive import native
-
-    if device.type != "cpu" or native.refusal(device, torch.float32) is not None:
-        pytest.skip("needs the native CPU backend")
-    monkeypatch.delattr(native, "sigmoid_forward", raising=False)
-    image = torch.randn(4, 3)
-    with pytest.raises(RuntimeError, match=r"'cpu' cannot serve.*sigmoid"):
-        fc.siglip_loss(image, image, 1.0, 0.0, backend="cpu")
-    dispatch_warning = pytest.warns(UserWarning, match=r"'panels' serves.*sigmoid")
-    with dispatch_warning:
-        fc.siglip_loss(image, image, 1.0, 0.0)

@@ -4,55 +4,34 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sigmoid_cases import USES, Use
+from sigmoid_cases import TOLERANCE, USES, Use, check, run
 from test_native_kernels import isa, poisoned  # noqa: F401
 
 from fused_contrastive import native
 
 pytestmark = pytest.mark.skipif(native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status())
 
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 SIZES = ((1, 1), (2, 3), (33, 31), (64, 64), (129, 65), (70, 200), (7, 700), (700, 5))
-
-
-def run(use, named, backend, **more):
-    leaves = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in named.items()}
-    out = use.apply(leaves, backend, extrema=True, **more)
-    weights = torch.linspace(0.5, 2.0, out.rows.numel(), dtype=out.rows.dtype).view_as(out.rows)
-    out.rows.backward(weights)
-    found = {"rows": out.rows.detach(), "top": out.row_max.clamp_min(-1e3)}
-    return found | {k: x.grad for k, x in leaves.items() if x.grad is not None}
-
-
-def check(use, m, n, d, dtype=torch.float64):
-    if use.positive >= 0 and not use.one_set:
-        n = max(n, m)
-    named = use.draw(m, n, d, dtype)
-    wide = {k: x.double() if x.is_floating_point() else x for k, x in named.items()}
-    found, expected = run(use, named, "cpu"), run(use, wide, "eager")
-    for name, x in expected.items():
-        error = (found[name].double() - x).norm() / x.norm().clamp_min(1.0)  # gradients of order 1 may cancel to 0
-        assert error <= TOLERANCE[dtype], (name, m, n, d, dtype, error)
 
 
 @pytest.mark.parametrize("use", USES, ids=str)
 def test_sizes(use, poisoned):  # noqa: F811
     """One element, whole and ragged blocks, many rows by few columns and the other way round."""
     for m, n in SIZES:
-        check(use, m, n, 9)
+        check(use, "cpu", m, n, 9)
 
 
 @pytest.mark.parametrize("d", (1, 2, 15, 16, 17, 33, 70))
 def test_widths_and_groups(d, poisoned):  # noqa: F811
     for dtype in TOLERANCE:
         for use in USES[:4]:
-            check(replace(use, lead=(3,)), 33, 45, d, dtype)
+            check(replace(use, lead=(3,)), "cpu", 33, 45, d, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("use", (USES[0], USES[2], USES[5]), ids=str)
 def test_isas(use, dtype, isa):  # noqa: F811
-    check(use, 83, 131, 40, dtype)
+    check(use, "cpu", 83, 131, 40, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

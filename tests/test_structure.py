@@ -77,6 +77,7 @@ def test_backends_have_identical_signatures():
     from fused_contrastive import dispatch, panels
 
     ops = ("similarity_forward", "similarity_backward")
+    ops += ("sigmoid_forward", "sigmoid_backward")
     ops += ("force_forward", "force_backward", "distance_sums", "distance_gradient")
     for name in ops:
         schema = [a.name for a in getattr(__import__("torch").ops.fused_contrastive, name).default._schema.arguments][

@@ -74,7 +74,7 @@ def _reduce(x, y, row_bias, key_a, key_b, scale, kind, offset, stride, sign, ext
 
 
 def sigmoid_backward(
-    g, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
     kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias,
 ):  # fmt: skip
     """See sigmoid_ops.py."""
@@ -94,7 +94,7 @@ def sigmoid_backward(
     launch(
         sigmoid_terms,
         G * ceil_div(M, 256),
-        g.contiguous(), None if row_bias is None else row_bias.contiguous(), pos, row_terms, pull, unit, M,
+        g_rows.contiguous(), None if row_bias is None else row_bias.contiguous(), pos, row_terms, pull, unit, M,
         SIGN=sign, BLOCK=256,
     )  # fmt: skip
     sums = scale.new_zeros(G, M) if need_bias else None

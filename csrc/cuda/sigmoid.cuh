@@ -3,8 +3,8 @@
 //
 // sigmoid_reduce: sums of log2(1 + 2^t) over the candidate columns of each row, and maxima of t, as partial results in
 // private slots: no atomics, the same bits in every run. One block per pair of super tiles (super_rows rows x
-// super_rows columns of one group); a row's statistics stay in registers along a strip of tiles. Flops: 2 M N D, M N
-// exponentials and 10 multiply-adds each. Bytes: tiles from L2; 4 bytes of slots per row and super tile. Predicted:
+// super_rows columns of one group); a row's statistics stay in shared memory along a strip of tiles. Flops: 2 M N D, M
+// N exponentials and 10 multiply-adds each. Bytes: tiles from L2; 4 bytes of slots per row and super tile. Predicted:
 // pair_reduce with two sets, less 10 % at D = 256 for the polynomials.
 //
 // sigmoid_weight: a panel of the gradient weights, W_ij = weight_i / (1 + 2^-t_ij), 0 where j is no candidate of i, and
@@ -65,10 +65,13 @@ struct RowParts {
   static constexpr int SIZE = P::WARPS_N * P::BM, SHARED = SIZE * static_cast<int>(sizeof(Acc));
   Acc* parts;
 
-  __device__ void put(int m, Acc x) const {
+  // That of this lane's row m. Of the four lanes that hold parts of the row the first one writes it.
+  __device__ Acc& own(int m) const {
     const int warp = static_cast<int>(threadIdx.x) / 32 % P::WARPS_N;
-    if ((lane_id() & 3) == 0) parts[warp * P::BM + P::warp_row() + 8 * m + (lane_id() >> 2)] = x;
+    return parts[warp * P::BM + P::warp_row() + 8 * m + (lane_id() >> 2)];
   }
+  __device__ static bool writes() { return (lane_id() & 3) == 0 && threadIdx.x < P::THREADS; }
+
   // f(row, parts of that row) for the team's rows.
   template <class F>
   __device__ static void each(F f) {
@@ -99,14 +102,14 @@ struct SigmoidReduce {
   Acc scale2;
   RowParts<P> sums, maxima;
   int super;  // tile of columns
-  Acc row_sums[P::MB], row_max[P::MB];
 
-  __device__ void clear() {
+  __device__ void clear() const {
+    if (!RowParts<P>::writes()) return;
 #pragma unroll
-    for (int m = 0; m < P::MB; ++m) row_sums[m] = 0, row_max[m] = -infinity(Acc(0));
+    for (int m = 0; m < P::MB; ++m) sums.own(m) = 0, maxima.own(m) = -infinity(Acc(0));
   }
 
-  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Strips<P::BM, P::BN>& t, const unsigned char*) {
+  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Strips<P::BM, P::BN>& t, const unsigned char*) const {
     const Problem& p = r.p;
     Acc shift[P::MB];
 #pragma unroll
@@ -121,26 +124,27 @@ struct SigmoidReduce {
       Acc sum = 0;
 #pragma unroll
       for (int n = 0; n < P::NB; ++n) sum += softplus_2(s[m][n][0]) + softplus_2(s[m][n][1]);
-      row_sums[m] += sum;
+      sum = row_sum(sum);
+      if (RowParts<P>::writes()) sums.own(m) += sum;
     }
-    if (r.extrema) {
-#pragma unroll
-      for (int m = 0; m < P::MB; ++m) {
-#pragma unroll
-        for (int n = 0; n < P::NB; ++n) row_max[m] = fmax(row_max[m], fmax(s[m][n][0], s[m][n][1]));
-      }
-    }
+    if (r.extrema) add_maxima(s);
     if (t.strip_end()) finish_strip(t);
   }
 
-  // Lanes of a row, then warps, then into the slot.
-  __device__ void finish_strip(const Strips<P::BM, P::BN>& t) {
+  __device__ void add_maxima(const Acc (&s)[P::MB][P::NB][2]) const {
 #pragma unroll
     for (int m = 0; m < P::MB; ++m) {
-      sums.put(m, row_sum(row_sums[m]));
-      row_max[m] = fmax(row_max[m], shuffle_xor(row_max[m], 1));
-      maxima.put(m, fmax(row_max[m], shuffle_xor(row_max[m], 2)));
+      Acc top = -infinity(Acc(0));
+#pragma unroll
+      for (int n = 0; n < P::NB; ++n) top = fmax(top, fmax(s[m][n][0], s[m][n][1]));
+      top = fmax(top, shuffle_xor(top, 1));
+      top = fmax(top, shuffle_xor(top, 2));
+      if (RowParts<P>::writes()) maxima.own(m) = fmax(maxima.own(m), top);
     }
+  }
+
+  // The warps' parts into the slot.
+  __device__ void finish_strip(const Strips<P::BM, P::BN>& t) const {
     P::sync();
     const int64_t plane = static_cast<int64_t>(r.p.G) * r.p.M;
     Acc* slot = static_cast<Acc*>(r.slots) + super * plane + static_cast<int64_t>(t.g) * r.p.M;
@@ -175,7 +179,7 @@ __global__ void __launch_bounds__(SigmoidLoop<P>::THREADS, KEYED ? 1 : P::BLOCKS
   const int i = pair / supers_n * r.super_rows, super_j = pair % supers_n, j = super_j * r.super_rows;
   Acc* parts = reinterpret_cast<Acc*>(shared + SigmoidLoop<P>::SHARED);
   const Acc scale2 = *static_cast<const Acc*>(p.scale) * (Acc(LOG2E) * Acc(r.sign));
-  SigmoidReduce<P, KEYED> epilogue{r, scale2, {parts}, {parts + RowParts<P>::SIZE}, super_j};
+  const SigmoidReduce<P, KEYED> epilogue{r, scale2, {parts}, {parts + RowParts<P>::SIZE}, super_j};
   epilogue.clear();
   const Strips<P::BM, P::BN> tiles{g, i, j, min(i + r.super_rows, p.M), j, min(j + r.super_rows, p.N)};
   SigmoidLoop<P>::run(arguments.sources, p, tiles, epilogue, shared);
@@ -195,6 +199,7 @@ template <class P, bool KEYED>
 struct SigmoidWeight {
   using Acc = typename P::Acc;
   using Tiles = typename Weight<P, KEYED>::Tiles;
+  static constexpr int PARTS = weight_shared<P, KEYED>();                    // where in shared memory they begin
   static constexpr int PLANE = sizeof(typename P::Element) == 8 ? 64 : 128;  // columns of a plane of `sums`
 
   const SigmoidWeightParams& w;
@@ -229,7 +234,10 @@ struct SigmoidWeight {
           sum += s[m][n][e];
         }
       }
-      if (w.sums != nullptr) parts.put(m, row_sum(sum));
+      if (w.sums != nullptr) {
+        sum = row_sum(sum);
+        if (RowParts<P>::writes()) parts.own(m) = sum;
+      }
     }
     if (w.sums != nullptr) store_sums(t);
     panel.template emit<false>(s, t.g, t.i, t.j);
@@ -255,9 +263,9 @@ __global__ void __launch_bounds__(WeightLoop<P>::THREADS, KEYED || sizeof(typena
   SHARED_MEMORY(shared);
   const SigmoidWeightParams& w = arguments.params;
   unsigned char* tile = WeightLoop<P>::PERSISTENT ? shared + WeightLoop<P>::SHARED : shared;
-  Acc* parts = reinterpret_cast<Acc*>(shared + weight_shared<P, KEYED>());
+  Acc* parts = reinterpret_cast<Acc*>(shared + SigmoidWeight<P, KEYED>::PARTS);
   const Acc scale2 = *static_cast<const Acc*>(w.p.scale) * (Acc(LOG2E) * Acc(w.sign));
-  SigmoidWeight<P, KEYED> epilogue{w, {w, scale2, tile}, {parts}};
+  const SigmoidWeight<P, KEYED> epilogue{w, {w, scale2, tile}, {parts}};
   WeightLoop<P>::run(arguments.sources, w.p, typename Weight<P, KEYED>::Tiles(w), epilogue, shared);
 }
 
