@@ -4,8 +4,26 @@ from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
-from .losses import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
-from .modules import ClipLoss, ContrastiveForceLoss, CPCLoss, DriftLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .losses import (
+    clip_loss,
+    cpc_loss,
+    distill_clip_loss,
+    info_nce_loss,
+    multiple_negatives_ranking_loss,
+    n_pairs_loss,
+    nt_xent_loss,
+)
+from .modules import (
+    ClipLoss,
+    ContrastiveForceLoss,
+    CPCLoss,
+    DistillClipLoss,
+    DriftLoss,
+    InfoNCELoss,
+    MultipleNegativesRankingLoss,
+    NPairsLoss,
+    NTXentLoss,
+)
 from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
@@ -13,8 +31,10 @@ __all__ = [
     "CPCLoss",
     "ClipLoss",
     "ContrastiveForceLoss",
+    "DistillClipLoss",
     "DriftLoss",
     "InfoNCELoss",
+    "MultipleNegativesRankingLoss",
     "NPairsLoss",
     "NTXentLoss",
     "backends",
@@ -22,9 +42,11 @@ __all__ = [
     "contrastive_force",
     "contrastive_force_loss",
     "cpc_loss",
+    "distill_clip_loss",
     "drift_field",
     "drift_loss",
     "info_nce_loss",
+    "multiple_negatives_ranking_loss",
     "n_pairs_loss",
     "nt_xent_loss",
     "similarity_heatmap",

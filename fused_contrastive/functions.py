@@ -131,15 +131,17 @@ def similarity(
     normalize: bool = False,
     columns: bool = False,
     extrema: bool = False,
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Result:
     """Checked tensors in, `Result` out: ``a [..., M, D]``, ``b [..., N, D]`` or None, scale from `as_scalar`, bias ``[..., N]``.
 
     Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py.
+    ``dtype``: what the products read (None: `matrix_dtype`).
     """
     if backend is not None:
         dispatch.check_name(backend)
-    dtype = matrix_dtype(a)
+    dtype = matrix_dtype(a) if dtype is None else dtype
     M, D = a.shape[-2:]
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]

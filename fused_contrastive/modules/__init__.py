@@ -2,5 +2,16 @@
 
 from .force import ContrastiveForceLoss, DriftLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .ranking import DistillClipLoss, MultipleNegativesRankingLoss
 
-__all__ = ["CPCLoss", "ClipLoss", "ContrastiveForceLoss", "DriftLoss", "InfoNCELoss", "NPairsLoss", "NTXentLoss"]
+__all__ = [
+    "CPCLoss",
+    "ClipLoss",
+    "ContrastiveForceLoss",
+    "DistillClipLoss",
+    "DriftLoss",
+    "InfoNCELoss",
+    "MultipleNegativesRankingLoss",
+    "NPairsLoss",
+    "NTXentLoss",
+]

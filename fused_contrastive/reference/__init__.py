@@ -5,14 +5,17 @@ Each function has the signature of its fused counterpart in losses/, less ``back
 
 from .dense import both_directions, masked_logsumexp, maximum, reduce, similarity, similarity_logsumexp, with_metrics
 from .pairs import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
+from .ranking import distill_clip_loss, multiple_negatives_ranking_loss
 
 __all__ = [
     "both_directions",
     "clip_loss",
     "cpc_loss",
+    "distill_clip_loss",
     "info_nce_loss",
     "masked_logsumexp",
     "maximum",
+    "multiple_negatives_ranking_loss",
     "n_pairs_loss",
     "nt_xent_loss",
     "reduce",
