@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import oracle
 import torch
+from option_cases import option_cases
 
 import fused_contrastive
 from fused_contrastive import reference
@@ -32,6 +33,7 @@ class Case:
     oracle: Callable
     options: dict = field(default_factory=dict)
     target: Callable | None = None
+    constants: Callable | None = None
 
     def draw(self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5) -> dict:
         """Leaf tensors by argument name; 0-d ones (temperature, logit_scale) stay at least float32."""
@@ -40,14 +42,18 @@ class Case:
         scalar = torch.promote_types(dtype, torch.float32)
         return {name: x.to(device, scalar if x.dim() == 0 else dtype).requires_grad_() for name, x in inputs.items()}
 
-    def extra(self, n, device="cpu") -> dict:
-        """The arguments that are not differentiable."""
-        return self.options | ({} if self.target is None else {"target": self.target(n).to(device)})
+    def extra(self, n, device="cpu", dtype=torch.float64) -> dict:
+        """The arguments that are not differentiable: options, the target index, and the tensors of `constants`."""
+        tensors = {} if self.target is None else {"target": self.target(n)}
+        tensors |= {} if self.constants is None else self.constants(n)
+        return self.options | {
+            name: x.to(device, dtype if x.dim() and x.is_floating_point() else x.dtype) for name, x in tensors.items()
+        }
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """The fused loss; `backend` "reference" is the eager code itself."""
         first = next(iter(inputs.values()))
-        options = self.extra(len(first), first.device) | {"reduction": reduction} | more
+        options = self.extra(len(first), first.device, first.dtype) | {"reduction": reduction} | more
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
         else:
@@ -57,7 +63,8 @@ class Case:
     def truth(self, inputs: dict, g) -> tuple[np.ndarray, dict]:
         """The oracle's loss vector and gradients for the upstream gradient `g`."""
         arrays = {name: oracle.array(x) for name, x in inputs.items()}
-        extra = self.extra(len(next(iter(inputs.values()))))
+        first = next(iter(inputs.values()))
+        extra = self.extra(len(first), dtype=first.dtype)
         return self.oracle(**arrays, **extra, g=oracle.array(g))
 
 
@@ -120,6 +127,7 @@ def _cpc_oracle(**arguments):
 
 _ANCHORS = _two_views("anchors", "positives", temperature="")
 _NCE = _two_views("query", "positive_key")
+_STANDARD, _MORE = ([Case(**row) for row in rows] for rows in option_cases(_two_views))
 LOSSES = (
     Case("nt_xent", "nt_xent_loss", _two_views("z1", "z2"), oracle.nt_xent),
     Case("nt_xent-raw", "nt_xent_loss", _raw(_two_views("z1", "z2")), oracle.nt_xent, {"normalize": False}),
@@ -138,8 +146,11 @@ LOSSES = (
         "n_pairs-target", "n_pairs_loss", _ANCHORS, _n_pairs_oracle, target=lambda n: (torch.arange(n) * 2 + 1) % max(n, 1)
     ),
     Case("cpc", "cpc_loss", _cpc_inputs, _cpc_oracle),
+    *_STANDARD,
 )  # fmt: skip
-BY_NAME = {case.name: case for case in LOSSES}
+OPTIONS = (*_MORE,)
+WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss")
+BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
 
 @dataclass(frozen=True)

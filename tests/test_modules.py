@@ -19,15 +19,19 @@ PAIRS = {
     "ClipLoss": "clip_loss",
     "NPairsLoss": "n_pairs_loss",
     "CPCLoss": "cpc_loss",
+    "MultipleNegativesRankingLoss": "multiple_negatives_ranking_loss",
+    "DistillClipLoss": "distill_clip_loss",
 }
-WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss")
+WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "MultipleNegativesRankingLoss")
+PER_CALL = {"keys", "weights", "bias"}
 
 
 def arguments(name, device="cpu"):
     shape = (2, 6, 4) if name == "CPCLoss" else (6, 4)
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    return (first, second, 2.0) if name == "ClipLoss" else (first, second)
+    more = {"ClipLoss": (2.0,), "DistillClipLoss": (2.0, second, first, 3.0)}
+    return (first, second, *more.get(name, ()))
 
 
 def loss_of(out):
@@ -36,11 +40,11 @@ def loss_of(out):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_signature_mirrors_the_function(name):
-    """Every option of the function is a constructor argument of the same name and default; the rest is forward's."""
+    """Every option of the function is a constructor argument of the same name and default; tensors are forward's."""
     function = inspect.signature(getattr(fc, PAIRS[name])).parameters
     constructor = dict(inspect.signature(getattr(fc, name)).parameters)
     forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
-    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY}
+    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - PER_CALL
     options |= {"temperature"} & set(function)
     learnable = constructor.pop("learnable", None)
     assert (learnable is not None) == (name in (*WITH_TEMPERATURE, "ClipLoss"))

@@ -22,7 +22,8 @@ Options of the losses with one positive, None or 0 by default; together, or each
 ``tau_plus``: the prior probability that a negative is of the positive's class; the sum over the negatives becomes the debiased estimate of
     Chuang et al. 2020 (arXiv:2007.00224, eq. 8), whose lower bound takes similarities to be cosines. Not together with `hardness`.
 
-The accuracy is that of the logits as they enter the softmax, the positive similarity that of the plain ones.
+The accuracy is that of the logits with their biases, without `margin` and `hardness` (which then takes a second forward pass); the positive
+similarity that of the plain ones.
 """
 
 from .clip import clip_loss

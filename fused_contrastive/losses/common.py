@@ -23,7 +23,7 @@ class Options(NamedTuple):
 
 class Outcome(NamedTuple):
     """What `finish` reduces: the losses, the positives' logits, what makes these similarities (None: nothing), and, for the metrics, of
-    each direction the positives' logits beside the largest of the others."""
+    each direction the positives' logits beside the largest of the others, with biases but without margin and hardness."""
 
     loss: torch.Tensor
     pos: torch.Tensor

@@ -71,13 +71,13 @@ def multiple_negatives_ranking_loss(
             reduction=reduction, metrics=metrics,
         )  # fmt: skip
     scale = inverse_scale(temperature, query)
-    hard = negative_keys is not None and negative_keys.shape[1] > 0
+    H = 0 if negative_keys is None else negative_keys.shape[1]
     docs = positive_key
-    if hard:  # rows h·N ... (h + 1)·N - 1 of the documents are the h-th of each query
-        docs = torch.cat([positive_key, negative_keys.transpose(0, 1).reshape(-1, D)])
+    if H:  # rows h·N ... (h + 1)·N - 1 of the documents are the h-th of each query
+        docs = torch.cat([positive_key, negative_keys.transpose(0, 1).reshape(H * N, D)])
     across = 0.0 if hardness_mode == "hard_negatives" else hardness
     of_own = 0.0 if hardness_mode == "in_batch_negatives" else hardness
-    if set(directions) == {"query_to_doc"} and (not hard or (keys is None and across == of_own)):
+    if set(directions) == {"query_to_doc"} and (not H or (keys is None and across == of_own)):
         outcome = in_batch(
             query, docs, scale, options._replace(hardness=across), normalize=normalize, keys=keys, metrics=metrics,
             backend=backend,
@@ -97,8 +97,8 @@ def multiple_negatives_ranking_loss(
     from_docs = "doc_to_query" in directions
     first = others(query, docs, across, columns=from_docs and not across)
     forward = [(first.rows, first.row_max)]
-    if hard:
-        own = docs[N:].unflatten(0, (-1, N)).transpose(0, 1)
+    if H:
+        own = docs[N:].reshape(H, N, D).transpose(0, 1)
         result = negatives(query.unsqueeze(1), own, scale, of_own, extrema=metrics, backend=backend)
         forward.append((result.rows.squeeze(1), result.row_max.squeeze(1) if metrics else None))
     for direction, a, b in (("query_to_query", query, None), ("doc_to_doc", positive_key, docs)):

@@ -25,13 +25,19 @@ def dot(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (a.to(dtype) * b.to(dtype)).sum(-1)
 
 
-def negatives(a, b, scale, hardness=0.0, **arguments) -> Result:
-    """`similarity` with ``hardness * stopgrad(<a_i, b_j>)`` added to every logit: the scale is scale + hardness forward, scale backward."""
-    if hardness:
-        share = (scale / (scale + hardness)).detach()
-        a, b = (x.detach() + share * (x - x.detach()) if x is not None and x.requires_grad else x for x in (a, b))
-        scale = scale + hardness
-    return similarity(a, b, scale, **arguments)
+def negatives(a, b, scale, hardness=0.0, *, extrema=False, **arguments) -> Result:
+    """`similarity` with ``hardness * stopgrad(<a_i, b_j>)`` added to every logit: the scale is scale + hardness forward, scale backward.
+    The largest are those of the logits without it, from a pass of their own."""
+    if not hardness:
+        return similarity(a, b, scale, extrema=extrema, **arguments)
+    share = (scale / (scale + hardness)).detach()
+    softened = (x.detach() + share * (x - x.detach()) if x is not None and x.requires_grad else x for x in (a, b))
+    result = similarity(*softened, scale + hardness, **arguments)
+    if extrema:
+        with torch.no_grad():
+            plain = similarity(a, b, scale, extrema=True, **arguments)
+        result = result._replace(row_max=plain.row_max, col_max=plain.col_max)
+    return result
 
 
 def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch.Tensor:
@@ -47,7 +53,7 @@ def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch
         return x.sum(0) - x - x.roll(rows // 2, 0)
     if x.dim() == 3:
         return x.masked_fill((key_a == key_b).unsqueeze(-1), 0.0).sum(-2, keepdim=True)
-    key_b = key_a if key_b is None else key_b
+    key_a, key_b = key_a.long(), (key_a if key_b is None else key_b).long()
     wide = x.double() if x.device.type != "mps" else x  # what is left of a sum without its largest class
     order = key_b.sort().values
     classes = torch.zeros_like(wide).index_add(0, torch.searchsorted(order, key_b), wide)
@@ -74,13 +80,14 @@ def count_and_total(a, b, scale, options: Options, kind, key_a=None, key_b=None,
     if not options.label_smoothing:
         return count, None
     raw = dot(a, sums[..., :-2], scale.dtype)
-    return count, scale * raw + options.hardness * raw.detach() + sums[..., -2]
+    total = scale * raw + options.hardness * raw.detach() + sums[..., -2]
+    return count, total.masked_fill(count == 0, 0.0)  # not what rounding has left of it
 
 
 def debiased(lse, pos, count, scale, tau_plus: float) -> torch.Tensor:
     """``log max((e^lse - tau_plus count e^pos) / (1 - tau_plus), count e^-|scale|)`` (Chuang et al. 2020, eq. 8)."""
     log_count = count.log()
-    floor = log_count - scale.abs()
+    floor = log_count - scale.abs() + 0 * lse.clamp_min(0)  # NaN stays
     gap = pos + (log_count + math.log(tau_plus)) - lse
 
     def left(gap):
@@ -91,7 +98,7 @@ def debiased(lse, pos, count, scale, tau_plus: float) -> torch.Tensor:
 
 
 def cross_entropy(lse, pos, scale, options: Options, count=None, total=None):
-    """``(loss, positive logit)`` of rows with the log-sum-exp of their negatives and the positive's logit before its margin."""
+    """The loss of rows with the log-sum-exp of their negatives and the positive's logit before its margin."""
     if options.tau_plus:
         lse = debiased(lse, pos, count, scale, options.tau_plus)
     if options.margin:
@@ -99,13 +106,13 @@ def cross_entropy(lse, pos, scale, options: Options, count=None, total=None):
     loss = one_positive(lse, pos)
     if options.label_smoothing:
         loss = loss + options.label_smoothing * (count * pos - total) / (count + 1)
-    return loss, pos
+    return loss
 
 
 def one_direction(
     a, b, product, scale, options: Options, candidates, *, bias=None, own_bias=None, found=None, metrics=False, backend=None
 ):  # fmt: skip
-    """``(loss, (positive logit, largest other))`` of the rows of a against the `candidates` ``(kind, key_a, key_b)`` among b, as the products
+    """``(loss, (positive logit before its margin, largest other))`` of the rows of a against the `candidates` ``(kind, key_a, key_b)`` among b, as the products
     read them; `product` is the positive's ``<a_i, p_i>``, `own_bias` its bias, `found` what `lse_and_largest` has found already."""
     if found is None:
         found = lse_and_largest(a, b, scale, options, candidates, bias=bias, extrema=metrics, backend=backend)[0]
@@ -114,8 +121,7 @@ def one_direction(
     sums = count_and_total(a, b, scale, options, *candidates, bias)
     if a.dim() == 3:  # each row a group with columns of its own
         lse, largest, *sums = (None if x is None else x.squeeze(-1) for x in (lse, largest, *sums))
-    loss, pos = cross_entropy(lse, pos, scale, options, *sums)
-    return loss, (pos, largest)
+    return cross_entropy(lse, pos, scale, options, *sums), (pos, largest)
 
 
 def lse_and_largest(a, b, scale, options: Options, candidates, **arguments):

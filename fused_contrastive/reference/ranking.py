@@ -17,19 +17,13 @@ def multiple_negatives_ranking_loss(
     docs = positive_key if negative_keys is None else torch.cat([positive_key, *negative_keys.unbind(1)])
     if normalize:
         query, positive_key, docs = (F.normalize(x, dim=1) for x in (query, positive_key, docs))
-    keys = torch.arange(N, device=query.device) if keys is None else keys
-    same = keys.unsqueeze(1) == keys.repeat(
-        len(docs) // max(N, 1)
-    )  # of rows and documents, and in the first N columns of queries
+    keys, times = torch.arange(N, device=query.device) if keys is None else keys, len(docs) // max(N, 1)
+    same = keys.unsqueeze(1) == keys.repeat(times)  # of rows and documents, and in the first N columns of queries
     mine = torch.eye(N, dtype=torch.bool, device=query.device)
     positive = F.pad(mine, (0, len(docs) - N))
-    own = mine.repeat(1, len(docs) // max(N, 1)) & ~positive
+    own = mine.repeat(1, times) & ~positive
     similarities = query @ docs.T
     logits = {"query_to_doc": similarities / temperature}
-    if hardness:
-        penalised = {"all_negatives": ~positive, "in_batch_negatives": ~own & ~positive, "hard_negatives": own}
-        penalty = hardness * similarities.detach() * penalised[hardness_mode]
-        logits["query_to_doc"] = logits["query_to_doc"] + penalty
     excluded = {"query_to_doc": same & ~own & ~positive}
     if "query_to_query" in directions:
         logits["query_to_query"], excluded["query_to_query"] = query @ query.T / temperature, same[:, :N]
@@ -38,14 +32,18 @@ def multiple_negatives_ranking_loss(
     if "doc_to_doc" in directions:
         logits["doc_to_doc"], excluded["doc_to_doc"] = positive_key @ docs.T / temperature, same
     logits = {name: s.masked_fill(excluded[name], float("-inf")) for name, s in logits.items()}
-    pos = (similarities / temperature).diagonal()
+    plain, pos = dict(logits), logits["query_to_doc"].diagonal()
+    if hardness:
+        penalised = {"all_negatives": ~positive, "in_batch_negatives": ~own & ~positive, "hard_negatives": own}
+        penalty = hardness * similarities.detach() * penalised[hardness_mode]
+        logits["query_to_doc"] = logits["query_to_doc"] + penalty
     softmaxes = list(logits.values()) if partition == "per_direction" else [torch.cat(list(logits.values()), 1)]
     loss = reduce(sum(s.logsumexp(1) - pos for s in softmaxes) / len(softmaxes), reduction, weights)
     if not metrics:
         return loss
     with torch.no_grad():
         others = {
-            name: s.masked_fill(mine if s.shape[1] == N else positive, float("-inf")) for name, s in logits.items()
+            name: s.masked_fill(mine if s.shape[1] == N else positive, float("-inf")) for name, s in plain.items()
         }
         others = list(others.values()) if partition == "per_direction" else [torch.cat(list(others.values()), 1)]
         shares = [reduce((pos >= maximum(s, 1)).to(loss.dtype), "mean", weights) for s in others]
