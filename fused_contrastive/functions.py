@@ -136,8 +136,8 @@ def similarity(
 ) -> Result:
     """Checked tensors in, `Result` out: ``a [..., M, D]``, ``b [..., N, D]`` or None, scale from `as_scalar`, bias ``[..., N]``.
 
-    Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py.
-    ``dtype``: what the products read (None: `matrix_dtype`).
+    Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py. `dtype` is what the
+    products read, None: `matrix_dtype` of a.
     """
     if backend is not None:
         dispatch.check_name(backend)

@@ -42,18 +42,17 @@ class Case:
         scalar = torch.promote_types(dtype, torch.float32)
         return {name: x.to(device, scalar if x.dim() == 0 else dtype).requires_grad_() for name, x in inputs.items()}
 
-    def extra(self, n, device="cpu", dtype=torch.float64) -> dict:
-        """The arguments that are not differentiable: options, the target index, and the tensors of `constants`."""
-        tensors = {} if self.target is None else {"target": self.target(n)}
-        tensors |= {} if self.constants is None else self.constants(n)
-        return self.options | {
-            name: x.to(device, dtype if x.dim() and x.is_floating_point() else x.dtype) for name, x in tensors.items()
-        }
+    def extra(self, n, device="cpu") -> dict:
+        """The arguments that are not differentiable."""
+        constants = {} if self.constants is None else self.constants(n)
+        constants |= {} if self.target is None else {"target": self.target(n)}
+        return self.options | {name: x.to(device) for name, x in constants.items()}
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """The fused loss; `backend` "reference" is the eager code itself."""
         first = next(iter(inputs.values()))
-        options = self.extra(len(first), first.device, first.dtype) | {"reduction": reduction} | more
+        options = self.extra(len(first), first.device) | {"reduction": reduction} | more
+        options |= {name: x.to(first.dtype) for name, x in options.items() if name.startswith("teacher") and x.dim()}
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
         else:
@@ -63,8 +62,7 @@ class Case:
     def truth(self, inputs: dict, g) -> tuple[np.ndarray, dict]:
         """The oracle's loss vector and gradients for the upstream gradient `g`."""
         arrays = {name: oracle.array(x) for name, x in inputs.items()}
-        first = next(iter(inputs.values()))
-        extra = self.extra(len(first), dtype=first.dtype)
+        extra = self.extra(len(next(iter(inputs.values()))))
         return self.oracle(**arrays, **extra, g=oracle.array(g))
 
 

@@ -6,7 +6,8 @@ import torch
 
 from .. import checks, dispatch, reference
 from ..functions import as_scalar
-from .common import check_options, check_vectors, finish, two_sets
+from .common import two_sets
+from .options import check_options, check_vectors
 from .softmax import in_batch
 
 
@@ -61,4 +62,4 @@ def clip_loss(
     if logit_bias is not None:
         logit_bias = as_scalar(logit_bias, image_features)
         outcome = outcome._replace(loss=outcome.loss + 0.0 * logit_bias, pos=outcome.pos + logit_bias.detach())
-    return finish(outcome, reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights)

@@ -1,49 +1,45 @@
-"""What the losses share: checks of their arguments, reduction and metrics, rows as the products read them."""
+"""What the losses share: reduction and metrics, the one-positive form, rows as the products read them."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from .. import checks, reference
-from ..functions import matrix_dtype
-
-
-class Options(NamedTuple):
-    """What changes the cross entropy of a row (softmax.py); all 0: nothing."""
-
-    label_smoothing: float = 0.0
-    margin: float = 0.0
-    hardness: float = 0.0
-    tau_plus: float = 0.0
+from ..checks import accumulation_dtype
+from ..functions import Result, matrix_dtype
 
 
 class Outcome(NamedTuple):
-    """What `finish` reduces: the losses, the positives' logits, what makes these similarities (None: nothing), and, for the metrics, of
-    each direction the positives' logits beside the largest of the others, with biases but without margin and hardness."""
+    """The losses, the positives' logits, what divides these to similarities (None: nothing), and of each direction the positives' logits
+    beside the largest of the others, with biases but without margin and hardness."""
 
     loss: torch.Tensor
     pos: torch.Tensor
     unit: torch.Tensor | None
     ranks: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
 
+    def reduced(self, reduction: str, metrics: bool, weights: torch.Tensor | None = None):
+        """Reduced loss, with `metrics` the dictionary."""
+        loss = reference.reduce(self.loss, reduction, weights)
+        if not metrics:
+            return loss
 
-def finish(outcome: Outcome, reduction: str, metrics: bool = False, weights: torch.Tensor | None = None):
-    """Reduced loss, with `metrics` the dictionary."""
-    loss = reference.reduce(outcome.loss, reduction, weights)
-    if not metrics:
-        return loss
+        def mean(x):
+            return reference.reduce(x.to(loss.dtype), "mean", None if weights is None else weights.detach())
 
-    def mean(x):
-        return reference.reduce(x.to(loss.dtype), "mean", None if weights is None else weights.detach())
+        pos = self.pos.detach()
+        shares = [mean(hits(own.detach(), largest)) for own, largest in self.ranks]
+        similarity = mean(pos if self.unit is None else pos / self.unit.detach())
+        return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": similarity}
 
-    pos = outcome.pos.detach()
-    shares = [mean(hits(p.detach(), other)) for p, other in outcome.ranks]
-    similarity = mean(pos if outcome.unit is None else pos / outcome.unit.detach())
-    return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": similarity}
+
+def finish(loss, reduction, metrics, result: Result, pos, scale=None, columns=False):
+    """Reduced loss, with `metrics` the dictionary; `scale` turns positive logits into cosines."""
+    ranks = ((pos, result.row_max), (pos, result.col_max)) if columns else ((pos, result.row_max),)
+    return Outcome(loss, pos, scale, ranks).reduced(reduction, metrics)
 
 
 def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -52,42 +48,15 @@ def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (pos >= other) | (pos + slack >= other) & other.isfinite()
 
 
+def one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+    """``softplus(lse - pos)``; NaN or infinite, as cross entropy, where a logit is infinite."""
+    return F.softplus(lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0)), threshold=40)
+
+
 def two_sets(name_a, a, name_b, b, dim=2):
     checks.embeddings(name_a, a, dim=dim)
     checks.embeddings(name_b, b, dim=dim, like=(name_a, a))
     checks.same_shape(name_b, b, name_a, a)
-
-
-def check_options(label_smoothing, margin, hardness=0.0, tau_plus=0.0) -> Options:
-    """The four as `Options`. Raises ValueError or TypeError naming the one that is wrong."""
-    checks.interval("label_smoothing", label_smoothing, 0, 1)
-    checks.interval("margin", margin, -math.inf, math.inf)
-    checks.interval("hardness", hardness, 0, math.inf)
-    checks.interval("tau_plus", tau_plus, 0, 1, closed=False)
-    if hardness and tau_plus:
-        raise ValueError(
-            f"hardness must be 0 where tau_plus is not (debiasing compares plain means), got {hardness} and {tau_plus}"
-        )
-    return Options(label_smoothing, margin, hardness, tau_plus)
-
-
-def check_vectors(like: torch.Tensor, rows: int, columns: tuple, keys, weights, bias, bias_name="bias") -> None:
-    """Of each row its weight ``[rows]``, of each column (or of each candidate of each row) its integer key and its bias."""
-    if keys is not None:
-        checks.keys("keys", keys, columns, like.device)
-        _shaped("keys", keys, columns)
-    for name, x, shape in (("weights", weights, (rows,)), (bias_name, bias, columns)):
-        if x is None:
-            continue
-        checks.embeddings(name, x)
-        _shaped(name, x, shape)
-        if x.device != like.device:
-            raise ValueError(f"{name} must be on {like.device}, got {x.device}")
-
-
-def _shaped(name, x, shape):
-    if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {list(shape)}, got {tuple(x.shape)}")
 
 
 def rounded(x: torch.Tensor, normalize: bool) -> torch.Tensor:
@@ -95,3 +64,21 @@ def rounded(x: torch.Tensor, normalize: bool) -> torch.Tensor:
     if not normalize:
         return x.to(matrix_dtype(x))
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1).to(matrix_dtype(x))
+
+
+def exact_rows(x: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """x, normalised where asked, in the accumulation dtype but rounded to what the products read; gradients are not rounded.
+
+    For losses that add up the gradients of several terms: with `similarity(..., dtype=matrix_dtype(x))` all of them arrive, and cancel, in
+    the accumulation dtype.
+    """
+    z = x.to(accumulation_dtype(x.dtype))
+    return as_read(F.normalize(z, dim=-1) if normalize else z, matrix_dtype(x))
+
+
+def as_read(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """z rounded to the matrix dtype, in its own dtype; its gradient is that of z."""
+    if z.dtype == dtype:
+        return z
+    fixed = z.detach()
+    return z + (fixed.to(dtype).to(z.dtype) - fixed)  # exact: they differ by less than a factor of two, or one is 0

@@ -6,7 +6,7 @@ import torch
 
 from .. import checks, dispatch, reference
 from ..functions import as_scalar, similarity
-from .common import Outcome, finish, two_sets
+from .common import finish, two_sets
 
 
 def cpc_loss(
@@ -27,6 +27,5 @@ def cpc_loss(
     result = similarity(
         predictions, latents, as_scalar(1.0, predictions), kind="not_self", positive=0, extrema=True, backend=backend
     )
-    outcome = Outcome(result.loss, result.pos, None, ((result.pos, result.row_max),))
-    loss, metrics = finish(outcome, reduction, True)
+    loss, metrics = finish(result.loss, reduction, True, result, result.pos)
     return loss, metrics["accuracy"]

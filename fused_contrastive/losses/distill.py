@@ -6,7 +6,8 @@ import torch
 
 from .. import checks, dispatch, ops, reference
 from ..functions import FirstDerivative, as_scalar, matrix_dtype, similarity
-from .common import check_vectors, two_sets
+from .common import exact_rows, two_sets
+from .options import check_vectors
 
 
 class TeacherMean(torch.autograd.Function):
@@ -27,7 +28,7 @@ class TeacherMean(torch.autograd.Function):
                 False, True, dtype, backend,
             )  # fmt: skip
             sums.append(out[0])
-            products.append((left.to(dtype).to(left.dtype) * out[-1][0, :, rows.shape[1] :]).sum(1))
+            products.append((left * out[-1][0, :, rows.shape[1] :]).sum(1))
         return (*products, *sums)
 
     @staticmethod
@@ -98,7 +99,7 @@ def distill_clip_loss(
             weights=weights, reduction=reduction,
         )  # fmt: skip
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
-    a, b = image_features.to(scale.dtype), text_features.to(scale.dtype)
+    a, b = exact_rows(image_features, False), exact_rows(text_features, False)
     result = similarity(a, b, scale, columns=True, dtype=dtype, backend=backend)
     with torch.no_grad():
         x = teacher_image_features.to(scale.dtype) * as_scalar(teacher_logit_scale, image_features)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import checks, dispatch, reference
-from ..functions import inverse_scale
-from .common import Outcome, check_options, check_vectors, finish, rounded, two_sets
+from ..functions import inverse_scale, matrix_dtype
+from .common import Outcome, exact_rows, rounded, two_sets
+from .options import check_options, check_vectors
 from .softmax import dot, in_batch, one_direction
 
 
@@ -76,18 +77,22 @@ def info_nce_loss(
             query, b, scale, options, normalize=normalize, both=symmetric, keys=keys,
             bias=(bias, bias) if symmetric and bias is not None else bias, metrics=metrics, backend=backend,
         )  # fmt: skip
-        return finish(outcome, reduction, metrics, weights)
-    query, positive_key, negative_keys = (rounded(x, normalize) for x in (query, positive_key, negative_keys))
-    product = dot(query, positive_key, scale.dtype)
+        return outcome.reduced(reduction, metrics, weights)
+    dtype, plain = matrix_dtype(query), not any(options) and keys is None and bias is None
+    query, positive_key, negative_keys = (
+        (rounded if plain else exact_rows)(x, normalize) for x in (query, positive_key, negative_keys)
+    )
+    product = dot(query, positive_key, scale)
     key_a, key_b = _apart(keys, N, paired)
     own_bias, bias = _apart(bias, N, paired)
     if paired:
         query, own_bias = query.unsqueeze(1), None if own_bias is None else own_bias.squeeze(1)
     loss, rank = one_direction(
         query, negative_keys, product, scale, options, ("all" if keys is None else "other_key", key_a, key_b), bias=bias,
-        own_bias=own_bias, metrics=metrics, backend=backend,
+        own_bias=own_bias, metrics=metrics, dtype=dtype, backend=backend,
     )  # fmt: skip
-    return finish(Outcome(loss, scale * product, scale if normalize else None, (rank,)), reduction, metrics, weights)
+    outcome = Outcome(loss, scale * product, scale if normalize else None, (rank,))
+    return outcome.reduced(reduction, metrics, weights)
 
 
 def _apart(x, N: int, paired: bool):

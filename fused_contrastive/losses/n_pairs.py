@@ -6,7 +6,8 @@ import torch
 
 from .. import checks, dispatch, reference
 from ..functions import as_scalar
-from .common import check_options, check_vectors, finish, two_sets
+from .common import two_sets
+from .options import check_options, check_vectors
 from .softmax import in_batch
 
 
@@ -53,7 +54,7 @@ def n_pairs_loss(
         anchors, positives, as_scalar(1.0, anchors), options, normalize=normalize, target=target, keys=keys, bias=bias,
         metrics=metrics, backend=backend,
     )  # fmt: skip
-    return finish(outcome, reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights)
 
 
 def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:

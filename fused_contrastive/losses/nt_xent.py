@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import checks, dispatch, reference
-from ..functions import inverse_scale, similarity
-from .common import Outcome, check_options, check_vectors, finish, rounded
+from ..functions import inverse_scale, matrix_dtype, similarity
+from .common import Outcome, exact_rows
+from .options import check_options, check_vectors
 from .softmax import dot, one_direction
 
 
@@ -62,10 +63,11 @@ def nt_xent_loss(
         )  # fmt: skip
         outcome = Outcome(result.loss, result.pos, unit, ((result.pos, result.row_max),))
     else:
-        z = rounded(z, normalize)
-        product = dot(z[:B], z[B:], scale.dtype).repeat(2)
+        dtype, z = matrix_dtype(z), exact_rows(z, normalize)
+        product = dot(z[:B], z[B:], scale).repeat(2)
         loss, rank = one_direction(
-            z, None, product, scale, options, (kind, keys, None), bias=bias, own_bias=bias, metrics=metrics, backend=backend
+            z, None, product, scale, options, (kind, keys, None), bias=bias, own_bias=bias, metrics=metrics,
+            dtype=dtype, backend=backend,
         )  # fmt: skip
         outcome = Outcome(loss, scale * product, unit, (rank,))
-    return finish(outcome, reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights)

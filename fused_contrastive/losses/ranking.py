@@ -7,9 +7,10 @@ import math
 import torch
 
 from .. import checks, dispatch, reference
-from ..functions import inverse_scale
-from .common import Outcome, check_options, check_vectors, finish, rounded, two_sets
-from .softmax import dot, in_batch, negatives, one_positive
+from ..functions import inverse_scale, matrix_dtype
+from .common import Outcome, exact_rows, one_positive, two_sets
+from .options import check_options, check_vectors
+from .softmax import dot, in_batch, negatives
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = ("all_negatives", "in_batch_negatives", "hard_negatives")
@@ -82,8 +83,9 @@ def multiple_negatives_ranking_loss(
             query, docs, scale, options._replace(hardness=across), normalize=normalize, keys=keys, metrics=metrics,
             backend=backend,
         )  # fmt: skip
-        return finish(outcome, reduction, metrics, weights)
-    query, docs = rounded(query, normalize), rounded(docs, normalize)
+        return outcome.reduced(reduction, metrics, weights)
+    more = {"dtype": matrix_dtype(query), "extrema": metrics, "backend": backend}
+    query, docs = exact_rows(query, normalize), exact_rows(docs, normalize)
     positive_key = docs[:N]
 
     def others(a, b, hardness=0.0, columns=False):
@@ -92,14 +94,14 @@ def multiple_negatives_ranking_loss(
         candidates = {"kind": "not_pair" if times > 1 else "not_self", "stride": max(N, 1)}
         if keys is not None:
             candidates = {"kind": "other_key", "key_a": keys, "key_b": None if b is None else keys.repeat(times)}
-        return negatives(a, b, scale, hardness, columns=columns, extrema=metrics, backend=backend, **candidates)
+        return negatives(a, b, scale, hardness, columns=columns, **candidates, **more)
 
     from_docs = "doc_to_query" in directions
     first = others(query, docs, across, columns=from_docs and not across)
     forward = [(first.rows, first.row_max)]
     if H:
         own = docs[N:].reshape(H, N, D).transpose(0, 1)
-        result = negatives(query.unsqueeze(1), own, scale, of_own, extrema=metrics, backend=backend)
+        result = negatives(query.unsqueeze(1), own, scale, of_own, **more)
         forward.append((result.rows.squeeze(1), result.row_max.squeeze(1) if metrics else None))
     for direction, a, b in (("query_to_query", query, None), ("doc_to_doc", positive_key, docs)):
         if direction in directions:
@@ -111,7 +113,7 @@ def multiple_negatives_ranking_loss(
         backward = [(result.rows, result.row_max)]
     elif from_docs:
         backward = [(first.cols[:N], first.col_max[:N] if metrics else None)]
-    pos = scale * dot(query, positive_key, scale.dtype)
+    pos = scale * dot(query, positive_key, scale)
     softmaxes = [forward, backward] if backward and partition == "per_direction" else [forward + backward]
     twice = math.log(2) if backward and partition == "joint" else 0.0  # the positive pair in both directions
     losses = [twice + one_positive(merged([lse for lse, _ in parts]) - twice, pos) for parts in softmaxes]
@@ -119,7 +121,7 @@ def multiple_negatives_ranking_loss(
     if metrics:
         ranks = tuple((pos, torch.stack([largest for _, largest in parts]).amax(0)) for parts in softmaxes)
     outcome = Outcome(sum(losses) / len(losses), pos, scale if normalize else None, ranks)
-    return finish(outcome, reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights)
 
 
 def merged(lses: list[torch.Tensor]) -> torch.Tensor:

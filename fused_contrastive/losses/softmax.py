@@ -9,20 +9,15 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
-from ..functions import Result, similarity
-from .common import Options, Outcome, rounded
-
-
-def one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
-    """``softplus(lse - pos)``; as cross entropy where a logit is infinite."""
-    return F.softplus(lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0)), threshold=40)
+from ..functions import Result, matrix_dtype, similarity
+from .common import Outcome, exact_rows, one_positive
+from .options import Options
 
 
-def dot(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``<a_i, b_i>`` of the rows as the products read them, in `dtype`."""
-    return (a.to(dtype) * b.to(dtype)).sum(-1)
+def dot(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``<a_i, b_i>`` of the rows as the products read them, in the dtype of scale."""
+    return (a.to(scale.dtype) * b.to(scale.dtype)).sum(-1)
 
 
 def negatives(a, b, scale, hardness=0.0, *, extrema=False, **arguments) -> Result:
@@ -79,7 +74,7 @@ def count_and_total(a, b, scale, options: Options, kind, key_a=None, key_b=None,
     count = sums[..., -1]
     if not options.label_smoothing:
         return count, None
-    raw = dot(a, sums[..., :-2], scale.dtype)
+    raw = dot(a, sums[..., :-2], scale)
     total = scale * raw + options.hardness * raw.detach() + sums[..., -2]
     return count, total.masked_fill(count == 0, 0.0)  # not what rounding has left of it
 
@@ -110,12 +105,15 @@ def cross_entropy(lse, pos, scale, options: Options, count=None, total=None):
 
 
 def one_direction(
-    a, b, product, scale, options: Options, candidates, *, bias=None, own_bias=None, found=None, metrics=False, backend=None
+    a, b, product, scale, options: Options, candidates, *, bias=None, own_bias=None, found=None, metrics=False, dtype=None,
+    backend=None,
 ):  # fmt: skip
     """``(loss, (positive logit before its margin, largest other))`` of the rows of a against the `candidates` ``(kind, key_a, key_b)`` among b, as the products
     read them; `product` is the positive's ``<a_i, p_i>``, `own_bias` its bias, `found` what `lse_and_largest` has found already."""
     if found is None:
-        found = lse_and_largest(a, b, scale, options, candidates, bias=bias, extrema=metrics, backend=backend)[0]
+        found = lse_and_largest(
+            a, b, scale, options, candidates, bias=bias, extrema=metrics, dtype=dtype, backend=backend
+        )[0]
     lse, largest = found
     pos = scale * product if own_bias is None else scale * product + own_bias.to(scale.dtype)
     sums = count_and_total(a, b, scale, options, *candidates, bias)
@@ -158,14 +156,16 @@ def in_batch(
         """What belongs to the columns, of each row's positive."""
         return None if x is None else x[: len(a)] if target is None else x.index_select(0, target)
 
-    a, b = rounded(a, normalize), rounded(b, normalize)
-    product = dot(a, own(b), scale.dtype)
+    dtype, a, b = matrix_dtype(a), exact_rows(a, normalize), exact_rows(b, normalize)
+    product = dot(a, own(b), scale)
     forward, backward = (kind, key_a, key_b), (kind, key_b, key_a)
     found = (None, None)
     if both and bias is None:  # one pass for both
-        found = lse_and_largest(a, b, scale, options, forward, columns=True, extrema=metrics, backend=backend)
+        found = lse_and_largest(
+            a, b, scale, options, forward, columns=True, extrema=metrics, dtype=dtype, backend=backend
+        )
     of_a, of_b = bias if both and bias is not None else (None, bias)
-    more = {"metrics": metrics, "backend": backend}
+    more = {"metrics": metrics, "dtype": dtype, "backend": backend}
     loss, rank = one_direction(
         a, b, product, scale, options, forward, bias=of_b, own_bias=own(of_b), found=found[0], **more
     )

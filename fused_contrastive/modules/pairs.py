@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import checks, losses
-from ..losses.common import check_options
+from ..losses.options import check_options
 from .base import Loss, TemperatureLoss, own_number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import losses
-from ..losses.common import check_options
+from ..losses.options import check_options
 from ..losses.ranking import check_directions
 from .base import Loss, TemperatureLoss
 

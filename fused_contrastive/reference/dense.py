@@ -72,8 +72,9 @@ def reduce(loss: torch.Tensor, reduction: str, weights: torch.Tensor | None = No
     return loss if reduction == "none" else getattr(loss, reduction)()
 
 
-def with_metrics(loss, reduction, logits, target, metrics, plain=None, weights=None):
-    """``loss`` reduced, and with `metrics` the dictionary of top-1 accuracy and of the positives' mean in `plain` (None: `logits`)."""
+def with_metrics(loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None):
+    """``loss`` reduced, and with `metrics` the dictionary of top-1 accuracy and mean positive similarity, that of the positives in `plain`
+    (None: `logits`)."""
     loss = reduce(loss, reduction, weights)
     if not metrics:
         return loss
@@ -81,15 +82,16 @@ def with_metrics(loss, reduction, logits, target, metrics, plain=None, weights=N
         target = target.unsqueeze(-1)
         positive, plain = (x.gather(-1, target).squeeze(-1) for x in (logits, logits if plain is None else plain))
         hit = (positive >= maximum(logits.scatter(-1, target, float("-inf")), -1)).to(loss.dtype)
-        accuracy, mean = reduce(hit, "mean", weights), reduce(plain.to(loss.dtype), "mean", weights)
+        similarity = plain if similarity_of is None else similarity_of(plain)
+        accuracy, mean = reduce(hit, "mean", weights), reduce(similarity.to(loss.dtype), "mean", weights)
     return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
 def both_directions(forward, backward, reduction, target, metrics, plain=None, weights=None):
     """The mean of two directions' ``(loss, logits)`` and metrics."""
     loss = (forward[0] + backward[0]) / 2
-    one = with_metrics(loss, reduction, forward[1], target, metrics, plain, weights)
+    one = with_metrics(loss, reduction, forward[1], target, metrics, plain=plain, weights=weights)
     if not metrics:
         return one
-    two = with_metrics(backward[0], reduction, backward[1], target, True, plain, weights)
+    two = with_metrics(backward[0], reduction, backward[1], target, True, plain=plain, weights=weights)
     return one[0], {name: (one[1][name] + two[1][name]) / 2 for name in one[1]}

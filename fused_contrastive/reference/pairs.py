@@ -27,7 +27,9 @@ def nt_xent_loss(
         scale=1 / temperature, similarities=similarities, label_smoothing=label_smoothing, margin=margin,
         hardness=hardness, tau_plus=tau_plus,
     )  # fmt: skip
-    return with_metrics(loss, reduction, logits, target, metrics, similarities if normalize else plain, weights)
+    return with_metrics(
+        loss, reduction, logits, target, metrics, plain=similarities if normalize else plain, weights=weights
+    )
 
 
 def info_nce_loss(
@@ -64,7 +66,7 @@ def info_nce_loss(
     shown = similarities if normalize else plain
     forward = cross_entropy(plain, target, similarities=similarities, **options)
     if not symmetric:
-        return with_metrics(forward[0], reduction, forward[1], target, metrics, shown, weights)
+        return with_metrics(forward[0], reduction, forward[1], target, metrics, plain=shown, weights=weights)
     backward = cross_entropy(plain.T, target, similarities=similarities.T, **options)
     return both_directions(forward, backward, reduction, target, metrics, shown, weights)
 
@@ -105,7 +107,7 @@ def n_pairs_loss(
     loss, logits = cross_entropy(
         plain, target, excluded=excluded, bias=bias, label_smoothing=label_smoothing, margin=margin
     )
-    return with_metrics(loss, reduction, logits, target, metrics, plain, weights)
+    return with_metrics(loss, reduction, logits, target, metrics, plain=plain, weights=weights)
 
 
 def cpc_loss(predictions, latents, *, reduction="mean"):
