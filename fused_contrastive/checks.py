@@ -112,6 +112,15 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
         raise ValueError(f"{name} must not be smaller than 1e-8 in magnitude, got {value}")
 
 
+def interval(name: str, value, low: float, high: float, *, closed: bool = True) -> None:
+    """A number in [low, high], without high itself where the interval is not `closed`."""
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a number, got a tensor")
+    number(name, value, torch.device("cpu"))
+    if not low <= value <= high or (value == high and not closed):
+        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
+
+
 def index(name: str, value) -> None:
     """An integer or None."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):

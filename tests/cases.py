@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from option_cases import option_cases
 from sigmoid_cases import siglip
 
 import fused_contrastive
@@ -59,6 +60,7 @@ class Case:
             if reason is not None:
                 pytest.skip(f"backend {backend}: {reason}")
         options = self.extra(len(first), first.device) | {"reduction": reduction} | more
+        options |= {name: x.to(first.dtype) for name, x in options.items() if name.startswith("teacher") and x.dim()}
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
         else:
@@ -136,6 +138,7 @@ def _siglip_inputs(*arguments):
 
 _ANCHORS = _two_views("anchors", "positives", temperature="")
 _NCE = _two_views("query", "positive_key")
+_STANDARD, _MORE = ([Case(**row) for row in rows] for rows in option_cases(_two_views))
 LOSSES = (
     Case("nt_xent", "nt_xent_loss", _two_views("z1", "z2"), oracle.nt_xent),
     Case("nt_xent-raw", "nt_xent_loss", _raw(_two_views("z1", "z2")), oracle.nt_xent, {"normalize": False}),
@@ -156,9 +159,12 @@ LOSSES = (
     ),
     Case("cpc", "cpc_loss", _cpc_inputs, _cpc_oracle),
     *(Case(**loss) for loss in label_cases.losses(_two_views("z1", "z2"))),
+    *_STANDARD,
 )  # fmt: skip
+OPTIONS = (*_MORE,)
 ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
-BY_NAME = {case.name: case for case in LOSSES}
+WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
+BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ PAIRS = {
     "SupConLoss": "sup_con_loss",
     "DCLLoss": "dcl_loss",
     "DCLWLoss": "dclw_loss",
+    "MultipleNegativesRankingLoss": "multiple_negatives_ranking_loss",
+    "DistillClipLoss": "distill_clip_loss",
 }
-WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss")
+WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss", "MultipleNegativesRankingLoss")
 OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
 """Arguments of the constructor when learned, else of forward."""
-PER_CALL = ("weights", "positive_weights")
+PER_CALL = {"keys", "weights", "bias", "positive_weights"}
 """Keyword-only tensors, of the function and of forward."""
 
 
@@ -37,7 +39,8 @@ def arguments(name, device="cpu"):
     first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     if name == "SupConLoss":
         return first, torch.tensor([0, 1, 0, 2, 1, 0], device=device)
-    return first, second, *{"ClipLoss": (2.0,), "SigLipLoss": (2.0, -1.0)}.get(name, ())
+    more = {"ClipLoss": (2.0,), "SigLipLoss": (2.0, -1.0), "DistillClipLoss": (2.0, second, first, 3.0)}
+    return (first, second, *more.get(name, ()))
 
 
 def loss_of(out):
@@ -46,11 +49,11 @@ def loss_of(out):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_signature_mirrors_the_function(name):
-    """Every option of the function is a constructor argument of the same name and default; the rest is forward's."""
+    """Every option of the function is a constructor argument of the same name and default; tensors are forward's."""
     function = inspect.signature(getattr(fc, PAIRS[name])).parameters
     constructor = dict(inspect.signature(getattr(fc, name)).parameters)
     forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
-    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - set(PER_CALL)
+    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - PER_CALL
     options |= {"temperature", "sigma"} & set(function)
     learnable = constructor.pop("learnable", None)
     assert (learnable is not None) == (name in (*WITH_TEMPERATURE, *OWN))

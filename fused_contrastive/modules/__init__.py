@@ -4,6 +4,7 @@ from .correlation import BarlowTwinsLoss, CorrelationLoss
 from .force import ContrastiveForceLoss, DriftLoss
 from .labels import DCLLoss, DCLWLoss, SupConLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .ranking import DistillClipLoss, MultipleNegativesRankingLoss
 from .siglip import SigLipLoss
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "CorrelationLoss",
     "DCLLoss",
     "DCLWLoss",
+    "DistillClipLoss",
     "DriftLoss",
     "InfoNCELoss",
+    "MultipleNegativesRankingLoss",
     "NPairsLoss",
     "NTXentLoss",
     "SigLipLoss",
