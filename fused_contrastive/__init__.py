@@ -12,6 +12,7 @@ from .losses import (
     info_nce_loss,
     n_pairs_loss,
     nt_xent_loss,
+    siglip_loss,
     sup_con_loss,
 )
 from .modules import (
@@ -24,6 +25,7 @@ from .modules import (
     InfoNCELoss,
     NPairsLoss,
     NTXentLoss,
+    SigLipLoss,
     SupConLoss,
 )
 from .visualize import similarity_heatmap
@@ -39,6 +41,7 @@ __all__ = [
     "InfoNCELoss",
     "NPairsLoss",
     "NTXentLoss",
+    "SigLipLoss",
     "SupConLoss",
     "backends",
     "clip_loss",
@@ -52,6 +55,7 @@ __all__ = [
     "info_nce_loss",
     "n_pairs_loss",
     "nt_xent_loss",
+    "siglip_loss",
     "similarity_heatmap",
     "similarity_logsumexp",
     "sup_con_loss",

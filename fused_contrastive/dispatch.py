@@ -31,11 +31,13 @@ def module(name: str):
     return _loaded[name]
 
 
-def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why backend `name` cannot serve tensors of this device and matrix dtype, or None when it can."""
+def refusal(name: str, device: torch.device, dtype: torch.dtype, op: str = "two_sets") -> str | None:
+    """Why backend `name` cannot serve tensors of this device and matrix dtype in this op, or None when it can."""
     if name == "eager":
         return None
     try:
+        if op == "sigmoid" and not hasattr(module(name), "sigmoid_forward"):
+            return "it has no kernels of the sigmoid family yet"
         return module(name).refusal(device, dtype)
     except ImportError as error:
         return str(error)
@@ -73,14 +75,14 @@ def _resolve(name: str | None, device: torch.device, dtype: torch.dtype, D: int 
     if name is None:
         reasons = []
         for preferred in _preference(device, dtype, D, op):
-            reason = refusal(preferred, device, dtype)
+            reason = refusal(preferred, device, dtype, op)
             if reason is None:
                 return preferred
             reasons.append(f"{preferred!r}: {reason}")
         warnings.warn(f"the slower backend 'panels' serves {dtype} on {device}: {'; '.join(reasons)}", stacklevel=2)
         return "panels"
     check_name(name)
-    reason = refusal(name, device, dtype)
+    reason = refusal(name, device, dtype, op)
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot serve {dtype} on {device}: {reason}")
     return name

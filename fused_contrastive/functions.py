@@ -165,8 +165,8 @@ def similarity(
         None if b is None else b.reshape(-1, N, D),
         scale,
         None if bias is None else bias.to(scale.dtype).expand(*lead, N).reshape(-1, N),
-        _group_keys(key_a, lead, M),
-        None if b is None else _group_keys(key_b, lead, N),
+        group_keys(key_a, lead, M),
+        None if b is None else group_keys(key_b, lead, N),
         kind, offset, stride, positive, normalize, columns and not both, extrema, weighted, dtype, name,
     )  # fmt: skip
     rows, cols = rows[0], cols[0] if cols.numel() else cols
@@ -187,7 +187,7 @@ def similarity(
     )
 
 
-def _group_keys(key, lead, size):
+def group_keys(key, lead, size):
     return None if key is None else key.to(torch.int64).expand(*lead, size).reshape(-1, size)
 
 

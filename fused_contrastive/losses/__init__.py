@@ -1,4 +1,4 @@
-"""The losses: each a few lines over functions.similarity.
+"""The losses: each a few lines over functions.similarity or sigmoid.sigmoid_sum.
 
 Common arguments: ``temperature`` or ``logit_scale`` a number or a 0-d tensor, whose value is never read and which then gets a gradient;
 ``reduction`` "none", "mean" or "sum"; ``metrics=True`` returns ``(loss, {"accuracy", "positive_similarity"})``, detached, from the same
@@ -13,6 +13,7 @@ from .dcl import dcl_loss, dclw_loss
 from .info_nce import info_nce_loss
 from .n_pairs import n_pairs_loss
 from .nt_xent import nt_xent_loss
+from .siglip import siglip_loss
 from .sup_con import sup_con_loss
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "info_nce_loss",
     "n_pairs_loss",
     "nt_xent_loss",
+    "siglip_loss",
     "sup_con_loss",
 ]

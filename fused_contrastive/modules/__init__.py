@@ -3,6 +3,7 @@
 from .force import ContrastiveForceLoss, DriftLoss
 from .labels import DCLLoss, DCLWLoss, SupConLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .siglip import SigLipLoss
 
 __all__ = [
     "CPCLoss",
@@ -14,5 +15,6 @@ __all__ = [
     "InfoNCELoss",
     "NPairsLoss",
     "NTXentLoss",
+    "SigLipLoss",
     "SupConLoss",
 ]

@@ -6,6 +6,7 @@ Each function has the signature of its fused counterpart in losses/, less ``back
 from .dense import both_directions, masked_logsumexp, maximum, reduce, similarity, similarity_logsumexp, with_metrics
 from .labels import dcl_loss, dclw_loss, sup_con_loss, weighted_reduce
 from .pairs import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
+from .sigmoid import siglip_loss, sigmoid_sum
 
 __all__ = [
     "both_directions",
@@ -19,6 +20,8 @@ __all__ = [
     "n_pairs_loss",
     "nt_xent_loss",
     "reduce",
+    "siglip_loss",
+    "sigmoid_sum",
     "similarity",
     "similarity_logsumexp",
     "sup_con_loss",
