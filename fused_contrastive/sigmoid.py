@@ -74,6 +74,7 @@ def sigmoid_sum(
     positive: int = -1,
     normalize: bool = False,
     extrema: bool = False,
+    dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> SigmoidResult:
     """``rows_i = sum_j softplus(y_ij)`` over the candidates, ``y_ij = sign (scale <a_i, b_j> + row_bias_i)``, and with ``positive >= 0`` also
@@ -81,11 +82,11 @@ def sigmoid_sum(
 
     Checked tensors in: ``a [..., M, D]``, ``b [..., N, D]`` or None (b is a), whose leading dimensions agree already; scale from `as_scalar`;
     row_bias broadcastable to ``[..., M]``; sign +1 or -1. ``kind, offset, stride, positive``: candidates.py. With `extrema` row_max is the largest y of a
-    row's candidates.
+    row's candidates. `dtype` is what the products read, None: `matrix_dtype` of a.
     """
     if backend is not None:
         dispatch.check_name(backend)
-    dtype = matrix_dtype(a)
+    dtype = matrix_dtype(a) if dtype is None else dtype
     M, D = a.shape[-2:]
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]

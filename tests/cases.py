@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import label_cases
 import numpy as np
 import oracle
+import pytest
 import torch
 
 import fused_contrastive
-from fused_contrastive import reference
+from fused_contrastive import dispatch, reference
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -32,6 +34,8 @@ class Case:
     oracle: Callable
     options: dict = field(default_factory=dict)
     target: Callable | None = None
+    constants: Callable | None = None
+    op: str = "two_sets"
 
     def draw(self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5) -> dict:
         """Leaf tensors by argument name; 0-d ones (temperature, logit_scale) stay at least float32."""
@@ -42,11 +46,17 @@ class Case:
 
     def extra(self, n, device="cpu") -> dict:
         """The arguments that are not differentiable."""
-        return self.options | ({} if self.target is None else {"target": self.target(n).to(device)})
+        constants = {} if self.constants is None else self.constants(n)
+        constants |= {} if self.target is None else {"target": self.target(n)}
+        return self.options | {name: x.to(device) for name, x in constants.items()}
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """The fused loss; `backend` "reference" is the eager code itself."""
         first = next(iter(inputs.values()))
+        if self.op == "sigmoid" and backend not in (None, "eager", "reference"):
+            reason = dispatch.refusal(backend, first.device, first.dtype, self.op)
+            if reason is not None:
+                pytest.skip(f"backend {backend}: {reason}")
         options = self.extra(len(first), first.device) | {"reduction": reduction} | more
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
@@ -138,7 +148,9 @@ LOSSES = (
         "n_pairs-target", "n_pairs_loss", _ANCHORS, _n_pairs_oracle, target=lambda n: (torch.arange(n) * 2 + 1) % max(n, 1)
     ),
     Case("cpc", "cpc_loss", _cpc_inputs, _cpc_oracle),
+    *(Case(**loss) for loss in label_cases.losses(_two_views("z1", "z2"))),
 )  # fmt: skip
+ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
 BY_NAME = {case.name: case for case in LOSSES}
 
 

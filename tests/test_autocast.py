@@ -58,8 +58,8 @@ def test_mixed_dtypes(name, half, backend, device):
     case = cases.BY_NAME[name]
     inputs = case.draw(6, 8, torch.float32, device)
     half = list(inputs)[half]
-    if case.function == "nt_xent_loss":
-        pytest.skip("nt_xent_loss concatenates its views, which promotes both")
+    if "z1" in inputs:
+        pytest.skip("both views are put together, which promotes them")
     inputs[half] = inputs[half].detach().bfloat16().requires_grad_()
     with autocast(device):
         loss = case.loss(inputs, backend)

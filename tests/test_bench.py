@@ -21,7 +21,7 @@ def test_both_forms_of_every_loss_agree(loss):
     inputs = make_inputs(loss, size, torch.float64, torch.device("cpu"))
     fused = measure.Step(LOSSES[loss].call, inputs).gradients()
     dense = measure.Step(LOSSES[loss].eager, inputs).gradients()
-    assert len(fused) == 2
+    assert len(fused) == len(inputs) - len(LOSSES[loss].constants(size))
     assert measure.relative_error(fused, dense) < 1e-12
     assert all(float(g.norm()) > 0 for g in dense)
 

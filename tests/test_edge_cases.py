@@ -274,7 +274,7 @@ def test_ties_are_hits(backend, device):
 
 
 @pytest.mark.parametrize(("n", "d"), ((0, 4), (3, 0), (1, 3)))
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "cpc"])
+@pytest.mark.parametrize("name", [case.name for case in cases.ONE_POSITIVE if case.name != "cpc"])
 def test_metrics_of_corners(name, n, d, backend, device):
     """NaN over nothing, every positive a hit where nothing can be larger: as eager."""
     case = cases.BY_NAME[name]

@@ -19,14 +19,21 @@ PAIRS = {
     "ClipLoss": "clip_loss",
     "NPairsLoss": "n_pairs_loss",
     "CPCLoss": "cpc_loss",
+    "SupConLoss": "sup_con_loss",
+    "DCLLoss": "dcl_loss",
+    "DCLWLoss": "dclw_loss",
 }
-WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss")
+WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss")
+PER_CALL = ("weights", "positive_weights")
+"""Keyword-only tensors, of the function and of forward."""
 
 
 def arguments(name, device="cpu"):
     shape = (2, 6, 4) if name == "CPCLoss" else (6, 4)
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    if name == "SupConLoss":
+        return first, torch.tensor([0, 1, 0, 2, 1, 0], device=device)
     return (first, second, 2.0) if name == "ClipLoss" else (first, second)
 
 
@@ -40,8 +47,8 @@ def test_signature_mirrors_the_function(name):
     function = inspect.signature(getattr(fc, PAIRS[name])).parameters
     constructor = dict(inspect.signature(getattr(fc, name)).parameters)
     forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
-    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY}
-    options |= {"temperature"} & set(function)
+    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - set(PER_CALL)
+    options |= {"temperature", "sigma"} & set(function)
     learnable = constructor.pop("learnable", None)
     assert (learnable is not None) == (name in (*WITH_TEMPERATURE, "ClipLoss"))
     assert learnable is None or learnable.default is False
@@ -53,7 +60,8 @@ def test_signature_mirrors_the_function(name):
         assert constructor[k].kind == function[k].kind, k
     assert forward == [k for k in function if k not in options]
     for k in set(forward) - own:
-        assert inspect.signature(getattr(fc, name).forward).parameters[k].default == function[k].default, k
+        parameter = inspect.signature(getattr(fc, name).forward).parameters[k]
+        assert (parameter.default, parameter.kind) == (function[k].default, function[k].kind), k
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -84,6 +92,27 @@ def test_options_reach_the_function(backend, device):
     )
     target = torch.tensor([1, 0, 3, 2, 5, 4], device=device)
     torch.testing.assert_close(fc.NPairsLoss(backend=backend)(z1, z2, target), reference.n_pairs_loss(z1, z2, target))
+    labels, weights = arguments("SupConLoss", device)[1], torch.linspace(0.5, 1, 6, device=device)
+    views = torch.stack([z1, z2], 1)
+    options = {
+        "positives": "in",
+        "contrast_mode": "one",
+        "normalize": False,
+        "skip_unmatched": True,
+        "reduction": "sum",
+    }
+    torch.testing.assert_close(
+        fc.SupConLoss(0.3, **options, metrics=True, backend=backend)(views, labels, weights=weights),
+        reference.sup_con_loss(views, labels, 0.3, **options, weights=weights, metrics=True),
+    )
+    torch.testing.assert_close(
+        fc.SupConLoss(backend=backend)(views, positive_weights=torch.ones(6, 6, device=device)),
+        reference.sup_con_loss(views, None, 0.1, positive_weights=torch.ones(6, 6, device=device)),
+    )
+    options = {"negatives": "per_view", "normalize": False}
+    torch.testing.assert_close(
+        fc.DCLWLoss(0.3, 0.7, **options, backend=backend)(z1, z2), reference.dclw_loss(z1, z2, 0.3, 0.7, **options)
+    )
     scale = torch.tensor(3.0, device=device, requires_grad=True)
     bias = torch.tensor(-1.0, device=device, requires_grad=True)
     loss = fc.ClipLoss(backend=backend)(z1, z2, scale, bias)

@@ -145,7 +145,7 @@ def test_large_logits(sign, backend, device):
     assert ours[0][4] == 0 and all(g[4].abs().max() == 0 for g in (ours[1], ours[3]))
     assert ours[0][2:4].sort().values.tolist() == [0.0, math.inf]
     for found, wanted in zip(ours, truth, strict=True):
-        torch.testing.assert_close(found.double(), wanted.double(), rtol=2e-6, atol=1e-35)
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=1e-35)
 
 
 @pytest.mark.parametrize("sign", (1, -1))

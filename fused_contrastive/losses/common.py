@@ -53,9 +53,13 @@ def exact_rows(x: torch.Tensor, normalize: bool) -> torch.Tensor:
     For losses that add up the gradients of several terms: with `similarity(..., dtype=matrix_dtype(x))` all of them arrive, and cancel, in
     the accumulation dtype.
     """
-    dtype, read = accumulation_dtype(x.dtype), matrix_dtype(x)
-    z = F.normalize(x.to(dtype), dim=-1) if normalize else x.to(dtype)
-    if read == dtype:
+    z = x.to(accumulation_dtype(x.dtype))
+    return as_read(F.normalize(z, dim=-1) if normalize else z, matrix_dtype(x))
+
+
+def as_read(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """z rounded to the matrix dtype, in its own dtype; its gradient is that of z."""
+    if z.dtype == dtype:
         return z
     fixed = z.detach()
-    return z + (fixed.to(read).to(dtype) - fixed)  # exact: both differ by less than a factor of two, or one is 0
+    return z + (fixed.to(dtype).to(z.dtype) - fixed)  # exact: they differ by less than a factor of two, or one is 0

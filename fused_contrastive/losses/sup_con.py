@@ -6,8 +6,9 @@ import torch
 
 from .. import checks, dispatch, reference
 from ..functions import Result, inverse_scale, matrix_dtype, similarity
+from ..sigmoid import sigmoid_sum
 from .classes import class_sums, classes
-from .common import exact_rows, hits, one_positive
+from .common import as_read, exact_rows, hits, one_positive
 
 
 def sup_con_loss(
@@ -52,9 +53,10 @@ def sup_con_loss(
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N, V]``; a scalar otherwise. A mean over no rows
         (or no pairs) is NaN, with gradient 0.
     """
-    _check(
-        features, labels, temperature, positives, positive_weights, contrast_mode, normalize, skip_unmatched, weights
-    )
+    _check(features, labels, temperature, positives, positive_weights, weights)
+    checks.choice("contrast_mode", contrast_mode, ("all", "one"))
+    checks.choice("normalize", normalize, (True, False))
+    checks.choice("skip_unmatched", skip_unmatched, (True, False))
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     if metrics and positive_weights is not None:
         raise ValueError("metrics=True needs labels or views: positive_weights must be None")
@@ -68,33 +70,34 @@ def sup_con_loss(
     if positive_weights is not None:
         loss, count = _weighted(batch, positive_weights)
     else:
-        terms_of = (
-            _one_pair if labels is None and batch.views == 2 else {"out": _out, "in": _in, "pairs": _pairs}[positives]
-        )
-        (loss, largest), count = terms_of(batch, metrics), batch.count
+        form = {"out": _out, "in": _in, "pairs": _pairs}[positives]
+        form = _one_pair if labels is None and batch.views == 2 else form
+        (loss, largest), count = form(batch, metrics), batch.count
     matched = (count != 0).expand_as(loss)
     loss = loss.masked_fill(~matched, float("inf") if positives == "in" and not skip_unmatched else 0.0)
     terms = count.expand_as(loss) if positives == "pairs" else matched if skip_unmatched else None
-    if features.dim() == 3 and contrast_mode == "all":
-        loss, terms = loss.T, None if terms is None else terms.T
-    else:
-        loss, terms = loss[0], None if terms is None else terms[0]
-    loss = reference.weighted_reduce(loss, reduction, weights, terms)
-    return (loss, _metrics(batch, largest, normalize)) if metrics else loss
+
+    def by_sample(x):
+        return x if x is None else x.T if features.dim() == 3 and contrast_mode == "all" else x[0]
+
+    loss = reference.weighted_reduce(by_sample(loss), reduction, weights, by_sample(terms))
+    if not metrics:
+        return loss
+    with torch.no_grad():
+        hit, mean, count = _metrics(batch, largest)
+        unit = batch.scale if normalize else 1.0
+        accuracy = reference.weighted_reduce(by_sample(hit.to(loss.dtype)), "mean", weights, by_sample(count > 0))
+        similarity = reference.weighted_reduce(by_sample(count * mean / unit), "mean", weights, by_sample(count))
+    return loss, {"accuracy": accuracy, "positive_similarity": similarity}
 
 
-def _check(
-    features, labels, temperature, positives, positive_weights, contrast_mode, normalize, skip_unmatched, weights
-):
+def _check(features, labels, temperature, positives, positive_weights, weights):
     checks.embeddings("features", features)
     if features.dim() not in (2, 3) or (features.dim() == 3 and features.shape[1] == 0):
         raise ValueError(f"features must have shape [N, D] or [N, V, D] with V >= 1, got {tuple(features.shape)}")
     N, device = features.shape[0], features.device
     checks.number("temperature", temperature, device, divisor=True)
     checks.choice("positives", positives, ("out", "in", "pairs"))
-    checks.choice("contrast_mode", contrast_mode, ("all", "one"))
-    checks.choice("normalize", normalize, (True, False))
-    checks.choice("skip_unmatched", skip_unmatched, (True, False))
     if labels is not None:
         checks.keys("labels", labels, (N,), device)
     if positive_weights is not None:
@@ -104,6 +107,7 @@ def _check(
             raise ValueError(f"positive_weights need positives='out', got {positives!r}")
         checks.array("positive_weights", positive_weights, (N, N), device)
     if weights is not None:
+        checks.embeddings("weights", weights)
         checks.array("weights", weights, (N,), device)
 
 
@@ -124,38 +128,63 @@ class Batch:
         self.count = self.views * size - 1
         """Positives of each row, ``[N]``."""
 
-    def compare(self, kind: str, key: torch.Tensor | None = None, function=similarity, **options):
-        """`similarity` of the anchors with all rows, keys ``[V, N]``; results ``[anchors, N]``."""
-        everything, key = self.z.flatten(0, 1), None if key is None else key.flatten()
+    def compare(self, kind: str, key=None, z=None, function=similarity, **options):
+        """`similarity` of the anchors with all rows (of `z`, if given), keys ``[V, N]``; results ``[anchors, N]``."""
+        everything = (self.z if z is None else z).flatten(0, 1)
+        key = None if key is None else key.flatten()
         a, b, key_b = everything, None, None
         if self.anchors < self.views:
-            a, b, key_b = self.z[0].clone(), everything, key
+            a, b, key_b = everything[: self.samples].clone(), everything, key
         result = function(
             a, b, self.scale, key_a=None if key is None else key[: len(a)], key_b=key_b, kind=kind,
             stride=max(self.samples, 1), dtype=self.dtype, backend=self.backend, **options,
         )  # fmt: skip
         return type(result)(*(None if x is None else x.view(self.anchors, self.samples) for x in result))
 
+    @property
+    def key(self) -> torch.Tensor:
+        return self.index.expand(self.views, -1)
+
     def negatives(self, metrics: bool) -> Result:
         """The anchors against the rows of other classes."""
         if self.by_views:
             return self.compare("not_pair", extrema=metrics)
-        return self.compare("other_key", self.index.expand(self.views, -1), extrema=metrics)
+        return self.compare("other_key", self.key, extrema=metrics)
 
     def dots(self, other: torch.Tensor) -> torch.Tensor:
         """``scale * <anchor, other>`` for one row of other ``[anchors, N, D]`` each."""
         return self.scale * (self.z[: self.anchors] * other).sum(-1)
 
-    def mean(self) -> torch.Tensor:
-        """The mean logit of the positives, 0 where there are none: class means, ``[anchors, N]``."""
-        sums = self.z.sum(0)
-        if not self.by_views:
-            sums = class_sums(sums, self.index)
-        return self.dots(sums - self.z[: self.anchors]) / self.count.clamp_min(1)
+    def sums(self, z: torch.Tensor) -> torch.Tensor:
+        """The sums of ``z [V, N, D]`` over each sample's class, ``[N, D]``."""
+        z = z.sum(0)
+        return z if self.by_views else class_sums(z, self.index)
 
-    def view_logits(self) -> torch.Tensor:
+    def mean(self) -> torch.Tensor:
+        """The mean logit of the positives, 0 where there are none, ``[anchors, N]``."""
+        return self.dots(self.sums(self.z) - self.z[: self.anchors]) / self.count.clamp_min(1)
+
+    def excess(self) -> torch.Tensor:
+        """The positives' log-sum-exp less their mean, ``[anchors, N]``: 0 where there are fewer than two positives.
+
+        It does not change when one vector is subtracted from all positives of a row. Less their class means (constants) they are as small as the
+        differences that count, and so are all rounding errors, of the gradients as well.
+        """
+        center = (self.sums(self.z) / (self.count + 1).unsqueeze(1)).detach()
+        z = as_read(self.z - center, self.dtype)
+        a = z[: self.anchors]
+        column = self.scale * (z * center).sum(-1)  # s_ij is <a_i, z_j> + column_j and what is constant in j
+        others = self.scale * (a * (self.sums(z) - a)).sum(-1) + self.sums(column.unsqueeze(-1)).squeeze(-1)
+        mean = (others - column[: self.anchors]) / self.count.clamp_min(1)
+        if self.by_views:
+            lse = reference.masked_logsumexp(self.view_logits(z) + column.T, -1)
+        else:
+            lse = self.compare("same_key", self.key, z, bias=column.flatten()).rows
+        return (lse - mean).masked_fill(self.count <= 1, 0.0)
+
+    def view_logits(self, z: torch.Tensor | None = None) -> torch.Tensor:
         """The logits of every anchor with the views of its sample, −inf with itself, ``[anchors, N, V]``."""
-        z = self.z.transpose(0, 1)
+        z = (self.z if z is None else z).transpose(0, 1)
         dots = product(z[:, : self.anchors], z.transpose(1, 2)).transpose(0, 1)
         itself = torch.eye(self.views, dtype=torch.bool, device=z.device)[: self.anchors]
         return (self.scale * dots).masked_fill(itself.unsqueeze(1), float("-inf"))
@@ -176,32 +205,27 @@ def _one_pair(batch: Batch, metrics: bool):
 
 
 def _out(batch: Batch, metrics: bool):
-    """lse - mean. The only positive of a row is left out of its lse: softplus(lse - s) is exact where the softmax is all the positive's."""
-    if batch.by_views:
-        result = batch.compare("not_self", extrema=metrics)
-    else:
-        rows = torch.arange(batch.z[..., 0].numel(), device=batch.z.device).view(batch.views, batch.samples)
-        key = torch.where(batch.count == 1, batch.index, batch.samples + rows)
-        result = batch.compare("other_key", key, extrema=metrics)
-    mean = batch.mean()
-    if not batch.by_views:
-        return torch.where(batch.count == 1, one_positive(result.rows, mean), result.rows - mean), result.row_max
-    return result.rows - mean, result.row_max
+    """lse - mean, as softplus(lse_neg - lse_pos) + (lse_pos - mean): neither cancels where the positives take all of the softmax."""
+    negative, excess = batch.negatives(metrics), batch.excess()
+    return one_positive(negative.rows, batch.mean() + excess) + excess, negative.row_max
 
 
 def _in(batch: Batch, metrics: bool):
-    """softplus(lse over the negatives - lse over the positives)."""
+    """softplus(lse_neg - lse_pos)."""
     negative = batch.negatives(metrics)
     if batch.by_views:
         positive = reference.masked_logsumexp(batch.view_logits(), -1)
     else:
-        positive = batch.compare("same_key", batch.index.expand(batch.views, -1)).rows
+        positive = batch.compare("same_key", batch.key).rows
     return one_positive(negative.rows, positive.masked_fill(batch.count == 0, 0.0)), negative.row_max
 
 
 def _pairs(batch: Batch, metrics: bool):
-    """The sum over the positives of softplus(lse over the negatives - s)."""
+    """The sum over the positives of softplus(lse_neg - s)."""
     negative = batch.negatives(metrics)
+    if not batch.by_views:
+        sums = batch.compare("same_key", batch.key, function=sigmoid_sum, row_bias=-negative.rows.flatten(), sign=-1)
+        return sums.rows, negative.row_max
     logits = batch.view_logits()
     others = logits.isneginf()
     terms = one_positive(negative.rows.unsqueeze(-1), logits.masked_fill(others, 0.0))
@@ -210,23 +234,22 @@ def _pairs(batch: Batch, metrics: bool):
 
 def _weighted(batch: Batch, positive_weights: torch.Tensor):
     """lse - the weighted mean, and the sums of the weights ``[anchors, N]``."""
-    own = positive_weights.diagonal().to(batch.z.dtype)
     others = positive_weights.to(batch.z.dtype, copy=True).fill_diagonal_(0)
     sums = batch.z.sum(0)
-    mean_of = product(others, sums) + own.unsqueeze(1) * (sums - batch.z[: batch.anchors])
-    total = batch.views * others.sum(1) + (batch.views - 1) * own
+    mean_of, total = product(others, sums), batch.views * others.sum(1)
+    if batch.views > 1:  # the other views of the sample itself
+        own = positive_weights.diagonal().to(batch.z.dtype)
+        mean_of = mean_of + own.unsqueeze(1) * (sums - batch.z[: batch.anchors])
+        total = total + (batch.views - 1) * own
     mean = batch.dots(mean_of) / total.masked_fill(total == 0, 1.0)
     return batch.compare("not_self").rows - mean, total
 
 
-@torch.no_grad()
-def _metrics(batch: Batch, largest: torch.Tensor, normalize: bool) -> dict[str, torch.Tensor]:
-    """By the largest logit among the positives and `largest`, that among the others."""
+def _metrics(batch: Batch, largest: torch.Tensor):
+    """Where the largest logit of a positive is at least `largest`, that of the others; the positives' mean and number; ``[anchors, N]``."""
     if batch.by_views:
         best = batch.view_logits().amax(-1)
     else:
-        best = batch.compare("same_key", batch.index.expand(batch.views, -1), extrema=True).row_max
+        best = batch.compare("same_key", batch.key, extrema=True).row_max
     count = batch.count.expand_as(best)
-    mean = (count * batch.mean()).sum() / count.sum()
-    accuracy = (hits(best, largest) & (count > 0)).sum() / (count > 0).sum()
-    return {"accuracy": accuracy.to(mean.dtype), "positive_similarity": mean / batch.scale if normalize else mean}
+    return hits(best, largest) & (count > 0), batch.mean(), count

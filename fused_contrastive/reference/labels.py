@@ -9,11 +9,11 @@ from .dense import masked_logsumexp, maximum, reduce, with_metrics
 
 
 def weighted_reduce(loss: torch.Tensor, reduction: str, weights=None, terms=None) -> torch.Tensor:
-    """Losses ``[N]`` or ``[N, V]``, times ``weights [N]`` where there are any, reduced. Each counts as one term of the mean, or as many as
-    `terms` (of the shape of the loss) says: the mean is ``sum(weights * loss) / sum(weights * terms)``, NaN over nothing."""
+    """Losses ``[N]`` or ``[N, V]`` reduced; with ``weights [N]`` of the samples ``w l``, ``Σ w l`` or ``Σ w l / Σ w``, where a weight of 0 leaves
+    out a loss that is not finite. Each loss counts once in the denominator of the mean, or as often as `terms` (of its shape) says."""
     if weights is not None:
         weights = weights.to(loss.dtype).view(-1, *[1] * (loss.dim() - 1))
-        loss = weights * loss
+        loss = weights * loss.masked_fill((weights == 0) & ~loss.isfinite(), 0.0)
     if reduction != "mean" or (weights is None and terms is None):
         return reduce(loss, reduction)
     terms = torch.ones_like(loss) if terms is None else terms.to(loss.dtype)
@@ -49,19 +49,21 @@ def sup_con_loss(
     else:
         negatives = masked_logsumexp(logits.masked_fill(positive | ~other, float("-inf")), 1).unsqueeze(1)
         loss = (torch.logaddexp(negatives, logits) - logits).masked_fill(~positive, 0.0).sum(1)
-    shape = (N,) if features.dim() == 2 or contrast_mode == "one" else (V, N)
     terms = total if positives == "pairs" else matched if skip_unmatched else torch.ones_like(matched)
-    rows, terms = loss.view(shape).T if len(shape) == 2 else loss, terms.view(shape).T if len(shape) == 2 else terms
-    loss = weighted_reduce(rows, reduction, weights, terms)
+
+    def by_sample(x):
+        return x.view(-1, N).T if features.dim() == 3 and contrast_mode == "all" else x
+
+    loss = weighted_reduce(by_sample(loss), reduction, weights, by_sample(terms))
     if not metrics:
         return loss
     with torch.no_grad():
         best = maximum(logits.masked_fill(~positive, float("-inf")), 1)
         hit = best >= maximum(logits.masked_fill(~other, float("-inf")), 1)
-        similarity = logits * temperature if normalize else logits
-        mean = similarity.masked_fill(~positive, 0.0).sum() / positive.sum()
-        accuracy = (hit & matched).sum() / matched.sum()
-    return loss, {"accuracy": accuracy.to(loss.dtype), "positive_similarity": mean.to(loss.dtype)}
+        plain = (logits * temperature if normalize else logits).masked_fill(~positive, 0.0).sum(1)
+        accuracy = weighted_reduce(by_sample((hit & matched).to(loss.dtype)), "mean", weights, by_sample(matched))
+        mean = weighted_reduce(by_sample(plain.to(loss.dtype)), "mean", weights, by_sample(positive.sum(1)))
+    return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
 def dcl_loss(z1, z2, temperature=0.1, *, negatives="joint", normalize=True, reduction="mean", metrics=False):
@@ -89,7 +91,7 @@ def _decoupled(z1, z2, temperature, sigma, negatives, normalize, reduction, metr
         lse = masked_logsumexp(others[:, :B], 1) + masked_logsumexp(others[:, B:], 1)
     positive = logits.gather(1, target.unsqueeze(1)).squeeze(1)
     if sigma is not None:
-        weight = 2 - B * ((z1 * z2).detach().sum(1) / sigma).softmax(0)
+        weight = 2 - B * ((z1 * z2).sum(1) / sigma).softmax(0).detach()
         positive = positive * torch.cat([weight, weight])
     cosine = (lambda s: s * temperature) if normalize else None
     return with_metrics(lse - positive, reduction, logits, target, metrics, cosine)
