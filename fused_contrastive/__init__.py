@@ -1,11 +1,14 @@
 """Contrastive losses in O(N D) memory: the N x N similarity matrix is never stored."""
 
+from .caching import cached_step
 from .dispatch import backends, use_backend
 from .drift import drift_field, drift_loss
 from .force import contrastive_force, contrastive_force_loss
 from .functions import similarity_logsumexp
 from .losses import (
+    barlow_twins_loss,
     clip_loss,
+    correlation_loss,
     cpc_loss,
     dcl_loss,
     dclw_loss,
@@ -15,9 +18,12 @@ from .losses import (
     siglip_loss,
     sup_con_loss,
 )
+from .memory_bank import MemoryBank
 from .modules import (
+    BarlowTwinsLoss,
     ClipLoss,
     ContrastiveForceLoss,
+    CorrelationLoss,
     CPCLoss,
     DCLLoss,
     DCLWLoss,
@@ -32,21 +38,27 @@ from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
 __all__ = [
+    "BarlowTwinsLoss",
     "CPCLoss",
     "ClipLoss",
     "ContrastiveForceLoss",
+    "CorrelationLoss",
     "DCLLoss",
     "DCLWLoss",
     "DriftLoss",
     "InfoNCELoss",
+    "MemoryBank",
     "NPairsLoss",
     "NTXentLoss",
     "SigLipLoss",
     "SupConLoss",
     "backends",
+    "barlow_twins_loss",
+    "cached_step",
     "clip_loss",
     "contrastive_force",
     "contrastive_force_loss",
+    "correlation_loss",
     "cpc_loss",
     "dcl_loss",
     "dclw_loss",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 
@@ -46,6 +47,11 @@ def float32_precision() -> str:
 def in_autocast(device: torch.device) -> bool:
     """Whether autocast is on for this device; meta has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def outside_autocast(device: torch.device):
+    """Context in which autocast is off for this device."""
+    return torch.autocast(device.type, enabled=False) if in_autocast(device) else contextlib.nullcontext()
 
 
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:

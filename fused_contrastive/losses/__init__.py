@@ -8,6 +8,7 @@ Wrong shapes, dtypes, devices or values raise ValueError or TypeError naming the
 """
 
 from .clip import clip_loss
+from .correlation import barlow_twins_loss, correlation_loss
 from .cpc import cpc_loss
 from .dcl import dcl_loss, dclw_loss
 from .info_nce import info_nce_loss
@@ -17,7 +18,9 @@ from .siglip import siglip_loss
 from .sup_con import sup_con_loss
 
 __all__ = [
+    "barlow_twins_loss",
     "clip_loss",
+    "correlation_loss",
     "cpc_loss",
     "dcl_loss",
     "dclw_loss",
