@@ -25,13 +25,16 @@ PACKAGES = {
 
 def test_packages_are_imported_only_when_used():
     assert {*PACKAGES, "supcontrast"} == {*integrations.__all__}
-    assert not any(name in vars(integrations) for name in PACKAGES if f"{integrations.__name__}.{name}" not in sys.modules)
+    assert not any(
+        name in vars(integrations) for name in PACKAGES if f"{integrations.__name__}.{name}" not in sys.modules
+    )
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_missing_package_is_named(name, monkeypatch):
     module, distribution = PACKAGES[name]
-    monkeypatch.setitem(sys.modules, module, None)
+    for loaded in (module, *(name for name in sys.modules if name.startswith(f"{module}."))):
+        monkeypatch.setitem(sys.modules, loaded, None)
     monkeypatch.delitem(sys.modules, f"{integrations.__name__}.{name}", raising=False)
     with pytest.raises(ImportError, match=f"pip install {distribution}$"):
         importlib.import_module(f"{integrations.__name__}.{name}")

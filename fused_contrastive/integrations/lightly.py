@@ -1,12 +1,13 @@
 """lightly: ``from fused_contrastive.integrations.lightly import NTXentLoss, DCLLoss, DCLWLoss, BarlowTwinsLoss``.
 
 Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed` (by lightly's own gather, and so with its gradients).
-Temperatures of several elements, infinite or (DCL, DCLW) 0 fall back.
+Temperatures of several elements, infinite or (DCL, DCLW) 0 fall back, and Barlow Twins' inputs of other than two dimensions.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 
 from .. import checks, losses
@@ -17,7 +18,7 @@ from .common import falls_back, in_dtype_of, mismatch, number, package
 peer = package("lightly.loss", "lightly")
 dist = package("lightly.utils.dist", "lightly")
 
-__all__ = ["DCLLoss", "DCLWLoss", "NTXentLoss"]
+__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "NTXentLoss"]
 
 
 class Views:
@@ -111,3 +112,19 @@ class DCLLoss(peer.DCLLoss):
 
 class DCLWLoss(DCLLoss, peer.DCLWLoss):
     """As `lightly.loss.DCLWLoss`: ``DCLWLoss(temperature, sigma, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+
+
+class BarlowTwinsLoss(peer.BarlowTwinsLoss):
+    """As `lightly.loss.BarlowTwinsLoss`: ``BarlowTwinsLoss(lambda_param, gather_distributed)(z_a, z_b)``, ``[n, d]`` twice."""
+
+    def forward(self, z_a: torch.Tensor, z_b: torch.Tensor) -> torch.Tensor:
+        reason = mismatch(z_a, z_b)
+        if reason is None and (z_a.shape != z_b.shape or len(z_a) < 2):
+            reason = f"views of {len(z_a)} and {len(z_b)} samples"
+        if reason is None and number(self.lambda_param, z_a) is None:
+            reason = f"lambda_param={self.lambda_param}"
+        if reason is not None:
+            falls_back("lightly.BarlowTwinsLoss", reason)
+            return super().forward(z_a, z_b)
+        group = torch.distributed.group.WORLD if self.gather_distributed and dist.world_size() > 1 else None
+        return in_dtype_of(z_a, losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group))

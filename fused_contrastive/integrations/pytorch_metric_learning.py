@@ -32,7 +32,7 @@ lmu = package("pytorch_metric_learning.utils.loss_and_miner_utils", "pytorch-met
 
 __all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss"]
 
-CHUNK = 1 << 14
+CHUNK = 1 << 12
 """Listed pairs whose rows are gathered at a time."""
 LISTED = 16
 """Positive pairs per row of either set up to which they are listed rather than summed over by another pass."""
@@ -80,7 +80,7 @@ class Comparison:
 
     def listed(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         """The logits of pairs."""
-        if 4 * len(i) > len(self.q) * len(self.r):
+        if 8 * len(i) > len(self.q) * len(self.r):
             return self.scale * product(self.q, self.r.T)[i, j]
         return self.scale * ListedDots.apply(self.q, self.r, i, j)
 
@@ -88,7 +88,9 @@ class Comparison:
         """`similarity` or `sigmoid_sum` of all pairs that the keys choose."""
         b = None if self.same and key_a is key_b else self.r
         key_b = None if b is None else key_b
-        return function(self.q, b, self.scale, *more, kind=kind, offset=offset, key_a=key_a, key_b=key_b, **options)
+        return function(
+            self.q, b, self.scale, *more, kind=kind, offset=offset, key_a=key_a, key_b=key_b, dtype=self.dtype, **options
+        )  # fmt: skip
 
 
 class Labelled:
@@ -196,7 +198,7 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
         keys = labelled.labels, labelled.ref_labels
-        negative = compared.stream(similarity, *keys, "other_key", NO_SELF, dtype=compared.dtype).rows
+        negative = compared.stream(similarity, *keys, "other_key", NO_SELF).rows
         many = labelled.positives > LISTED * sum(map(len, keys))
         if many and self._takes_the_mean() and self._cannot_saturate(compared):
             total = compared.stream(sigmoid_sum, *keys, "same_key", labelled.offset, -negative, sign=-1).rows.sum()
@@ -235,11 +237,16 @@ class SupConLoss(Streaming, peer.SupConLoss):
     """As `pytorch_metric_learning.losses.SupConLoss`: for each row the mean over its positives, in a softmax over all other rows."""
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
-        rest = compared.stream(similarity, *labelled.single_keys(), "other_key", NO_SELF, dtype=compared.dtype).rows
+        indices = c_f.torch_arange_from_size(compared.q)
+        if compared.same and labelled.exclude:
+            z, temperature = compared.q.to(compared.dtype), number(self.temperature, compared.q, divisor=True)
+            terms = losses.sup_con_loss(z, labelled.labels, temperature, normalize=False, reduction="none")
+            return terms, indices, "element"
+        rest = compared.stream(similarity, *labelled.single_keys(), "other_key", NO_SELF).rows
         sums = compared.scale * (compared.q * labelled.sums(compared.r)).sum(1)
         mean = sums / labelled.count.clamp_min(1)
         terms = torch.where(labelled.count == 1, one_positive(rest, mean), rest - mean)
-        return terms.masked_fill(labelled.count == 0, 0.0), c_f.torch_arange_from_size(compared.q), "element"
+        return terms.masked_fill(labelled.count == 0, 0.0), indices, "element"
 
     def _listed(self, compared: Comparison, a1, p, a2, n):
         rows, columns = len(compared.q), len(compared.r)

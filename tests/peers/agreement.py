@@ -86,7 +86,7 @@ def same_error(ours, theirs, *arguments, **keywords):
     """Both raise, the same type with the same message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(Exception) as expected:  # noqa: PT011
+        with pytest.raises(Exception) as expected:
             theirs(*arguments, **keywords)
         with pytest.raises(type(expected.value)) as got:
             ours(*arguments, **keywords)

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-
-os.environ["KERAS_BACKEND"] = "torch"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
 
-TORCHVISION = (
-    "nms qnms roi_align _roi_align_backward ps_roi_align _ps_roi_align_backward roi_pool _roi_pool_backward ps_roi_pool "
-    "_ps_roi_pool_backward deform_conv2d _deform_conv2d_backward"
-)
-
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:  # built for CUDA beside a torch without: its operators do not load, and its import needs only their names
-    LIBRARY = torch.library.Library("torchvision", "DEF")
-    for name in TORCHVISION.split():
-        LIBRARY.define(name + "(Tensor x) -> Tensor")
-
+from bench import peer_packages
 from fused_contrastive.integrations import common
+
+peer_packages.prepare()
 
 
 @pytest.fixture(autouse=True)

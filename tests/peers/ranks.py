@@ -18,6 +18,7 @@ OPEN_CLIP = [
 ]  # fmt: skip
 OPEN_CLIP += [("SigLipLoss", {"dist_impl": name}) for name in ("bidir", "shift", "reduce", "gather")]
 LIGHTLY = [(name, {"temperature": 0.3}) for name in ("NTXentLoss", "DCLLoss", "DCLWLoss")]
+LIGHTLY += [("BarlowTwinsLoss", {"lambda_param": 0.5})]
 RANKING = [
     {},
     {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},

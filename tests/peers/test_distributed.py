@@ -18,7 +18,7 @@ WORLDS = (2, 3)  # open_clip's exchange with both neighbours differs for even an
 def found(request, tmp_path_factory) -> list[dict]:
     """What each rank found, by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([*map(str, (HERE, HERE.parent, HERE.parent.parent)), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     ranks = range(request.param)
     commands = [[sys.executable, str(HERE / "ranks.py"), str(r), str(request.param), str(folder)] for r in ranks]

@@ -48,7 +48,9 @@ def test_reductions_and_weights(reduction):
         weights = torch.tensor([0.5, 2.0, 0.0, 1.0], dtype=z[0].dtype)
         terms = one_by_one(*z, 0.5).view(2, 4).mean(0)
         total = (weights * terms).sum()
-        return {"sum_over_batch_size": total / 4, "sum": total, None: weights * terms}.get(reduction, total / weights.sum())
+        return {"sum_over_batch_size": total / 4, "sum": total, None: weights * terms}.get(
+            reduction, total / weights.sum()
+        )
 
     loss = NTXentLoss(0.5, reduction=reduction)
     weights = np.array([0.5, 2.0, 0.0, 1.0])

@@ -10,6 +10,7 @@ from lightly.models.modules.memory_bank import MemoryBankModule
 from fused_contrastive.integrations import lightly as ours
 
 PAIRS = ("NTXentLoss", "DCLLoss", "DCLWLoss")
+NAMES = (*PAIRS, "BarlowTwinsLoss")
 
 
 def pair(name, **options):
@@ -38,11 +39,19 @@ def test_no_negatives(name, streams):
     agree(*pair(name), draw((1, 3), (1, 3)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_barlow_twins(dtype, streams):
+    for n, d in (*SIZES, (3, 20), (20, 3)):
+        for options in ({}, {"lambda_param": 0.5}, {"gather_distributed": True}):
+            if n > 1:
+                agree(*pair("BarlowTwinsLoss", **options), draw((n, d), (n, d)), dtype)
+
+
 @pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:To copy construct")
 def test_equal_in_autocast(name, autocast, streams):
-    """DCL is float32 where lightly's, on the CPU, is of the autocast dtype."""
+    """DCL and Barlow Twins are float32 where lightly's, on the CPU, is of the autocast dtype."""
     agree(*pair(name), draw((13, 16), (13, 16)), torch.float32, autocast, same_dtype=name == "NTXentLoss")
 
 
@@ -72,7 +81,7 @@ def test_memory_bank(size, dtype, streams):
             loss.memory_bank.bank = bank.clone()
         start = package.memory_bank.bank_ptr.clone()
 
-        def call(loss, start=start, banks=banks):
+        def call(loss, start=start, banks=banks, bank=bank):
             def value(*x):
                 loss.memory_bank.bank = bank.to(x[0].dtype, copy=True)
                 loss.memory_bank.bank_ptr = start.clone()
@@ -105,7 +114,7 @@ def test_memory_bank_in_autocast(streams):
     agree(call(mine), call(package), draw((5, 8), (5, 8)), torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", NAMES)
 def test_signature(name):
     agreement.same_signature(getattr(ours, name), getattr(peer, name))
     assert {*vars(pair(name)[0])} == {*vars(pair(name)[1])}
@@ -118,10 +127,16 @@ def test_state_is_the_packages():
 
 
 def test_errors():
-    for options in ({"temperature": 0.0}, {"memory_bank_size": 4}, {"memory_bank_size": -1}, {"memory_bank_size": (4, 3, 2)}):
+    for options in (
+        {"temperature": 0.0},
+        {"memory_bank_size": 4},
+        {"memory_bank_size": -1},
+        {"memory_bank_size": (4, 3, 2)},
+    ):
         same_error(ours.NTXentLoss, peer.NTXentLoss, **options)
     a, b, c = draw((5, 3), (4, 3), (5, 2))
-    for name in PAIRS:
+    same_error(*pair("BarlowTwinsLoss"), a[:1], a[:1])
+    for name in NAMES:
         for x, y in ((a, b), (a, c), (a, a.float()), (a[0], a[0]), (a[None], a[None])):
             same_error(*pair(name), x, y)
     same_error(*pair("NTXentLoss", memory_bank_size=(4, 2)), a, a)

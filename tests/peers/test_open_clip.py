@@ -73,10 +73,11 @@ def test_coca(streams):
     assert isinstance(mine, ours.ClipLoss)
     logits, targets = torch.randn(5, 7, 11, dtype=torch.float64), torch.randint(11, (5, 7))
     for position in (0, 1):
-        agree(
-            *(lambda a, b, s, loss=loss: loss(a, b, logits, targets, s)[position] for loss in (mine, package)),
-            [*draw((5, 3), (5, 3)), SCALE],
-        )
+
+        def call(loss, position=position):
+            return lambda a, b, s: loss(a, b, logits, targets, s)[position]
+
+        agree(call(mine), call(package), [*draw((5, 3), (5, 3)), SCALE])
 
 
 def test_logits_are_there_for_distillation():

@@ -4,7 +4,8 @@ import agreement
 import pytest
 import torch
 from agreement import DTYPES, agree, draw, same_error
-from pytorch_metric_learning import distances, losses as peer, miners, reducers, regularizers
+from pytorch_metric_learning import distances, miners, reducers, regularizers
+from pytorch_metric_learning import losses as peer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
 
 from fused_contrastive.integrations import pytorch_metric_learning as ours
@@ -33,6 +34,13 @@ def calls(losses, *arguments, **keywords):
     return [lambda x, loss=loss: loss(x, *arguments, **keywords) for loss in losses]
 
 
+def referring(losses, labels, ref_labels, indices=None, same=False):
+    """Of two sets of rows, or of one that is given as both."""
+    if same:
+        return [lambda x, loss=loss: loss(x, labels, indices, x, ref_labels) for loss in losses]
+    return [lambda x, y, loss=loss: loss(x, labels, indices, y, ref_labels) for loss in losses]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 @pytest.mark.parametrize("name", NAMES)
@@ -50,17 +58,11 @@ def test_reference_set(name, temperature, labels, streams):
     losses = pair(name, temperature=temperature)
     query, other = draw((len(labels), 4), (9, 4))
     for ref_labels in (labels.repeat(9)[:9], labels.max() + 1 + torch.arange(9)):
-        agree(
-            *(lambda x, y, loss=loss: loss(x, labels, ref_emb=y, ref_labels=ref_labels) for loss in losses),
-            [query, other],
-        )
-    same_size = [query, draw(query.shape, seed=1)[0]]
+        agree(*referring(losses, labels, ref_labels), [query, other])
     for ref_labels in (labels, labels.clone(), None):
-        agree(
-            *(lambda x, y, loss=loss: loss(x, labels, ref_emb=y, ref_labels=ref_labels) for loss in losses), same_size
-        )
+        agree(*referring(losses, labels, ref_labels), [query, *draw(query.shape, seed=1)])
     for ref_labels in (labels.clone(), labels.flip(0)):
-        agree(*(lambda x, loss=loss: loss(x, labels, ref_emb=x, ref_labels=ref_labels) for loss in losses), [query])
+        agree(*referring(losses, labels, ref_labels, same=True), [query])
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
@@ -91,12 +93,8 @@ def test_pairs_and_triplets(name, dtype, streams):
 def test_pairs_with_a_reference_set(name, streams):
     labels, ref_labels = torch.tensor([0, 1, 2, 1]), torch.tensor([2, 1, 1, 0, 0, 3, 4])
     everything = lmu.get_all_pairs_indices(labels, ref_labels)
-    for indices in (everything, [i[::2] for i in everything]):
-        losses = pair(name)
-        agree(
-            *(lambda x, y, loss=loss: loss(x, labels, tuple(indices), y, ref_labels) for loss in losses),
-            draw((4, 3), (7, 3)),
-        )
+    for indices in (everything, tuple(i[::2] for i in everything)):
+        agree(*referring(pair(name), labels, ref_labels, indices), draw((4, 3), (7, 3)))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +132,11 @@ def test_terms(name, labels, streams):
 @pytest.mark.parametrize("name", NAMES)
 def test_regularizer_and_statistics(name, streams):
     labels = torch.tensor(LABELS["unmatched rows"])
-    options = {"embedding_regularizer": regularizers.LpRegularizer(), "embedding_reg_weight": 0.3, "collect_stats": True}
+    options = {
+        "embedding_regularizer": regularizers.LpRegularizer(),
+        "embedding_reg_weight": 0.3,
+        "collect_stats": True,
+    }
     mine, package = pair(name, **options)
     for loss in (mine, package):
         loss.distance = type(loss.distance)(collect_stats=True)
@@ -167,7 +169,9 @@ def test_saturated_probabilities(dtype, streams):
     agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
     if dtype == torch.float32:
         x = draw((len(labels), 3))[0].float()
-        assert float(max(losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"])) == pytest.approx(87.3365)
+        assert float(max(losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"])) == pytest.approx(
+            87.3365
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -184,10 +188,7 @@ def test_very_many_positive_pairs_of_two_sets(streams, monkeypatch):
     monkeypatch.setattr(ours, "LISTED", 1)
     labels, ref_labels = torch.arange(20) % 3, torch.arange(23) % 2
     losses = pair("NTXentLoss")
-    agree(
-        *(lambda x, y, loss=loss: loss(x, labels, ref_emb=y, ref_labels=ref_labels) for loss in losses),
-        draw((20, 6), (23, 6)),
-    )
+    agree(*referring(losses, labels, ref_labels), draw((20, 6), (23, 6)))
 
 
 def test_very_many_positive_pairs_are_not_listed(streams, monkeypatch):

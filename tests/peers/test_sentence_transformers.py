@@ -32,7 +32,11 @@ def columns(n, d, negatives):
 @pytest.mark.parametrize("hardness_mode", HARDNESS)
 @pytest.mark.parametrize("directions", DIRECTIONS, ids="-".join)
 def test_equal(directions, hardness_mode, streams):
-    options = {"directions": directions, "hardness_mode": hardness_mode, "hardness_strength": 3.0 if hardness_mode else 0.0}
+    options = {
+        "directions": directions,
+        "hardness_mode": hardness_mode,
+        "hardness_strength": 3.0 if hardness_mode else 0.0,
+    }
     options["scale"] = 5.0
     for (n, d), negatives in itertools.product(SIZES, (0, 1, 2)):
         agree(*pair(**options), columns(n, d, negatives))

@@ -112,7 +112,8 @@ def test_lightly(name, options, tmp_path):
 @pytest.mark.parametrize("miner", (False, True))
 def test_pytorch_metric_learning(name, miner, streams):
     """`trainers.MetricLossOnly`, with and without a miner."""
-    from pytorch_metric_learning import losses as peer, miners, trainers
+    from pytorch_metric_learning import losses as peer
+    from pytorch_metric_learning import miners, trainers
 
     from fused_contrastive.integrations import pytorch_metric_learning as ours
 
@@ -154,7 +155,8 @@ def test_self_supervised(name, symmetric, streams):
 @pytest.mark.parametrize("use", ("all", "miner", "enqueue_mask"))
 def test_cross_batch_memory(name, use, streams):
     """Steps of a model whose memory fills and wraps around."""
-    from pytorch_metric_learning import losses as peer, miners
+    from pytorch_metric_learning import losses as peer
+    from pytorch_metric_learning import miners
 
     from fused_contrastive.integrations import pytorch_metric_learning as ours
 
@@ -228,7 +230,11 @@ def test_sentence_transformers(name, options, tmp_path):
     warnings.simplefilter("error", FallbackWarning)
     start = sentence_transformer(tmp_path / "model")
     things = [f"{color} {animal}" for color in ("red", "green", "blue") for animal in ("cat", "dog")]
-    texts = {"anchor": things, "positive": [f"{x} runs" for x in things], "negative": [f"{x} sleeps" for x in things[::-1]]}
+    texts = {
+        "anchor": things,
+        "positive": [f"{x} runs" for x in things],
+        "negative": [f"{x} sleeps" for x in things[::-1]],
+    }
     trained = []
     for module in (ours, peer):
         model = copy.deepcopy(start)
