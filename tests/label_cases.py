@@ -60,5 +60,5 @@ def losses(two_views) -> list[dict]:
         sup_con("sup_con-pairs", 2, _by_label, positives="pairs", contrast_mode="one"),
         sup_con("sup_con-weights", 2, _by_weight),
         dcl("dcl", "dcl_loss"),
-        dcl("dclw-per_view", "dclw_loss", sigma=0.4, negatives="per_view"),
+        dcl("dclw", "dclw_loss", sigma=0.4),
     ]

@@ -69,7 +69,7 @@ def sup_con(
     return np.array(loss).reshape(np.shape(g)), named
 
 
-def dcl(z1, z2, temperature, g, sigma=None, negatives="joint", normalize=True):
+def dcl(z1, z2, temperature, g, sigma=None, normalize=True):
     """``(loss [2B], {z1, z2, temperature})``; with `sigma` DCLW."""
     z1, z2, temperature = array(z1), array(z2), float(array(temperature))
     B = len(z1)
@@ -81,13 +81,10 @@ def dcl(z1, z2, temperature, g, sigma=None, negatives="joint", normalize=True):
     sample = np.arange(2 * B) % max(B, 1)
     for i in range(2 * B):
         partner = (i + B) % (2 * B)
-        others = [sample != i % B]
-        if negatives == "per_view":
-            others = [others[0] & (np.arange(2 * B) < B), others[0] & (np.arange(2 * B) >= B)]
-        loss[i] = sum(log_sum_exp(pairs.s[i, keep]) for keep in others) - weight[i % B] * pairs.s[i, partner]
+        others = sample != i % B
+        loss[i] = log_sum_exp(pairs.s[i, others]) - weight[i % B] * pairs.s[i, partner]
         ds[i, partner] = -weight[i % B] * g[i]
-        for keep in others:
-            ds[i, keep] += g[i] * softmax(pairs.s[i, keep])
+        ds[i, others] = g[i] * softmax(pairs.s[i, others])
     grads = pairs.gradients(ds)
     return loss, {"z1": grads["a"][:B], "z2": grads["a"][B:], "temperature": -grads["scale"] / temperature**2}
 

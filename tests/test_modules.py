@@ -109,9 +109,9 @@ def test_options_reach_the_function(backend, device):
         fc.SupConLoss(backend=backend)(views, positive_weights=torch.ones(6, 6, device=device)),
         reference.sup_con_loss(views, None, 0.1, positive_weights=torch.ones(6, 6, device=device)),
     )
-    options = {"negatives": "per_view", "normalize": False}
     torch.testing.assert_close(
-        fc.DCLWLoss(0.3, 0.7, **options, backend=backend)(z1, z2), reference.dclw_loss(z1, z2, 0.3, 0.7, **options)
+        fc.DCLWLoss(0.3, 0.7, normalize=False, backend=backend)(z1, z2),
+        reference.dclw_loss(z1, z2, 0.3, 0.7, normalize=False),
     )
     scale = torch.tensor(3.0, device=device, requires_grad=True)
     bias = torch.tensor(-1.0, device=device, requires_grad=True)

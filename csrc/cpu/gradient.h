@@ -101,6 +101,7 @@ class GradientPass {
     const TileScratch<C> s(worker.scratch<T>(), size_);
     if (f_.one_set) {
       tournament(worker, row_turns_, M_, size_, [&](const Block& I, const Block& J) {
+        if (!candidates.any(I.begin, I.end, J.begin, J.end)) return;  // never a first tile, which is on the diagonal
         pass().weigh(s, a_, candidates, I, J, 0, 0);
         if (!need_a_) return;
         add_rows(s, size_, I, J, a_, G_a + I.begin * D_, !I.first);
@@ -109,9 +110,16 @@ class GradientPass {
       return;
     }
     grid_tiles(worker, row_turns_, column_turns_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c) {
+      T* rows = need_a_ ? G_a + (c * M_ + I.begin) * D_ : nullptr;
+      T* columns = need_b_ ? G_b + (r * N_ + J.begin) * D_ : nullptr;
+      if (!candidates.any(I.begin, I.end, J.begin, J.end)) {
+        if (rows && I.first) std::fill_n(rows, I.size() * D_, T(0));
+        if (columns && J.first) std::fill_n(columns, J.size() * D_, T(0));
+        return;
+      }
       pass().weigh(s, b_, candidates, I, J, r, c);
-      if (need_a_) add_rows(s, size_, I, J, b_, G_a + (c * M_ + I.begin) * D_, !I.first);
-      if (need_b_) add_columns(s, size_, I, J, a_, G_b + (r * N_ + J.begin) * D_, !J.first);
+      if (rows) add_rows(s, size_, I, J, b_, rows, !I.first);
+      if (columns) add_columns(s, size_, I, J, a_, columns, !J.first);
     });
   }
 

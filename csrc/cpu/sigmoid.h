@@ -129,6 +129,7 @@ class SigmoidForwardPass {
   // Adds the tile to the sums and maxima of its rows and, with `both`, of its columns, which are rows, too.
   void tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
             const Block& J, double* rows, T* top, bool both) const {
+    if (!candidates.any(I.begin, I.end, J.begin, J.end)) return;
     T *row_top = s.tile, *column_top = s.v;
     std::fill_n(s.row_vectors, size_ * W, T(0));
     std::fill_n(s.column_sums, size_, T(0));

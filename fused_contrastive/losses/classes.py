@@ -6,11 +6,10 @@ import torch
 
 
 def classes(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(index, size)`` of integer ``labels [N]``: an index in [0, N) that two rows share when they share the label, and how many do."""
-    labels = labels.to(torch.int64).contiguous()
-    ordered = labels.sort().values
-    first = torch.searchsorted(ordered, labels)
-    return first, torch.searchsorted(ordered, labels, right=True) - first
+    """``(index, size)`` of sorted integer ``labels [N]``: of each row the first one with its label, and how many have it."""
+    labels = labels.to(torch.int64)
+    first = torch.searchsorted(labels, labels)
+    return first, torch.searchsorted(labels, labels, right=True) - first
 
 
 def class_sums(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,10 @@ def sup_con_loss(
     terms = count.expand_as(loss) if positives == "pairs" else matched if skip_unmatched else None
 
     def by_sample(x):
-        return x if x is None else x.T if features.dim() == 3 and contrast_mode == "all" else x[0]
+        if x is None:
+            return None
+        x = batch.restored(x)
+        return x.T if features.dim() == 3 and contrast_mode == "all" else x[0]
 
     loss = reference.weighted_reduce(by_sample(loss), reduction, weights, by_sample(terms))
     if not metrics:
@@ -112,21 +115,30 @@ def _check(features, labels, temperature, positives, positive_weights, weights):
 
 
 class Batch:
-    """The rows of V views, those of them that are anchors (all, or the first view's), and who their positives are."""
+    """The rows of V views, those of them that are anchors (all, or the first view's), and who their positives are.
+
+    With labels the samples are sorted by class, so that kernels may leave out tiles without equal keys; `restored` undoes it.
+    """
 
     def __init__(self, features, labels, temperature, contrast_mode, normalize, backend):
         views = features.unsqueeze(0) if features.dim() == 2 else features.transpose(0, 1)
-        self.z = exact_rows(views, normalize)  # [V, N, D]
         self.views, self.samples, _ = views.shape
         self.anchors = self.views if contrast_mode == "all" else 1
         self.scale, self.dtype, self.backend = inverse_scale(temperature, views), matrix_dtype(views), backend
-        self.by_views = labels is None
+        self.by_views, self.order = labels is None, None
         if labels is None:
             self.index, size = None, torch.ones(self.samples, dtype=torch.int64, device=views.device)
         else:
-            self.index, size = classes(labels)
+            self.order = labels.argsort(stable=True)
+            self.index, size = classes(labels.index_select(0, self.order))
+            views = views.index_select(1, self.order)
+        self.z = exact_rows(views, normalize)  # [V, N, D]
         self.count = self.views * size - 1
         """Positives of each row, ``[N]``."""
+
+    def restored(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., N]`` in the order of the samples given."""
+        return x if self.order is None else torch.empty_like(x).index_copy(-1, self.order, x)
 
     def compare(self, kind: str, key=None, z=None, function=similarity, **options):
         """`similarity` of the anchors with all rows (of `z`, if given), keys ``[V, N]``; results ``[anchors, N]``."""

@@ -35,12 +35,11 @@ class DCLLoss(TemperatureLoss):
     """Module form of `dcl_loss`: ``DCLLoss(temperature)(z1, z2)``."""
 
     def __init__(
-        self, temperature=0.1, *, negatives="joint", normalize=True, reduction="mean", metrics=False, backend=None,
+        self, temperature=0.1, *, normalize=True, reduction="mean", metrics=False, backend=None,
         learnable=False,
     ):  # fmt: skip
-        checks.choice("negatives", negatives, ("joint", "per_view"))
         super().__init__(
-            temperature, learnable, negatives=negatives, normalize=normalize, reduction=reduction, metrics=metrics,
+            temperature, learnable, normalize=normalize, reduction=reduction, metrics=metrics,
             backend=backend,
         )  # fmt: skip
 
@@ -52,13 +51,12 @@ class DCLWLoss(TemperatureLoss):
     """Module form of `dclw_loss`: ``DCLWLoss(temperature, sigma)(z1, z2)``."""
 
     def __init__(
-        self, temperature=0.1, sigma=0.5, *, negatives="joint", normalize=True, reduction="mean", metrics=False,
+        self, temperature=0.1, sigma=0.5, *, normalize=True, reduction="mean", metrics=False,
         backend=None, learnable=False,
     ):  # fmt: skip
-        checks.choice("negatives", negatives, ("joint", "per_view"))
         own_number("sigma", sigma, divisor=True)
         super().__init__(
-            temperature, learnable, sigma=sigma, negatives=negatives, normalize=normalize, reduction=reduction,
+            temperature, learnable, sigma=sigma, normalize=normalize, reduction=reduction,
             metrics=metrics, backend=backend,
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ def sup_con_loss(
     terms = total if positives == "pairs" else matched if skip_unmatched else torch.ones_like(matched)
 
     def by_sample(x):
-        return x.view(-1, N).T if features.dim() == 3 and contrast_mode == "all" else x
+        return x.view(V, N).T if features.dim() == 3 and contrast_mode == "all" else x
 
     loss = weighted_reduce(by_sample(loss), reduction, weights, by_sample(terms))
     if not metrics:
@@ -66,29 +66,24 @@ def sup_con_loss(
     return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
-def dcl_loss(z1, z2, temperature=0.1, *, negatives="joint", normalize=True, reduction="mean", metrics=False):
+def dcl_loss(z1, z2, temperature=0.1, *, normalize=True, reduction="mean", metrics=False):
     """DCL (Yeh et al. 2022, eq. 6): NT-Xent without the positive in the denominator."""
-    return _decoupled(z1, z2, temperature, None, negatives, normalize, reduction, metrics)
+    return _decoupled(z1, z2, temperature, None, normalize, reduction, metrics)
 
 
-def dclw_loss(
-    z1, z2, temperature=0.1, sigma=0.5, *, negatives="joint", normalize=True, reduction="mean", metrics=False
-):
-    """DCLW (Yeh et al. 2022, eq. 7): DCL with the positives weighted by ``2 - B softmax(<z1, z2> / sigma)``, a constant."""
-    return _decoupled(z1, z2, temperature, sigma, negatives, normalize, reduction, metrics)
+def dclw_loss(z1, z2, temperature=0.1, sigma=0.5, *, normalize=True, reduction="mean", metrics=False):
+    """DCLW (Yeh et al. 2022): DCL with the positives weighted by ``2 - B softmax(<z1, z2> / sigma)``, a constant."""
+    return _decoupled(z1, z2, temperature, sigma, normalize, reduction, metrics)
 
 
-def _decoupled(z1, z2, temperature, sigma, negatives, normalize, reduction, metrics):
+def _decoupled(z1, z2, temperature, sigma, normalize, reduction, metrics):
     if normalize:
         z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     B, z = len(z1), torch.cat([z1, z2])
     logits = (z @ z.T / temperature).masked_fill(torch.eye(2 * B, dtype=torch.bool, device=z.device), float("-inf"))
     target = torch.arange(2 * B, device=z.device).roll(B)
     others = logits.scatter(1, target.unsqueeze(1), float("-inf"))
-    if negatives == "joint":
-        lse = masked_logsumexp(others, 1)
-    else:
-        lse = masked_logsumexp(others[:, :B], 1) + masked_logsumexp(others[:, B:], 1)
+    lse = masked_logsumexp(others, 1)
     positive = logits.gather(1, target.unsqueeze(1)).squeeze(1)
     if sigma is not None:
         weight = 2 - B * ((z1 * z2).sum(1) / sigma).softmax(0).detach()
