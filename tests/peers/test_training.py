@@ -14,9 +14,10 @@ from torch import nn
 def same_weights(mine: nn.Module, package: nn.Module, start: nn.Module, rtol: float = 1e-3):
     """The steps that the weights have taken from `start` differ by `rtol` at most."""
     steps, difference = 0.0, 0.0
-    for x, y, z in zip(mine.parameters(), package.parameters(), start.parameters(), strict=True):
-        steps += float((y - z).double().square().sum())
-        difference += float((x - y).double().square().sum())
+    for weights in zip(mine.parameters(), package.parameters(), start.parameters(), strict=True):
+        x, y, z = (w.detach().double() for w in weights)
+        steps += float((y - z).square().sum())
+        difference += float((x - y).square().sum())
     assert steps > 0
     assert difference**0.5 <= rtol * steps**0.5
 
