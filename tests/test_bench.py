@@ -252,6 +252,7 @@ def result_file(folder, name, kind, day, **extra):
 
 def test_readme_tables_come_from_the_newest_result(tmp_path):
     text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n<!-- bench:gpu -->\n<!-- /bench:gpu -->\nc\n"
+    text += "<!-- bench:peers -->\n<!-- /bench:peers -->\n"
     text += "<!-- bench:kernels -->\n<!-- /bench:kernels -->\n<!-- bench:force -->\n<!-- /bench:force -->\n<!-- bench:accuracy -->\n<!-- /bench:accuracy -->\n"
     unmeasured = readme.generated(text, tmp_path)
     assert "not yet measured on a GPU" in unmeasured
