@@ -44,7 +44,7 @@ __device__ inline void signed_logits(Acc (&s)[P::MB][P::NB][2], const Problem& p
 #pragma unroll
     for (int n = 0; n < P::NB; ++n) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) s[m][n][e] = fma(s[m][n][e], scale2, shift[m]);
+      for (int e = 0; e < 2; ++e) s[m][n][e] = scaled<P>(s[m][n][e], scale2, shift[m]);
     }
   }
   const int row = i + P::warp_row() + (lane_id() >> 2), column = j + P::warp_column() + 2 * (lane_id() & 3);
