@@ -212,7 +212,7 @@ def agreement(case: Case) -> dict[str, float]:
 
 
 def peak(case: Case, module) -> int:
-    """The least of a few measurements: free memory that the kernel maps again, a huge page at a time, is in some of them."""
+    """The least of a few measurements of `growth`: some have more, by what the allocator happens to keep."""
     return min(growth(case, module) for _ in range(REPEATS))
 
 
