@@ -138,8 +138,8 @@ def peers(folder: Path = RESULTS) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     source = (
         f"Differences from the installed package, relative: of value and gradients in float64, and of either's float32 gradients from the package's in "
-        f"float64. Memory over inputs and gradients, forward + backward, fp32, N samples (of two views: pairs), D = {result['rows'][0]['D']}; -: more "
-        f"than the machine has. {versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
+        f"float64. Memory over inputs and gradients, forward + backward, fp32, N samples (of two views: pairs), D = {result['rows'][0]['D']}; -: not measured, 34 "
+        f"GB for the largest of its matrices. {versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
     )
     return f"{table(header, lines)}\n\n{source}"
 
