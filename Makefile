@@ -15,11 +15,11 @@ demo-force: $(VENV)/installed
 	$(RUN) examples/force_generator.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal
 
 # Against other packages, which it installs beside the virtual environment's own: nothing else sees them.
 test-peers: $(VENV)/peers/installed
-	PYTHONPATH=$(VENV)/peers $(RUN) -m pytest tests/peers
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/peers $(RUN) -m pytest tests/peers -n auto --dist worksteal
 
 bench: $(VENV)/installed
 	$(RUN) -m bench --quick
@@ -49,7 +49,7 @@ gpu-status:
 $(VENV)/tools: Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q "$(TORCH)" setuptools wheel ninja numpy
-	$(RUN) -m pip install -q "$(TRITON)" pytest matplotlib scikit-learn ruff
+	$(RUN) -m pip install -q "$(TRITON)" pytest pytest-xdist matplotlib scikit-learn ruff
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
