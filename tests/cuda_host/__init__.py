@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import hashlib
 import os
@@ -43,6 +42,8 @@ def fingerprint() -> str:
 
 def build() -> Path:
     """The library, compiled unless these sources were before; of several processes the first compiles it."""
+    import fcntl  # not on Windows
+
     library = ROOT / "build/cuda_host" / f"_C_cuda_host-{fingerprint()}.so"
     library.parent.mkdir(parents=True, exist_ok=True)
     with open(library.parent / "lock", "w") as lock:
