@@ -6,54 +6,90 @@ import torch
 
 from .. import checks, dispatch, ops, reference
 from ..functions import FirstDerivative, as_scalar, matrix_dtype, similarity
-from .common import exact_rows, two_sets
+from .common import as_read, exact_rows, one_positive, two_sets
 from .options import check_vectors
+from .softmax import dot
+
+OTHERS = ("not_self", 0, 1, -1)
+"""Kind, offset, stride and positive of ops.py: all columns but the pair's own, the positive apart."""
 
 
-class TeacherMean(torch.autograd.Function):
-    """``<a_i, Σ_j P_ij b_j>`` and ``<b_j, Σ_i Q_ij a_i>``, ``[N]`` each, P and Q the row and column softmax of ``<x_i, y_j>``.
+def share(lse, own):
+    """The softmax's share of all but the pair itself, from their log-sum-exp in both parts and its own logit."""
+    return torch.sigmoid((lse[0, 0] - own) + lse[1, 0])
 
-    One forward op gives a row softmax's mean of whatever features stand behind the y_j, where x_i has zeros, and one backward op both
-    sums ``(g P + h Q) b`` and ``(g P + h Q)ᵀ a`` (docs/maths.md).
-    """
+
+def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
+    """``W b`` and ``Wᵀ a``, ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i, P and Q the row and column softmax of ``<x_i, y_j>`` over them, with the
+    log-sum-exps `lse`: one backward op, in which the features stand beside the teacher's, each before zeros."""
+    left, right = torch.cat([x, a, torch.zeros_like(b)], 1)[None], torch.cat([y, torch.zeros_like(a), b], 1)[None]
+    empty = a.new_empty(0)
+    hats = [empty if v.dtype == dtype else v.to(dtype) for v in (left, right)]
+    of_left, of_right, *_ = ops.similarity_backward(
+        g[None], h[None], left, right, a.new_ones(()), None, None, None, *lse, empty, *hats, empty, empty, empty, *OTHERS,
+        False, dtype, True, True, False, False, backend,
+    )  # fmt: skip
+    T, D = x.shape[1], a.shape[1]
+    return of_left[0, :, T + D :], of_right[0, :, T : T + D]
+
+
+class TeacherRows(torch.autograd.Function):
+    """Of every pair ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` over j ≠ i, and the teacher's shares p and q of these: a
+    row softmax's mean of features comes with its log-sum-exp."""
 
     @staticmethod
-    def forward(a, b, x, y, dtype, backend):
-        one = a.new_ones(())
-        products, sums = [], []
-        for rows, columns, left, right in ((x, y, a, b), (y, x, b, a)):
-            first = torch.cat([rows, torch.zeros_like(right)], 1)
-            out = ops.similarity_forward(
-                first[None], torch.cat([columns, right], 1)[None], one, None, None, None, "all", 0, 1, -1, False, False,
-                False, True, dtype, backend,
+    def forward(a, b, x, y, own, dtype, backend):
+        products, shares, sums = [], [], []
+        for rows, columns, mine, others in ((x, y, a, b), (y, x, b, a)):
+            padded, beside = torch.cat([rows, torch.zeros_like(others)], 1), torch.cat([columns, others], 1)
+            lse, *_, mean = ops.similarity_forward(
+                padded[None], beside[None], a.new_ones(()), None, None, None, *OTHERS, False, False, False, True, dtype, backend
             )  # fmt: skip
-            sums.append(out[0])
-            products.append((left * out[-1][0, :, rows.shape[1] :]).sum(1))
-        return (*products, *sums)
+            sums.append(lse)
+            shares.append(share(lse, own))
+            products.append(shares[-1] * (mine * mean[0, :, rows.shape[1] :]).sum(1))
+        return (*products, *shares, *sums)
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        a, b, x, y, dtype, backend = inputs
+        *tensors, _, ctx.dtype, ctx.backend = inputs
         ctx.mark_non_differentiable(*outputs[2:])
-        ctx.save_for_backward(a, b, x, y, *outputs[2:])
-        ctx.options = dtype, backend
+        ctx.save_for_backward(*tensors, *outputs[2:])
 
     @staticmethod
     def backward(ctx, g, h, *_):
-        a, b, x, y, rows, cols = ctx.saved_tensors
-        dtype, backend = ctx.options
-        left, right = torch.cat([x, a, torch.zeros_like(b)], 1)[None], torch.cat([y, torch.zeros_like(a), b], 1)[None]
-        empty, one = a.new_empty(0), a.new_ones(())
-        hats = [empty if v.dtype == dtype else v.to(dtype) for v in (left, right)]
-        da, db, *_ = ops.similarity_backward(
-            g[None], h[None], left, right, one, None, None, None, rows, cols, empty, *hats, empty, empty, empty, "all", 0, 1,
-            -1, False, dtype, True, True, False, False, backend,
-        )  # fmt: skip
-        D, width = x.shape[1], a.shape[1]
-        gradients = da[0, :, D + width :], db[0, :, D : D + width]
+        a, b, x, y, p, q, *lse = ctx.saved_tensors
+        gradients = teacher_sums(a, b, x, y, lse, g * p, h * q, ctx.dtype, ctx.backend)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = FirstDerivative.apply(2, *gradients, g, h, a, b)
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None, None, None)
+
+
+class TeacherTotal(torch.autograd.Function):
+    """Terms ``[N]`` whose sum is that of both of `TeacherRows` with the constant weights w, and p and q: of half the cost, as the gradients
+    are found in the same pass."""
+
+    @staticmethod
+    def forward(a, b, x, y, own, w, dtype, backend):
+        lse = ops.similarity_forward(
+            x[None], y[None], a.new_ones(()), None, None, None, *OTHERS, False, True, False, False, dtype, backend
+        )[:2]
+        p, q = (share(one, own) for one in lse)
+        of_a, of_b = (z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend))
+        return (a * of_a).sum(1), p, q, of_a, of_b
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(*inputs[:2], *outputs[3:])
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        a, b, *sums = ctx.saved_tensors
+        gradients = tuple(g[:1] * z for z in sums)
+        if torch.is_grad_enabled():
+            gradients = FirstDerivative.apply(2, *gradients, g, a, b)
+        return (*gradients, None, None, None, None, None, None)
 
 
 def distill_clip_loss(
@@ -99,12 +135,23 @@ def distill_clip_loss(
             weights=weights, reduction=reduction,
         )  # fmt: skip
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
-    a, b = exact_rows(image_features, False), exact_rows(text_features, False)
-    result = similarity(a, b, scale, columns=True, dtype=dtype, backend=backend)
+    a = as_read(
+        scale * image_features.to(scale.dtype), dtype
+    )  # the scale's gradient cancels between the models row by row
+    b = exact_rows(text_features, False)
     with torch.no_grad():
-        x = teacher_image_features.to(scale.dtype) * as_scalar(teacher_logit_scale, image_features)
-        y = teacher_text_features.to(scale.dtype)
+        teacher_scale = as_scalar(teacher_logit_scale, image_features)
+        x = as_read(teacher_scale * teacher_image_features.to(scale.dtype), dtype)
+        y = exact_rows(teacher_text_features, False)
+        own = dot(x, y, scale)
     name = dispatch.select(backend, a.device, dtype, a.shape[1] + x.shape[1], "two_sets")
-    of_rows, of_columns, *_ = TeacherMean.apply(a, b, x, y, dtype, name)
-    loss = (result.rows - scale * of_rows + result.cols - scale * of_columns) / 2
-    return reference.reduce(loss, reduction, weights)
+    one, pos = as_scalar(1.0, image_features), dot(a, b, scale)
+    result = similarity(a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend)
+    student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
+    if reduction == "none" or (weights is not None and weights.requires_grad):
+        of_rows, of_columns, p, q, *_ = TeacherRows.apply(a, b, x, y, own, dtype, name)
+        return reference.reduce(student + ((p + q) * pos - (of_rows + of_columns)) / 2, reduction, weights)
+    weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
+    terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)
+    total = (weights * student + (weights * (p + q) * pos - terms) / 2).sum()
+    return total if reduction == "sum" else total / weights.sum()

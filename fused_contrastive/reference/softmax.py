@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .dense import masked_logsumexp
+from .dense import masked_logsumexp, maximum
 
 
 def cross_entropy(
@@ -33,7 +33,7 @@ def cross_entropy(
     pos, negative = logits.gather(1, target).squeeze(1), logits.scatter(1, target, float("-inf"))
     total = masked_logsumexp(logits, 1)
     if tau_plus:
-        count, top = (negative != float("-inf")).sum(1).to(logits.dtype), logits.detach().amax(1)
+        count, top = (negative != float("-inf")).sum(1).to(logits.dtype), maximum(logits, 1)
         left = (negative - top.unsqueeze(1)).exp().sum(1) - tau_plus * count * (plain - top).exp()
         estimate = torch.maximum(left / (1 - tau_plus), count * (-abs(scale) - top).exp())
         total = top + torch.log((pos - top).exp() + estimate)
