@@ -35,11 +35,13 @@ struct WeightedRows {
   Acc out[2][DB][2];
 
   __device__ void operator()(Acc (&s)[2][P::NB][2], const ColumnTiles& t, const unsigned char* columns) {
+    const int i = t.i + P::warp_row(), row = i + (lane_id() >> 2), column = t.j + 2 * (lane_id() & 3);
     const bool mask = needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
-    if (r.p.kind >= OTHER_KEY) {
-      logits<P, true>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
-    } else {
-      logits<P, false>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
+    logits<P, false>(s, r.p, g, scale2, i, t.j, false, false);
+    if (mask && r.p.kind >= OTHER_KEY) {
+      mask_tile<true>(s, r.p, g, row, column, false);
+    } else if (mask) {
+      mask_tile<false>(s, r.p, g, row, column, false);
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
