@@ -1,15 +1,17 @@
-"""Autograd formulas of ops: that of the similarity family's gradients, which gives second derivatives, and the errors beyond.
+"""Autograd formulas of ops: those of a family's gradients, which give second derivatives, and the errors beyond.
 
 An op with a formula is differentiable wherever it is called, as PyTorch's own are: in reverse and forward mode, under torch.func (vmap: batching.py),
 under torch.compile and in exported programs."""
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
-from . import ops
+from .ops import LIBRARY
 
 Formula = torch.autograd.function._SingleLevelFunction
 """torch.autograd.Function below torch.func's transforms, which have been dealt with where an op's autograd formula is asked for."""
@@ -21,6 +23,16 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 def is_transformed() -> bool:
     """Inside a torch.func transform or forward mode, where tensors may have tangents."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_plain() -> bool:
+    """Whether neither a transform nor a compiler looks at a call."""
+    return not (is_transformed() or torch.compiler.is_compiling())
+
+
+def first_derivative_context():
+    """What a backward pass calls the backward op in: where its result is not differentiated, below autograd, which saves a little."""
+    return below_autograd() if is_plain() and not torch.is_grad_enabled() else contextlib.nullcontext()
 
 
 def register_formula(op, formula: type) -> None:
@@ -40,7 +52,7 @@ def register_formula(op, formula: type) -> None:
         with below_autograd():
             return op(*arguments)
 
-    ops.LIBRARY.impl(op, call, "Autograd")
+    LIBRARY.impl(op, call, "Autograd")
 
 
 class FirstDerivative(torch.autograd.Function):
@@ -70,64 +82,82 @@ def only(needed, tensors) -> tuple:
     return tuple(x if need else None for x, need in zip(tensors, needed, strict=True))
 
 
-class Gradient(Formula):
-    """Of the backward op. What forward saved counts as constant: `similarity_second` accounts for it."""
+def register_derivatives(forward, backward, second, formula: type) -> None:
+    """Autograd formulas of a family's three ops: `formula` is the forward op's.
 
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        tensors, ctx.options, ctx.backend = inputs[:16], inputs[16:22], inputs[26]
-        ctx.computed = inputs[22:26]
-        ctx.mark_non_differentiable(*(x for x, computed in zip(outputs, ctx.computed, strict=True) if not computed))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def backward(ctx, *tangents):
-        needed = ctx.needs_input_grad[:6]
-        found = ops.similarity_second(*tangents, *ctx.saved_tensors, *ctx.options, *needed[2:], ctx.backend)
-        return *only(needed, found), *[None] * 21
-
-    @staticmethod
-    def jvp(ctx, t_rows, t_cols, *tangents):
-        saved, tangents = ctx.saved_tensors, tangents[:4]
-        parts = []
-        if any(t is not None for t in tangents):
-            parts.append(ops.similarity_second(*tangents, *saved, *ctx.options, *ctx.computed, ctx.backend)[2:])
-        if t_rows is not None or t_cols is not None:
-            upstream = (torch.zeros_like(g) if t is None else t for g, t in zip(saved, (t_rows, t_cols), strict=False))
-            parts.append(ops.similarity_backward(*upstream, *saved[2:], *ctx.options, *ctx.computed, ctx.backend))
-        return only(ctx.computed, [sum(part) for part in zip(*parts, strict=True)] if parts else [None] * 4)
+    `backward` takes the upstream gradients, a, b, scale and bias, what else forward was given and returned, its options, four flags and the backend;
+    `second` takes the tangents of a, b, scale and bias and then the same, and returns those of the outputs, each of the shape of its upstream
+    gradient, and those of the gradients, and so the gradients of the gradients.
+    """
+    names = [argument.name for argument in backward._schema.arguments]
+    first, options, flags = names.index("a"), names.index("kind"), names.index("need_a")
+    register_formula(forward, formula)
+    register_formula(backward, gradient_formula(backward, second, first, options, flags))
+    register_formula(second, second_formula(backward, second, first, options, flags))
 
 
-class Second(Formula):
+def gradient_formula(backward, second, first: int, options: int, flags: int) -> type:
+    """Of the backward op. What forward returned counts as constant: `second` accounts for it."""
+
+    class Gradient(Formula):
+        @staticmethod
+        def setup_context(ctx, inputs, outputs):
+            ctx.options, ctx.computed, ctx.backend = inputs[options:flags], inputs[flags:-1], inputs[-1]
+            ctx.mark_non_differentiable(*(x for x, computed in zip(outputs, ctx.computed, strict=True) if not computed))
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*inputs[:options])
+            ctx.save_for_forward(*inputs[:options])
+
+        @staticmethod
+        def backward(ctx, *tangents):
+            needed = ctx.needs_input_grad[: first + 4]
+            found = second(*tangents, *ctx.saved_tensors, *ctx.options, *needed[first:], ctx.backend)
+            return *only(needed, found), *[None] * (flags + 1 - first)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            saved, t_upstream, t_operands = ctx.saved_tensors, tangents[:first], tangents[first : first + 4]
+            rest, parts = (*ctx.options, *ctx.computed, ctx.backend), []
+            if any(t is not None for t in t_operands):
+                parts.append(second(*t_operands, *saved, *rest)[first:])
+            if any(t is not None for t in t_upstream):
+                upstream = (torch.zeros_like(g) if t is None else t for g, t in zip(saved, t_upstream, strict=False))
+                parts.append(backward(*upstream, *saved[first:], *rest))
+            return only(ctx.computed, [sum(part) for part in zip(*parts, strict=True)] if parts else [None] * 4)
+
+    return Gradient
+
+
+def second_formula(backward, second, first: int, options: int, flags: int) -> type:
     """Of the second op: that of the outputs' tangents, which are first derivatives; the rest would be third ones."""
+    after = 4 + first
 
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.options, ctx.backend = inputs[20:26], inputs[30]
-        ctx.mark_non_differentiable(*(x for x in outputs if x.numel() == 0))
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:20])
+    class Second(Formula):
+        @staticmethod
+        def setup_context(ctx, inputs, outputs):
+            ctx.options, ctx.backend = inputs[4 + options : 4 + flags], inputs[-1]
+            ctx.mark_non_differentiable(*(x for x in outputs if x.numel() == 0))
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(*inputs[: 4 + options])
 
-    @staticmethod
-    def backward(ctx, d_rows, d_cols, *gradients):
-        if any(g is not None for g in gradients):
-            unavailable("third")
-        tangents, g_cols, saved = ctx.saved_tensors[:4], ctx.saved_tensors[5], ctx.saved_tensors[6:]
-        needed = ctx.needs_input_grad[:10]
-        upstream = (
-            torch.zeros_like(saved[6][0]) if d_rows is None else d_rows,
-            torch.zeros_like(g_cols) if d_cols is None else d_cols,
-        )
-        of_tangents = ops.similarity_backward(*upstream, *saved, *ctx.options, *needed[:4], ctx.backend)
-        found = ops.similarity_second(*tangents, *upstream, *saved, *ctx.options, *needed[6:], ctx.backend)[2:]
-        return *only(needed[:4], of_tangents), None, None, *only(needed[6:], found), *[None] * 21
+        @staticmethod
+        def backward(ctx, *upstream):
+            if any(g is not None for g in upstream[first:]):
+                unavailable("third")
+            tangents, given, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:after], ctx.saved_tensors[after:]
+            upstream = [torch.zeros_like(x) if g is None else g for g, x in zip(upstream, given, strict=False)]
+            needed = ctx.needs_input_grad
+            of_tangents = backward(*upstream, *saved, *ctx.options, *needed[:4], ctx.backend)
+            of_operands = second(*tangents, *upstream, *saved, *ctx.options, *needed[after : after + 4], ctx.backend)
+            return (
+                *only(needed[:4], of_tangents),
+                *[None] * first,
+                *only(needed[after : after + 4], of_operands[first:]),
+                *[None] * (flags + 1 - first),
+            )
 
-    @staticmethod
-    def jvp(ctx, *_):
-        unavailable("third, and forward-mode derivatives of forward-mode,")
+        @staticmethod
+        def jvp(ctx, *_):
+            unavailable("third, and forward-mode derivatives of forward-mode,")
 
-
-register_formula(ops.similarity_backward, Gradient)
-register_formula(ops.similarity_second, Second)
+    return Second

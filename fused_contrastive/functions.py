@@ -6,7 +6,6 @@ one-positive loss ``softplus(lse - pos)`` where the positive never enters the su
 
 from __future__ import annotations
 
-import contextlib
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from . import checks, dispatch, ops, reference
 from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
 from .checks import accumulation_dtype
 from .derivatives import FirstDerivative as FirstDerivative
-from .derivatives import Formula, below_autograd, is_transformed, only, register_formula
+from .derivatives import Formula, below_autograd, first_derivative_context, is_plain, only, register_derivatives
 
 
 class Similarity(Formula):
@@ -51,8 +50,7 @@ class Similarity(Formula):
         if g_cols is None:
             g_cols = nothing_upstream(cols, positive)
         needed = ctx.needs_input_grad[:4]
-        plain = not (torch.is_grad_enabled() or is_transformed() or torch.compiler.is_compiling())
-        with below_autograd() if plain else contextlib.nullcontext():
+        with first_derivative_context():
             gradients = ops.similarity_backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
         return *only(needed, gradients), *[None] * 12
 
@@ -73,7 +71,7 @@ def nothing_upstream(cols, positive: int) -> torch.Tensor:
     return cols.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
 
 
-register_formula(ops.similarity_forward, Similarity)
+register_derivatives(ops.similarity_forward, ops.similarity_backward, ops.similarity_second, Similarity)
 
 
 class DirectSimilarity(torch.autograd.Function):
@@ -165,8 +163,7 @@ def similarity(
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
     weighted = fixed and a.requires_grad and (bias is None or not bias.requires_grad) and torch.is_grad_enabled()
-    plain = not (is_transformed() or torch.compiler.is_compiling())
-    call = DirectSimilarity.apply if plain else ops.similarity_forward
+    call = DirectSimilarity.apply if is_plain() else ops.similarity_forward
     rows, cols, pos, loss, row_max, col_max, *_ = call(
         a.reshape(-1, M, D),
         None if b is None else b.reshape(-1, N, D),

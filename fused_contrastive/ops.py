@@ -54,10 +54,9 @@ from __future__ import annotations
 
 import torch
 
-from . import checks, dispatch
+from . import checks, dispatch, second_panels
 from .batching import folding_rule
 from .checks import accumulation_dtype
-from .second_panels import similarity_second as second_of_any_backend
 
 LIBRARY = torch.library.Library("fused_contrastive", "DEF")
 
@@ -87,29 +86,23 @@ LIBRARY.define(
 )
 
 
-def implement(name: str) -> None:
-    """The op `name`: the function of that name in the backend that the last argument names, outside autocast."""
+def implement(name: str, function=None) -> None:
+    """The op `name`: `function`, or else the one of that name in the backend that the last argument names, outside autocast."""
 
     def call(*arguments):
-        return outside_autocast(getattr(dispatch.module(arguments[-1]), name), arguments[0].device, arguments[:-1])
+        here = function or getattr(dispatch.module(arguments[-1]), name)
+        device = next(x for x in arguments if x is not None).device
+        if not checks.in_autocast(device):
+            return here(*arguments[:-1])
+        with torch.autocast(device.type, enabled=False):
+            return here(*arguments[:-1])
 
     LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 
 
-def outside_autocast(function, device: torch.device, arguments: tuple):
-    if not checks.in_autocast(device):
-        return function(*arguments)
-    with torch.autocast(device.type, enabled=False):
-        return function(*arguments)
-
-
 implement("similarity_forward")
 implement("similarity_backward")
-LIBRARY.impl(
-    "similarity_second",
-    lambda *arguments: outside_autocast(second_of_any_backend, arguments[6].device, arguments[:-1]),
-    "CompositeExplicitAutograd",
-)
+implement("similarity_second", second_panels.similarity_second)
 similarity_forward = torch.ops.fused_contrastive.similarity_forward.default
 similarity_backward = torch.ops.fused_contrastive.similarity_backward.default
 similarity_second = torch.ops.fused_contrastive.similarity_second.default
@@ -189,9 +182,11 @@ def _(
     )
 
 
-for op, dimensions in (
-    (similarity_forward, (1, 1, *[0] * 9)),
-    (similarity_backward, (0, 0, None, 0)),
-    (similarity_second, (0, 0, 0, 0, None, 0)),
-):
+def register_vmap(op, *dimensions) -> None:
+    """The vmap rule of `op`, whose outputs have their groups in `dimensions` (None: none at all)."""
     torch.library.register_vmap(op, folding_rule(op, dimensions), lib=LIBRARY)
+
+
+register_vmap(similarity_forward, 1, 1, *[0] * 9)
+register_vmap(similarity_backward, 0, 0, None, 0)
+register_vmap(similarity_second, 0, 0, 0, 0, None, 0)

@@ -1,6 +1,6 @@
-"""Tangents of the similarity family's outputs and gradients, hence its second derivatives, streamed over row panels in torch operations.
+"""Tangents of the similarity and sigmoid families' outputs and gradients, hence their second derivatives, streamed over row panels.
 
-For every backend, in O(N D) memory and in the accumulation dtype. One pass over the panels of panels.py gives the means of the logits' tangents
+In torch operations, for every backend, in O(N D) memory and in the accumulation dtype. Of log-sum-exps: one pass over the panels of panels.py gives the means of the logits' tangents
 under the softmax, which are the tangents of the log-sum-exps; a second one gives the weights' tangents and their products with the embeddings.
 Flops: two sets 6 M N D for the tangents of the outputs, 24 M N D for all; one set half of that. Derivations: docs/maths.md.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from .checks import accumulation_dtype
-from .panels import EPS, blocks, excess, logits, partners, product, undefined, widen
+from .panels import EPS, blocks, excess, logits, partners, product, signed_logits, undefined, widen
 from .sums import finite
 
 
@@ -84,6 +84,56 @@ def similarity_second(
     return (
         d_rows,
         d_cols,
+        row_sums.finish(scale, t_scale) if need_a else a.new_empty(0),
+        column_sums.finish(scale, t_scale) if need_b else a.new_empty(0),
+        row_sums.along_scale() * (0.5 if one_set else 1.0) if need_scale else scale.new_empty(0),
+        d_bias,
+    )
+
+
+def sigmoid_second(
+    t_a, t_b, t_scale, t_bias, g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias,
+):  # fmt: skip
+    """See sigmoid_ops.py. One pass, two sets 6 M N D for the tangents of the outputs, 18 M N D for all; one set the same."""
+    one_set = b is None
+    left = Side(a, a_hat, a_inv, t_a)
+    right = left if one_set else Side(b, b_hat, b_inv, t_b)
+    key_b = key_a if one_set else key_b
+    (G, M, _), N = left.x.shape, right.x.shape[1]
+    t_left, t_right = tangent_factors(left, right, scale, t_scale)
+    row_sums = Sums(left) if need_a or need_scale else None
+    column_sums = row_sums if one_set else Sums(right) if need_b else None
+    d_rows, d_bias = torch.zeros_like(g_rows), scale.new_zeros((G, M) if need_bias else (0,))
+    for g0, g1, i0, i1 in blocks(G, M, N, scale.device):
+        g, i = slice(g0, g1), slice(i0, i1)
+        y = signed_logits(left.read, right.read, scale, row_bias, key_a, key_b, kind, offset, stride, sign, g, i)
+        t = product(t_left[g, i], t_right[g].transpose(1, 2))
+        if t_bias is not None:
+            t += t_bias[g, i].unsqueeze(2)
+        c, p = g_rows[g, i].unsqueeze(2), torch.sigmoid(y)
+        d_rows[g, i] = sign * (p * t).sum(2)
+        w, t_w = p * (c * sign), y.neg_().sigmoid_().mul_(p).mul_(t).mul_(c)
+        if need_bias:
+            d_bias[g, i] = t_w.sum(2)
+        if row_sums is not None:
+            row_sums.add((g, i), w, t_w, right, g)
+        if column_sums is not None:
+            column_sums.add(g, w.transpose(1, 2), t_w.transpose(1, 2), left, (g, i))
+    if positive >= 0:
+        order, away = partners(M, N, positive, scale.device), torch.sigmoid(-sign * pos)
+        t = (t_left * t_right[:, order]).sum(-1)
+        t = t if t_bias is None else t + t_bias
+        d_rows -= sign * away * t
+        w, t_w = -sign * g_rows * away, g_rows * away * torch.sigmoid(sign * pos) * t
+        if need_bias:
+            d_bias += t_w
+        if row_sums is not None:
+            row_sums.add_pairs(slice(None), w, t_w, right, order)
+        if column_sums is not None:
+            column_sums.add_pairs(order, w, t_w, left, slice(None))
+    return (
+        d_rows,
         row_sums.finish(scale, t_scale) if need_a else a.new_empty(0),
         column_sums.finish(scale, t_scale) if need_b else a.new_empty(0),
         row_sums.along_scale() * (0.5 if one_set else 1.0) if need_scale else scale.new_empty(0),

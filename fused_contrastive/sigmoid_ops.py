@@ -24,6 +24,9 @@ apart from them, ``-g_rows_i sign sigmoid(-y_i,p(i))`` at the positive: ``G_a = 
 ``db [G, N, D]`` (times scale, through the normalisation, in the dtypes of a and b), ``dscale []`` = sum of W_ij <a_hat_i, b_hat_j> and
 ``dbias [G, M]``, the row sums of W, each empty unless its ``need_*`` is set. With b=None ``da`` is the whole gradient of the set.
 
+``sigmoid_second`` has one implementation for all backends: as ``similarity_second`` (ops.py), it returns the tangent ``[G, M]`` of rows along those
+of a, b, scale and row_bias, and the tangents of da, db, dscale and dbias.
+
 softplus and sigmoid are accurate relative to themselves for arguments of either sign and any size (below the smallest normal number 0 will
 do): 0 and 0 at -inf, +inf and 1 at +inf, so that an infinite row_bias removes a row or makes it infinite. Sums over columns have the
 rounding of a few additions, however many columns there are.
@@ -33,8 +36,9 @@ from __future__ import annotations
 
 import torch
 
+from . import second_panels
 from .checks import accumulation_dtype
-from .ops import LIBRARY, implement
+from .ops import LIBRARY, implement, register_vmap
 
 _CANDIDATES = "str kind, SymInt offset, SymInt stride, SymInt positive, int sign, bool normalize"
 LIBRARY.define(
@@ -44,18 +48,22 @@ LIBRARY.define(
     + ", ".join(["Tensor"] * 7)
     + ")"
 )
-LIBRARY.define(
-    "sigmoid_backward(Tensor g_rows, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? key_b, "
+_GRADIENTS = (
+    "Tensor g_rows, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? key_b, "
     "Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, "
     + _CANDIDATES
-    + ", ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor)"
+    + ", ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend) -> (Tensor"
+    + ", Tensor" * 3
 )
+LIBRARY.define(f"sigmoid_backward({_GRADIENTS})")
+LIBRARY.define(f"sigmoid_second(Tensor? t_a, Tensor? t_b, Tensor? t_scale, Tensor? t_bias, {_GRADIENTS}, Tensor)")
 
-for _name in ("sigmoid_forward", "sigmoid_backward"):
-    implement(_name)
+implement("sigmoid_forward")
+implement("sigmoid_backward")
+implement("sigmoid_second", second_panels.sigmoid_second)
 sigmoid_forward = torch.ops.fused_contrastive.sigmoid_forward.default
 sigmoid_backward = torch.ops.fused_contrastive.sigmoid_backward.default
+sigmoid_second = torch.ops.fused_contrastive.sigmoid_second.default
 
 
 @torch.library.register_fake("fused_contrastive::sigmoid_forward", lib=LIBRARY)
@@ -80,11 +88,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fused_contrastive::sigmoid_backward", lib=LIBRARY)
-def _(
-    g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
-    kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
-):  # fmt: skip
+def _gradients(a, b, scale, need_a, need_b, need_scale, need_bias):
     G, M, D = a.shape
     N = M if b is None else b.shape[1]
     return (
@@ -93,3 +97,24 @@ def _(
         scale.new_empty(() if need_scale else (0,)),
         scale.new_empty((G, M) if need_bias else (0,)),
     )
+
+
+@torch.library.register_fake("fused_contrastive::sigmoid_backward", lib=LIBRARY)
+def _(
+    g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
+):  # fmt: skip
+    return _gradients(a, b, scale, need_a, need_b, need_scale, need_bias)
+
+
+@torch.library.register_fake("fused_contrastive::sigmoid_second", lib=LIBRARY)
+def _(
+    t_a, t_b, t_scale, t_bias, g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
+):  # fmt: skip
+    return scale.new_empty(a.shape[:2]), *_gradients(a, b, scale, need_a, need_b, need_scale, need_bias)
+
+
+register_vmap(sigmoid_forward, *[0] * 7)
+register_vmap(sigmoid_backward, 0, 0, None, 0)
+register_vmap(sigmoid_second, 0, 0, 0, None, 0)

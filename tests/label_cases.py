@@ -46,7 +46,7 @@ def losses(two_views) -> list[dict]:
     def sup_con(name, views, constants, **options):
         return {
             "name": name, "function": "sup_con_loss", "inputs": features(views), "oracle": label_oracle.sup_con,
-            "options": options, "constants": constants, "op": "sigmoid" if options.get("positives") == "pairs" else "two_sets",
+            "options": options, "constants": constants,
         }  # fmt: skip
 
     def dcl(name, function, **options):

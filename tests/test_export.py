@@ -14,6 +14,9 @@ LOSSES = {
     "nt_xent, learned": lambda: fc.NTXentLoss(0.2, learnable=True),
     "info_nce, symmetric, with metrics": lambda: fc.InfoNCELoss(symmetric=True, metrics=True),
     "clip, learned": lambda: fc.ClipLoss(10.0, learnable=True),
+    "siglip, learned": lambda: fc.SigLipLoss(10.0, -10.0, learnable=True),
+    "dcl": lambda: fc.DCLLoss(),
+    "ranking": lambda: fc.MultipleNegativesRankingLoss(),
     "n_pairs": lambda: fc.NPairsLoss(),
     "cpc": lambda: fc.CPCLoss(),
 }
@@ -40,7 +43,8 @@ def test_export(name, device):
     model = Model(LOSSES[name]()).to(device)
     batch = {1 if name == "cpc" else 0: Dim("batch", min=2, max=10**6)}
     program = torch.export.export(model, views(name, 8, device), dynamic_shapes=(batch, batch))
-    assert "fused_contrastive.similarity_forward.default" in str(program.graph)
+    family = "sigmoid" if name.startswith("siglip") else "similarity"
+    assert f"fused_contrastive.{family}_forward.default" in str(program.graph)
     saved = io.BytesIO()
     torch.export.save(program, saved)
     saved.seek(0)
@@ -50,7 +54,7 @@ def test_export(name, device):
             torch.testing.assert_close(exported(x, y), model(x, y))
 
 
-@pytest.mark.parametrize("name", ("nt_xent, learned", "info_nce, symmetric, with metrics"))
+@pytest.mark.parametrize("name", ("nt_xent, learned", "info_nce, symmetric, with metrics", "siglip, learned"))
 def test_an_exported_model_can_be_trained(name, device):
     """Its gradients are the model's own, and so are those of a gradient penalty."""
     model = Model(LOSSES[name]()).to(device)

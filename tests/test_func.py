@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fused_contrastive as fc
 
-NAMES = [case.name for case in cases.LOSSES]
+NAMES = [case.name for case in cases.LOSSES if case.function != "distill_clip_loss"]
 INTERPRETED = {
     "case": ("nt_xent",),
     "transform": ("per-sample gradients", "hessian-vector product"),

@@ -13,7 +13,7 @@ from conftest import is_interpreted, skip_unless_served
 from test_accuracy import assert_within_yardstick
 
 import fused_contrastive as fc
-from fused_contrastive import dispatch, reference
+from fused_contrastive import reference
 
 LABELS = torch.tensor([4, -1, 4, 7, -1, 4, 0, 3, 4, 7, 7])
 """Classes of 4, 2, 3, 1 and 1 samples."""
@@ -23,11 +23,6 @@ above_the_kernels = pytest.mark.interpreter(backend=(), any_backend=())
 
 
 def call(backend, features, labels, temperature=0.3, **options):
-    """`sup_con_loss`, skipped where the backend has no kernels for it."""
-    if options.get("positives") == "pairs" and labels is not None and backend != "eager":
-        reason = dispatch.refusal(backend, features.device, features.dtype, "sigmoid")
-        if reason is not None:
-            pytest.skip(f"backend {backend}: {reason}")
     return fc.sup_con_loss(features, labels, temperature, backend=backend, **options)
 
 

@@ -75,7 +75,7 @@ def _check(z1, z2, temperature, normalize, reduction):
 
 def _decoupled(z1, z2, temperature, sigma, normalize, reduction, metrics, backend):
     z = torch.cat([z1, z2])
-    B, scale, dtype = len(z1), inverse_scale(temperature, z), matrix_dtype(z)
+    B, scale, dtype = z1.shape[0], inverse_scale(temperature, z), matrix_dtype(z)
     z = exact_rows(z, normalize)
     result = similarity(
         z, None, scale, kind="not_pair", stride=max(B, 1), extrema=metrics, dtype=dtype, backend=backend

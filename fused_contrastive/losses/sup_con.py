@@ -148,7 +148,7 @@ class Batch:
         if self.anchors < self.views:
             a, b, key_b = everything[: self.samples].clone(), everything, key
         result = function(
-            a, b, self.scale, key_a=None if key is None else key[: len(a)], key_b=key_b, kind=kind,
+            a, b, self.scale, key_a=None if key is None else key[: a.shape[0]], key_b=key_b, kind=kind,
             stride=max(self.samples, 1), dtype=self.dtype, backend=self.backend, **options,
         )  # fmt: skip
         return type(result)(*(None if x is None else x.view(self.anchors, self.samples) for x in result))
@@ -246,7 +246,8 @@ def _pairs(batch: Batch, metrics: bool):
 
 def _weighted(batch: Batch, positive_weights: torch.Tensor):
     """lse - the weighted mean, and the sums of the weights ``[anchors, N]``."""
-    others = positive_weights.to(batch.z.dtype, copy=True).fill_diagonal_(0)
+    others = positive_weights.to(batch.z.dtype, copy=True)
+    others.diagonal().zero_()
     sums = batch.z.sum(0)
     mean_of, total = product(others, sums), batch.views * others.sum(1)
     if batch.views > 1:  # the other views of the sample itself
