@@ -35,13 +35,11 @@ struct WeightedRows {
   Acc out[2][DB][2];
 
   __device__ void operator()(Acc (&s)[2][P::NB][2], const ColumnTiles& t, const unsigned char* columns) {
-    const int i = t.i + P::warp_row(), row = i + (lane_id() >> 2), column = t.j + 2 * (lane_id() & 3);
     const bool mask = needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
-    logits<P, false>(s, r.p, g, scale2, i, t.j, false, false);
-    if (mask && r.p.kind >= OTHER_KEY) {
-      mask_tile<true>(s, r.p, g, row, column, false);
-    } else if (mask) {
-      mask_tile<false>(s, r.p, g, row, column, false);
+    if (r.p.kind >= OTHER_KEY) {
+      logits<P, true>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
+    } else {
+      logits<P, false>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -96,7 +94,7 @@ template <class P, int CHUNKS>
 using RowsLoop = TileLoop<P, 3, true, CHUNKS>;
 
 template <class P, int CHUNKS>
-__global__ void __launch_bounds__(P::THREADS) fused_rows(const __grid_constant__ RowsParams r) {
+__global__ void __launch_bounds__(P::THREADS, 1) fused_rows(const __grid_constant__ RowsParams r) {
   using Acc = typename P::Acc;
   using Element = typename P::Element;
   constexpr int DB = CHUNKS * CHUNK / static_cast<int>(sizeof(Element)) / 8;
