@@ -13,6 +13,10 @@ import fused_contrastive
 
 SEEDS = range(5)
 MORE_SEEDS = range(9)  # where single errors vary widely
+MOST_SEEDS = range(25)
+"""At low temperatures, where few pairs carry a gradient: the yardstick refuses plain float32 products 3 to 17 times in 100 by 9 seeds,
+0.1 to 6 times by 25."""
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WITH_TEMPERATURE = [case.name for case in cases.LOSSES if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip")]
 
@@ -80,8 +84,9 @@ def test_converged(name, dtype, temperature, backend, device):
     skip_unless_served(backend, device, dtype)
     n, d = small_size(backend)
     settings = {"spread": 0.3, "temperature": temperature}
+    seeds = MOST_SEEDS if temperature == 0.02 else MORE_SEEDS
     ours, eager = (
-        [cases.loss_errors(name, label, n, d, dtype, device, seed, **settings) for seed in MORE_SEEDS]
+        [cases.loss_errors(name, label, n, d, dtype, device, seed, **settings) for seed in seeds]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype)
@@ -102,12 +107,11 @@ def test_converged_gradient_under_1e_4(name, backend, device):
 def test_temperature_range(name, dtype, temperature, backend, device):
     """From one-hot to uniform softmax, and repelling positives."""
     skip_unless_served(backend, device, dtype)
-    if backend == "cuda" and is_interpreted(backend) and (name, dtype, temperature) == ("nt_xent", torch.float32, 1e-3):
-        pytest.xfail("three tf32 products in the tensor cores' rounding: 1.6 times eager's error, 1.5 are allowed")
     n, d = size(backend)
     settings = {"spread": 3.0, "temperature": temperature}
+    seeds = MOST_SEEDS if temperature == 1e-3 else MORE_SEEDS
     ours, eager = (
-        [cases.loss_errors(name, label, n, d, dtype, device, seed, **settings) for seed in MORE_SEEDS]
+        [cases.loss_errors(name, label, n, d, dtype, device, seed, **settings) for seed in seeds]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype, 1 / abs(temperature))

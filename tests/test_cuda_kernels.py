@@ -277,6 +277,18 @@ def test_converged_training(precision):
     assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[name] * want.norm()
 
 
+@pytest.mark.parametrize("D", [8, 24, 64])
+@pytest.mark.parametrize("precision", ["tf32x3", "fma"], indirect=True)
+def test_no_bias_of_float32_logits(D, precision):
+    """Truncated sums are put right on average: of a row's one candidate, whose logit is its log-sum-exp, in units of 2^-24 of it."""
+    call = Call(M=4096, N=1, D=D, kind="all", normalize=False, scale=1.0, dtype=torch.float32)
+    noise, b = call.inputs[:2]
+    a = b + noise
+    rows = call.forward((a, *call.inputs[1:]))[0].double().sum(0)[0]
+    want = (a.double() @ b.double().mT)[0, :, 0] * torch.tensor(1 / math.log(2)).double() * math.log(2)
+    assert abs((rows - want) @ want / (want @ want)) < 0.25 * 2**-24
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])

@@ -37,9 +37,9 @@ struct WeightedRows {
   __device__ void operator()(Acc (&s)[2][P::NB][2], const ColumnTiles& t, const unsigned char* columns) {
     const bool mask = needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
     if (r.p.kind >= OTHER_KEY) {
-      logits<true>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
+      logits<P, true>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
     } else {
-      logits<false>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
+      logits<P, false>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
     }
 #pragma unroll
     for (int m = 0; m < 2; ++m) {

@@ -57,9 +57,10 @@ __device__ inline bool needs_mask(const Problem& p, int i, int j) {
 
 // s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a
 // candidate, with `upper` also where column < row. KEYED kinds compare keys.
-template <bool KEYED, int MB, int NB, class Acc>
-__device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j, bool mask,
-                              bool upper) {
+template <class P, bool KEYED, class Acc = typename P::Acc>
+__device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j,
+                              bool mask, bool upper) {
+  constexpr int MB = P::MB, NB = P::NB;
   i += lane_id() >> 2;
   j += 2 * (lane_id() & 3);
   const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N + j;
@@ -70,7 +71,10 @@ __device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, 
       const bool biased = bias != nullptr && j + 8 * n + e < p.N;
       const Acc shift = biased ? bias[8 * n + e] * Acc(LOG2E) : Acc(0);
 #pragma unroll
-      for (int m = 0; m < MB; ++m) s[m][n][e] = fma(s[m][n][e], scale2, shift);
+      for (int m = 0; m < MB; ++m) {
+        const Acc rest = P::LOST == 0 ? shift : fma(s[m][n][e], scale2 * Acc(P::LOST), shift);
+        s[m][n][e] = fma(s[m][n][e], scale2, rest);
+      }
     }
   }
   if (!mask) return;

@@ -122,7 +122,7 @@ struct Reduce {
   __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, const unsigned char*) {
     const bool on_diagonal = t.on_diagonal();
     const bool mask = on_diagonal || needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
-    logits<KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, t.diagonal());
+    logits<P, KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, t.diagonal());
     if (careful) {
       rows_careful(s);
       if (r.columns) columns_careful(s, t, on_diagonal);

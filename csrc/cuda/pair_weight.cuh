@@ -67,8 +67,8 @@ struct Weight {
 
   __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Tiles& t, const unsigned char*) {
     const Problem& p = w.p;
-    logits<KEYED>(s, p, t.g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), needs_mask<P::BM, P::BN>(p, t.i, t.j),
-                  false);
+    const bool mask = needs_mask<P::BM, P::BN>(p, t.i, t.j);
+    logits<P, KEYED>(s, p, t.g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, false);
     weigh(s, t);
     emit<false>(s, t.g, t.i, t.j);
     if (w.mirror && t.j > t.i) emit<true>(s, t.g, t.j, t.i);

@@ -30,6 +30,7 @@ struct Shape {
   static constexpr int BM = BLOCK_M, BN = BLOCK_N, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
   static constexpr int MB = BM / WARPS_M / 8, NB = BN / WARPS_N / 8;  // 8 x 8 blocks of a warp's tile
+  static constexpr double LOST = 0;  // what the products lose on average, relative to their sums: logits puts it back
   static __device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8); }
   static __device__ int warp_column() { return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8); }
 
@@ -103,15 +104,19 @@ struct Half : S {
   }
 };
 
-// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high high + high low + low
-// high, relative error 2^-21 per product. Tensor cores round their sums toward zero: they start from zero every time,
-// those with low parts apart, and ordinary additions join them (Ootomo and Yokota 2022, "Recovering single precision
-// accuracy from Tensor Cores").
+// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high low + low high + high
+// high, relative error 2^-21 per product. Tensor cores round their sums toward zero: these start from zero every time
+// and ordinary additions join them (Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores").
+// A sum m 2^e, 1 <= m < 2, then loses half a unit in the last place on average, 2^-24 / m of itself: LOST, with m
+// distributed as leading digits are, of every sum and so of their total. That is a model: one exact sum and one
+// rounding per instruction. Where addends, too, are truncated as they are aligned (to 24, 25 or 26 bits, 4 or 8
+// products at a time), simulation gives 0.4 to 0.9 in place of 0.72; no GPU has been measured.
 template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
   using Acc = float;
   static constexpr int BLOCKS = SPLIT ? 1 : 2;
+  static constexpr double LOST = SPLIT ? 0.72 * 0x1p-24 : 0;
 
   template <int COUNT>
   static __device__ void round(uint32_t (&high)[COUNT], uint32_t (&low)[COUNT]) {
@@ -126,14 +131,14 @@ struct Tf32 : S {
   static __device__ void product(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], const uint32_t (&a_low)[4],
                                  const uint32_t (&b)[2], const uint32_t (&b_low)[2]) {
     if (!SPLIT) return mma_tf32(c0, c1, a, b[0], b[1]);
-    float high[2][2] = {}, low[2][2] = {};
-    mma_tf32(low[0], low[1], a, b_low[0], b_low[1]);
-    mma_tf32(low[0], low[1], a_low, b[0], b[1]);
-    mma_tf32(high[0], high[1], a, b[0], b[1]);
+    float sum[2][2] = {};
+    mma_tf32(sum[0], sum[1], a, b_low[0], b_low[1]);
+    mma_tf32(sum[0], sum[1], a_low, b[0], b[1]);
+    mma_tf32(sum[0], sum[1], a, b[0], b[1]);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      c0[e] += high[0][e] + low[0][e];
-      c1[e] += high[1][e] + low[1][e];
+      c0[e] += sum[0][e];
+      c1[e] += sum[1][e];
     }
   }
 
