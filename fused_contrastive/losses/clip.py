@@ -44,7 +44,7 @@ def clip_loss(
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     if logit_bias is not None:
         checks.number("logit_bias", logit_bias, image_features.device)
-    options, N = check_options(label_smoothing, margin, hardness), len(image_features)
+    options, N = check_options(label_smoothing, margin, hardness), image_features.shape[0]
     if bias is not None and not (isinstance(bias, tuple) and len(bias) == 2):
         bias = (bias, bias)
     check_vectors(image_features, N, (N,), keys, weights, None)

@@ -120,8 +120,8 @@ def distill_clip_loss(
     two_sets("image_features", image_features, "text_features", text_features)
     two_sets("teacher_image_features", teacher_image_features, "teacher_text_features", teacher_text_features)
     checks.embeddings("teacher_image_features", teacher_image_features, like=("image_features", image_features))
-    N = len(image_features)
-    if len(teacher_image_features) != N:
+    N = image_features.shape[0]
+    if teacher_image_features.shape[0] != N:
         raise ValueError(f"teacher_image_features must have {N} rows, got shape {tuple(teacher_image_features.shape)}")
     checks.number("logit_scale", logit_scale, image_features.device)
     checks.number("teacher_logit_scale", teacher_logit_scale, image_features.device)

@@ -53,16 +53,16 @@ def info_nce_loss(
     checks.number("temperature", temperature, query.device, divisor=True)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.choice("negative_mode", negative_mode, ("unpaired", "paired", "in_batch"))
-    options, N = check_options(label_smoothing, margin, hardness, tau_plus), len(query)
+    options, N = check_options(label_smoothing, margin, hardness, tau_plus), query.shape[0]
     paired, columns = negative_mode == "paired" and negative_keys is not None, (N,)
     if negative_keys is not None:
         if symmetric:
             raise ValueError("symmetric=True needs in-batch negatives: negative_keys must be None")
         checks.embeddings("negative_keys", negative_keys, dim=3 if paired else 2, like=("query", query))
-        if negative_keys.shape[-1] != query.shape[-1] or (paired and len(negative_keys) != N):
+        if negative_keys.shape[-1] != query.shape[-1] or (paired and negative_keys.shape[0] != N):
             expected = f"[{N}, K, {query.shape[1]}]" if paired else f"[K, {query.shape[1]}]"
             raise ValueError(f"negative_keys must have shape {expected}, got {tuple(negative_keys.shape)}")
-        columns = (N, 1 + negative_keys.shape[1]) if paired else (N + len(negative_keys),)
+        columns = (N, 1 + negative_keys.shape[1]) if paired else (N + negative_keys.shape[0],)
     check_vectors(query, N, columns, keys, weights, bias)
     if dispatch.is_eager(backend):
         return reference.info_nce_loss(

@@ -41,7 +41,7 @@ def n_pairs_loss(
     """
     two_sets("anchors", anchors, "positives", positives)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    options, B = check_options(label_smoothing, margin), len(anchors)
+    options, B = check_options(label_smoothing, margin), anchors.shape[0]
     check_vectors(anchors, B, (B,), keys, weights, bias)
     if target is not None:
         target = _target_indices(target, anchors)
@@ -59,7 +59,7 @@ def n_pairs_loss(
 
 def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
     """`target` as an index vector; None where it is the identity."""
-    B = len(anchors)
+    B = anchors.shape[0]
     if not isinstance(target, torch.Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     if target.device != anchors.device:

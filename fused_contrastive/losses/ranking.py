@@ -61,7 +61,7 @@ def multiple_negatives_ranking_loss(
     N, D = query.shape
     if negative_keys is not None:
         checks.embeddings("negative_keys", negative_keys, dim=3, like=("query", query))
-        if len(negative_keys) != N or negative_keys.shape[-1] != D:
+        if negative_keys.shape[0] != N or negative_keys.shape[-1] != D:
             raise ValueError(f"negative_keys must have shape [{N}, H, {D}], got {tuple(negative_keys.shape)}")
     options = check_options(0.0, 0.0, hardness)
     check_vectors(query, N, (N,), keys, weights, None)
@@ -90,7 +90,7 @@ def multiple_negatives_ranking_loss(
 
     def others(a, b, hardness=0.0, columns=False):
         """The documents or queries b of other queries than that of each row of a; one set where b is None."""
-        times = 1 if b is None else len(b) // max(N, 1)
+        times = 1 if b is None else b.shape[0] // max(N, 1)
         candidates = {"kind": "not_pair" if times > 1 else "not_self", "stride": max(N, 1)}
         if keys is not None:
             candidates = {"kind": "other_key", "key_a": keys, "key_b": None if b is None else keys.repeat(times)}

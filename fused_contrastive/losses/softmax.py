@@ -52,7 +52,7 @@ def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch
     wide = x.double() if x.device.type != "mps" else x  # what is left of a sum without its largest class
     order = key_b.sort().values
     classes = torch.zeros_like(wide).index_add(0, torch.searchsorted(order, key_b), wide)
-    place = torch.searchsorted(order, key_a).clamp_max(len(x) - 1)
+    place = torch.searchsorted(order, key_a).clamp_max(x.shape[0] - 1)
     own = classes.index_select(0, place).masked_fill((order[place] != key_a).unsqueeze(-1), 0.0)
     return (wide.sum(0) - own).to(x.dtype)
 
@@ -141,8 +141,8 @@ def in_batch(
     kind, key_a, key_b = "not_self", None, None
     if target is not None or keys is not None:
         kind = "other_key"
-        key_b = torch.arange(len(b), device=b.device) if keys is None else keys
-        key_a = key_b[: len(a)] if target is None else key_b.index_select(0, target)
+        key_b = torch.arange(b.shape[0], device=b.device) if keys is None else keys
+        key_a = key_b[: a.shape[0]] if target is None else key_b.index_select(0, target)
     unit = scale if normalize else None
     if not any(options) and bias is None and target is None:
         result = similarity(
@@ -154,7 +154,7 @@ def in_batch(
 
     def own(x):
         """What belongs to the columns, of each row's positive."""
-        return None if x is None else x[: len(a)] if target is None else x.index_select(0, target)
+        return None if x is None else x[: a.shape[0]] if target is None else x.index_select(0, target)
 
     dtype, a, b = matrix_dtype(a), exact_rows(a, normalize), exact_rows(b, normalize)
     product = dot(a, own(b), scale)
