@@ -55,13 +55,8 @@ __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   return false;
 }
 
-// -inf where a pair of group g is no candidate, with `upper` also where column < row, in the warp's tile in which this
-// lane's first element is (i, j). KEYED kinds compare keys.
-template <bool KEYED, int MB, int NB, class Acc>
-__device__ inline void mask_tile(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, int i, int j, bool upper);
-
-// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix), masked as above
-// where `mask`.
+// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a
+// candidate, with `upper` also where column < row. KEYED kinds compare keys.
 template <bool KEYED, int MB, int NB, class Acc>
 __device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j, bool mask,
                               bool upper) {
@@ -78,11 +73,7 @@ __device__ inline void logits(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, 
       for (int m = 0; m < MB; ++m) s[m][n][e] = fma(s[m][n][e], scale2, shift);
     }
   }
-  if (mask) mask_tile<KEYED>(s, p, g, i, j, upper);
-}
-
-template <bool KEYED, int MB, int NB, class Acc>
-__device__ inline void mask_tile(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, int i, int j, bool upper) {
+  if (!mask) return;
   int64_t keys[MB];
   const int first = j - i - p.offset - 8 * (MB - 1);
   const Multiples pairs(first, KEYED || p.kind != NOT_PAIR ? 1 : p.stride);
