@@ -7,10 +7,10 @@ import re
 from .losses import LOSSES, Size
 from .report import table
 
-TILED = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
+TILED = ("pair_reduce", "pair_weight", "fused_rows")
 """Kernels that compute every similarity once (a symmetric matrix: half of them)."""
 OWN = re.compile(
-    r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|(?:force|sigmoid)_\w+|distance_(?:group|rows|pull))\b"
+    r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|force_\w+|distance_(?:group|rows|pull))\b"
 )
 PRODUCT = re.compile(r"gemm|cutlass|nvjet|cublas", re.IGNORECASE)
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}

@@ -252,14 +252,7 @@ def test_every_operator_has_a_source():
         x = types.SimpleNamespace(dtype=dtype)
         names.add(device_tests.source_of("force_group", (x, none)))
         assert device_tests.source_of("force_inverses", (none, x)) in names
-    names.add(device_tests.source_of("sigmoid_terms", (x,)))
-    for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        x = types.SimpleNamespace(dtype=dtype, is_cuda=False, itemsize=2)
-        names.add(device_tests.source_of("sigmoid_weight", (x,)))
-    names |= {device_tests.source_of("sigmoid_reduce", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
-    assert names | {"cuda/tiles_sm90", "cuda/sigmoid_sm90"} == {
-        name for name in environment.kernel_hashes() if name.startswith("cuda/")
-    }
+    assert names | {"cuda/tiles_sm90"} == {name for name in environment.kernel_hashes() if name.startswith("cuda/")}
     assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/tiles_fma"
 
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "backward.h"
-#include "sigmoid.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
@@ -32,9 +31,7 @@ void run_groups(const Arguments& f, Runtime* runtime) {
 template <class C>
 Kernels kernels_of() {
   return {[](const Forward& f, Runtime* runtime) { run_groups<ForwardPass<C>>(f, runtime); },
-          [](const Backward& f, Runtime* runtime) { run_groups<BackwardPass<C>>(f, runtime); },
-          [](const SigmoidForward& f, Runtime* runtime) { run_groups<SigmoidForwardPass<C>>(f, runtime); },
-          [](const SigmoidBackward& f, Runtime* runtime) { run_groups<SigmoidBackwardPass<C>>(f, runtime); }};
+          [](const Backward& f, Runtime* runtime) { run_groups<BackwardPass<C>>(f, runtime); }};
 }
 
 }  // namespace fused_contrastive::FUSED_ISA
