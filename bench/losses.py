@@ -77,6 +77,7 @@ def _labels(z: torch.Tensor) -> torch.Tensor:
 
 
 _symmetric = {"symmetric": True}
+_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 LOSSES = {
     "nt_xent": Loss(
@@ -111,6 +112,14 @@ LOSSES = {
         lambda s: [(s.N, s.D)], _none, _square, (3, 9), (2, 4),
     ),
     "dcl": Loss(fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)),
+    "ranking": Loss(
+        partial(fc.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
+        partial(reference.multiple_negatives_ranking_loss, directions=_DIRECTIONS), _two, _none, _square, (4, 12), (8, 16),
+    ),
+    "distill_clip": Loss(
+        lambda a, b, x, y, **o: fc.distill_clip_loss(a, b, 20.0, x, y, 20.0, **o),
+        lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0), _two, _two, _square, (22, 6), (4, 4),
+    ),
     "contrastive_force": Loss(
         partial(fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"),
         force_baseline.contrastive_force_loss, lambda s: [(s.K, s.N, s.D)] * 2, _none, lambda s: s.K * (2 * s.N) ** 2,

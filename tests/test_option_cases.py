@@ -10,6 +10,7 @@ from test_accuracy import MORE_SEEDS, SEEDS, WITH_OPTIONS, assert_within_yardsti
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+WITH_ANY = [c for c in cases.BY_NAME.values() if c in cases.OPTIONS or c.name in WITH_OPTIONS]
 FEW = ("nt_xent-keys", "info_nce-bias", "info_nce-hardness", "distill-weights")
 """What the interpreter and the host shim run."""
 
@@ -71,9 +72,7 @@ def test_small(case, n, any_backend, device):
 
 
 @pytest.mark.interpreter(case=())
-@pytest.mark.parametrize(
-    "case", [c for c in cases.BY_NAME.values() if c in cases.OPTIONS or c.name in WITH_OPTIONS], ids=lambda c: c.name
-)
+@pytest.mark.parametrize("case", WITH_ANY, ids=lambda c: c.name)
 def test_metrics(case, backend, device):
     """Accuracy and mean similarity are those of the dense logits, weighted as the loss."""
     if case.function in cases.WITHOUT_METRICS:
@@ -100,7 +99,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("case", [*cases.OPTIONS, *cases.LOSSES], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", WITH_ANY, ids=lambda c: c.name)
 def test_memory(case):
     """No tensor around the kernels has more than O(N D) elements."""
     n, d = 300, 4
@@ -112,12 +111,13 @@ def test_memory(case):
     assert linear < n * n / 3
 
 
-@pytest.mark.parametrize("case", [c for c in cases.LOSSES if "-" not in c.name], ids=lambda c: c.name)
-def test_defaults_run_one_op_each_way(case, monkeypatch):
-    """Without options nothing but the forward and the backward op of before."""
-    if case.name in ("distill",):
-        pytest.skip("two softmaxes")
-    counts = []
+@pytest.mark.parametrize("name", ("nt_xent", "info_nce", "info_nce-symmetric", "info_nce-queue", "clip", "n_pairs"))
+@pytest.mark.parametrize("options", ({}, {"keys": torch.arange(8) // 2}), ids=("plain", "keys"))
+def test_one_op_each_way(name, options):
+    """Without options, and with keys among a batch, nothing but a forward and a backward op."""
+    if options and name == "info_nce-queue":
+        options = {"keys": torch.arange(8 + 8 // 2 + 1)}
+    case, counts = cases.BY_NAME[name], []
 
     class Ops(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -127,5 +127,5 @@ def test_defaults_run_one_op_each_way(case, monkeypatch):
 
     inputs = case.draw(8, 4, torch.float32)
     with Ops():
-        case.loss(inputs, "panels").sum().backward()
+        case.loss(inputs, "panels", **options).sum().backward()
     assert counts == ["similarity_forward", "similarity_backward"]

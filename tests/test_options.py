@@ -108,6 +108,8 @@ def test_biases_of_either_set(any_backend, device):
     wanted = torch.autograd.grad(expected.sum(), (of_image, of_text), retain_graph=True)
     for x, y in zip(torch.autograd.grad(found.sum(), (of_image, of_text)), wanted, strict=True):
         torch.testing.assert_close(x, y)
+    found = fc.clip_loss(image, text, 3.0, bias=(None, of_text), backend=any_backend)
+    torch.testing.assert_close(found, (F.cross_entropy(s + of_text, target) + F.cross_entropy(s.T, target)) / 2)
 
 
 def test_label_smoothing_is_that_of_cross_entropy(any_backend, device):

@@ -13,14 +13,14 @@ Options of the losses with one positive, None or 0 by default; together, or each
 ``weights``: of the rows; "none" returns ``w l``, "sum" ``Σ w l``, "mean" ``Σ w l / Σ w``, and the metrics are weighted alike. A weight of 0 leaves a
     row out even where its loss is not finite.
 ``bias``: added to the logits of a column, wherever it is a candidate, as the positive too: ``-log q`` corrects for candidates sampled with
-    probability q (Yi et al. 2019, "Sampling-bias-corrected neural modeling", eq. 3); ``-inf`` removes padding (rows whose positive it
+    probability q (Yi et al. 2019, "Sampling-bias-corrected neural modeling"); ``-inf`` removes padding (rows whose positive it
     removes have an infinite loss: give them weight 0).
 ``label_smoothing``: as F.cross_entropy's, uniform over the row's candidates, the positive among them.
-``margin``: subtracted from the positive's similarity before it is scaled (additive margin softmax: Wang et al. 2018, arXiv:1801.05599, eq. 6).
+``margin``: subtracted from the positive's similarity before it is scaled (additive margin softmax: Wang et al. 2018, arXiv:1801.05599).
 ``hardness``: each negative's logit gets ``hardness * stopgrad(similarity)``, that is, the negative the weight ``exp(hardness * similarity)`` (Lan
     et al. 2025, arXiv:2503.04812, eq. 5; the weights of Robinson et al. 2021, arXiv:2010.04592, not normalised).
 ``tau_plus``: the prior probability that a negative is of the positive's class; the sum over the negatives becomes the debiased estimate of
-    Chuang et al. 2020 (arXiv:2007.00224, eq. 8), whose lower bound takes similarities to be cosines. Not together with `hardness`.
+    Chuang et al. 2020 (arXiv:2007.00224, sec. 4), whose lower bound takes similarities to be cosines. Not together with `hardness`.
 
 The accuracy is that of the logits with their biases, without `margin` and `hardness` (which then takes a second forward pass); the positive
 similarity that of the plain ones.

@@ -34,7 +34,8 @@ def clip_loss(
         logit_scale: multiplies the dot products (1 / temperature; already exponentiated).
         logit_bias: a scalar added to every logit: the loss does not depend on it and its gradient is 0.
         keys, weights: ``[N]``, of the pairs; see `fused_contrastive.losses`, as for the options `label_smoothing`, `margin` and `hardness`.
-        bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``: a text's where texts are the candidates, an image's where images are.
+        bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``: a text's where texts are the candidates, an image's where images are;
+            either may be None.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.

@@ -34,7 +34,7 @@ def multiple_negatives_ranking_loss(
     backend: str | None = None,
 ):
     """Multiple negatives ranking loss (Henderson et al. 2017, arXiv:1705.00652, sec. 4.4) with the extensions of sentence-transformers:
-    several directions (Li et al. 2023, arXiv:2308.03281, eq. 2) and hardness weighting (Lan et al. 2025, arXiv:2503.04812, eq. 5).
+    several directions (Li et al. 2023, arXiv:2308.03281) and hardness weighting (Lan et al. 2025, arXiv:2503.04812, eq. 5).
 
     The documents are the positives and the hard negatives of all queries; all of them are candidates of every query.
 
@@ -103,7 +103,7 @@ def multiple_negatives_ranking_loss(
         own = docs[N:].reshape(H, N, D).transpose(0, 1)
         result = negatives(query.unsqueeze(1), own, scale, of_own, **more)
         forward.append((result.rows.squeeze(1), result.row_max.squeeze(1) if metrics else None))
-    for direction, a, b in (("query_to_query", query, None), ("doc_to_doc", positive_key, docs)):
+    for direction, a, b in (("query_to_query", query, None), ("doc_to_doc", positive_key, docs if H else None)):
         if direction in directions:
             result = others(a, b)
             forward.append((result.rows, result.row_max))

@@ -49,7 +49,7 @@ def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch
     if x.dim() == 3:
         return x.masked_fill((key_a == key_b).unsqueeze(-1), 0.0).sum(-2, keepdim=True)
     key_a, key_b = key_a.long(), (key_a if key_b is None else key_b).long()
-    wide = x.double() if x.device.type != "mps" else x  # what is left of a sum without its largest class
+    wide = x.double() if x.device.type in ("cpu", "cuda") else x  # what is left of a sum without its largest class
     order = key_b.sort().values
     classes = torch.zeros_like(wide).index_add(0, torch.searchsorted(order, key_b), wide)
     place = torch.searchsorted(order, key_a).clamp_max(x.shape[0] - 1)
@@ -80,7 +80,7 @@ def count_and_total(a, b, scale, options: Options, kind, key_a=None, key_b=None,
 
 
 def debiased(lse, pos, count, scale, tau_plus: float) -> torch.Tensor:
-    """``log max((e^lse - tau_plus count e^pos) / (1 - tau_plus), count e^-|scale|)`` (Chuang et al. 2020, eq. 8)."""
+    """``log max((e^lse - tau_plus count e^pos) / (1 - tau_plus), count e^-|scale|)`` (Chuang et al. 2020, sec. 4)."""
     log_count = count.log()
     floor = log_count - scale.abs() + 0 * lse.clamp_min(0)  # NaN stays
     gap = pos + (log_count + math.log(tau_plus)) - lse
@@ -108,8 +108,9 @@ def one_direction(
     a, b, product, scale, options: Options, candidates, *, bias=None, own_bias=None, found=None, metrics=False, dtype=None,
     backend=None,
 ):  # fmt: skip
-    """``(loss, (positive logit before its margin, largest other))`` of the rows of a against the `candidates` ``(kind, key_a, key_b)`` among b, as the products
-    read them; `product` is the positive's ``<a_i, p_i>``, `own_bias` its bias, `found` what `lse_and_largest` has found already."""
+    """``(loss, (positive logit before its margin, largest other))`` of the rows of a against the `candidates` ``(kind, key_a, key_b)`` among b,
+    as the products read them; `product` is the positive's ``<a_i, p_i>``, `own_bias` its bias, `found` what `lse_and_largest` has
+    found already."""
     if found is None:
         found = lse_and_largest(
             a, b, scale, options, candidates, bias=bias, extrema=metrics, dtype=dtype, backend=backend

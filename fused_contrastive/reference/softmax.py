@@ -16,7 +16,7 @@ def cross_entropy(
     back with their biases, −inf where there is no candidate.
 
     Added to them: `bias` of the columns; `hardness` times the constant `similarities`, at negatives; minus `margin` times `scale`, at the
-    target. Then `tau_plus` corrects the sum over the negatives (Chuang et al. 2020, eq. 8), and the target is smoothed over the candidates.
+    target. Then `tau_plus` corrects the sum over the negatives (Chuang et al. 2020, sec. 4), and the target is smoothed over the candidates.
     """
     target = target.unsqueeze(1)
     if bias is not None:
