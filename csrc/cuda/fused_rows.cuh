@@ -94,7 +94,7 @@ template <class P, int CHUNKS>
 using RowsLoop = TileLoop<P, 3, true, CHUNKS>;
 
 template <class P, int CHUNKS>
-__global__ void __launch_bounds__(P::THREADS, 1) fused_rows(const __grid_constant__ RowsParams r) {
+__global__ void __launch_bounds__(P::THREADS) fused_rows(const __grid_constant__ RowsParams r) {
   using Acc = typename P::Acc;
   using Element = typename P::Element;
   constexpr int DB = CHUNKS * CHUNK / static_cast<int>(sizeof(Element)) / 8;

@@ -55,40 +55,32 @@ __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   return false;
 }
 
-// -inf where a pair of group g is no candidate, with `upper` also where column < row, in the warp's tile in which this
-// lane's first element is (i, j). KEYED kinds compare keys.
-template <bool KEYED, int MB, int NB, class Acc>
-__device__ inline void mask_tile(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, int i, int j, bool upper);
-
 // scale2 s + shift, what the products lost put back.
 template <class P, class Acc = typename P::Acc>
 __device__ inline Acc scaled(Acc s, Acc scale2, Acc shift) {
   return fma(s, scale2, P::LOST == 0 ? shift : fma(s, scale2 * Acc(P::LOST), shift));
 }
 
-// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix), masked as above
-// where `mask`.
-template <class P, bool KEYED, class Acc = typename P::Acc>
+// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a
+// candidate, with `upper` also where column < row. KEYED kinds compare keys. SCALED: s already is s2.
+template <class P, bool KEYED, bool SCALED = false, class Acc = typename P::Acc>
 __device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j,
                               bool mask, bool upper) {
+  constexpr int MB = P::MB, NB = P::NB;
   i += lane_id() >> 2;
   j += 2 * (lane_id() & 3);
   const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N + j;
 #pragma unroll
-  for (int n = 0; n < P::NB; ++n) {
+  for (int n = 0; n < (SCALED ? 0 : NB); ++n) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const bool biased = bias != nullptr && j + 8 * n + e < p.N;
       const Acc shift = biased ? bias[8 * n + e] * Acc(LOG2E) : Acc(0);
 #pragma unroll
-      for (int m = 0; m < P::MB; ++m) s[m][n][e] = scaled<P>(s[m][n][e], scale2, shift);
+      for (int m = 0; m < MB; ++m) s[m][n][e] = scaled<P>(s[m][n][e], scale2, shift);
     }
   }
-  if (mask) mask_tile<KEYED>(s, p, g, i, j, upper);
-}
-
-template <bool KEYED, int MB, int NB, class Acc>
-__device__ inline void mask_tile(Acc (&s)[MB][NB][2], const Problem& p, int64_t g, int i, int j, bool upper) {
+  if (!mask) return;
   int64_t keys[MB];
   const int first = j - i - p.offset - 8 * (MB - 1);
   const Multiples pairs(first, KEYED || p.kind != NOT_PAIR ? 1 : p.stride);

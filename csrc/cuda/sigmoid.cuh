@@ -47,8 +47,8 @@ __device__ inline void signed_logits(Acc (&s)[P::MB][P::NB][2], const Problem& p
       for (int e = 0; e < 2; ++e) s[m][n][e] = scaled<P>(s[m][n][e], scale2, shift[m]);
     }
   }
-  const int row = i + P::warp_row() + (lane_id() >> 2), column = j + P::warp_column() + 2 * (lane_id() & 3);
-  if (needs_mask<P::BM, P::BN>(p, i, j)) mask_tile<KEYED>(s, p, g, row, column, false);
+  if (!needs_mask<P::BM, P::BN>(p, i, j)) return;
+  logits<P, KEYED, true>(s, p, g, scale2, i + P::warp_row(), j + P::warp_column(), true, false);
 }
 
 // Of the lanes that hold parts of a row.
