@@ -17,6 +17,13 @@ from fused_contrastive import cuda
 TINY = gpu.Stage("nt_xent,clip", "fp32", ("16x4",), 0.1, "eager,panels")
 
 
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """Tests of a run go one by one, also where pytest-xdist is installed."""
+    monkeypatch.setattr(gpu_run, "WORKERS", 1)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 def described(**changes):
     card = {"name": "G", "driver": "1", "ptxas": {"version": "13"}, "cuda": "13"}
     return {**environment.describe(torch.device("cpu")), "gpu": card, **changes}

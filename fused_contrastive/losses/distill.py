@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import checks, dispatch, ops, reference
-from ..functions import FirstDerivative, as_scalar, matrix_dtype, similarity
+from ..functions import as_scalar, matrix_dtype, similarity
 from .common import as_read, exact_rows, one_positive, two_sets
 from .options import check_vectors
 from .softmax import dot
@@ -60,8 +60,6 @@ class TeacherRows(torch.autograd.Function):
     def backward(ctx, g, h, *_):
         a, b, x, y, p, q, *lse = ctx.saved_tensors
         gradients = teacher_sums(a, b, x, y, lse, g * p, h * q, ctx.dtype, ctx.backend)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradients = FirstDerivative.apply(2, *gradients, g, h, a, b)
         return (*gradients, None, None, None, None, None)
 
 
@@ -76,19 +74,21 @@ class TeacherTotal(torch.autograd.Function):
         )[:2]
         p, q = (share(one, own) for one in lse)
         of_a, of_b = (z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend))
-        return (a * of_a).sum(1), p, q, of_a, of_b
+        return (a * of_a).sum(1), p, q, of_a, of_b, *lse
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
+        *tensors, _, w, ctx.dtype, ctx.backend = inputs
         ctx.mark_non_differentiable(*outputs[1:])
-        ctx.save_for_backward(*inputs[:2], *outputs[3:])
+        ctx.save_for_backward(*tensors, w, *outputs[1:])
 
     @staticmethod
     def backward(ctx, g, *_):
-        a, b, *sums = ctx.saved_tensors
-        gradients = tuple(g[:1] * z for z in sums)
-        if torch.is_grad_enabled():
-            gradients = FirstDerivative.apply(2, *gradients, g, a, b)
+        a, b, x, y, w, p, q, of_a, of_b, *lse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = teacher_sums(a, b, x, y, lse, g * w * p, g * w * q, ctx.dtype, ctx.backend)
+        else:
+            gradients = g[:1] * of_a, g[:1] * of_b
         return (*gradients, None, None, None, None, None, None)
 
 
