@@ -18,6 +18,15 @@ class Prediction(NamedTuple):
     most: int
 
     @property
+    def dtype(self) -> str:
+        return "fp32" if self.kernel.startswith("force_") else "bf16"
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Those it holds for."""
+        return ("cuda",) if self.kernel.startswith("force_") else ("triton", "cuda")
+
+    @property
     def loss(self) -> str:
         if self.kernel.startswith("force_"):
             return "contrastive_force"

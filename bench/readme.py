@@ -153,7 +153,10 @@ def kernels(folder: Path = RESULTS) -> str:
         unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
         line = [p.kernel, str(p.D), f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}"]
         for backend in ("triton", "cuda"):
-            place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": "bf16", "backend": backend}
+            if backend not in p.backends:
+                line.append("-")
+                continue
+            place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": p.dtype, "backend": backend}
             here = [e for e in entries if e["rate"] and place.items() <= e.items()]
             largest = max(here, key=lambda e: e["N"], default=None)
             line.append(f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else UNMEASURED["gpu"])

@@ -286,13 +286,18 @@ def test_predictions_stand_beside_measurements(tmp_path):
     result = result_file(tmp_path, "gpu-h", "gpu", "2025-01-01", gpu=card, kernels=states)
     result |= {
         "tests": {"complete": True},
-        "rates": {"gemm_bf16_tflops": 800.0},
-        "rows": [row | {"backend": "cuda", "kernels": profile}],
+        "rates": {"gemm_bf16_tflops": 800.0, "gemm_fp32_tflops": 50.0},
+        "rows": [
+            row | {"backend": "cuda", "kernels": profile},
+            row | {"loss": "contrastive_force", "N": 4096, "K": 1, "dtype": "fp32", "backend": "cuda"}
+            | {"kernels": [("void force_distances<float>(ForceParams)", 1000.0)]},
+        ],
     }
     (tmp_path / "gpu-h.json").write_text(json.dumps(result))
     text = readme.kernels(tmp_path)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert f"| pair_reduce | 128 | 380 - 480 TFLOP/s | {nothing} | 500 (0.63) |" in lines
+    assert "| force_distances | 128 | 25 - 32 TFLOP/s | - | 26 (0.52) |" in lines
     assert "H200 (driver 1, CUDA 13)" in text and "no GPU has run" not in text
     assert lines[-1] == "Kernels that failed on a GPU: `cuda/finish`."
 

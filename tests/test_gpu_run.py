@@ -350,6 +350,14 @@ def test_kernels_alone_against_bare_rates():
     assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
     assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
     assert found["prepare"]["rate"] == pytest.approx(1000.0)
+    force = {"loss": "contrastive_force", "N": 500, "K": 10, "D": 100, "dtype": "fp32", "pass": "full"}
+    launched = [("void fused_contrastive::force_weights<float>(ForceParams)", 100.0), ("ampere_sgemm_128x64", 100.0)]
+    both = [{**force, "backend": backend, "kernels": launched} for backend in ("cuda", "triton")]
+    found = {(e["backend"], e["kernel"]): e for e in kernel_table.entries({"rows": both, "rates": rates()})}
+    cells = 10 * 1000**2 * 100  # 5000 rows against the 1000 points of their group: half of that
+    assert found["cuda", "force_weights"]["rate"] == pytest.approx(3 * cells / 2 / 100e-6 / 1e12)
+    assert found["cuda", "product"]["of"] == pytest.approx(3 * cells / 100e-6 / 1e12 / 50)
+    assert found["triton", "force_weights"]["rate"] is None, "other launches than those counted"
     assert "250 TFLOP/s" in kernel_table.markdown(result) and "no" not in kernel_table.markdown(result)[:2]
     assert kernel_table.markdown({"rows": [], "rates": {}}) == "No profiled kernels."
 
