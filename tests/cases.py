@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import label_cases
+import label_oracle
 import numpy as np
 import oracle
 import torch
-from option_cases import option_cases
+from option_cases import keys, option_cases, rows, vectors
 from sigmoid_cases import siglip
 
 import fused_contrastive
@@ -44,6 +45,15 @@ class Case:
         scalar = torch.promote_types(dtype, torch.float32)
         return {name: x.to(device, scalar if x.dim() == 0 else dtype).requires_grad_() for name, x in inputs.items()}
 
+    @property
+    def constant_parts(self) -> bool:
+        """Whether parts of the loss that depend on its inputs count as constants: the gradient is not that of the loss."""
+        return bool(self.options.get("hardness")) or self.function == "dclw_loss"
+
+    def rows(self, first: torch.Tensor) -> int:
+        """What `draw` was given as n."""
+        return first.shape[1] if self.function == "cpc_loss" else len(first)
+
     def extra(self, n, device="cpu") -> dict:
         """The arguments that are not differentiable."""
         constants = {} if self.constants is None else self.constants(n)
@@ -53,7 +63,7 @@ class Case:
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """The fused loss; `backend` "reference" is the eager code itself."""
         first = next(iter(inputs.values()))
-        options = self.extra(len(first), first.device) | {"reduction": reduction} | more
+        options = self.extra(self.rows(first), first.device) | {"reduction": reduction} | more
         options |= {name: x.to(first.dtype) for name, x in options.items() if name.startswith("teacher") and x.dim()}
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
@@ -64,7 +74,7 @@ class Case:
     def truth(self, inputs: dict, g) -> tuple[np.ndarray, dict]:
         """The oracle's loss vector and gradients for the upstream gradient `g`."""
         arrays = {name: oracle.array(x) for name, x in inputs.items()}
-        extra = self.extra(len(next(iter(inputs.values()))))
+        extra = self.extra(self.rows(next(iter(inputs.values()))))
         return self.oracle(**arrays, **extra, g=oracle.array(g))
 
 
@@ -155,7 +165,15 @@ LOSSES = (
     *(Case(**loss) for loss in label_cases.losses(_two_views("z1", "z2"))),
     *_STANDARD,
 )  # fmt: skip
-OPTIONS = (*_MORE,)
+OPTIONS = (
+    *_MORE,
+    Case("siglip-options", "siglip_loss", vectors(_siglip_inputs, rows), siglip, constants=keys(rows)),
+    Case("dcl-options", "dcl_loss", vectors(_two_views("z1", "z2"), rows), label_oracle.dcl, constants=keys(rows)),
+    Case(
+        "dclw-options", "dclw_loss", vectors(_two_views("z1", "z2"), rows), label_oracle.dcl, {"sigma": 0.4}, constants=keys(rows)
+    ),
+    Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
+)  # fmt: skip
 ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
 WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
 BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}

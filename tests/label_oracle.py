@@ -69,8 +69,8 @@ def sup_con(
     return np.array(loss).reshape(np.shape(g)), named
 
 
-def dcl(z1, z2, temperature, g, sigma=None, normalize=True):
-    """``(loss [2B], {z1, z2, temperature})``; with `sigma` DCLW."""
+def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=None):
+    """``(loss [2B], {z1, z2, temperature, weights})``; with `sigma` DCLW."""
     z1, z2, temperature = array(z1), array(z2), float(array(temperature))
     B = len(z1)
     pairs = Pairs(np.concatenate([z1, z2]), scale=1 / temperature, normalize=normalize)
@@ -78,15 +78,19 @@ def dcl(z1, z2, temperature, g, sigma=None, normalize=True):
     weight = np.ones(B)
     if sigma is not None:
         weight = 2 - B * softmax(np.diagonal(pairs.dots[:B, B:]) / sigma)
-    sample = np.arange(2 * B) % max(B, 1)
+    key = np.tile(np.arange(B) if keys is None else array(keys), 2)
+    of_rows = np.ones(2 * B) if weights is None else np.tile(array(weights), 2)
     for i in range(2 * B):
         partner = (i + B) % (2 * B)
-        others = sample != i % B
+        others = key != key[i]
         loss[i] = log_sum_exp(pairs.s[i, others]) - weight[i % B] * pairs.s[i, partner]
-        ds[i, partner] = -weight[i % B] * g[i]
-        ds[i, others] = g[i] * softmax(pairs.s[i, others])
+        ds[i, partner] = -weight[i % B] * g[i] * of_rows[i]
+        ds[i, others] = g[i] * of_rows[i] * softmax(pairs.s[i, others])
     grads = pairs.gradients(ds)
-    return loss, {"z1": grads["a"][:B], "z2": grads["a"][B:], "temperature": -grads["scale"] / temperature**2}
+    named = {"z1": grads["a"][:B], "z2": grads["a"][B:], "temperature": -grads["scale"] / temperature**2}
+    if weights is not None:
+        named["weights"] = (g * loss)[:B] + (g * loss)[B:]
+    return of_rows * loss, named
 
 
 def metrics(features, labels, temperature, contrast_mode="all", normalize=True) -> tuple[float, float]:

@@ -146,24 +146,30 @@ def check(use: Use, backend: str, m, n, d, dtype=torch.float64, device="cpu", to
     return found
 
 
-def siglip(image_features, text_features, logit_scale, logit_bias, g):
+def siglip(image_features, text_features, logit_scale, logit_bias, g, keys=None, weights=None):
     """``(loss [N], gradients by argument name)``: the double loop over images and texts, each pair a logistic regression."""
     image, text = oracle.array(image_features), oracle.array(text_features)
     scale, bias = float(oracle.array(logit_scale)), float(oracle.array(logit_bias))
     loss = np.zeros(len(image))
     grads = {"image_features": np.zeros_like(image), "text_features": np.zeros_like(text)}
     grads |= {"logit_scale": 0.0, "logit_bias": 0.0}
+    key = range(len(image)) if keys is None else keys.tolist()
+    of_rows = np.ones(len(image)) if weights is None else oracle.array(weights)
     for i, u in enumerate(image):
         for j, v in enumerate(text):
+            if i != j and key[i] == key[j]:
+                continue
             label = 1 if i == j else -1
             dot = u @ v
             loss[i] += softplus(-label * (scale * dot + bias))
-            d = -g[i] * label * logistic(-label * (scale * dot + bias))
+            d = -g[i] * of_rows[i] * label * logistic(-label * (scale * dot + bias))
             grads["image_features"][i] += d * scale * v
             grads["text_features"][j] += d * scale * u
             grads["logit_scale"] += d * dot
             grads["logit_bias"] += d
-    return loss, grads
+    if weights is not None:
+        grads["weights"] = g * loss
+    return of_rows * loss, grads
 
 
 USES = (

@@ -289,7 +289,8 @@ def test_predictions_stand_beside_measurements(tmp_path):
         "rates": {"gemm_bf16_tflops": 800.0, "gemm_fp32_tflops": 50.0},
         "rows": [
             row | {"backend": "cuda", "kernels": profile},
-            row | {"loss": "contrastive_force", "N": 4096, "K": 1, "dtype": "fp32", "backend": "cuda"}
+            row
+            | {"loss": "contrastive_force", "N": 4096, "K": 1, "dtype": "fp32", "backend": "cuda"}
             | {"kernels": [("void force_distances<float>(ForceParams)", 1000.0)]},
         ],
     }

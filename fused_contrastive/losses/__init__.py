@@ -6,7 +6,8 @@ passes (accuracy: the share of rows whose positive is at least their largest oth
 mean logit where nothing is normalised); ``backend`` a name of `backends()`, or None. Losses are float32 (float64 for float64 inputs).
 Wrong shapes, dtypes, devices or values raise ValueError or TypeError naming the argument.
 
-Options of the losses with one positive, None or 0 by default; together, or each alone, they keep O(N D) memory and one loss per row:
+Options of the losses with one positive (SigLIP, the decoupled losses and CPC: `keys` and `weights`), None or 0 by default; together, or each
+alone, they keep O(N D) memory and one loss per row:
 
 ``keys``: integers; a column whose key equals the row's is no negative of it (a duplicate, another sample of the same class); its positive
     remains the positive.

@@ -36,10 +36,10 @@ class Outcome(NamedTuple):
         return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": similarity}
 
 
-def finish(loss, reduction, metrics, result: Result, pos, scale=None, columns=False):
+def finish(loss, reduction, metrics, result: Result, pos, scale=None, columns=False, weights=None):
     """Reduced loss, with `metrics` the dictionary; `scale` turns positive logits into cosines."""
     ranks = ((pos, result.row_max), (pos, result.col_max)) if columns else ((pos, result.row_max),)
-    return Outcome(loss, pos, scale, ranks).reduced(reduction, metrics)
+    return Outcome(loss, pos, scale, ranks).reduced(reduction, metrics, weights)
 
 
 def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

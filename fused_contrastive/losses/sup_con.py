@@ -38,7 +38,7 @@ def sup_con_loss(
 
     Args:
         features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, each of which is a row.
-        labels: ``[N]`` integers; None: every sample is a class of its own (SimCLR with V views).
+        labels: ``[N]`` integers; None, with views: every sample is a class of its own (SimCLR with V views).
         positive_weights: in place of labels, and with "out" only: ``[N, N]`` non-negative weights of sample j as a positive of sample i
             (SupContrast's mask; need not be symmetric; its diagonal weights the other views of i). The mean over P is then
             ``sum_P w s / sum_P w``. Copied once; all else is O(N D).
@@ -103,6 +103,10 @@ def _check(features, labels, temperature, positives, positive_weights, weights):
     checks.choice("positives", positives, ("out", "in", "pairs"))
     if labels is not None:
         checks.keys("labels", labels, (N,), device)
+    elif features.dim() == 2 and positive_weights is None:
+        raise ValueError(
+            "labels must be given with features [N, D]: without them, no row of a single view has a positive"
+        )
     if positive_weights is not None:
         if labels is not None:
             raise ValueError("labels must be None where positive_weights are given")

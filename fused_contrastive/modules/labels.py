@@ -32,7 +32,7 @@ class SupConLoss(TemperatureLoss):
 
 
 class DCLLoss(TemperatureLoss):
-    """Module form of `dcl_loss`: ``DCLLoss(temperature)(z1, z2)``."""
+    """Module form of `dcl_loss`: ``DCLLoss(temperature)(z1, z2)``, with `keys` and `weights` as keyword arguments."""
 
     def __init__(
         self, temperature=0.1, *, normalize=True, reduction="mean", metrics=False, backend=None,
@@ -43,12 +43,12 @@ class DCLLoss(TemperatureLoss):
             backend=backend,
         )  # fmt: skip
 
-    def forward(self, z1: torch.Tensor, z2: torch.Tensor):
-        return losses.dcl_loss(z1, z2, self.temperature, **self.options)
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
+        return losses.dcl_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)
 
 
 class DCLWLoss(TemperatureLoss):
-    """Module form of `dclw_loss`: ``DCLWLoss(temperature, sigma)(z1, z2)``."""
+    """Module form of `dclw_loss`: ``DCLWLoss(temperature, sigma)(z1, z2)``, with `keys` and `weights` as keyword arguments."""
 
     def __init__(
         self, temperature=0.1, sigma=0.5, *, normalize=True, reduction="mean", metrics=False,
@@ -60,5 +60,5 @@ class DCLWLoss(TemperatureLoss):
             metrics=metrics, backend=backend,
         )  # fmt: skip
 
-    def forward(self, z1: torch.Tensor, z2: torch.Tensor):
-        return losses.dclw_loss(z1, z2, self.temperature, **self.options)
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
+        return losses.dclw_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)

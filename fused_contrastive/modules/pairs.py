@@ -111,10 +111,11 @@ class NPairsLoss(Loss):
 
 
 class CPCLoss(Loss):
-    """Module form of `cpc_loss`: ``CPCLoss()(predictions, latents)`` returns ``(loss, accuracy)``."""
+    """Module form of `cpc_loss`: ``CPCLoss()(predictions, latents)`` returns ``(loss, accuracy)``; `keys` and `weights` are keyword
+    arguments."""
 
     def __init__(self, *, reduction="mean", backend=None):
         super().__init__(reduction=reduction, backend=backend)
 
-    def forward(self, predictions: torch.Tensor, latents: torch.Tensor):
-        return losses.cpc_loss(predictions, latents, **self.options)
+    def forward(self, predictions: torch.Tensor, latents: torch.Tensor, *, keys=None, weights=None):
+        return losses.cpc_loss(predictions, latents, keys=keys, weights=weights, **self.options)

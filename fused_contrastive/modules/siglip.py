@@ -15,7 +15,8 @@ class SigLipLoss(Loss):
     """Module form of `siglip_loss`: ``SigLipLoss()(image_features, text_features, logit_scale, logit_bias)``.
 
     With ``learnable=True`` the module owns both, as parameters ``log_logit_scale``, starting at log(`logit_scale`), and ``logit_bias``, and
-    `forward` takes neither: ``SigLipLoss(10.0, -10.0, learnable=True)(image_features, text_features)``, the paper's start.
+    `forward` takes neither: ``SigLipLoss(10.0, -10.0, learnable=True)(image_features, text_features)``, the paper's start. `keys` and `weights`
+    are keyword arguments of `forward`.
     """
 
     def __init__(
@@ -34,10 +35,14 @@ class SigLipLoss(Loss):
             self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
         self.learnable = learnable
 
-    def forward(self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale=None, logit_bias=None):
+    def forward(
+        self, image_features: torch.Tensor, text_features: torch.Tensor, logit_scale=None, logit_bias=None, *, keys=None,
+        weights=None,
+    ):  # fmt: skip
         for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
             if self.learnable == (value is not None):
                 raise ValueError(f"{name} must be passed to forward exactly when the module does not learn it")
         if self.learnable:
             logit_scale, logit_bias = self.log_logit_scale.exp(), self.logit_bias
-        return losses.siglip_loss(image_features, text_features, logit_scale, logit_bias, **self.options)
+        tensors = {"keys": keys, "weights": weights}
+        return losses.siglip_loss(image_features, text_features, logit_scale, logit_bias, **tensors, **self.options)

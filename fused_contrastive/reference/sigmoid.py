@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from ..candidates import KEYED, candidate_mask
 from .dense import maximum, with_metrics
+from .softmax import other_equal_keys
 
 
 def sigmoid_sum(a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema):
@@ -29,9 +30,15 @@ def sigmoid_sum(a, b, scale, row_bias, key_a, key_b, kind, offset, stride, posit
     return rows, pos, maximum(kept, -1) if extrema else None
 
 
-def siglip_loss(image_features, text_features, logit_scale, logit_bias, *, reduction="mean", metrics=False):
+def siglip_loss(
+    image_features, text_features, logit_scale, logit_bias, *, keys=None, weights=None, reduction="mean", metrics=False
+):  # fmt: skip
     """SigLIP (Zhai et al. 2023, algorithm 1): every image-text pair a binary classification; nothing is normalised inside."""
     logits = logit_scale * image_features @ text_features.T + logit_bias
     target = torch.arange(len(logits), device=logits.device)
     labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
-    return with_metrics(-F.logsigmoid(labels * logits).sum(-1), reduction, logits, target, metrics)
+    pairs = -F.logsigmoid(labels * logits)
+    excluded = other_equal_keys(keys, keys, target)
+    if excluded is not None:
+        pairs, logits = pairs.masked_fill(excluded, 0.0), logits.masked_fill(excluded, float("-inf"))
+    return with_metrics(pairs.sum(-1), reduction, logits, target, metrics, weights=weights)
