@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 
 import torch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
@@ -72,9 +74,28 @@ class FirstDerivative(torch.autograd.Function):
         unavailable("second")
 
 
+def refuse_transforms(*tensors) -> None:
+    """For losses without rules for vmap and forward mode: raises inside either, unless the tensors take no part in a transform."""
+    if not is_transformed():
+        return
+    kinds = {interpreter.key() for interpreter in retrieve_all_functorch_interpreters()}
+    for x in tensors:
+        if not isinstance(x, torch.Tensor):
+            continue
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+        if wrapped and TransformType.Vmap in kinds:
+            raise NotImplementedError(
+                "torch.func.vmap of this fused loss is not available: use backend='eager' where you need it"
+            )
+        if wrapped and TransformType.Jvp in kinds:
+            unavailable("forward-mode")
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+            unavailable("forward-mode")
+
+
 def unavailable(what: str):
     raise NotImplementedError(
-        f"{what} derivatives of the fused losses are not available: use backend='eager' where you need them"
+        f"{what} derivatives of this fused loss are not available: use backend='eager' where you need them"
     )
 
 

@@ -13,7 +13,6 @@ import torch
 from . import checks, dispatch, ops, reference
 from .candidates import KEYED, KINDS, NO_SELF, resolve_offset
 from .checks import accumulation_dtype
-from .derivatives import FirstDerivative as FirstDerivative
 from .derivatives import Formula, below_autograd, first_derivative_context, is_plain, only, register_derivatives
 
 

@@ -8,7 +8,7 @@ One module per package, which it imports, and which must be installed: `open_cli
 
 The classes are subclasses of the package's own. Whatever they cannot stream (an option, a shape) is handed to the package's own code,
 with a `FallbackWarning` that names it, once: numbers never differ from the package's, nor do its errors. Losses have the dtype
-that the package gives them. They are accurate in cases in which the package's are not (docs/maths.md), and have no second derivatives.
+that the package gives them. They are accurate in cases in which the package's are not (docs/maths.md). Second derivatives raise where ours have none.
 """
 
 __all__ = [

@@ -9,7 +9,8 @@ import torch
 
 from .. import checks, dispatch, reference
 from ..collectives import add_over_ranks, check_group, gather_rows, ranks
-from ..functions import FirstDerivative, as_scalar
+from ..derivatives import FirstDerivative, refuse_transforms
+from ..functions import as_scalar
 from .common import two_sets
 
 EPS = 1e-5  # that of batch_norm
@@ -101,6 +102,7 @@ class Correlation(torch.autograd.Function):
 
 
 def _loss(z1, z2, lamb, scale_loss, samples, group):
+    refuse_transforms(z1, z2)
     lamb, scale_loss = as_scalar(lamb, z1), as_scalar(scale_loss, z1)
     diagonal, rest, *_ = Correlation.apply(z1, z2, samples, group)
     return scale_loss * (diagonal + lamb * rest)

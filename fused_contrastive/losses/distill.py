@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import checks, dispatch, ops, reference
+from ..derivatives import refuse_transforms
 from ..functions import as_scalar, matrix_dtype, similarity
 from .common import as_read, exact_rows, one_positive, two_sets
 from .options import check_vectors
@@ -134,6 +135,7 @@ def distill_clip_loss(
             image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale,
             weights=weights, reduction=reduction,
         )  # fmt: skip
+    refuse_transforms(image_features, text_features, logit_scale, teacher_image_features, teacher_text_features)
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
     a = as_read(
         scale * image_features.to(scale.dtype), dtype

@@ -206,12 +206,28 @@ class Batch:
         return (self.scale * dots).masked_fill(itself.unsqueeze(1), float("-inf"))
 
 
+class Product(torch.autograd.Function):
+    """``x @ y`` and its gradients outside autocast, also where a compiler traces the backward pass inside it."""
+
+    @staticmethod
+    def forward(x, y):
+        with checks.outside_autocast(x.device):
+            return x @ y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y = ctx.saved_tensors
+        with checks.outside_autocast(x.device):
+            return g @ y.transpose(-1, -2), x.transpose(-1, -2) @ g
+
+
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y``, not rounded by autocast."""
-    if not checks.in_autocast(x.device):
-        return x @ y
-    with torch.autocast(x.device.type, enabled=False):
-        return x @ y
+    return Product.apply(x, y) if checks.in_autocast(x.device) else x @ y
 
 
 def _one_pair(batch: Batch, metrics: bool):
