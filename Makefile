@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
-.PHONY: demo demo-force test bench lint gate gpu gpu-status readme clean
+.PHONY: demo demo-force test test-peers bench bench-peers lint gate gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -15,10 +15,17 @@ demo-force: $(VENV)/installed
 	$(RUN) examples/force_generator.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal
+
+# Against other packages, which it installs beside the virtual environment's own: nothing else sees them.
+test-peers: $(VENV)/peers/installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/peers $(RUN) -m pytest tests/peers -n auto --dist worksteal
 
 bench: $(VENV)/installed
 	$(RUN) -m bench --quick
+
+bench-peers: $(VENV)/peers/installed
+	PYTHONPATH=$(VENV)/peers $(RUN) -m bench.peers
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
@@ -42,11 +49,16 @@ gpu-status:
 $(VENV)/tools: Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q "$(TORCH)" setuptools wheel ninja numpy
-	$(RUN) -m pip install -q "$(TRITON)" pytest matplotlib scikit-learn ruff
+	$(RUN) -m pip install -q "$(TRITON)" pytest pytest-xdist matplotlib scikit-learn ruff
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	$(RUN) -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/peers/installed: $(VENV)/installed tests/peers/requirements.txt
+	rm -rf $(VENV)/peers
+	$(RUN) -m pip install -q --no-deps --target $(VENV)/peers -r tests/peers/requirements.txt
 	touch $@
 
 clean:

@@ -92,7 +92,7 @@ def isas():
 
 
 class BuildKernels(build_ext):
-    """Compiles kernels.cpp once for each ISA, ops.cpp and force_ops.cpp against torch, all at once, and links them."""
+    """Compiles kernels.cpp once for each ISA, the *ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
         Path(self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier editable install
@@ -125,7 +125,7 @@ class BuildKernels(build_ext):
             openmp = ["-fopenmp"] if supports(["-fopenmp"]) else []
             link = ["-s", *openmp] if sys.platform == "linux" else openmp
         headers = [str(path) for path in CPU.glob("*.h")]
-        jobs = [(name, CPU / f"{name}.cpp", [*common, *openmp], macros) for name in ("ops", "force_ops")]
+        jobs = [(name, CPU / f"{name}.cpp", [*common, *openmp], macros) for name in ("ops", "force_ops", "sigmoid_ops")]
         for name in names:
             flags, defines = ISAS[name]
             isa = [("FUSED_ISA", name), *((define, None) for define in defines)]
@@ -158,7 +158,7 @@ class BuildKernels(build_ext):
 what, required = decide()
 extensions = []
 if what in ("cpu", "cuda"):
-    sources = [str(CPU / "ops.cpp"), str(CPU / "force_ops.cpp"), str(CPU / "kernels.cpp")]
+    sources = [str(CPU / "ops.cpp"), str(CPU / "force_ops.cpp"), str(CPU / "sigmoid_ops.cpp"), str(CPU / "kernels.cpp")]
     extensions.append(Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required))
 if what == "cuda":  # one binary for every Python and every torch from 2.11 on
     extensions.append(Extension("fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True))

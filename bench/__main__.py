@@ -23,11 +23,14 @@ NT_XENT_SIZES = (
 QUICK_SIZES = ("8192x128", "8192x256", "8192x512", "4096x1024", "2048x128", "256x128", "64x128")
 OTHER_SIZES = {
     "clip": ("4096x512", "1024x512"),
+    "siglip": ("8192x256", "1024x512"),
     "info_nce": ("4096x128", "512x128"),
     "info_nce_symmetric": ("4096x128",),
     "info_nce_queue": ("256x65536x128",),
     "n_pairs": ("2048x128",),
     "cpc": ("256x12x256",),
+    "sup_con": ("4096x128",),
+    "dcl": ("2048x128",),
     "contrastive_force": ("64x256x256", "4096x1x128"),
 }
 QUICK_LOSSES = ["nt_xent", "contrastive_force"]

@@ -35,6 +35,7 @@ from triton.compiler import ASTSource
 from fused_contrastive import triton_kernels
 
 from .compile_gate_force import FORCE_PRODUCTS, FORCE_SCENARIOS, ForceScenario, step_force
+from .compile_gate_sigmoid import SIGMOID_SCENARIOS, SigmoidScenario, step_sigmoid
 
 RECORD = Path(__file__).parent / "compile_gate.json"
 TARGETS = {
@@ -52,9 +53,10 @@ MATRIX = {
     "gfx942": ("v_mfma",),
 }
 """The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
-MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows")
+MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
+STEPS = {ForceScenario: step_force, SigmoidScenario: step_sigmoid}
 SERIALISED = re.compile(r"C75(?:10|12|15)")
-MOST = 100
+MOST = 150
 """Kernel and configuration pairs per target."""
 
 
@@ -128,12 +130,12 @@ class Case:
         blocks = [constants[name] for name in sizes if name in constants]
         parts = [element, "x".join(map(str, blocks)), f"{self.num_warps}w{self.num_stages}s"]
         parts += [str(constants[name]) for name in ("KIND", "PRECISION") if constants.get(name, "ieee") != "ieee"]
-        flags = ("SYMMETRIC", "MIRROR", "COLUMNS", "RESIDENT") if self.kernel in MULTIPLYING else ()
+        flags = ("SYMMETRIC", "MIRROR", "COLUMNS", "RESIDENT", "EXTREMA") if self.kernel in MULTIPLYING else ()
         flags += ("MEAN", "RMS", "SEPARATE", "MASK")
         parts += [f"K{constants['K']}"] if "K" in constants else []
         parts += [name.lower() for name in flags if constants.get(name) is True]
         parts += ["ragged"] * (constants.get("EVEN_K") is False)
-        parts += [name for name in ("bias", "unit") if name in types and self.kernel in MULTIPLYING]
+        parts += [name for name in ("bias", "row_bias", "unit") if name in types and self.kernel in MULTIPLYING]
         return " ".join(filter(None, parts))
 
 
@@ -154,10 +156,10 @@ def launches(arch: str) -> list:
     """Every launch of every scenario as the backend would make it on `arch`."""
     previous = torch.get_float32_matmul_precision()
     with launch.recording(run=False) as recorded, configs.assume(arch):
-        for scenario in (*SCENARIOS, *FORCE_SCENARIOS):
+        for scenario in (*SCENARIOS, *FORCE_SCENARIOS, *SIGMOID_SCENARIOS):
             torch.set_float32_matmul_precision(scenario.precision)
             try:
-                (step_force if isinstance(scenario, ForceScenario) else step)(triton_kernels, scenario)
+                STEPS.get(type(scenario), step)(triton_kernels, scenario)
             finally:
                 torch.set_float32_matmul_precision(previous)
     return recorded

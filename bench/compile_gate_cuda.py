@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "bench" / "compile_gate_cuda.json"
 SHARED_KIB = {"80": 163, "86": 99, "90a": 227, "100": 227, "120": 99}
-MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows")
+MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 MATRIX = {"Half": "HMMA", "Tf32": "HMMA", "F64": "DMMA", "Warpgroup": "HGMMA", "Fma": None}
 """The matrix instruction each way of multiplying is meant to use."""
 COPIES = {"Warpgroup": "UTMALDG"}
@@ -59,7 +59,9 @@ def run(*command: str) -> str:
 
 def readable(symbol: str) -> str:
     """``pair_reduce Half bf16 128x128`` of a mangled kernel name."""
-    name = re.search(r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|force_\w+?)I", symbol)
+    name = re.search(
+        r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|(?:force|sigmoid)_\w+?)I", symbol
+    )
     policy = re.search(r"\d(Half|Tf32|Fma|F64|Warpgroup)(?:I(?:NS_\d(bf16|3f16|f16)|Lb(\d))?)?", symbol)
     shape = re.search(r"5ShapeILi(\d+)ELi(\d+)E", symbol)
     element = re.search(r"NS_(?:4(bf16)|3(f16))E", symbol)
@@ -79,7 +81,7 @@ def readable(symbol: str) -> str:
         return " ".join([*parts, *(["rms"] if "Lb1E" in symbol else [])])
     variant = re.search(r"EL[bi](\d+)EEEv", symbol)
     if variant:
-        parts.append({"pair_reduce": "keys", "pair_weight": "keys"}.get(parts[0], "") if variant[1] == "1" else "")
+        parts.append("keys" if parts[0] in MULTIPLYING[:2] + MULTIPLYING[3:] and variant[1] == "1" else "")
         if parts[0] == "fused_rows":
             parts.append(f"{variant[1]} chunks")
     return " ".join(filter(None, parts))
@@ -93,6 +95,7 @@ def shared_bytes(folder: Path) -> dict[str, int]:
         '#include "tile_kernels.cuh"',
         '#include "products_sm90.cuh"',
         '#include "force_kernels.cuh"',
+        '#include "sigmoid.cuh"',
         "#include <cstdio>",
         "using namespace fused_contrastive;",
     ]
@@ -112,6 +115,12 @@ def shared_bytes(folder: Path) -> dict[str, int]:
             f'  printf("pair_reduce {label}=%d\\n", ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED);'
         )
         lines.append(f'  printf("pair_weight {label}=%d\\n", weight_shared<{square}, false>());')
+        lines.append(
+            f'  printf("sigmoid_reduce {label}=%d\\n", SigmoidLoop<{square}>::SHARED + SigmoidReduce<{square}, false>::SHARED);'
+        )
+        lines.append(
+            f'  printf("sigmoid_weight {label}=%d\\n", weight_shared<{square}, false>() + RowParts<{square}>::SHARED);'
+        )
         if rows:
             lines.append(
                 f'  printf("fused_rows {label}=%d\\n", RowsLoop<{rows}, {(64 if size == 8 else 128) * size // 64}>::SHARED);'

@@ -54,15 +54,17 @@ def source_of(operator: str, arguments: tuple) -> str:
     if operator.startswith("force_"):  # the derivatives take an upstream gradient first
         x = arguments[operator in ("force_group_gradient", "force_inverses")]
         return f"cuda/force_{TILES.get(x.dtype, 'f32')}"
-    x = arguments[0]
+    if operator in ("sigmoid_finish", "sigmoid_terms"):
+        return "cuda/sigmoid_finish"
+    x, family = arguments[0], "sigmoid" if operator.startswith("sigmoid_") else "tiles"
     if x.dtype == torch.float32:
-        return f"cuda/tiles_{FLOAT32_TILES[arguments[-1]]}"
+        return f"cuda/{family}_{FLOAT32_TILES[arguments[-1]]}"
     by_copies = operator != "fused_rows" and x.is_cuda and _by_tensor_copies(*arguments[:2])
-    return "cuda/tiles_sm90" if by_copies else f"cuda/tiles_{TILES[x.dtype]}"
+    return f"cuda/{family}_sm90" if by_copies else f"cuda/{family}_{TILES[x.dtype]}"
 
 
 def _by_tensor_copies(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """As `pair_kernels` of csrc/cuda/library.cpp."""
+    """As csrc/cuda/matrices.h."""
     aligned = all((z.data_ptr() | 2 * z.shape[2]) % 16 == 0 for z in (x, y))
     return x.itemsize == 2 and aligned and torch.cuda.get_device_capability(x.device)[0] == 9
 
@@ -108,7 +110,7 @@ def pytest_collection_modifyitems(config, items):
     def rank(item) -> int:
         named = {str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()}
         ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(
-            ("_kernels.py", "cuda_backend.py", "cuda_force.py")
+            ("_kernels.py", "cuda_backend.py", "cuda_force.py", "cuda_sigmoid.py", "triton_sigmoid.py")
         )
         return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
 

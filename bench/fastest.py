@@ -14,7 +14,7 @@ from .environment import kernel_hashes
 from .losses import DTYPES
 
 TABLE = Path(fastest.__file__)
-OPS = {"nt_xent": "one_set", "clip": "two_sets", "info_nce": "two_sets"}
+OPS = {"nt_xent": "one_set", "clip": "two_sets", "info_nce": "two_sets", "siglip": "sigmoid"}
 
 
 def table(folder: Path, hashes: dict[str, str]) -> dict:

@@ -36,7 +36,7 @@ SANITIZER_SECONDS = 90.0
 OURS = "eager,compile,triton,cuda"
 SWEEP = (
     Stage("nt_xent", "bf16", ("16384x256", "16384x1024", "16384x128", "16384x512"), 12),
-    Stage("clip,info_nce", "bf16", ("16384x512",), 10),
+    Stage("clip,info_nce,siglip", "bf16", ("16384x512",), 12),
     Stage("info_nce_queue", "bf16", ("4096x65536x128",), 5),
     Stage("contrastive_force", "fp32", ("64x256x256", "4096x1x128"), 6),
     Stage("nt_xent", "bf16", ("65536x256", "65536x1024", "65536x128"), 12),
@@ -54,6 +54,8 @@ QUICK_SWEEP = (
 QUICK_TESTS = (
     "tests/test_cuda_kernels.py",
     "tests/test_triton_kernels.py",
+    "tests/test_cuda_sigmoid.py",
+    "tests/test_triton_sigmoid.py",
     "tests/test_triton_force.py",
     "tests/test_cuda_backend.py",
     "tests/test_gpu.py",

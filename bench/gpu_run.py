@@ -22,6 +22,8 @@ SECONDS_OF_A_SIZE = 50.0
 """A process that takes longer (compiling included) is taken to hang."""
 SILENT_SECONDS = 60.0
 """A test process that writes nothing for so long hangs (twice as long before its first line)."""
+WORKERS = min(6, os.cpu_count() or 1)
+"""Processes the tests run in where pytest-xdist is installed."""
 HUNG = 124
 """Exit status of such a process."""
 
@@ -181,7 +183,7 @@ def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -
     hashes = environment.kernel_hashes()
     earlier = test_log.unpacked(run.result["outcomes"])
     options = f"--device {run.device} -p bench.device_tests -p no:cacheprovider -q --tb=short".split()
-    parallel = ["-n", str(min(6, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    parallel = ["-n", str(WORKERS)] if WORKERS > 1 and importlib.util.find_spec("xdist") else []
 
     def merge(new: dict[str, dict]) -> None:
         if set(new) - set(run.result["outcomes"]):

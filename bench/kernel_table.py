@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 
-from .losses import LOSSES, Size
+from .losses import LOSSES, Loss, Size
 from .report import table
 
-TILED = ("pair_reduce", "pair_weight", "fused_rows")
+TILED = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 """Kernels that compute every similarity once (a symmetric matrix: half of them)."""
+FORCE = {
+    "force_distances": 3.0,
+    "force_log_sums": 3.0,
+    "force_affinities": 3.0,
+    "force_weights": 1.5,
+    "force_inverses": 3.0,
+    "product": 3.0,
+    "force_group": 3.0,
+    "force_group_gradient": 4.5,
+}
+"""Of a step of the force loss by the CUDA backend (cuda_force.py), up to 8 temperatures: flops per similarity and dimension of each kernel's launches.
+Half of the points are rows; a block per group takes distances once for (i, j) and (j, i)."""
 OWN = re.compile(
-    r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|force_\w+|distance_(?:group|rows|pull))\b"
+    r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|(?:force|sigmoid)_\w+|distance_(?:group|rows|pull))\b"
 )
 PRODUCT = re.compile(r"gemm|cutlass|nvjet|cublas", re.IGNORECASE)
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
@@ -36,13 +48,7 @@ def entries(result: dict) -> list[dict]:
         bare = result["rates"].get(f"gemm_{row['dtype']}_tflops")
         for kernel, microseconds in sums.items():
             rate = of = None
-            flops = (
-                loss.fused[0]
-                if kernel in TILED
-                else max(0, loss.fused[1] - loss.fused[0])
-                if kernel == "product"
-                else 0
-            )
+            flops = per_cell(loss, row["loss"], row["backend"], kernel)
             if flops and microseconds:
                 rate = flops * loss.cells(size) * size.D / microseconds / 1e6
                 of = rate / bare if bare else None
@@ -53,6 +59,15 @@ def entries(result: dict) -> list[dict]:
             place = {name: row[name] for name in ("loss", "N", "K", "D", "dtype", "backend")}
             found.append({**place, "kernel": kernel, "us": microseconds, "rate": rate, "of": of})
     return found
+
+
+def per_cell(loss: Loss, name: str, backend: str, kernel: str) -> float:
+    """Flops of a step's launches of this kernel per similarity and dimension, 0 where they are not known."""
+    if name == "contrastive_force":
+        return FORCE.get(kernel, 0.0) if backend == "cuda" else 0.0
+    if kernel in TILED:
+        return loss.fused[0]
+    return max(0, loss.fused[1] - loss.fused[0]) if kernel == "product" else 0.0
 
 
 def markdown(result: dict) -> str:

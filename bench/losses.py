@@ -71,7 +71,13 @@ def _square(size: Size) -> int:
     return size.N * size.N
 
 
+def _labels(z: torch.Tensor) -> torch.Tensor:
+    """Eight samples of each class."""
+    return torch.arange(len(z), device=z.device) % max(2, len(z) // 8)
+
+
 _symmetric = {"symmetric": True}
+_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 LOSSES = {
     "nt_xent": Loss(
@@ -80,6 +86,11 @@ LOSSES = {
     "clip": Loss(
         lambda a, b, **o: fc.clip_loss(a, b, 20.0, **o),
         lambda a, b: reference.clip_loss(a, b, 20.0),
+        _two, _none, _square, (2, 6), (2, 4),
+    ),
+    "siglip": Loss(
+        lambda a, b, **o: fc.siglip_loss(a, b, 10.0, -10.0, **o),
+        lambda a, b: reference.siglip_loss(a, b, 10.0, -10.0),
         _two, _none, _square, (2, 6), (2, 4),
     ),
     "info_nce": Loss(fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)),
@@ -94,6 +105,20 @@ LOSSES = {
     "cpc": Loss(
         _first(fc.cpc_loss), _first(reference.cpc_loss), lambda s: [(s.K, s.N, s.D)] * 2, _none,
         lambda s: s.K * s.N * s.N, (2, 6), (2, 4), True,
+    ),
+    "sup_con": Loss(
+        lambda z, **o: fc.sup_con_loss(z, _labels(z), **o),
+        lambda z: reference.sup_con_loss(z, _labels(z)),
+        lambda s: [(s.N, s.D)], _none, _square, (3, 9), (2, 4),
+    ),
+    "dcl": Loss(fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)),
+    "ranking": Loss(
+        partial(fc.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
+        partial(reference.multiple_negatives_ranking_loss, directions=_DIRECTIONS), _two, _none, _square, (4, 12), (8, 16),
+    ),
+    "distill_clip": Loss(
+        lambda a, b, x, y, **o: fc.distill_clip_loss(a, b, 20.0, x, y, 20.0, **o),
+        lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0), _two, _two, _square, (22, 6), (4, 4),
     ),
     "contrastive_force": Loss(
         partial(fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-GIVEN = "one H200, bf16, taking 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
+GIVEN = "one H200, bf16 (the force kernels, those of the CUDA backend: float32), taking 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
 
 
 class Prediction(NamedTuple):
-    """Of one kernel in NT-Xent (`fused_rows`: InfoNCE with a queue; force kernels of the CUDA backend, in float32 whatever the inputs: the
+    """Of one kernel in NT-Xent (`fused_rows`: InfoNCE with a queue; sigmoid kernels: SigLIP; force kernels of the CUDA backend, in float32 whatever the inputs: the
     force loss) at large N and this D: TFLOP/s, of `prepare` GB/s."""
 
     kernel: str
@@ -18,9 +18,20 @@ class Prediction(NamedTuple):
     most: int
 
     @property
+    def dtype(self) -> str:
+        return "fp32" if self.kernel.startswith("force_") else "bf16"
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Those it holds for."""
+        return ("cuda",) if self.kernel.startswith("force_") else ("triton", "cuda")
+
+    @property
     def loss(self) -> str:
         if self.kernel.startswith("force_"):
             return "contrastive_force"
+        if self.kernel.startswith("sigmoid_"):
+            return "siglip"
         return "info_nce_queue" if self.kernel == "fused_rows" else "nt_xent"
 
 
@@ -36,6 +47,10 @@ PREDICTIONS = (
     *(Prediction("product", D, 650, 730) for D in (256, 512, 1024)),
     Prediction("fused_rows", 128, 400, 480),
     Prediction("prepare", 1024, 0, 4300),
+    Prediction("sigmoid_reduce", 256, 420, 540),
+    Prediction("sigmoid_reduce", 512, 390, 510),
+    Prediction("sigmoid_weight", 256, 350, 480),
+    Prediction("sigmoid_weight", 512, 400, 540),
     Prediction("force_distances", 128, 25, 32),
     Prediction("force_log_sums", 128, 18, 24),
     Prediction("force_affinities", 128, 14, 20),
@@ -43,6 +58,7 @@ PREDICTIONS = (
     Prediction("force_group", 256, 18, 26),
 )
 """`pair_reduce` and `pair_weight`: csrc/cuda/products_sm90.cuh and its reasons; the least is what L2 bears, the most is without that bound.
-`product` is the library's, of panels of weights with the embeddings.
+`product` is the library's, of panels of weights with the embeddings. `sigmoid_reduce` does 13 float32 instructions per pair (0.10 clocks of a
+multiprocessor) beside its products (0.125 clocks at D = 256): up to D = 256 the longer of the two counts, beyond it both.
 A force kernel's flops are 3 per feature of each of its pairs: a
 subtraction and a multiply-add, two instructions, of which the machine has 33 T per second; 55 to 65 % of them, less those of 5 temperatures."""

@@ -109,6 +109,41 @@ def accuracy(folder: Path = RESULTS) -> str:
     return f"{table(['dtype', 'temperature', 'eager', 'fused'], lines)}\n\n{source}"
 
 
+def peers(folder: Path = RESULTS) -> str:
+    """The Markdown table of the newest result of ``python -m bench.peers``."""
+    found = sorted(folder.glob("peers-*.json"))
+    if not found:
+        return "not yet measured"
+    result = json.loads(found[-1].read_text())
+    header = [
+        "package",
+        "loss",
+        "options",
+        "value",
+        "gradient",
+        "fp32 gradient, package",
+        "ours",
+        "N",
+        "package MB",
+        "ours MB",
+    ]
+    lines = []
+    for row in result["rows"]:
+        line = [row["package"], row["loss"], row["options"] or "defaults"]
+        line += [f"{row[key]:.0e}" for key in ("value", "gradient")]
+        line += [f"{row[f'fp32_gradient_{name}']:.0e}" for name in ("package", "ours")]
+        lines.append(
+            [*line, str(row["N"]), *(cell("peak_extra_bytes", row[f"{name}_bytes"]) for name in ("package", "ours"))]
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
+    source = (
+        f"Differences from the installed package, relative: of value and gradients in float64, and of either's float32 gradients from the package's in "
+        f"float64. Memory over inputs and gradients, forward + backward, fp32, N samples (of two views: pairs), D = {result['rows'][0]['D']}; -: not measured, 34 "
+        f"GB for the largest of its matrices. {versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
+    )
+    return f"{table(header, lines)}\n\n{source}"
+
+
 def kernels(folder: Path = RESULTS) -> str:
     """The predicted rate of every GPU kernel, the measured ones beside it, and the kernels that no GPU has verified."""
     latest = newest("gpu", folder)
@@ -118,7 +153,10 @@ def kernels(folder: Path = RESULTS) -> str:
         unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
         line = [p.kernel, str(p.D), f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}"]
         for backend in ("triton", "cuda"):
-            place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": "bf16", "backend": backend}
+            if backend not in p.backends:
+                line.append("-")
+                continue
+            place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": p.dtype, "backend": backend}
             here = [e for e in entries if e["rate"] and place.items() <= e.items()]
             largest = max(here, key=lambda e: e["N"], default=None)
             line.append(f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else UNMEASURED["gpu"])
@@ -149,6 +187,7 @@ def generated(text: str, folder: Path = RESULTS) -> str:
         text = replace(text, kind, section(kind, folder))
     text = replace(text, "kernels", kernels(folder))
     text = replace(text, "force", force(folder))
+    text = replace(text, "peers", peers(folder))
     return replace(text, "accuracy", accuracy(folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 
@@ -48,6 +49,16 @@ def in_autocast(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
+def outside_autocast(device: torch.device):
+    """Context in which autocast is off for this device."""
+    return torch.autocast(device.type, enabled=False) if in_autocast(device) else contextlib.nullcontext()
+
+
+def readable() -> bool:
+    """Whether tensors have values that can be looked at: not inside torch.compile, nor inside torch.func's transforms."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:
     if x.shape != reference.shape:
         raise ValueError(f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}")
@@ -65,6 +76,16 @@ def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
         raise ValueError(f"{name} must be on {device}, got {key.device}")
     if key.dim() == 0 or key.shape[-1] != shape[-1] or not broadcastable(key.shape, shape):
         raise ValueError(f"{name} must be broadcastable to shape {tuple(shape)}, got {tuple(key.shape)}")
+
+
+def array(name: str, x, shape: tuple, device: torch.device) -> None:
+    """Real tensor of this shape on `device`, of any dtype."""
+    if not isinstance(x, torch.Tensor) or x.is_complex():
+        raise TypeError(f"{name} must be a real tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device}, got {x.device}")
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
 def broadcastable(shape: torch.Size, target: torch.Size) -> bool:
@@ -89,6 +110,15 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
         raise ValueError(f"{name} must be finite, got {value}")
     if divisor and -1e-8 < value < 1e-8:
         raise ValueError(f"{name} must not be smaller than 1e-8 in magnitude, got {value}")
+
+
+def interval(name: str, value, low: float, high: float, *, closed: bool = True) -> None:
+    """A number in [low, high], without high itself where the interval is not `closed`."""
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a number, got a tensor")
+    number(name, value, torch.device("cpu"))
+    if not low <= value <= high or (value == high and not closed):
+        raise ValueError(f"{name} must be in [{low}, {high}{']' if closed else ')'}, got {value}")
 
 
 def index(name: str, value) -> None:

@@ -15,27 +15,32 @@ from pathlib import Path
 
 import torch
 
-from . import cuda_force, tiling
-from .candidates import KEYED, KINDS
-from .checks import float32_precision
+from . import cuda_force, cuda_sigmoid, tiling
+from .candidates import KINDS
+from .cuda_tiles import (  # noqa: F401
+    FMA,
+    HALF_RANGE,
+    TF32,
+    TF32X3,
+    TILE,
+    TILE_SM90,
+    as_upstream,
+    finish_set,
+    float32_products,
+    keys_of,
+    panel_size,
+    super_unit,
+)
 from .force_panels import force_backward  # noqa: F401
-from .panels import product
+from .panels import panel_products
 from .tiling import ceil_div, resolve
 from .verification import verified
 
 LIBRARIES: dict[str, object] = {}
 """Namespace of the operators by device type: "cuda" once the library is loaded (the tests add their host library for "cpu")."""
 
+OLDER = "the CUDA library is older than this package: build it anew (FUSED_CONTRASTIVE_BUILD=cuda)"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TF32, TF32X3, FMA = range(3)
-TF32_CORES = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities whose tensor cores run tf32 at four times the float32 rate or more: three products beat one multiply-add."""
-
-TILE = 128
-TILE_F64 = 64
-TILE_SM90 = 256
-FINISH_ROWS = 8
-HALF_RANGE = 8192.0
 
 
 @functools.cache
@@ -46,8 +51,10 @@ def _load() -> str | None:
     except ImportError as error:
         return f"the CUDA library is not built (FUSED_CONTRASTIVE_BUILD=cuda): {error}"
     except AttributeError:
-        return "the CUDA library is older than this package: build it anew (FUSED_CONTRASTIVE_BUILD=cuda)"
+        return OLDER
     reason = driver_refusal(*versions())
+    if reason is None and not hasattr(torch.ops.fused_contrastive_cuda, "sigmoid_weight"):
+        reason = OLDER
     if reason is None:
         LIBRARIES["cuda"] = torch.ops.fused_contrastive_cuda
     return reason
@@ -102,18 +109,6 @@ def _source_hashes() -> dict[str, str]:
     return module.kernel_hashes()
 
 
-def float32_products(x: torch.Tensor) -> int:
-    """How float32 matrices like x are multiplied, by torch's setting. "highest": float32-class accuracy (three tf32 products, or plain
-    multiply-adds where tensor cores do not make that faster); "high" and "medium": one tf32 product."""
-    if x.dtype != torch.float32:
-        return FMA
-    if float32_precision() != "highest":
-        return TF32
-    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) not in TF32_CORES:
-        return FMA
-    return TF32X3
-
-
 def similarity_forward(
     a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema, weighted, dtype
 ):  # fmt: skip
@@ -124,7 +119,7 @@ def similarity_forward(
     kind, offset, stride = resolve(kind, offset, stride, M, N)
     a, b = a.contiguous(), None if one_set else b.contiguous()
     bias = None if bias is None else bias.contiguous()
-    key_a, key_b = _keys(kind, key_a, key_b, one_set)
+    key_a, key_b = keys_of(kind, key_a, key_b, one_set)
     operators = LIBRARIES[a.device.type]
 
     def empty(present, *shape, dtype=scale.dtype):
@@ -164,23 +159,8 @@ def similarity_forward(
     return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
 
 
-def super_unit(x: torch.Tensor) -> int:
-    """Super-tiles are whole tiles: a multiple of this many columns."""
-    if x.dtype == torch.float64:
-        return TILE_F64
-    wide = x.is_cuda and x.itemsize == 2 and torch.cuda.get_device_capability(x.device)[0] == 9
-    return TILE_SM90 if wide else TILE
-
-
 def fits_fused_rows(x: torch.Tensor) -> bool:
     return x.shape[2] <= (64 if x.dtype == torch.float64 else 128)
-
-
-def _keys(kind, key_a, key_b, one_set):
-    if kind not in KEYED:
-        return None, None
-    key_a = key_a.contiguous()
-    return key_a, key_a if one_set else key_b.contiguous()
 
 
 def _weighted_rows(operators, operands, rows, row_max, mean, candidates, float32):
@@ -212,14 +192,10 @@ def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     col_terms = rows.new_empty(G, N, 2) if cols.numel() else none
     pull = torch.empty_like(pos)
     unit = rows.new_zeros(1) if dtype == torch.float16 else none
-    operators.terms(_upstream(g_rows), _upstream(g_cols), rows, cols, pos, row_terms, col_terms, pull, unit, positive)
+    operators.terms(
+        as_upstream(g_rows), as_upstream(g_cols), rows, cols, pos, row_terms, col_terms, pull, unit, positive
+    )
     return row_terms, col_terms, pull, unit
-
-
-def _upstream(g):
-    """Contiguous, or as it is where one element stands for all: the gradient of a mean."""
-    same = all(size == 1 or step == 0 for size, step in zip(g.shape, g.stride(), strict=True))
-    return g if same else g.contiguous()
 
 
 def similarity_backward(
@@ -233,7 +209,7 @@ def similarity_backward(
     (_, M, _), N = x.shape, y.shape[1]
     candidates = resolve(kind, offset, stride, M, N)
     bias = None if bias is None else bias.contiguous()
-    operands = (x, y, bias, *_keys(candidates[0], key_a, key_b, one_set), scale)
+    operands = (x, y, bias, *keys_of(candidates[0], key_a, key_b, one_set), scale)
     operators = LIBRARIES[x.device.type]
     positive = positive % N if positive >= 0 else 0
     need_b = need_b and not one_set
@@ -255,7 +231,7 @@ def similarity_backward(
             need_b,
             need_bias,
         )
-    finish = functools.partial(_finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
+    finish = functools.partial(finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
     da, db, radial = a.new_empty(0), a.new_empty(0), None
     if from_a:
         da, radial = finish(sum_a, x, y, a, a_inv, near=True, far=one_set, need_x=need_a, need_scale=need_scale)
@@ -268,31 +244,6 @@ def similarity_backward(
         dbias = _finish_bias(dbias, pull, unit, positive)
     dscale = radial.sum().to(scale.dtype) if need_scale else scale.new_empty(0)
     return da, db, dscale, dbias if need_bias else scale.new_empty(0)
-
-
-def _finish_set(operators, gradient, x, y, given, inv, *, pull, scale, unit, positive, near, far, need_x, need_scale):
-    """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or empty)."""
-    G, X, _ = x.shape
-    dx = torch.empty(x.shape if need_x else (0,), dtype=given.dtype, device=x.device)
-    radial = scale.new_empty(G * ceil_div(X, FINISH_ROWS) if need_scale else 0, dtype=torch.float64)
-    paired = pull.numel() > 0
-    operators.finish_backward(
-        gradient,
-        x,
-        y,
-        given.contiguous(),
-        inv,
-        pull,
-        scale,
-        unit,
-        dx,
-        radial,
-        positive,
-        near and paired,
-        far and paired,
-        near and far,
-    )
-    return dx, radial
 
 
 def _finish_bias(column_sums, pull, unit, positive):
@@ -323,22 +274,14 @@ def weighted_sums(
     terms and half of it is computed.
     """
     x, y, bias, key_a, key_b, scale = operands
-    (G, M, D), N = x.shape, y.shape[1]
+    (G, M, _), N = x.shape, y.shape[1]
     kind, offset, stride = candidates
-    plan = tiling.panels(G, M, N, one_set, tiling.WORKSPACE // x.element_size())
-    single = len(plan) == 1
-    workspace = x.new_empty(max(_panel_size(g, i, j) for g, i, j in plan))
     float32 = float32_products(x)
+    sum_bias = torch.zeros((G, N), dtype=scale.dtype, device=x.device) if need_bias else None
 
-    def zeros(*shape):
-        return torch.zeros(shape, dtype=scale.dtype, device=x.device)
-
-    sum_a = zeros(G, M, D) if need_a and not single else None
-    sum_b = zeros(G, N, D) if need_b and not single else None
-    sum_bias = zeros(G, N) if need_bias else None
-    for g, i, j in plan:
+    def panel(g, i, j, workspace):
         shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
-        panel = workspace[: _panel_size(g, i, j)].view(g.stop - g.start, i.stop - i.start, -1)
+        panel = workspace[: panel_size(g, i, j)].view(g.stop - g.start, i.stop - i.start, -1)
         operators.pair_weight(
             x[g, i], y[g, j], None if bias is None else bias[g, j], None if key_a is None else key_a[g, i],
             None if key_b is None else key_b[g, j], scale, row_terms[g, i], col_terms[g, j] if col_terms.numel() else col_terms, unit,
@@ -347,21 +290,10 @@ def weighted_sums(
         w = panel[:, :, : j.stop - j.start]
         if need_bias:
             sum_bias[g, j] += w.sum(1, dtype=scale.dtype)
-        if single:
-            sum_a = product(w, y) if need_a else None
-            sum_b = product(w.transpose(1, 2), x) if need_b else None
-            continue
-        if need_a:
-            sum_a[g, i] += product(w, y[g, j])
-        if need_b:
-            sum_b[g, j] += product(w.transpose(1, 2), x[g, i])
-        if one_set and i != j:
-            sum_a[g, j] += product(w.transpose(1, 2), x[g, i])
-    return sum_a, sum_b, sum_bias
+        return w
 
-
-def _panel_size(g: slice, i: slice, j: slice) -> int:
-    return (g.stop - g.start) * (i.stop - i.start) * ceil_div(j.stop - j.start, 16) * 16
+    plan = tiling.panels(G, M, N, one_set, tiling.WORKSPACE // x.element_size())
+    return *panel_products(x, y, plan, one_set, need_a, need_b, panel), sum_bias
 
 
 def force_forward(x, *arguments):
@@ -377,3 +309,13 @@ def distance_sums(x, weight, rows, clip):
 def distance_gradient(g, x):
     """See force_ops.py."""
     return cuda_force.distance_gradient(LIBRARIES[x.device.type], g, x)
+
+
+def sigmoid_forward(a, *arguments):
+    """See sigmoid_ops.py."""
+    return cuda_sigmoid.sigmoid_forward(LIBRARIES[a.device.type], a, *arguments)
+
+
+def sigmoid_backward(g_rows, *arguments):
+    """See sigmoid_ops.py."""
+    return cuda_sigmoid.sigmoid_backward(LIBRARIES[g_rows.device.type], g_rows, *arguments)

@@ -7,8 +7,9 @@ import math
 import torch
 
 from . import checks, dispatch, force_ops, force_reference
+from .derivatives import FirstDerivative, refuse_transforms
 from .force import check_temperatures, groups, inverse_temperatures, points_dtype
-from .functions import FirstDerivative, inverse_scale
+from .functions import inverse_scale
 
 
 class Drift(torch.autograd.Function):
@@ -95,6 +96,7 @@ def drift_loss(
         return (gen * gen).mean((1, 2)), {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
     if dispatch.is_eager(backend):
         return force_reference.drift_loss(gen, positive, negative, temperatures=temperatures, **weights)
+    refuse_transforms(gen, positive, negative)
     parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
     x = torch.cat(parts, 1)
     weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 
 from . import checks, dispatch, force_ops, force_reference
-from .functions import FirstDerivative, inverse_scale
+from .derivatives import FirstDerivative, refuse_transforms
+from .functions import inverse_scale
 
 MASKS = ("sum", "softmax")
 NORMALIZERS = (None, "dist_affinity_rms", "force_rms")
@@ -183,6 +184,7 @@ def contrastive_force(
     if dispatch.is_eager(backend):
         options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
         return force_reference.contrastive_force(positive, negative, temperature, **options).to(dtype)
+    refuse_transforms(positive, negative, temperature)
     x = torch.cat([groups(negative).to(dtype), groups(positive).to(dtype)], 1)
     name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
     inverse = inverse_scale(temperature, x).reshape(1)
@@ -249,6 +251,7 @@ def contrastive_force_loss(
             affinity_floor=affinity_floor,
         )  # fmt: skip
     else:
+        refuse_transforms(positive, negative, scale)
         name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
         loss, *_ = ForceLoss.apply(
             x, scale, inverse, negative.shape[-2], mask_self == "softmax", floor, normalizer, not detach_scale, name

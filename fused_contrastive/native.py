@@ -44,9 +44,12 @@ def _load() -> str | None:
 
 
 _reason = _load()
+if _reason is None and not hasattr(torch.ops.fused_contrastive_cpu, "sigmoid_backward"):
+    _reason = "the extension is older than this package: install again with --no-build-isolation"
 if _reason is None:
     _ops = torch.ops.fused_contrastive_cpu
     _forward, _backward, _force = _ops.forward.default, _ops.backward.default, _ops.force.default
+    _sigmoid_forward, _sigmoid_backward = _ops.sigmoid_forward.default, _ops.sigmoid_backward.default
     distance_sums, distance_gradient = _ops.distance_sums.default, _ops.distance_gradient.default
 
 
@@ -79,3 +82,13 @@ def similarity_backward(*arguments):
 def force_forward(*arguments):
     """The forward op's contract (force_ops.py), less the backend."""
     return tuple(_force(*arguments))
+
+
+def sigmoid_forward(*arguments):
+    """The forward op's contract (sigmoid_ops.py), less the backend."""
+    return tuple(_sigmoid_forward(*arguments))
+
+
+def sigmoid_backward(*arguments):
+    """The backward op's contract (sigmoid_ops.py), less the backend."""
+    return tuple(_sigmoid_backward(*arguments))

@@ -1,4 +1,4 @@
-"""The registered torch ops: one forward and one backward for the similarity family, with schemas and fakes.
+"""The registered torch ops of the similarity family, forward, backward and second derivatives, with schemas, fakes and vmap rules.
 
 The autograd functions call these, so `torch.compile(fullgraph=True)`, `opcheck` and export see single opaque nodes. torch.compile
 caches graphs on disk by the names of their ops: a release that changes an output's shape renames the op. The
@@ -42,13 +42,20 @@ unless its ``need_*`` is set. Without a positive ``g_rows [G, M]`` and ``g_cols 
 With b=None ``da`` is the whole gradient of the set. Rows (columns) without candidates get no gradient from their lse.
 Through the normalisation ``dx = (G - <u, G> u) inv`` with ``u = x inv``,
 not rounded; below the norm floor (|x| < 1e-12) ``dx = G / 1e-12``.
+
+``similarity_second`` has one implementation for all backends (second_panels.py). Along tangents ``t_*`` of a, b, scale and bias (None: 0; dtypes
+of those) it returns the tangents of the outputs, ``[G, M]`` (of lse, or of loss where there is a positive) and ``[G, N]`` (empty unless
+``g_cols`` is given), and those of da, db, dscale and dbias above, with their shapes and dtypes, for constant upstream gradients. As
+second derivatives are symmetric, the same are the gradients, with respect to g_rows, g_cols, a, b, scale and bias,
+of ``<t_a, da> + <t_b, db> + t_scale dscale + <t_bias, dbias>``.
 """
 
 from __future__ import annotations
 
 import torch
 
-from . import checks, dispatch
+from . import checks, dispatch, second_panels
+from .batching import folding_rule
 from .checks import accumulation_dtype
 
 LIBRARY = torch.library.Library("fused_contrastive", "DEF")
@@ -69,26 +76,36 @@ LIBRARY.define(
     + ", bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
+LIBRARY.define(
+    "similarity_second(Tensor? t_a, Tensor? t_b, Tensor? t_scale, Tensor? t_bias, Tensor g_rows, Tensor g_cols, "
+    "Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, Tensor rows, Tensor cols, Tensor pos, "
+    "Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, "
+    + _CANDIDATES
+    + ", bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
-def implement(name: str) -> None:
-    """The op `name`: the function of that name in the backend that the last argument names, outside autocast."""
+def implement(name: str, function=None) -> None:
+    """The op `name`: `function`, or else the one of that name in the backend that the last argument names, outside autocast."""
 
     def call(*arguments):
-        function = getattr(dispatch.module(arguments[-1]), name)
-        device = arguments[0].device
+        here = function or getattr(dispatch.module(arguments[-1]), name)
+        device = next(x for x in arguments if x is not None).device
         if not checks.in_autocast(device):
-            return function(*arguments[:-1])
+            return here(*arguments[:-1])
         with torch.autocast(device.type, enabled=False):
-            return function(*arguments[:-1])
+            return here(*arguments[:-1])
 
     LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 
 
 implement("similarity_forward")
 implement("similarity_backward")
+implement("similarity_second", second_panels.similarity_second)
 similarity_forward = torch.ops.fused_contrastive.similarity_forward.default
 similarity_backward = torch.ops.fused_contrastive.similarity_backward.default
+similarity_second = torch.ops.fused_contrastive.similarity_second.default
 
 
 @torch.library.register_fake("fused_contrastive::similarity_forward", lib=LIBRARY)
@@ -146,3 +163,30 @@ def _(
         scale.new_empty(() if need_scale else (0,)),
         scale.new_empty((G, N) if need_bias else (0,)),
     )
+
+
+@torch.library.register_fake("fused_contrastive::similarity_second", lib=LIBRARY)
+def _(
+    t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
+    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
+):  # fmt: skip
+    G, M, D = a.shape
+    N = M if b is None else b.shape[1]
+    return (
+        scale.new_empty(G, M),
+        scale.new_empty((G, N) if g_cols.numel() else (0,)),
+        a.new_empty((G, M, D) if need_a else (0,)),
+        a.new_empty((G, N, D) if need_b else (0,), dtype=a.dtype if b is None else b.dtype),
+        scale.new_empty(() if need_scale else (0,)),
+        scale.new_empty((G, N) if need_bias else (0,)),
+    )
+
+
+def register_vmap(op, *dimensions) -> None:
+    """The vmap rule of `op`, whose outputs have their groups in `dimensions` (None: none at all)."""
+    torch.library.register_vmap(op, folding_rule(op, dimensions), lib=LIBRARY)
+
+
+register_vmap(similarity_forward, 1, 1, *[0] * 9)
+register_vmap(similarity_backward, 0, 0, None, 0)
+register_vmap(similarity_second, 0, 0, 0, 0, None, 0)

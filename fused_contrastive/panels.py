@@ -56,6 +56,33 @@ def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.bmm(x.to(accumulate), y.to(accumulate))
 
 
+def panel_products(x, y, plan, symmetric: bool, need_a: bool, need_b: bool, panel):
+    """``W y [G, M, D]`` and ``W^T x [G, N, D]`` in the accumulation dtype, each None unless needed, for a kernel that writes W in panels:
+    ``panel(g, i, j, workspace)`` returns that of the slices `g`, `i`, `j`, for all of `plan`. `symmetric`: W is symmetric, x is y, and the plan
+    has the panels of j >= i alone.
+    """
+    (G, M, D), N = x.shape, y.shape[1]
+    sizes = ((g.stop - g.start) * (i.stop - i.start) * -(-(j.stop - j.start) // 16) * 16 for g, i, j in plan)
+    workspace = torch.empty(max(sizes), dtype=x.dtype, device=x.device)
+    if len(plan) == 1:
+        w = panel(*plan[0], workspace)
+        return product(w, y) if need_a else None, product(w.transpose(1, 2), x) if need_b else None
+
+    def zeros(needed, *shape):
+        return torch.zeros(shape, dtype=accumulation_dtype(x.dtype), device=x.device) if needed else None
+
+    sum_a, sum_b = zeros(need_a, G, M, D), zeros(need_b, G, N, D)
+    for g, i, j in plan:
+        w = panel(g, i, j, workspace)
+        if need_a:
+            sum_a[g, i] += product(w, y[g, j])
+        if need_b:
+            sum_b[g, j] += product(w.transpose(1, 2), x[g, i])
+        if symmetric and i != j:
+            sum_a[g, j] += product(w.transpose(1, 2), x[g, i])
+    return sum_a, sum_b
+
+
 def blocks(G: int, M: int, N: int, device: torch.device):
     """``(g0, g1, i0, i1)`` of the panels: whole groups while they fit into one, else row panels of one group."""
     panel = PANEL if device.type == "cpu" else 32 * PANEL
@@ -75,6 +102,11 @@ def logits(x, y, scale, bias, key_x, key_y, kind, offset, stride, g, i, j):
     s = product(x[g, i], y[g, j].transpose(1, 2)).mul_(scale)
     if bias is not None:
         s += bias[g, None, j]
+    return mask_(s, key_x, key_y, kind, offset, stride, g, i, j)
+
+
+def mask_(s, key_x, key_y, kind, offset, stride, g, i, j):
+    """The panel s ``[g, i, j]`` with −inf where a pair is no candidate, in place."""
     diagonals = excluded_diagonals(kind, offset, stride, i.start, i.stop, j.start, j.stop)
     if kind in KEYED or len(diagonals) > 16:
         rows = torch.arange(i.start, i.stop, device=s.device)
@@ -244,3 +276,86 @@ def finish(gradient, x, inv, scale) -> torch.Tensor:
         radial = (unit * gradient).sum(-1, keepdim=True) * (inv < 1 / EPS)
         gradient = (gradient - radial * unit) * inv
     return (gradient * scale).to(x.dtype)
+
+
+def signed_logits(x, y, scale, row_bias, key_x, key_y, kind, offset, stride, sign, g, i):
+    """The panel ``y [g, i, :]`` of sigmoid_ops.py over all columns, −inf where a pair is no candidate."""
+    s = product(x[g, i], y[g].transpose(1, 2)).mul_(scale * sign)
+    if row_bias is not None:
+        s += (row_bias[g, i] * sign).unsqueeze(2)
+    return mask_(s, key_x, key_y, kind, offset, stride, g, i, slice(0, y.shape[1]))
+
+
+def softplus(y: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.softplus(y, threshold=40)
+
+
+def sigmoid_forward(
+    a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema, dtype
+):  # fmt: skip
+    """See sigmoid_ops.py."""
+    G, M, _ = a.shape
+    x, a_inv = prepare(a, normalize, dtype)
+    y, b_inv = (x, scale.new_empty(0)) if b is None else prepare(b, normalize, dtype)
+    a_hat = x.contiguous() if normalize or a.dtype != dtype else x.new_empty(0)
+    b_hat = y.contiguous() if b is not None and (normalize or b.dtype != dtype) else y.new_empty(0)
+    x, y = widen(x), widen(y)
+    key_b = key_a if b is None else key_b
+    rows = scale.new_empty((G, M))
+    row_max = scale.new_empty((G, M) if extrema else (0,))
+    for g0, g1, i0, i1 in blocks(G, M, y.shape[1], x.device):
+        g, i = slice(g0, g1), slice(i0, i1)
+        s = signed_logits(x, y, scale, row_bias, key_a, key_b, kind, offset, stride, sign, g, i)
+        if extrema:
+            row_max[g, i] = s.amax(2)
+        rows[g, i] = softplus(s).sum(2)
+    pos = scale.new_empty(0)
+    if positive >= 0:
+        pos = positive_logits(x, y, scale, None, positive)
+        if row_bias is not None:
+            pos = pos + row_bias
+        rows += softplus(pos * -sign)
+    return rows, pos, row_max, a_hat, b_hat, a_inv, b_inv
+
+
+def sigmoid_backward(
+    g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
+    kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias,
+):  # fmt: skip
+    """See sigmoid_ops.py."""
+    one_set = b is None
+    x = widen(a_hat if a_hat.numel() else a)
+    y = x if one_set else widen(b_hat if b_hat.numel() else b)
+    key_b = key_a if one_set else key_b
+    (G, M, D), N = x.shape, y.shape[1]
+    G_a = scale.new_zeros((G, M, D) if need_a or need_scale else (0,))
+    G_b = G_a if one_set else scale.new_zeros((G, N, D) if need_b else (0,))
+    dbias = scale.new_zeros((G, M) if need_bias else (0,))
+    c = g_rows * sign
+    for g0, g1, i0, i1 in blocks(G, M, N, x.device):
+        g, i = slice(g0, g1), slice(i0, i1)
+        s = signed_logits(x, y, scale, row_bias, key_a, key_b, kind, offset, stride, sign, g, i)
+        w = s.sigmoid_().mul_(c[g, i].unsqueeze(2))
+        if need_bias:
+            dbias[g, i] = w.sum(2)
+        if G_a.numel():
+            G_a[g, i] += product(w, y[g])
+        if G_b.numel():
+            G_b[g] += product(w.transpose(1, 2), x[g, i])
+    if positive >= 0:
+        p, c = partners(M, N, positive, a.device), -c * torch.sigmoid(pos * -sign)
+        if G_a.numel():
+            G_a += c.unsqueeze(-1) * y[:, p].to(c.dtype)
+        if G_b.numel():
+            G_b.index_add_(1, p, c.unsqueeze(-1) * x.to(c.dtype))
+        if need_bias:
+            dbias += c
+    dscale = scale.new_empty(0)
+    if need_scale:
+        dscale = (x.to(G_a.dtype) * G_a).sum() * (0.5 if one_set else 1.0)
+    return (
+        finish(G_a, a, a_inv, scale) if need_a else a.new_empty(0),
+        finish(G_b, b, b_inv, scale) if need_b and not one_set else a.new_empty(0),
+        dscale,
+        dbias,
+    )

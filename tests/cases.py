@@ -6,9 +6,13 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import label_cases
+import label_oracle
 import numpy as np
 import oracle
 import torch
+from option_cases import keys, option_cases, rows, vectors
+from sigmoid_cases import siglip
 
 import fused_contrastive
 from fused_contrastive import reference
@@ -32,22 +36,35 @@ class Case:
     oracle: Callable
     options: dict = field(default_factory=dict)
     target: Callable | None = None
+    constants: Callable | None = None
 
     def draw(self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5) -> dict:
-        """Leaf tensors by argument name; 0-d ones (temperature, logit_scale) stay at least float32."""
+        """Leaf tensors by argument name; 0-d ones (temperature, logit_scale, logit_bias) stay at least float32."""
         generator = torch.Generator().manual_seed(seed)
         inputs = self.inputs(n, d, spread, temperature, generator)
         scalar = torch.promote_types(dtype, torch.float32)
         return {name: x.to(device, scalar if x.dim() == 0 else dtype).requires_grad_() for name, x in inputs.items()}
 
+    @property
+    def constant_parts(self) -> bool:
+        """Whether parts of the loss that depend on its inputs count as constants: the gradient is not that of the loss."""
+        return bool(self.options.get("hardness")) or self.function == "dclw_loss"
+
+    def rows(self, first: torch.Tensor) -> int:
+        """What `draw` was given as n."""
+        return first.shape[1] if self.function == "cpc_loss" else len(first)
+
     def extra(self, n, device="cpu") -> dict:
         """The arguments that are not differentiable."""
-        return self.options | ({} if self.target is None else {"target": self.target(n).to(device)})
+        constants = {} if self.constants is None else self.constants(n)
+        constants |= {} if self.target is None else {"target": self.target(n)}
+        return self.options | {name: x.to(device) for name, x in constants.items()}
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """The fused loss; `backend` "reference" is the eager code itself."""
         first = next(iter(inputs.values()))
-        options = self.extra(len(first), first.device) | {"reduction": reduction} | more
+        options = self.extra(self.rows(first), first.device) | {"reduction": reduction} | more
+        options |= {name: x.to(first.dtype) for name, x in options.items() if name.startswith("teacher") and x.dim()}
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
         else:
@@ -57,7 +74,7 @@ class Case:
     def truth(self, inputs: dict, g) -> tuple[np.ndarray, dict]:
         """The oracle's loss vector and gradients for the upstream gradient `g`."""
         arrays = {name: oracle.array(x) for name, x in inputs.items()}
-        extra = self.extra(len(next(iter(inputs.values()))))
+        extra = self.extra(self.rows(next(iter(inputs.values()))))
         return self.oracle(**arrays, **extra, g=oracle.array(g))
 
 
@@ -118,8 +135,14 @@ def _cpc_oracle(**arguments):
     return loss, gradients
 
 
+def _siglip_inputs(*arguments):
+    bias = torch.tensor(-2.0, dtype=torch.float64)
+    return _two_views("image_features", "text_features", "logit_scale", unit=True)(*arguments) | {"logit_bias": bias}
+
+
 _ANCHORS = _two_views("anchors", "positives", temperature="")
 _NCE = _two_views("query", "positive_key")
+_STANDARD, _MORE = ([Case(**row) for row in rows] for rows in option_cases(_two_views))
 LOSSES = (
     Case("nt_xent", "nt_xent_loss", _two_views("z1", "z2"), oracle.nt_xent),
     Case("nt_xent-raw", "nt_xent_loss", _raw(_two_views("z1", "z2")), oracle.nt_xent, {"normalize": False}),
@@ -132,14 +155,28 @@ LOSSES = (
         "info_nce-queue-raw", "info_nce_loss", _raw(_with_negatives(False)), _nce_oracle, {"normalize": False}
     ),
     Case("clip", "clip_loss", _two_views("image_features", "text_features", "logit_scale", unit=True), oracle.clip),
+    Case("siglip", "siglip_loss", _siglip_inputs, siglip),
     Case("n_pairs", "n_pairs_loss", _ANCHORS, _n_pairs_oracle),
     Case("n_pairs-raw", "n_pairs_loss", _raw(_ANCHORS), _n_pairs_oracle, {"normalize": False}),
     Case(
         "n_pairs-target", "n_pairs_loss", _ANCHORS, _n_pairs_oracle, target=lambda n: (torch.arange(n) * 2 + 1) % max(n, 1)
     ),
     Case("cpc", "cpc_loss", _cpc_inputs, _cpc_oracle),
+    *(Case(**loss) for loss in label_cases.losses(_two_views("z1", "z2"))),
+    *_STANDARD,
 )  # fmt: skip
-BY_NAME = {case.name: case for case in LOSSES}
+OPTIONS = (
+    *_MORE,
+    Case("siglip-options", "siglip_loss", vectors(_siglip_inputs, rows), siglip, constants=keys(rows)),
+    Case("dcl-options", "dcl_loss", vectors(_two_views("z1", "z2"), rows), label_oracle.dcl, constants=keys(rows)),
+    Case(
+        "dclw-options", "dclw_loss", vectors(_two_views("z1", "z2"), rows), label_oracle.dcl, {"sigma": 0.4}, constants=keys(rows)
+    ),
+    Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
+)  # fmt: skip
+ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
+WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
+BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
 
 @dataclass(frozen=True)

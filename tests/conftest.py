@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import cuda_host
 import pytest
@@ -21,12 +22,22 @@ import fused_contrastive
 from fused_contrastive import cuda, dispatch
 
 PACKAGE = "fused_contrastive"
+PEERS = Path(__file__).resolve().parent / "peers"
 BACKENDS = ("panels", "cpu", "triton", "cuda")
 
 
 def pytest_addoption(parser):
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.addoption("--device", default=default, help="where test inputs live (default here: %(default)s)")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """tests/peers needs the packages that `make test-peers` installs: it runs where it is asked for."""
+    if collection_path == PEERS:
+        return not any(
+            Path(str(argument).partition("::")[0]).resolve().is_relative_to(PEERS) for argument in config.args
+        )
+    return None
 
 
 def pytest_configure(config):

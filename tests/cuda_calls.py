@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import skip_unless_served
 
-from fused_contrastive import cuda, cuda_force
+from fused_contrastive import cuda, cuda_force, cuda_sigmoid, cuda_tiles, panels
+
+FENCED = tuple(module.__name__ for module in (cuda, cuda_force, cuda_sigmoid, cuda_tiles, panels))
 
 
 def move(tensors, device):
@@ -74,7 +76,7 @@ def backend(operators, device, monkeypatch):
     empty, new_empty = torch.empty, torch.Tensor.new_empty
 
     def called_from_backend():
-        return sys._getframe(2).f_globals.get("__name__") in (cuda.__name__, cuda_force.__name__)
+        return sys._getframe(2).f_globals.get("__name__") in FENCED
 
     def fenced_empty(*shape, **options):
         if not called_from_backend():

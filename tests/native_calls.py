@@ -33,6 +33,7 @@ class Call:
     scale: float = 5.0
     dtype: torch.dtype = torch.float64
     input_dtype: torch.dtype | None = None
+    sorted_keys: bool = False
     seed: int = 0
 
     @functools.cached_property
@@ -57,6 +58,8 @@ class Call:
         if self.kind in candidates.KEYED:
             key_a = torch.randint(4, (self.G, self.M), generator=generator) * 2**40
             key_b = torch.randint(4, (self.G, columns), generator=generator) * 2**40 if b is not None else None
+            if self.sorted_keys:
+                key_a, key_b = (None if key is None else key.sort(1).values for key in (key_a, key_b))
         return a, b, torch.tensor(self.scale, dtype=accumulate), bias, key_a, key_b
 
     @property

@@ -197,20 +197,26 @@ def n_pairs(anchors, positives, target, g, normalize=True):
     return loss, {"anchors": grads["a"], "positives": grads["b"]}
 
 
-def cpc(predictions, latents, g):
+def cpc(predictions, latents, g, keys=None, weights=None):
     """``(loss [K, B], accuracy, gradients)``: the loop over batch and step, candidates of the same step."""
     predictions, latents = array(predictions), array(latents)
     K, B, _ = predictions.shape
     loss, hits = np.zeros((K, B)), 0
     d_predictions, d_latents = np.zeros_like(predictions), np.zeros_like(latents)
+    key = np.arange(B) if keys is None else array(keys)
+    of_rows = np.ones(B) if weights is None else array(weights)
     for i in range(B):
         for step in range(K):
             scores = latents[step] @ predictions[step, i]
-            loss[step, i], ds = cross_entropy_row(scores, i, np.ones(B, dtype=bool))
-            hits += scores[i] >= scores.max()
-            d_predictions[step, i] = g[step, i] * (ds @ latents[step])
-            d_latents[step] += g[step, i] * np.outer(ds, predictions[step, i])
-    return loss, hits / (K * B), {"predictions": d_predictions, "latents": d_latents}
+            keep = (key != key[i]) | (np.arange(B) == i)
+            loss[step, i], ds = cross_entropy_row(scores, i, keep)
+            hits += scores[i] >= scores[keep].max()
+            d_predictions[step, i] = of_rows[i] * g[step, i] * (ds @ latents[step])
+            d_latents[step] += of_rows[i] * g[step, i] * np.outer(ds, predictions[step, i])
+    named = {"predictions": d_predictions, "latents": d_latents}
+    if weights is not None:
+        named["weights"] = (g * loss).sum(0)
+    return of_rows * loss, hits / (K * B), named
 
 
 def top1(s: np.ndarray, target, keep: np.ndarray) -> float:

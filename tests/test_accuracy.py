@@ -14,11 +14,17 @@ import fused_contrastive
 SEEDS = range(5)
 MORE_SEEDS = range(9)  # where single errors vary widely
 MOST_SEEDS = range(25)
-"""At low temperatures, where few pairs carry a gradient: the yardstick refuses plain float32 products 3 to 17 times in 100 by 9 seeds,
-0.1 to 6 times by 25."""
+"""At the lowest temperatures, where few pairs carry a gradient: of float32 results as accurate as eager's the yardstick refuses 3 to 16 in
+100 by 9 seeds, 0.1 to 6 by 25."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-WITH_TEMPERATURE = [case.name for case in cases.LOSSES if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip")]
+WITH_OPTIONS = [case.name for case in cases.LOSSES if case.name.split("-")[-1] in ("options", "all", "distill")]
+WITH_TEMPERATURE = [
+    case.name
+    for case in cases.LOSSES
+    if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip", "siglip", "sup_con", "dcl", "ranking")
+    and case.name != "sup_con-weights"
+]
 
 
 def assert_within_yardstick(ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0):
@@ -31,7 +37,8 @@ def assert_within_yardstick(ours: list[dict], eager: list[dict], dtype: torch.dt
     for name in ours[0]:
         errors, theirs = (np.array([e[name] for e in values]) for values in (ours, eager))
         error, bound = np.median(errors), max(np.median(theirs), ulps * torch.finfo(dtype).eps)
-        ratio = np.median(errors / theirs)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.median(errors / theirs)
         if np.isnan(bound):
             assert np.isfinite(errors).all(), f"{name}: {errors}"
         else:
@@ -162,7 +169,7 @@ def test_dtypes_and_shapes(case, backend, device):
             assert x.grad.dtype == x.dtype and x.grad.shape == x.shape and x.grad.device == x.device
 
 
-@pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in cases.ONE_POSITIVE if c.name not in WITH_OPTIONS], ids=lambda c: c.name)
 def test_metrics(case, any_backend, device):
     """Top-1 accuracy and the mean positive cosine or logit, from dense similarities; detached."""
     n, d = (9, 6) if is_interpreted(any_backend) else (50, 12)
@@ -186,10 +193,10 @@ def test_metrics(case, any_backend, device):
 def _dense_metrics(case, inputs):
     first, second = list(inputs)[:2]
     a, b = oracle.array(inputs[first]), oracle.array(inputs[second])
-    n, normalize = len(a), case.options.get("normalize", case.function != "clip_loss")
+    n, normalize = len(a), case.options.get("normalize", case.function not in ("clip_loss", "siglip_loss"))
     scale = 1.0 if normalize else 1 / float(inputs["temperature"].detach()) if "temperature" in inputs else 1.0
     scale = float(inputs["logit_scale"].detach()) if "logit_scale" in inputs else scale
-    if case.function == "nt_xent_loss":
+    if "z1" in inputs:
         pairs = oracle.Pairs(np.concatenate([a, b]), scale=scale, normalize=normalize)
         target, keep = [(i + n) % (2 * n) for i in range(2 * n)], ~np.eye(2 * n, dtype=bool)
     else:
@@ -210,7 +217,8 @@ def _dense_metrics(case, inputs):
     accuracy = oracle.top1(pairs.s, target, keep)
     if case.options.get("symmetric") or case.function == "clip_loss":
         accuracy = (accuracy + oracle.top1(pairs.s.T, target, keep.T)) / 2
-    return accuracy, np.mean([pairs.s[i, t] for i, t in enumerate(target)])
+    bias = float(inputs["logit_bias"].detach()) if "logit_bias" in inputs else 0.0
+    return accuracy, np.mean([pairs.s[i, t] for i, t in enumerate(target)]) + bias
 
 
 def _own_negatives(case, inputs):

@@ -148,6 +148,7 @@ def test_use_eager(monkeypatch, device):
             fc.nt_xent_loss(z, z.clone()),
             fc.info_nce_loss(z, z.clone(), torch.randn(5, 3, device=device)),
             fc.clip_loss(z, z.clone(), 2.0),
+            fc.siglip_loss(z, z.clone(), 2.0, -1.0),
             fc.n_pairs_loss(z, z.clone()),
             fc.cpc_loss(z[None], z[None].clone())[0],
             fc.similarity_logsumexp(z),

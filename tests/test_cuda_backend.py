@@ -101,9 +101,12 @@ class Launches(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         poison = name == "fill_" and args[1] != args[1]
-        if not (func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison):
+        out = func(*args, **(kwargs or {}))
+        if name == "to" and out is not args[0]:  # below autograd a conversion arrives whole
+            self.names.append("_to_copy")
+        elif not (func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison):
             self.names.append(name)
-        return func(*args, **(kwargs or {}))
+        return out
 
 
 FORWARD = ["prepare", "pair_reduce", "finish_forward"]

@@ -1,6 +1,6 @@
 """The CUDA library: compiled by nvcc against the stable ABI, loaded where there is no GPU and by a CPU-only torch.
 
-Compiling everything takes about 600 seconds of one core, so tests build the library with two of its 13 kernel sources for one
+Compiling everything takes about 900 seconds of one core, so tests build the library with three of its 21 kernel sources for one
 architecture and tables of null pointers for the others. What FUSED_CONTRASTIVE_BUILD=cuda made, where it was asked for, is checked too.
 """
 
@@ -25,6 +25,7 @@ OPERATORS = (
     "prepare", "pair_reduce", "finish_forward", "fused_rows", "finish_weighted", "terms", "pair_weight", "finish_backward",
     "force_group", "force_group_gradient", "force_distances", "force_log_sums", "force_affinities", "force_weights",
     "force_inverses", "force_merge", "force_norms",
+    "sigmoid_reduce", "sigmoid_finish", "sigmoid_terms", "sigmoid_weight",
 )  # fmt: skip
 TABLES = ("BF16", "F16", "TF32", "TF32X3", "FMA", "F64")
 PAIR_TABLES = ("BF16_SM90", "F16_SM90")
@@ -80,11 +81,12 @@ def test_builds_and_loads_without_a_gpu(tmp_path):
     lines = [f"const TileKernels {name}_KERNELS{{}};" for name in TABLES]
     lines += [f"const PairKernels {name}_KERNELS{{}};" for name in PAIR_TABLES]
     lines += [f"const ForceKernels {name}_FORCE{{}};" for name in FORCE_TABLES]
-    headers = [f'#include "{build.HERE}/{name}.h"' for name in ("launch", "force")]
+    lines += [f"const SigmoidKernels {name}_SIGMOID{{}};" for name in (*TABLES, *PAIR_TABLES)]
+    headers = [f'#include "{build.HERE}/{name}.h"' for name in ("launch", "force", "sigmoid")]
     tables.write_text("\n".join([*headers, "namespace fused_contrastive {", *lines, "}"]))
     library = tmp_path / "_C_cuda.abi3.so"
     folder = Path(build.HERE).parents[1] / "build/cuda_library_test"
-    kernels = [build.HERE / "prepare.cu", build.HERE / "finish.cu", tables]
+    kernels = [*(build.HERE / f"{name}.cu" for name in ("prepare", "finish", "sigmoid_finish")), tables]
     build.build(library, folder, jobs=2, names=("80",), chosen=kernels)
     sources, driver, runtime = loaded(library)
     assert sources == build.library_hash()

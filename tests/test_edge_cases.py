@@ -129,7 +129,7 @@ def test_degenerate_rows(name, which, any_backend, device):
     inputs = case.draw(5, 4, device=device)
     with torch.no_grad():
         for x in inputs.values():
-            if x.dim() == 0:
+            if x.dim() < 2:
                 continue
             rows = x.flatten(0, -2)
             if which == "zero":
@@ -268,13 +268,14 @@ def test_ties_are_hits(backend, device):
         (fc.info_nce_loss, (v, v.clone())),
         (fc.info_nce_loss, (v, v.clone(), v[:7].clone())),
         (fc.clip_loss, (v, v.clone(), 1.3)),
+        (fc.siglip_loss, (v, v.clone(), 1.3, -0.7)),
         (fc.n_pairs_loss, (v, v.clone(), target)),
     ):
         assert loss(*arguments, metrics=True, backend=backend)[1]["accuracy"] == 1, loss.__name__
 
 
 @pytest.mark.parametrize(("n", "d"), ((0, 4), (3, 0), (1, 3)))
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "cpc"])
+@pytest.mark.parametrize("name", [case.name for case in cases.LOSSES if case.function not in cases.WITHOUT_METRICS])
 def test_metrics_of_corners(name, n, d, backend, device):
     """NaN over nothing, every positive a hit where nothing can be larger: as eager."""
     case = cases.BY_NAME[name]

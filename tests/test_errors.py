@@ -14,14 +14,19 @@ TWO_SETS = {
     "nt_xent_loss": ("z1", "z2"),
     "info_nce_loss": ("query", "positive_key"),
     "clip_loss": ("image_features", "text_features"),
+    "siglip_loss": ("image_features", "text_features"),
     "n_pairs_loss": ("anchors", "positives"),
     "cpc_loss": ("predictions", "latents"),
+    "dcl_loss": ("z1", "z2"),
+    "dclw_loss": ("z1", "z2"),
 }
 
 
 def call(name, first, second, **options):
-    if name == "clip_loss":
+    if name in ("clip_loss", "siglip_loss"):
         options.setdefault("logit_scale", 1.0)
+    if name == "siglip_loss":
+        options.setdefault("logit_bias", -1.0)
     return getattr(fc, name)(first, second, **options)
 
 
@@ -97,7 +102,14 @@ BAD_NUMBERS = (
 @pytest.mark.parametrize(("value", "error", "message"), BAD_NUMBERS, ids=lambda v: repr(v)[:24])
 @pytest.mark.parametrize(
     ("name", "argument"),
-    (("nt_xent_loss", "temperature"), ("info_nce_loss", "temperature"), ("clip_loss", "logit_scale")),
+    (
+        ("nt_xent_loss", "temperature"),
+        ("info_nce_loss", "temperature"),
+        ("clip_loss", "logit_scale"),
+        ("dclw_loss", "sigma"),
+        ("siglip_loss", "logit_scale"),
+        ("siglip_loss", "logit_bias"),
+    ),
 )
 def test_numbers(name, argument, value, error, message):
     with pytest.raises(error, match=f"{argument} must be .*{message}|{argument} {message}"):
@@ -111,7 +123,7 @@ def test_scale_of_the_primitive(value, error, message):
 
 
 @pytest.mark.parametrize("value", (0, 0.0, 1e-9, -1e-9))
-@pytest.mark.parametrize("name", ("nt_xent_loss", "info_nce_loss"))
+@pytest.mark.parametrize("name", ("nt_xent_loss", "info_nce_loss", "dcl_loss", "dclw_loss"))
 def test_temperature_near_zero(name, value):
     with pytest.raises(ValueError, match="temperature must not be smaller than 1e-8"):
         call(name, Z, Z, temperature=value)
@@ -239,7 +251,7 @@ def test_backend_that_cannot_serve():
             fc.nt_xent_loss(z, z)
 
 
-@pytest.mark.parametrize("module", ("NTXentLoss", "InfoNCELoss"))
+@pytest.mark.parametrize("module", ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss"))
 def test_module_temperature(module):
     for bad, error in ((0.0, ValueError), (math.nan, ValueError), ("1", TypeError)):
         with pytest.raises(error, match="temperature must"):
@@ -248,7 +260,9 @@ def test_module_temperature(module):
         getattr(fc, module)(-0.5, learnable=True)
 
 
-@pytest.mark.parametrize("module", ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "CPCLoss"))
+@pytest.mark.parametrize(
+    "module", ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "CPCLoss", "SupConLoss", "DCLLoss")
+)
 def test_module_reduction(module):
     with pytest.raises(ValueError, match="reduction must be one of"):
         getattr(fc, module)(reduction="average")

@@ -104,15 +104,17 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "file, force",
+    "file, family",
     [
-        ("csrc/cuda/library.cpp", False),
-        ("fused_contrastive/cuda.py", False),
-        ("csrc/cuda/force_library.cpp", True),
-        ("fused_contrastive/cuda_force.py", True),
+        ("csrc/cuda/library.cpp", "similarity"),
+        ("fused_contrastive/cuda.py", "similarity"),
+        ("csrc/cuda/force_library.cpp", "force"),
+        ("fused_contrastive/cuda_force.py", "force"),
+        ("csrc/cuda/sigmoid_library.cpp", "sigmoid"),
+        ("fused_contrastive/cuda_sigmoid.py", "sigmoid"),
     ],
 )
-def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch, file, force):
+def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch, file, family):
     """Those of the file's own family."""
     for folder in ("csrc/cuda", "fused_contrastive"):
         (tmp_path / folder).mkdir(parents=True)
@@ -126,7 +128,9 @@ def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch
     after = environment.kernel_hashes()
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {name for name in before if ("force" in name) == force}
+    families = {name: name.partition("/")[2].partition("_")[0] for name in before if name.startswith("cuda/")}
+    of = {name: found if found in ("force", "sigmoid") else "similarity" for name, found in families.items()}
+    assert changed == {name for name in before if of.get(name) == family}
 
 
 def test_gpu_status_runs_without_a_gpu(capsys):

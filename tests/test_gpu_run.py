@@ -17,6 +17,13 @@ from fused_contrastive import cuda
 TINY = gpu.Stage("nt_xent,clip", "fp32", ("16x4",), 0.1, "eager,panels")
 
 
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """Tests of a run go one by one, also where pytest-xdist is installed."""
+    monkeypatch.setattr(gpu_run, "WORKERS", 1)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 def described(**changes):
     card = {"name": "G", "driver": "1", "ptxas": {"version": "13"}, "cuda": "13"}
     return {**environment.describe(torch.device("cpu")), "gpu": card, **changes}
@@ -252,7 +259,14 @@ def test_every_operator_has_a_source():
         x = types.SimpleNamespace(dtype=dtype)
         names.add(device_tests.source_of("force_group", (x, none)))
         assert device_tests.source_of("force_inverses", (none, x)) in names
-    assert names | {"cuda/tiles_sm90"} == {name for name in environment.kernel_hashes() if name.startswith("cuda/")}
+    names.add(device_tests.source_of("sigmoid_terms", (x,)))
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        x = types.SimpleNamespace(dtype=dtype, is_cuda=False, itemsize=2)
+        names.add(device_tests.source_of("sigmoid_weight", (x,)))
+    names |= {device_tests.source_of("sigmoid_reduce", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+    assert names | {"cuda/tiles_sm90", "cuda/sigmoid_sm90"} == {
+        name for name in environment.kernel_hashes() if name.startswith("cuda/")
+    }
     assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/tiles_fma"
 
 
@@ -336,6 +350,14 @@ def test_kernels_alone_against_bare_rates():
     assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
     assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
     assert found["prepare"]["rate"] == pytest.approx(1000.0)
+    force = {"loss": "contrastive_force", "N": 500, "K": 10, "D": 100, "dtype": "fp32", "pass": "full"}
+    launched = [("void fused_contrastive::force_weights<float>(ForceParams)", 100.0), ("ampere_sgemm_128x64", 100.0)]
+    both = [{**force, "backend": backend, "kernels": launched} for backend in ("cuda", "triton")]
+    found = {(e["backend"], e["kernel"]): e for e in kernel_table.entries({"rows": both, "rates": rates()})}
+    cells = 10 * 1000**2 * 100  # 5000 rows against the 1000 points of their group: half of that
+    assert found["cuda", "force_weights"]["rate"] == pytest.approx(3 * cells / 2 / 100e-6 / 1e12)
+    assert found["cuda", "product"]["of"] == pytest.approx(3 * cells / 100e-6 / 1e12 / 50)
+    assert found["triton", "force_weights"]["rate"] is None, "other launches than those counted"
     assert "250 TFLOP/s" in kernel_table.markdown(result) and "no" not in kernel_table.markdown(result)[:2]
     assert kernel_table.markdown({"rows": [], "rates": {}}) == "No profiled kernels."
 

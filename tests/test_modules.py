@@ -17,17 +17,30 @@ PAIRS = {
     "NTXentLoss": "nt_xent_loss",
     "InfoNCELoss": "info_nce_loss",
     "ClipLoss": "clip_loss",
+    "SigLipLoss": "siglip_loss",
     "NPairsLoss": "n_pairs_loss",
     "CPCLoss": "cpc_loss",
+    "SupConLoss": "sup_con_loss",
+    "DCLLoss": "dcl_loss",
+    "DCLWLoss": "dclw_loss",
+    "MultipleNegativesRankingLoss": "multiple_negatives_ranking_loss",
+    "DistillClipLoss": "distill_clip_loss",
 }
-WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss")
+WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss", "MultipleNegativesRankingLoss")
+OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
+"""Arguments of the constructor when learned, else of forward."""
+PER_CALL = {"keys", "weights", "bias", "positive_weights"}
+"""Keyword-only tensors, of the function and of forward."""
 
 
 def arguments(name, device="cpu"):
     shape = (2, 6, 4) if name == "CPCLoss" else (6, 4)
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    return (first, second, 2.0) if name == "ClipLoss" else (first, second)
+    if name == "SupConLoss":
+        return first, torch.tensor([0, 1, 0, 2, 1, 0], device=device)
+    more = {"ClipLoss": (2.0,), "SigLipLoss": (2.0, -1.0), "DistillClipLoss": (2.0, second, first, 3.0)}
+    return (first, second, *more.get(name, ()))
 
 
 def loss_of(out):
@@ -36,16 +49,16 @@ def loss_of(out):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_signature_mirrors_the_function(name):
-    """Every option of the function is a constructor argument of the same name and default; the rest is forward's."""
+    """Every option of the function is a constructor argument of the same name and default; tensors are forward's."""
     function = inspect.signature(getattr(fc, PAIRS[name])).parameters
     constructor = dict(inspect.signature(getattr(fc, name)).parameters)
     forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
-    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY}
-    options |= {"temperature"} & set(function)
+    options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - PER_CALL
+    options |= {"temperature", "sigma"} & set(function)
     learnable = constructor.pop("learnable", None)
-    assert (learnable is not None) == (name in (*WITH_TEMPERATURE, "ClipLoss"))
+    assert (learnable is not None) == (name in (*WITH_TEMPERATURE, *OWN))
     assert learnable is None or learnable.default is False
-    own = {"logit_scale"} if name == "ClipLoss" else set()  # the constructor's when learned, else forward's
+    own = OWN.get(name, set())
     assert all(constructor.pop(k).default is None for k in own)
     assert set(constructor) == options
     for k in options:
@@ -53,7 +66,8 @@ def test_signature_mirrors_the_function(name):
         assert constructor[k].kind == function[k].kind, k
     assert forward == [k for k in function if k not in options]
     for k in set(forward) - own:
-        assert inspect.signature(getattr(fc, name).forward).parameters[k].default == function[k].default, k
+        parameter = inspect.signature(getattr(fc, name).forward).parameters[k]
+        assert (parameter.default, parameter.kind) == (function[k].default, function[k].kind), k
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -84,6 +98,27 @@ def test_options_reach_the_function(backend, device):
     )
     target = torch.tensor([1, 0, 3, 2, 5, 4], device=device)
     torch.testing.assert_close(fc.NPairsLoss(backend=backend)(z1, z2, target), reference.n_pairs_loss(z1, z2, target))
+    labels, weights = arguments("SupConLoss", device)[1], torch.linspace(0.5, 1, 6, device=device)
+    views = torch.stack([z1, z2], 1)
+    options = {
+        "positives": "in",
+        "contrast_mode": "one",
+        "normalize": False,
+        "skip_unmatched": True,
+        "reduction": "sum",
+    }
+    torch.testing.assert_close(
+        fc.SupConLoss(0.3, **options, metrics=True, backend=backend)(views, labels, weights=weights),
+        reference.sup_con_loss(views, labels, 0.3, **options, weights=weights, metrics=True),
+    )
+    torch.testing.assert_close(
+        fc.SupConLoss(backend=backend)(views, positive_weights=torch.ones(6, 6, device=device)),
+        reference.sup_con_loss(views, None, 0.1, positive_weights=torch.ones(6, 6, device=device)),
+    )
+    torch.testing.assert_close(
+        fc.DCLWLoss(0.3, 0.7, normalize=False, backend=backend)(z1, z2),
+        reference.dclw_loss(z1, z2, 0.3, 0.7, normalize=False),
+    )
     scale = torch.tensor(3.0, device=device, requires_grad=True)
     bias = torch.tensor(-1.0, device=device, requires_grad=True)
     loss = fc.ClipLoss(backend=backend)(z1, z2, scale, bias)
@@ -109,21 +144,47 @@ def test_learnable_temperature(name, backend, device):
     assert not list(getattr(fc, name)(0.2).parameters())
 
 
-@pytest.mark.parametrize("learnable", (False, True))
-@pytest.mark.parametrize("name", WITH_TEMPERATURE)
-def test_copies_and_states(name, learnable, device):
-    """deepcopy, pickle, torch.save and state_dict keep the temperature and the options."""
-    module = getattr(fc, name)(0.3, normalize=False, reduction="sum", learnable=learnable).to(device)
-    expected = module(*arguments(name, device))
+def learning(name, value, **options):
+    """The module with a temperature or scale that it learns."""
+    return getattr(fc, name)(
+        **{"logit_scale" if name == "ClipLoss" else "temperature": value}, learnable=True, **options
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_copies(name, device):
+    """deepcopy, pickle and torch.save keep the options; nothing is saved in a state."""
+    module = getattr(fc, name)(reduction="sum")
+    expected = loss_of(module(*arguments(name, device)))
+    for twin in copies(module):
+        assert torch.equal(loss_of(twin(*arguments(name, device))), expected)
+    assert not module.state_dict()
+
+
+def copies(module):
     saved = io.BytesIO()
     torch.save(module, saved)
     saved.seek(0)
-    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)):
-        assert torch.equal(twin(*arguments(name, device)), expected)
-    assert list(module.state_dict()) == (["log_temperature"] if learnable else [])
-    other = getattr(fc, name)(0.9, normalize=False, reduction="sum", learnable=learnable).to(device)
+    return copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)
+
+
+@pytest.mark.parametrize("name", (*WITH_TEMPERATURE, "ClipLoss"))
+def test_copies_and_states_of_learned_temperatures(name, device):
+    """A copy learns for itself; the state has the learned value alone."""
+    views = arguments(name, device)[:2]
+    module = learning(name, 0.3, reduction="sum").to(device)
+    expected = module(*views)
+    for twin in copies(module):
+        assert torch.equal(twin(*views), expected)
+        (learned,) = twin.parameters()
+        learned.data += 1
+        assert not torch.equal(twin(*views), expected) and torch.equal(module(*views), expected)
+    (key,) = module.state_dict()
+    assert key == ("log_logit_scale" if name == "ClipLoss" else "log_temperature")
+    other = learning(name, 0.9, reduction="sum").to(device)
+    assert not torch.equal(other(*views), expected)
     other.load_state_dict(module.state_dict())
-    assert torch.equal(other(*arguments(name, device)), expected) == learnable
+    assert torch.equal(other(*views), expected)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -191,3 +252,24 @@ def test_clip_learns_its_scale(device):
             fc.ClipLoss(learnable=not arguments)(image, text)
     with pytest.raises(ValueError, match="logit_scale"):
         fc.ClipLoss()(image, text)
+
+
+def test_siglip_learns_its_scale_and_bias(device):
+    image, text = (torch.randn(9, 5, device=device) for _ in range(2))
+    module = fc.SigLipLoss(10.0, -10.0, learnable=True).to(device)
+    assert [name for name, _ in module.named_parameters()] == ["log_logit_scale", "logit_bias"]
+    loss = module(image, text)
+    torch.testing.assert_close(loss, fc.siglip_loss(image, text, 10.0, -10.0))
+    loss.backward()
+    assert module.log_logit_scale.grad != 0 and module.logit_bias.grad != 0
+    for given, missing in (({"logit_scale": 14.0}, "logit_bias"), ({"logit_bias": 1.0}, "logit_scale")):
+        with pytest.raises(ValueError, match=f"{missing} must be given"):
+            fc.SigLipLoss(**given, learnable=True)
+        with pytest.raises(ValueError, match="must be given exactly when learnable=True"):
+            fc.SigLipLoss(**given)
+        with pytest.raises(ValueError, match="must be passed to forward"):
+            module(image, text, **given)
+        with pytest.raises(ValueError, match=f"{missing} must be passed to forward"):
+            fc.SigLipLoss()(image, text, **given)
+    with pytest.raises(ValueError, match="logit_scale must be positive"):
+        fc.SigLipLoss(-1.0, 0.0, learnable=True)

@@ -68,6 +68,22 @@ def test_two_sets(case, sizes, columns, poisoned):
     check(replace((CASES | SHIFTED)[case], M=sizes[0], N=sizes[1], columns=columns))
 
 
+@pytest.mark.parametrize("scale", [5.0, 300.0])
+@pytest.mark.parametrize("sizes", [(600, None), (400, 300), (60, 700), (700, 60)], ids=str)
+def test_tiles_without_equal_keys(sizes, scale, poisoned):
+    """Sorted keys: most tiles have no candidate and are left out, whichever sums they would be the first to write."""
+    call = Call(G=2, M=sizes[0], N=sizes[1], kind="same_key", scale=scale, sorted_keys=True)
+    check(call, 1e-10)
+    check(replace(call, extrema=True), 1e-10)
+    if sizes[1] is not None:
+        for more in ({"columns": True}, {"bias": "padding"}, {"columns": True, "bias": "values", "extrema": True}):
+            check(replace(call, **more), 1e-10)
+        check(replace(call, weighted=True), 1e-10)
+        outputs, (da, db, *_) = check(call, 1e-10)
+        for needs, index, expected in (((True, False, False, False), 0, da), ((False, True, False, False), 1, db)):
+            assert_close("one side", call.backward(outputs, needs)[index], expected, 1e-12)
+
+
 POSITIVES = {
     "nt_xent": Call(M=130, kind="not_pair", stride=65, positive=65),
     "clip": Call(M=150, N=150, kind="not_self", positive=0, columns=True, normalize=False, scale=0.5),

@@ -1,9 +1,11 @@
-"""Citizens of PyTorch: opcheck, torch.compile, second derivatives, torch.func, export to meta."""
+"""Citizens of PyTorch: opcheck, torch.compile, gradients with and without a graph, meta tensors. torch.func: test_func.py; export: test_export.py;
+second derivatives: test_second_derivatives.py."""
 
 import cases
 import pytest
 import torch
 from conftest import is_interpreted
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fused_contrastive as fc
 from fused_contrastive.candidates import NO_SELF
@@ -56,25 +58,32 @@ def op_arguments(call, backend, device, dtype):
     g_cols = torch.randn_like(cols[0]) if columns and positive < 0 else cols.new_empty(0)
     needs = (True, two, True, with_bias)
     backward = (g_rows, g_cols, *forward[:6], rows, cols, pos, *prepared, *candidates, dtype, *needs, backend)
-    return forward, backward
+    tangents = [None if x is None else torch.randn_like(x) for x in (a, b, scale, bias)]
+    return {"similarity_forward": forward, "similarity_backward": backward, "similarity_second": (*tangents, *backward)}
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_opcheck(call, dtype, traced_backend, device):
-    """Schemas, fakes (shapes, dtypes, strides) and aliasing of both ops."""
-    forward, backward = op_arguments(call, traced_backend, device, dtype)
-    torch.library.opcheck(torch.ops.fused_contrastive.similarity_forward.default, forward)
-    torch.library.opcheck(torch.ops.fused_contrastive.similarity_backward.default, backward)
+    """Schemas, fakes (shapes, dtypes, strides), aliasing and autograd formulas of the ops; the second one is the same for all backends."""
+    for op, arguments in op_arguments(call, traced_backend, device, dtype).items():
+        if op == "similarity_second" and traced_backend != "panels":
+            continue
+        torch.library.opcheck(getattr(torch.ops.fused_contrastive, op).default, differentiable(op, arguments))
+
+
+def differentiable(op, arguments):
+    """Operands and upstream gradients as leaves; none for the second op, whose derivatives would be third ones."""
+    last = {"similarity_forward": 4, "similarity_backward": 6, "similarity_second": 0}[op]
+    leaves = (x if x is None or x.numel() == 0 else x.detach().requires_grad_() for x in arguments[:last])
+    return (*leaves, *arguments[last:])
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
     """Shape, dtype and strides of every output are those of the fake, also where opcheck cannot be used."""
-    for op, arguments in zip(
-        ("similarity_forward", "similarity_backward"), op_arguments(call, backend, device, dtype), strict=True
-    ):
+    for op, arguments in op_arguments(call, backend, device, dtype).items():
         function = getattr(torch.ops.fused_contrastive, op)
         real = function(*arguments)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
@@ -137,27 +146,36 @@ def test_compile_primitive(use, device):
         torch.testing.assert_close(x.grad, named[name].grad)
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip", "cpc"))
-def test_compile_dynamic_batch(name, traced_backend, device):
-    """One graph for every batch size: nothing is recompiled after the first."""
+def batch_dimensions(case, n, d):
+    """Which dimension of each argument grows with n, by name."""
+    draws = [case.draw(n, d), case.draw(n + 4, d)]
+    return {
+        name: next((i for i, (m, k) in enumerate(zip(x.shape, draws[1][name].shape, strict=True)) if m != k), None)
+        for name, x in draws[0].items()
+    }
+
+
+@pytest.mark.parametrize("marked", (False, True))
+@pytest.mark.parametrize("name", NAMES)
+def test_compile_dynamic_batch(name, marked, device):
+    """One graph for every batch size: compiled at the first and, unless the dimension is marked as dynamic, at the second."""
     case = cases.BY_NAME[name]
-    draws = {n: case.draw(n, 5, torch.float32, device) for n in (6, 11, 40, 17)}
-    names = list(draws[6])
-
-    def loss(*values):
-        return case.loss(dict(zip(names, values, strict=True)), traced_backend, reduction="mean")
-
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for count, (n, inputs) in enumerate(draws.items()):
-        with torch.compiler.set_stance("fail_on_recompile" if count else "default"):
-            value = compiled(*inputs.values())
+    counter = CompileCounterWithBackend("aot_eager")
+    loss = compiled_loss(case, None, list(case.draw(6, 5)), counter)
+    for n in (6, 11, 40, 17):
+        inputs = case.draw(n, 5, torch.float32, device)
+        for key, dimension in batch_dimensions(case, n, 5).items():
+            if marked and dimension is not None:
+                torch._dynamo.mark_dynamic(inputs[key], dimension)
+        value = loss(*inputs.values())
         value.backward()
         expected = {k: x.detach().clone().requires_grad_() for k, x in inputs.items()}
-        reference = case.loss(expected, traced_backend, reduction="mean")
+        reference = case.loss(expected, None, reduction="mean")
         reference.backward()
         torch.testing.assert_close(value, reference, msg=f"n={n}")
         for k, x in inputs.items():
             torch.testing.assert_close(x.grad, expected[k].grad, msg=f"n={n}: {k}")
+    assert counter.frame_count == (1 if marked else 2)
 
 
 def test_compile_metrics_and_module(traced_backend, device):
@@ -173,43 +191,9 @@ def test_compile_metrics_and_module(traced_backend, device):
     torch.testing.assert_close(gradient, module.log_temperature.grad)
 
 
-NO_SECOND = "second derivatives|double backward|twice|once_differentiable|not implemented"
-
-
-def second_derivative(case, inputs, backend, wanted):
-    """The gradient of a gradient penalty plus the loss itself: where a hidden zero would do most harm."""
-    loss = case.loss(inputs, backend, reduction="mean")
-    first = torch.autograd.grad(loss, [inputs[name] for name in wanted], create_graph=True)
-    penalty = sum(g.square().sum() for g in first)
-    return torch.autograd.grad(loss + penalty, list(inputs.values()), allow_unused=True)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_second_derivatives(name, backend, device):
-    """They raise, or are eager's: never silently wrong, for any argument the penalty may be taken of."""
-    case = cases.BY_NAME[name]
-    inputs = case.draw(5, 3, torch.float64, device)
-    for wanted in [*([k] for k in inputs), list(inputs)]:
-        expected = second_derivative(case, inputs, "reference", wanted)
-        try:
-            found = second_derivative(case, inputs, backend, wanted)
-        except (RuntimeError, NotImplementedError) as error:
-            assert any(word in str(error) for word in NO_SECOND.split("|")), error
-            continue
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
-
-
-def test_second_derivatives_of_eager(device):
-    case = cases.BY_NAME["nt_xent"]
-    inputs = case.draw(4, 3, torch.float64, device)
-    assert torch.autograd.gradgradcheck(
-        lambda *values: case.loss(dict(zip(inputs, values, strict=True)), "eager"), tuple(inputs.values())
-    )
-
-
 def test_second_derivatives_under_compile(traced_backend, device):
-    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code)."""
+    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code); inside compiled code
+    torch.func.grad takes it (test_func.py)."""
     case = cases.BY_NAME["nt_xent"]
     inputs = case.draw(5, 3, torch.float64, device)
     loss = compiled_loss(case, traced_backend, list(inputs), "aot_eager")(*inputs.values())
@@ -241,32 +225,6 @@ def test_backward_twice(backend, device):
     torch.testing.assert_close(inputs["z1"].grad, 2 * once)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
-
-
-@pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue", "cpc"))
-def test_func_grad(name, backend, device):
-    """torch.func.grad gives the same gradients, or a clear error; torch.func.vmap the same values, or a clear error."""
-    case = cases.BY_NAME[name]
-    inputs = case.draw(6, 3, torch.float64, device)
-    expected = torch.autograd.grad(case.loss(inputs, backend, reduction="mean"), inputs.values())
-    values = tuple(x.detach() for x in inputs.values())
-
-    def loss(*arguments):
-        return case.loss(dict(zip(inputs, arguments, strict=True)), backend, reduction="mean")
-
-    for x, y in zip(torch.func.grad(loss, tuple(range(len(values))))(*values), expected, strict=True):
-        torch.testing.assert_close(x, y)
-
-
-def test_vmap(backend, device):
-    z = torch.randn(3, 5, 4, dtype=torch.float64, device=device)
-    expected = torch.stack([fc.nt_xent_loss(x, x + 1, backend=backend) for x in z])
-    try:
-        found = torch.func.vmap(lambda x: fc.nt_xent_loss(x, x + 1, backend=backend))(z)
-    except (RuntimeError, NotImplementedError) as error:
-        assert "vmap" in str(error) or "batching rule" in str(error)
-        return
-    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -306,7 +264,7 @@ def test_the_same_tensor_twice(backend, device):
 @pytest.mark.parametrize("name", NAMES)
 def test_meta_tensors(name):
     """Shapes without data, as eager gives them."""
-    if name == "n_pairs-target":
+    if cases.BY_NAME[name].target is not None:
         pytest.skip("the values of target are checked, and meta tensors have none")
     case = cases.BY_NAME[name]
     inputs = case.draw(6, 4, torch.float32, "meta")

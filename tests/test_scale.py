@@ -93,7 +93,7 @@ def threads():
 @pytest.mark.parametrize("backend_name", ("cpu", "panels"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(
-    "name", ("nt_xent", "info_nce-symmetric", "info_nce-queue", "info_nce-paired", "n_pairs-target", "cpc")
+    "name", ("nt_xent", "info_nce-symmetric", "info_nce-queue", "info_nce-paired", "n_pairs-target", "cpc", "sup_con")
 )
 def test_any_thread_count(name, dtype, backend_name, threads):
     """1, 2, 3 and 8 threads on the CPU: the same bits from the native kernels; panels rounds as the library's products do."""
@@ -147,8 +147,9 @@ MEMORY = """
         with open("/proc/self/clear_refs", "w") as reset_peak:
             reset_peak.write("5")
         before = resident("VmRSS")
-        options = {"logit_scale": 0.1} if name == "clip_loss" else {}
-        getattr(fc, name)(z1, z2, **options, backend=backend).backward()
+        options = {"clip_loss": {"logit_scale": 0.1}, "siglip_loss": {"logit_scale": 0.1, "logit_bias": -1.0}}.get(name, {})
+        second = torch.arange(n) % 1000 if name == "sup_con_loss" else z2
+        getattr(fc, name)(z1, second, **options, backend=backend).backward()
         return resident("VmHWM") - before
 
     growth(256)
@@ -157,9 +158,10 @@ MEMORY = """
 
 
 @pytest.mark.parametrize("backend_name", ("panels", "cpu"))
-@pytest.mark.parametrize(("name", "n"), (("nt_xent_loss", 8192), ("clip_loss", 8192)))
+@pytest.mark.parametrize("n", (8192,))
+@pytest.mark.parametrize("name", ("nt_xent_loss", "clip_loss", "siglip_loss", "sup_con_loss"))
 def test_memory(name, n, backend_name):
-    """Forward and backward in 64 MB where the similarities would take 1.07 GB (16384 rows) and 268 MB (8192) in float32."""
+    """Forward and backward in 64 MB where the similarities would take 1.07 GB (NT-Xent) and 268 MB in float32."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("peak memory is read from Linux's /proc")
     skip_unless_served(backend_name, torch.device("cpu"))

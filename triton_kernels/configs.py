@@ -52,7 +52,7 @@ FEW_ROWS = 16
 """Groups of at most this many rows get tiles of this many."""
 
 RESIDENT_D = 128
-"""pair_reduce keeps one operand on chip up to this D (16-bit elements)."""
+"""pair_reduce and sigmoid_reduce keep one operand on chip up to this D (16-bit elements)."""
 
 _override: dict[str, Config] = {}
 _assumed: str | None = None
@@ -96,12 +96,20 @@ def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30,
         config = (
             replace(config, block_m=64, block_n=64, num_warps=4) if arch == "gfx942" else replace(config, block_n=64)
         )
+    if kernel == "sigmoid_weight" and kind == "half" and arch == "sm_80" and D % config.block_k:
+        config = replace(config, block_k=32)  # the loads of the last step would spill
     if kind != "double" and M <= FEW_ROWS:
         return replace(config, block_m=FEW_ROWS, block_n=128 if kind == "half" else 64, num_warps=4)
-    if kernel == "pair_reduce" and kind == "half" and D <= RESIDENT_D and not keyed and arch != "gfx942":
+    if (
+        kernel in ("pair_reduce", "sigmoid_reduce")
+        and kind == "half"
+        and D <= RESIDENT_D
+        and not keyed
+        and arch != "gfx942"
+    ):
         wide = config.block_k if D <= 64 else 128
         if arch == "sm_100":
-            return replace(config, block_k=wide)
+            return replace(config, block_k=wide, num_warps=8 if kernel == "pair_reduce" else 4)
         return replace(config, block_m=64, block_k=wide, num_warps=4)  # two programs per multiprocessor
     return config
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..panels import product
+from ..panels import panel_products
 from . import configs
 from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
 from .pair_weight import pair_weight
@@ -52,21 +52,9 @@ def weighted_sums(
     W is `pair_weight`'s; with `unit` (float16) the results are multiples of it. `symmetric`: W is symmetric, ``col_terms`` are the
     row terms and half of it is computed; one set without symmetry gets ``(W + W^T) x`` as the first result.
     """
-    (G, M, D), N = x.shape, y.shape[1]
-    plan = panels(G, M, N, symmetric, x.element_size())
-    single = len(plan) == 1
-    g, i, j = plan[0]
-    size = max((g.stop - g.start) * (i.stop - i.start) * ceil_div(j.stop - j.start, 16) * 16 for g, i, j in plan)
-    workspace = torch.empty(size, dtype=x.dtype, device=x.device)
-    accumulate = scale.dtype
+    sum_bias = torch.zeros((x.shape[0], y.shape[1]), dtype=scale.dtype, device=x.device) if need_bias else None
 
-    def zeros(*shape):
-        return torch.zeros(shape, dtype=accumulate, device=x.device)
-
-    sum_a = zeros(G, M, D) if need_a and not single else None
-    sum_b = zeros(G, N, D) if need_b and not single else None
-    sum_bias = zeros(G, N) if need_bias else None
-    for g, i, j in plan:
+    def panel(g, i, j, workspace):
         shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
         w = panel_of_weights(
             x[g, i], y[g, j], bias if bias is None else bias[g, j], key_a if key_a is None else key_a[g, i],
@@ -74,19 +62,11 @@ def weighted_sums(
             col_terms if col_terms is None else col_terms[g, j], unit, kind, shifted, stride, symmetric and i == j, workspace,
         )  # fmt: skip
         if need_bias:
-            sum_bias[g, j] += w.sum(1, dtype=accumulate)
-        if single:
-            sum_a = product(w, y) if need_a else None
-            if need_b:
-                sum_b = product(w.transpose(1, 2), x)
-            continue
-        if need_a:
-            sum_a[g, i] += product(w, y[g, j])
-        if need_b:
-            sum_b[g, j] += product(w.transpose(1, 2), x[g, i])
-        elif symmetric and i != j:
-            sum_a[g, j] += product(w.transpose(1, 2), x[g, i])
-    return sum_a, sum_b, sum_bias
+            sum_bias[g, j] += w.sum(1, dtype=scale.dtype)
+        return w
+
+    plan = panels(*x.shape[:2], y.shape[1], symmetric, x.element_size())
+    return *panel_products(x, y, plan, symmetric, need_a, need_b, panel), sum_bias
 
 
 def panel_of_weights(

@@ -55,7 +55,7 @@ def similarity_forward(
     a = a.contiguous()
     b = a if one_set else b.contiguous()
     bias = None if bias is None else bias.contiguous()
-    key_a, key_b = _keys(kind, key_a, key_b, one_set)
+    key_a, key_b = keys_of(kind, key_a, key_b, one_set)
 
     def empty(present, *shape, dtype=scale.dtype):
         return torch.empty(shape if present else (0,), dtype=dtype, device=a.device)
@@ -66,7 +66,7 @@ def similarity_forward(
     bound = torch.empty(G * BOUNDS, dtype=torch.float32, device=a.device)
     if not normalize or bias is not None:
         bound.zero_()
-    _prepare(a, None if one_set else b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype)
+    prepare_sets(a, None if one_set else b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype)
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded else b)
 
@@ -85,18 +85,18 @@ def similarity_forward(
     return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
 
 
-def _present(tensor):
+def present(tensor):
     return tensor if tensor is not None and tensor.numel() else None
 
 
-def _keys(kind, key_a, key_b, one_set):
+def keys_of(kind, key_a, key_b, one_set):
     if kind not in KEYED:
         return None, None
     key_a = key_a.contiguous()
     return key_a, key_a if one_set else key_b.contiguous()
 
 
-def _prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype):
+def prepare_sets(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype):
     G, M, D = a.shape
     N = bias.shape[1] if bias is not None else (0 if b is None else b.shape[1])
     launch(
@@ -141,7 +141,7 @@ def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, p
     launch(
         finish_forward,
         G * ceil_div(max(M, N), ROWS),
-        slots, x, y, bias, scale, rows, _present(cols), _present(pos), _present(loss), _present(row_max), _present(col_max),
+        slots, x, y, bias, scale, rows, present(cols), present(pos), present(loss), present(row_max), present(col_max),
         M, N, max(positive, 0) % N, super_rows,
         D=D, SYMMETRIC=one_set, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(x.dtype), BLOCK=ROWS,
         BLOCK_K=FEATURES, SLOTS=32,
@@ -181,7 +181,7 @@ def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, of
     launch(
         finish_weighted,
         G * ceil_div(M, ROWS),
-        slots, partial, rows, _present(row_max), mean, M, D, splits,
+        slots, partial, rows, present(row_max), mean, M, D, splits,
         ACC=accumulation_type(x.dtype), BLOCK=ROWS, BLOCK_K=FEATURES,
     )  # fmt: skip
 
@@ -222,8 +222,8 @@ def similarity_backward(
     y = x if one_set else (b_hat if b_hat.numel() else b.contiguous())
     M, N = x.shape[1], y.shape[1]
     kind, offset, stride = resolve(kind, offset, stride, M, N)
-    cols, pos, bias = _present(cols), _present(pos), None if bias is None else bias.contiguous()
-    key_a, key_b = _keys(kind, key_a, key_b, one_set)
+    cols, pos, bias = present(cols), present(pos), None if bias is None else bias.contiguous()
+    key_a, key_b = keys_of(kind, key_a, key_b, one_set)
     positive = positive % N if positive >= 0 else 0
     need_b = need_b and not one_set
     from_a = need_a or (need_scale and not need_b)
@@ -231,20 +231,20 @@ def similarity_backward(
     if mean.numel() and not need_b and not need_bias:
         sum_a, sum_b, dbias = mean * g_rows.unsqueeze(-1), None, None
     else:
-        row_terms, col_terms, pull, unit = _terms(g_rows, _present(g_cols), rows, cols, pos, positive, x.dtype, N)
+        row_terms, col_terms, pull, unit = _terms(g_rows, present(g_cols), rows, cols, pos, positive, x.dtype, N)
         sum_a, sum_b, dbias = weighted_sums(
             x, y, bias, key_a, key_b, scale, row_terms, row_terms if one_set else col_terms, unit, kind, offset, stride,
             one_set, from_a, need_b, need_bias,
         )  # fmt: skip
     da, radial = a.new_empty(0), None
     if from_a:
-        da, radial = _finish_set(
+        da, radial = finish_set(
             sum_a, x, y, a, a_inv, pull, scale, unit, positive, True, one_set, 0.5 if one_set else 1.0,
             need_a, need_scale,
         )  # fmt: skip
     db = (a if one_set else b).new_empty(0)
     if need_b:
-        db, other = _finish_set(
+        db, other = finish_set(
             sum_b, y, x, b, b_inv, pull, scale, unit, positive, False, True, 1.0, True, need_scale and not from_a
         )
         radial = other if radial is None else radial
@@ -254,7 +254,7 @@ def similarity_backward(
     return da, db, dscale, dbias if need_bias else scale.new_empty(0)
 
 
-def _finish_set(gradient, x, y, given, inv, pull, scale, unit, positive, near, far, share, need_x, need_scale):
+def finish_set(gradient, x, y, given, inv, pull, scale, unit, positive, near, far, share, need_x, need_scale):
     """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or None)."""
     (G, X, D), Y = x.shape, y.shape[1]
     programs = G * ceil_div(X, ROWS)
@@ -263,7 +263,7 @@ def _finish_set(gradient, x, y, given, inv, pull, scale, unit, positive, near, f
     launch(
         finish_backward,
         programs,
-        gradient, x, y, given.contiguous(), _present(inv), pull, scale, unit, _present(dx), radial, X, Y, D, positive,
+        gradient, x, y, given.contiguous(), present(inv), pull, scale, unit, present(dx), radial, X, Y, D, positive,
         NEAR=near and pull is not None, FAR=far and pull is not None, SHARE=share, EVEN_K=D % FEATURES == 0,
         ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES, HALF_RANGE=HALF_RANGE.value,
     )  # fmt: skip

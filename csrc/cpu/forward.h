@@ -119,6 +119,7 @@ class ForwardPass {
     const TileScratch<C> s(worker.scratch<T>(), size_);
     const auto tile = [&](const Block& I, const Block& J, RunningSum* rows, RunningSum* columns, T* row_top,
                           T* column_top, T* mean) {
+      if (!mean && !candidates.any(I.begin, I.end, J.begin, J.end)) return;
       if (fast_)
         fast_tile(s, b, candidates, I, J, rows, columns, mean);
       else

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "backward.h"
+#include "sigmoid.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
@@ -31,7 +32,9 @@ void run_groups(const Arguments& f, Runtime* runtime) {
 template <class C>
 Kernels kernels_of() {
   return {[](const Forward& f, Runtime* runtime) { run_groups<ForwardPass<C>>(f, runtime); },
-          [](const Backward& f, Runtime* runtime) { run_groups<BackwardPass<C>>(f, runtime); }};
+          [](const Backward& f, Runtime* runtime) { run_groups<BackwardPass<C>>(f, runtime); },
+          [](const SigmoidForward& f, Runtime* runtime) { run_groups<SigmoidForwardPass<C>>(f, runtime); },
+          [](const SigmoidBackward& f, Runtime* runtime) { run_groups<SigmoidBackwardPass<C>>(f, runtime); }};
 }
 
 }  // namespace fused_contrastive::FUSED_ISA

@@ -57,12 +57,27 @@ struct Backward : Problem {
   void* dbias;     // T [G, N] or null
 };
 
-using ForwardFunction = void (*)(const Forward&, Runtime*);
-using BackwardFunction = void (*)(const Backward&, Runtime*);
+// The sigmoid family (fused_contrastive/sigmoid_ops.py); `bias` is null.
+struct SigmoidForward : Problem {
+  int sign;
+  const void* row_bias;  // T [G, M] or null
+  bool normalize;
+  void *rows, *pos, *row_max;  // T, null when absent
+};
+
+struct SigmoidBackward : Problem {
+  int sign;
+  const void *row_bias, *g, *pos;  // T, null when absent
+  bool need_scale;
+  double* dscale;  // [G]
+  void* dbias;     // T [G, M] or null
+};
 
 struct Kernels {
-  ForwardFunction forward;
-  BackwardFunction backward;
+  void (*forward)(const Forward&, Runtime*);
+  void (*backward)(const Backward&, Runtime*);
+  void (*sigmoid_forward)(const SigmoidForward&, Runtime*);
+  void (*sigmoid_backward)(const SigmoidBackward&, Runtime*);
 };
 
 // The kernels of one ISA by matrix type. bf16 and fp16 matrices are widened to float tiles, except where the ISA

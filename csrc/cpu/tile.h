@@ -41,6 +41,14 @@ struct Candidates {
     return kind != Kind::All;
   }
 
+  // Whether rows [i0, i1) by columns [j0, j1) can contain a candidate. Of equal keys few blocks do where they are sorted.
+  bool any(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
+    if (kind != Kind::SameKey) return true;
+    const auto [low_a, high_a] = std::minmax_element(key_a + i0, key_a + i1);
+    const auto [low_b, high_b] = std::minmax_element(key_b + j0, key_b + j1);
+    return *low_a <= *high_b && *low_b <= *high_a;
+  }
+
   // Writes -inf over the pairs that are not candidates in m rows from i0 by n columns from j0.
   void mask(int64_t i0, int64_t m, int64_t j0, int64_t n, T* t, int64_t ld) const {
     constexpr T none = -std::numeric_limits<T>::infinity();

@@ -80,6 +80,7 @@ using VD = Vec<double>;
 FUSED_INLINE VF operator+(VF a, VF b) { return _mm512_add_ps(a.v, b.v); }
 FUSED_INLINE VF operator-(VF a, VF b) { return _mm512_sub_ps(a.v, b.v); }
 FUSED_INLINE VF operator*(VF a, VF b) { return _mm512_mul_ps(a.v, b.v); }
+FUSED_INLINE VF operator/(VF a, VF b) { return _mm512_div_ps(a.v, b.v); }
 FUSED_INLINE VF fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
 FUSED_INLINE VF maximum(VF a, VF b) { return _mm512_max_ps(a.v, b.v); }
 FUSED_INLINE VF square_root(VF a) { return _mm512_sqrt_ps(a.v); }
@@ -87,6 +88,7 @@ FUSED_INLINE float sum(VF a) { return _mm512_reduce_add_ps(a.v); }
 FUSED_INLINE VD operator+(VD a, VD b) { return _mm512_add_pd(a.v, b.v); }
 FUSED_INLINE VD operator-(VD a, VD b) { return _mm512_sub_pd(a.v, b.v); }
 FUSED_INLINE VD operator*(VD a, VD b) { return _mm512_mul_pd(a.v, b.v); }
+FUSED_INLINE VD operator/(VD a, VD b) { return _mm512_div_pd(a.v, b.v); }
 FUSED_INLINE VD fma(VD a, VD b, VD c) { return _mm512_fmadd_pd(a.v, b.v, c.v); }
 FUSED_INLINE VD maximum(VD a, VD b) { return _mm512_max_pd(a.v, b.v); }
 FUSED_INLINE VD square_root(VD a) { return _mm512_sqrt_pd(a.v); }
@@ -130,12 +132,14 @@ using VD = Vec<double>;
 FUSED_INLINE VF operator+(VF a, VF b) { return _mm256_add_ps(a.v, b.v); }
 FUSED_INLINE VF operator-(VF a, VF b) { return _mm256_sub_ps(a.v, b.v); }
 FUSED_INLINE VF operator*(VF a, VF b) { return _mm256_mul_ps(a.v, b.v); }
+FUSED_INLINE VF operator/(VF a, VF b) { return _mm256_div_ps(a.v, b.v); }
 FUSED_INLINE VF fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
 FUSED_INLINE VF maximum(VF a, VF b) { return _mm256_max_ps(a.v, b.v); }
 FUSED_INLINE VF square_root(VF a) { return _mm256_sqrt_ps(a.v); }
 FUSED_INLINE VD operator+(VD a, VD b) { return _mm256_add_pd(a.v, b.v); }
 FUSED_INLINE VD operator-(VD a, VD b) { return _mm256_sub_pd(a.v, b.v); }
 FUSED_INLINE VD operator*(VD a, VD b) { return _mm256_mul_pd(a.v, b.v); }
+FUSED_INLINE VD operator/(VD a, VD b) { return _mm256_div_pd(a.v, b.v); }
 FUSED_INLINE VD fma(VD a, VD b, VD c) { return _mm256_fmadd_pd(a.v, b.v, c.v); }
 FUSED_INLINE VD maximum(VD a, VD b) { return _mm256_max_pd(a.v, b.v); }
 FUSED_INLINE VD square_root(VD a) { return _mm256_sqrt_pd(a.v); }
@@ -203,6 +207,10 @@ FUSED_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
 template <class T>
 FUSED_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
   FUSED_LOOP(a.v[i] * b.v[i]);
+}
+template <class T>
+FUSED_INLINE Vec<T> operator/(Vec<T> a, Vec<T> b) {
+  FUSED_LOOP(a.v[i] / b.v[i]);
 }
 template <class T>
 FUSED_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {

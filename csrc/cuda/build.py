@@ -58,9 +58,10 @@ def kernel_hashes() -> dict[str, str]:
     package = HERE.parents[1] / "fused_contrastive"
 
     def launching(family: str) -> bytes:
-        host, modules = (
-            ("force_library.cpp", ("cuda_force.py",)) if family == "force" else ("library.cpp", ("cuda.py",))
-        )
+        host, modules = {
+            "force": ("force_library.cpp", ("cuda_force.py",)),
+            "sigmoid": ("sigmoid_library.cpp", ("cuda_sigmoid.py", "cuda_tiles.py")),
+        }.get(family, ("library.cpp", ("cuda.py", "cuda_tiles.py")))
         paths = [package / name for name in (*modules, "tiling.py")]
         return source_hash(HERE / host).encode() + b"".join(path.read_bytes() for path in paths if path.exists())
 

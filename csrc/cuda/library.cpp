@@ -1,11 +1,9 @@
 // Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py allocates every output
 // and workspace, passes absent tensors as empty ones, and checks shapes; here are only pointers, sizes and the stream.
-// The force family's operators: force_library.cpp.
+// The other families' operators: force_library.cpp, sigmoid_library.cpp.
 #include <Python.h>
 
-#include "launch.h"
-#include "operators.h"
-#include "params.h"
+#include "matrices.h"
 
 #ifdef FUSED_CONTRASTIVE_HOST
 #define LIBRARY_NAME PyInit__C_cuda_host
@@ -17,40 +15,6 @@
 
 namespace fused_contrastive {
 namespace {
-
-// Whether one element in memory stands for all.
-bool expanded(const Tensor& x) {
-  for (int64_t d = 0; d < x.dim(); ++d) {
-    if (x.size(d) > 1 && x.stride(d) != 0) return false;
-  }
-  return true;
-}
-
-Type type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Half:
-      return Type::f16;
-    case ScalarType::BFloat16:
-      return Type::bf16;
-    case ScalarType::Float:
-      return Type::f32;
-    case ScalarType::Double:
-      return Type::f64;
-    default:
-      STD_TORCH_CHECK(false, "the CUDA kernels take float16, bfloat16, float32 and float64 tensors");
-  }
-}
-
-// Whether the tensor's device has compute capability 9.0, whose warpgroup products and tensor copies are its own.
-bool is_sm90([[maybe_unused]] const Tensor& x) {
-  int major = 0;
-#ifdef FUSED_CONTRASTIVE_HOST
-  major = shim::capability_major();
-#else
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.get_device_index()), "compute capability");
-#endif
-  return major == 9;
-}
 
 const TileKernels& kernels(const Tensor& x, int64_t float32) {
   switch (type(x)) {
@@ -75,21 +39,8 @@ const TileKernels& kernels(const Tensor& x, int64_t float32) {
 
 // Of pairs: on sm_90 by tensor copies where they can read both matrices.
 const PairKernels& pair_kernels(const Tensor& x, const Tensor& y, int64_t float32) {
-  const auto bits = reinterpret_cast<uintptr_t>(x.data_ptr()) | reinterpret_cast<uintptr_t>(y.data_ptr());
-  const bool copies = (bits | static_cast<uintptr_t>(2 * x.size(2))) % 16 == 0 && x.numel() > 0 && y.numel() > 0;
-  if (copies && type(x) == Type::bf16 && is_sm90(x)) return BF16_SM90_KERNELS;
-  if (copies && type(x) == Type::f16 && is_sm90(x)) return F16_SM90_KERNELS;
+  if (by_tensor_copies(x, y)) return type(x) == Type::bf16 ? BF16_SM90_KERNELS : F16_SM90_KERNELS;
   return kernels(x, float32).pairs;
-}
-
-Problem problem(const Tensor& x, const Tensor& y, const OptionalTensor& bias, const OptionalTensor& key_a,
-                const OptionalTensor& key_b, const Tensor& scale, int64_t kind, int64_t offset, int64_t stride) {
-  Problem p{};
-  p.x = pointer(x), p.y = pointer(y), p.bias = pointer(bias), p.scale = pointer(scale);
-  p.key_a = static_cast<const int64_t*>(pointer(key_a)), p.key_b = static_cast<const int64_t*>(pointer(key_b));
-  p.G = size(x, 0), p.M = size(x, 1), p.N = size(y, 1), p.D = size(x, 2);
-  p.kind = static_cast<int>(kind), p.offset = static_cast<int>(offset), p.stride = static_cast<int>(stride);
-  return p;
 }
 
 void prepare(Tensor a, OptionalTensor b, OptionalTensor bias, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv,

@@ -55,9 +55,15 @@ __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   return false;
 }
 
+// scale2 s + shift, what the products lost put back.
+template <class P, class Acc = typename P::Acc>
+__device__ inline Acc scaled(Acc s, Acc scale2, Acc shift) {
+  return fma(s, scale2, P::LOST == 0 ? shift : fma(s, scale2 * Acc(P::LOST), shift));
+}
+
 // s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a
-// candidate, with `upper` also where column < row. KEYED kinds compare keys.
-template <class P, bool KEYED, class Acc = typename P::Acc>
+// candidate, with `upper` also where column < row. KEYED kinds compare keys. SCALED: s already is s2.
+template <class P, bool KEYED, bool SCALED = false, class Acc = typename P::Acc>
 __device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j,
                               bool mask, bool upper) {
   constexpr int MB = P::MB, NB = P::NB;
@@ -65,16 +71,13 @@ __device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64
   j += 2 * (lane_id() & 3);
   const Acc* bias = p.bias == nullptr ? nullptr : static_cast<const Acc*>(p.bias) + g * p.N + j;
 #pragma unroll
-  for (int n = 0; n < NB; ++n) {
+  for (int n = 0; n < (SCALED ? 0 : NB); ++n) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const bool biased = bias != nullptr && j + 8 * n + e < p.N;
       const Acc shift = biased ? bias[8 * n + e] * Acc(LOG2E) : Acc(0);
 #pragma unroll
-      for (int m = 0; m < MB; ++m) {
-        const Acc rest = P::LOST == 0 ? shift : fma(s[m][n][e], scale2 * Acc(P::LOST), shift);
-        s[m][n][e] = fma(s[m][n][e], scale2, rest);
-      }
+      for (int m = 0; m < MB; ++m) s[m][n][e] = scaled<P>(s[m][n][e], scale2, shift);
     }
   }
   if (!mask) return;

@@ -7,25 +7,36 @@ import torch
 from .. import checks, dispatch, reference
 from ..functions import as_scalar, similarity
 from .common import finish, two_sets
+from .options import check_vectors
 
 
 def cpc_loss(
-    predictions: torch.Tensor, latents: torch.Tensor, *, reduction: str = "mean", backend: str | None = None
+    predictions: torch.Tensor,
+    latents: torch.Tensor,
+    *,
+    keys: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The CPC loss (van den Oord et al. 2018, arXiv:1807.03748, eqs. 3-4): raw dot products, one softmax per step over the batch.
 
     Args:
         predictions, latents: ``[K, B, D]``, the K predicted and true latents of B sequences.
+        keys, weights: ``[B]``, of the sequences; see `fused_contrastive.losses`.
 
     Returns:
         ``(loss, accuracy)``: ``[K, B]`` with ``reduction="none"``, else a scalar, its mean over K·B; and the top-1 accuracy over K·B.
     """
     two_sets("predictions", predictions, "latents", latents, dim=3)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    check_vectors(predictions, predictions.shape[1], (predictions.shape[1],), keys, weights, None)
     if dispatch.is_eager(backend):
-        return reference.cpc_loss(predictions, latents, reduction=reduction)
+        return reference.cpc_loss(predictions, latents, keys=keys, weights=weights, reduction=reduction)
     result = similarity(
-        predictions, latents, as_scalar(1.0, predictions), kind="not_self", positive=0, extrema=True, backend=backend
-    )
-    loss, metrics = finish(result.loss, reduction, True, result, result.pos)
+        predictions, latents, as_scalar(1.0, predictions), kind="not_self" if keys is None else "other_key", key_a=keys,
+        key_b=keys, positive=0, extrema=True, backend=backend,
+    )  # fmt: skip
+    weights = None if weights is None else weights.expand(predictions.shape[:2])
+    loss, metrics = finish(result.loss, reduction, True, result, result.pos, weights=weights)
     return loss, metrics["accuracy"]

@@ -1,6 +1,26 @@
 """nn.Module shells of the losses: the function's options as constructor arguments, a learnable temperature on request."""
 
+from .correlation import BarlowTwinsLoss, CorrelationLoss
 from .force import ContrastiveForceLoss, DriftLoss
+from .labels import DCLLoss, DCLWLoss, SupConLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
+from .ranking import DistillClipLoss, MultipleNegativesRankingLoss
+from .siglip import SigLipLoss
 
-__all__ = ["CPCLoss", "ClipLoss", "ContrastiveForceLoss", "DriftLoss", "InfoNCELoss", "NPairsLoss", "NTXentLoss"]
+__all__ = [
+    "BarlowTwinsLoss",
+    "CPCLoss",
+    "ClipLoss",
+    "ContrastiveForceLoss",
+    "CorrelationLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "DistillClipLoss",
+    "DriftLoss",
+    "InfoNCELoss",
+    "MultipleNegativesRankingLoss",
+    "NPairsLoss",
+    "NTXentLoss",
+    "SigLipLoss",
+    "SupConLoss",
+]

@@ -61,28 +61,37 @@ def similarity_logsumexp(
     return result[:2] if return_columns else result[0]
 
 
-def reduce(loss: torch.Tensor, reduction: str) -> torch.Tensor:
-    """none, mean (NaN over nothing) or sum (0 over nothing) of the per-row losses."""
+def reduce(loss: torch.Tensor, reduction: str, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """none, mean (NaN over nothing) or sum (0 over nothing) of the per-row losses; with weights ``w l``, ``Σ w l / Σ w`` or ``Σ w l``, where a
+    weight of 0 leaves out a loss that is not finite."""
+    if weights is not None:
+        weights = weights.to(loss.dtype)
+        loss = weights * loss.masked_fill((weights == 0) & ~loss.isfinite(), 0.0)
+        if reduction == "mean":
+            return loss.sum() / weights.sum()
     return loss if reduction == "none" else getattr(loss, reduction)()
 
 
-def with_metrics(loss, reduction, logits, target, metrics, similarity_of=None):
-    """``loss`` reduced, and with `metrics` the dictionary of top-1 accuracy and mean positive similarity."""
-    loss = reduce(loss, reduction)
+def with_metrics(loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None):
+    """``loss`` reduced, and with `metrics` the dictionary of top-1 accuracy and mean positive similarity, that of the positives in `plain`
+    (None: `logits`)."""
+    loss = reduce(loss, reduction, weights)
     if not metrics:
         return loss
     with torch.no_grad():
-        positive = logits.gather(-1, target.unsqueeze(-1))
-        others = logits.scatter(-1, target.unsqueeze(-1), float("-inf"))
-        hit = (positive.squeeze(-1) >= maximum(others, -1)).to(loss.dtype).mean()
-        mean = (positive if similarity_of is None else similarity_of(positive)).mean()
-    return loss, {"accuracy": hit, "positive_similarity": mean}
+        target = target.unsqueeze(-1)
+        positive, plain = (x.gather(-1, target).squeeze(-1) for x in (logits, logits if plain is None else plain))
+        hit = (positive >= maximum(logits.scatter(-1, target, float("-inf")), -1)).to(loss.dtype)
+        similarity = plain if similarity_of is None else similarity_of(plain)
+        accuracy, mean = reduce(hit, "mean", weights), reduce(similarity.to(loss.dtype), "mean", weights)
+    return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
-def both_directions(forward, backward, reduction, logits, target, metrics, similarity_of=None):
-    """The mean of two directions' losses and metrics."""
-    one = with_metrics((forward + backward) / 2, reduction, logits, target, metrics, similarity_of)
+def both_directions(forward, backward, reduction, target, metrics, plain=None, weights=None):
+    """The mean of two directions' ``(loss, logits)`` and metrics."""
+    loss = (forward[0] + backward[0]) / 2
+    one = with_metrics(loss, reduction, forward[1], target, metrics, plain=plain, weights=weights)
     if not metrics:
         return one
-    two = with_metrics(backward, reduction, logits.T, target, True, similarity_of)
+    two = with_metrics(backward[0], reduction, backward[1], target, True, plain=plain, weights=weights)
     return one[0], {name: (one[1][name] + two[1][name]) / 2 for name in one[1]}

@@ -41,11 +41,19 @@ def fingerprint() -> str:
 
 
 def build() -> Path:
-    """The library, compiled unless these sources were before."""
+    """The library, compiled unless these sources were before; of several processes the first compiles it."""
+    import fcntl  # not on Windows
+
     library = ROOT / "build/cuda_host" / f"_C_cuda_host-{fingerprint()}.so"
-    if library.exists():
-        return library
     library.parent.mkdir(parents=True, exist_ok=True)
+    with open(library.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            compile_library(library)
+    return library
+
+
+def compile_library(library: Path) -> None:
     for stale in library.parent.glob("*.so"):
         stale.unlink()
     root = Path(torch.__file__).parent
@@ -64,7 +72,6 @@ def build() -> Path:
         part = Path(folder, library.name)
         run([compiler(), "-shared", *objects, "-o", str(part), f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"])
         part.rename(library)
-    return library
 
 
 def run(command: list[str]) -> None:

@@ -1,0 +1,5 @@
+#include "sigmoid.cuh"
+
+namespace fused_contrastive {
+const SigmoidKernels F16_SIGMOID = sigmoid_kernels<Half<f16, Square>>();
+}

@@ -1,0 +1,5 @@
+#include "sigmoid.cuh"
+
+namespace fused_contrastive {
+const SigmoidKernels F64_SIGMOID = sigmoid_kernels<F64<SmallSquare>>();
+}

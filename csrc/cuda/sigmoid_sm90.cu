@@ -1,0 +1,7 @@
+#include "products_sm90.cuh"
+#include "sigmoid.cuh"
+
+namespace fused_contrastive {
+const SigmoidKernels BF16_SM90_SIGMOID = sigmoid_kernels<Warpgroup<bf16>>();
+const SigmoidKernels F16_SM90_SIGMOID = sigmoid_kernels<Warpgroup<f16>>();
+}  // namespace fused_contrastive

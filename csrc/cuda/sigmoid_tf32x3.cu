@@ -1,0 +1,5 @@
+#include "sigmoid.cuh"
+
+namespace fused_contrastive {
+const SigmoidKernels TF32X3_SIGMOID = sigmoid_kernels<Tf32<true, Square>>();
+}

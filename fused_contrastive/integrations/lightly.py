@@ -1,0 +1,130 @@
+"""lightly: ``from fused_contrastive.integrations.lightly import NTXentLoss, DCLLoss, DCLWLoss, BarlowTwinsLoss``.
+
+Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed` (by lightly's own gather, and so with its gradients).
+Temperatures of several elements, infinite or (DCL, DCLW) 0 fall back, and Barlow Twins' inputs of other than two dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+
+from .. import checks, losses
+from ..functions import inverse_scale, matrix_dtype, similarity
+from ..losses.common import exact_rows
+from .common import falls_back, in_dtype_of, mismatch, number, package
+
+peer = package("lightly.loss", "lightly")
+dist = package("lightly.utils.dist", "lightly")
+
+__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "NTXentLoss"]
+
+
+class Views:
+    """The two normalised views of this process, ``[n, d]`` each, among the rows of all processes."""
+
+    def __init__(self, out0: torch.Tensor, out1: torch.Tensor, temperature, gather: bool):
+        self.own = exact_rows(out0, True), exact_rows(out1, True)
+        self.scale = inverse_scale(number(temperature, out0, divisor=True), out0)
+        self.dtype = matrix_dtype(out0)
+        self.gathered = gather and dist.world_size() > 1
+        if self.gathered:
+            self.all = torch.cat([torch.cat(dist.gather(z)) for z in self.own])
+            self.start = dist.rank() * len(out0)
+
+    def cross_entropy(self) -> torch.Tensor:
+        """NT-Xent of this process's rows, ``[2, n]``."""
+        views = len(self.all) // 2
+        places = (views + self.start, self.start)
+        return torch.stack([self._against_all(z, positive=p).loss for z, p in zip(self.own, places, strict=True)])
+
+    def log_sums(self) -> torch.Tensor:
+        """The log-sum-exp of each row's logits with all rows that are no view of its own sample, ``[2, n]``."""
+        if self.gathered:
+            return torch.stack([self._against_all(z).rows for z in self.own])
+        z = torch.cat(self.own)
+        result = similarity(z, None, self.scale, kind="not_pair", stride=max(len(z) // 2, 1), dtype=self.dtype)
+        return result.rows.view(2, -1)
+
+    def _against_all(self, z: torch.Tensor, positive: int = -1):
+        return similarity(
+            z, self.all, self.scale, kind="not_pair", offset=self.start, stride=max(len(self.all) // 2, 1), positive=positive,
+            dtype=self.dtype,
+        )  # fmt: skip
+
+
+def reason_against(temperature, out0: torch.Tensor, out1: torch.Tensor) -> str | None:
+    reason = mismatch(out0, out1)
+    if reason is None and out0.shape != out1.shape:
+        reason = "views of different lengths"
+    if reason is None and number(temperature, out0, divisor=True) is None:
+        reason = f"temperature={temperature}"
+    return reason
+
+
+class NTXentLoss(peer.NTXentLoss):
+    """As `lightly.loss.NTXentLoss`: ``NTXentLoss(temperature, memory_bank_size, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+
+    def forward(self, out0: torch.Tensor, out1: torch.Tensor) -> torch.Tensor:
+        reason = reason_against(self.temperature, out0, out1) or self._bank_reason(out0)
+        if reason is not None:
+            falls_back("lightly.NTXentLoss", reason)
+            return super().forward(out0, out1)
+        temperature = number(self.temperature, out0, divisor=True)
+        if self.memory_bank.size[0]:
+            unit0, unit1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+            unit1, negatives = self.memory_bank.forward(unit1, update=unit0.requires_grad)
+            loss = losses.info_nce_loss(unit0, unit1, negatives.to(out0.device).T, temperature, normalize=False)
+        elif self.gather_distributed and dist.world_size() > 1:
+            loss = Views(out0, out1, temperature, True).cross_entropy().mean()
+        else:
+            loss = losses.nt_xent_loss(out0, out1, temperature)
+        return in_dtype_of(out0, loss)
+
+    def _bank_reason(self, out0: torch.Tensor) -> str | None:
+        bank = self.memory_bank.bank
+        if not self.memory_bank.size[0] or (bank.dtype == out0.dtype and bank.shape[1] == out0.shape[1]):
+            return None
+        if bank.shape[1] == out0.shape[1] and checks.in_autocast(out0.device):
+            return None
+        return f"a memory bank of {bank.dtype}, {tuple(bank.shape)}, for outputs of {out0.dtype}, {tuple(out0.shape)}"
+
+
+class DCLLoss(peer.DCLLoss):
+    """As `lightly.loss.DCLLoss`: ``DCLLoss(temperature, weight_fn, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+
+    def forward(self, out0: torch.Tensor, out1: torch.Tensor) -> torch.Tensor:
+        reason = reason_against(self.temperature, out0, out1)
+        if reason is not None:
+            falls_back(f"lightly.{type(self).__name__}", reason)
+            return super().forward(out0, out1)
+        views = Views(out0, out1, self.temperature, self.gather_distributed)
+        positive = weighted = views.scale * (views.own[0] * views.own[1]).sum(1)
+        loss = 0.0
+        for view, log_sum in enumerate(views.log_sums()):
+            if self.weight_fn:
+                anchor, partner = (F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view])
+                weighted = positive * self.weight_fn(anchor, partner)
+            loss = loss + 0.5 * (log_sum - weighted).mean()
+        return in_dtype_of(out0, loss)
+
+
+class DCLWLoss(DCLLoss, peer.DCLWLoss):
+    """As `lightly.loss.DCLWLoss`: ``DCLWLoss(temperature, sigma, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+
+
+class BarlowTwinsLoss(peer.BarlowTwinsLoss):
+    """As `lightly.loss.BarlowTwinsLoss`: ``BarlowTwinsLoss(lambda_param, gather_distributed)(z_a, z_b)``, ``[n, d]`` twice."""
+
+    def forward(self, z_a: torch.Tensor, z_b: torch.Tensor) -> torch.Tensor:
+        reason = mismatch(z_a, z_b)
+        if reason is None and (z_a.shape != z_b.shape or len(z_a) < 2):
+            reason = f"views of {len(z_a)} and {len(z_b)} samples"
+        if reason is None and number(self.lambda_param, z_a) is None:
+            reason = f"lambda_param={self.lambda_param}"
+        if reason is not None:
+            falls_back("lightly.BarlowTwinsLoss", reason)
+            return super().forward(z_a, z_b)
+        group = torch.distributed.group.WORLD if self.gather_distributed and dist.world_size() > 1 else None
+        return in_dtype_of(z_a, losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group))

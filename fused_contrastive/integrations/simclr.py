@@ -1,0 +1,67 @@
+"""Spijkervet/SimCLR (`simclr` on PyPI): ``from fused_contrastive.integrations.simclr import NT_Xent``.
+
+Every option streams for ``world_size=1``; ``world_size > 1`` falls back (its gather returns each rank's own gradient only). The package's
+``[2B, 2B]`` mask, built by a loop over B, is built when it is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from .. import losses
+from ..checks import accumulation_dtype
+from ..functions import matrix_dtype
+from .common import falls_back, in_dtype_of, mismatch, number, package
+
+peer = package("simclr.modules.nt_xent", "simclr")
+
+__all__ = ["NT_Xent"]
+
+EPS = 1e-8
+"""What `torch.nn.CosineSimilarity` raises smaller norms to."""
+
+
+class NT_Xent(peer.NT_Xent):
+    """As `simclr.modules.NT_Xent`: ``NT_Xent(batch_size, temperature, world_size)(z_i, z_j)``, ``[batch_size, D]`` twice."""
+
+    def __init__(self, batch_size, temperature, world_size):
+        nn.Module.__init__(self)
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.world_size = world_size
+        self.criterion = nn.CrossEntropyLoss(reduction="sum")
+        self.similarity_f = nn.CosineSimilarity(dim=2)
+
+    @functools.cached_property
+    def mask(self):
+        return self.mask_correlated_samples(self.batch_size, self.world_size)
+
+    def forward(self, z_i, z_j):
+        reason = self._reason(z_i, z_j)
+        if reason is not None:
+            falls_back("simclr.NT_Xent", reason)
+            return super().forward(z_i, z_j)
+        views = unit(torch.cat((z_i, z_j))).chunk(2)
+        loss = losses.nt_xent_loss(*views, number(self.temperature, z_i, divisor=True), normalize=False)
+        return in_dtype_of(z_i, loss)
+
+    def _reason(self, z_i, z_j) -> str | None:
+        if self.world_size != 1:
+            return f"world_size={self.world_size}"
+        reason = mismatch(z_i, z_j)
+        if reason is None and len(z_i) + len(z_j) != 2 * self.batch_size:
+            reason = f"batches of {len(z_i)} and {len(z_j)} with batch_size={self.batch_size}"
+        if reason is None and number(self.temperature, z_i, divisor=True) is None:
+            reason = f"temperature={self.temperature}"
+        return reason
+
+
+def unit(z: torch.Tensor) -> torch.Tensor:
+    """Rows over their norms, which are raised to EPS without a gradient of their own, as in `torch.cosine_similarity`."""
+    dtype = matrix_dtype(z)
+    z = z.to(accumulation_dtype(z.dtype))
+    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    return (z / (norm + (norm.clamp_min(EPS) - norm).detach())).to(dtype)

@@ -1,0 +1,56 @@
+"""HobbitLong/SupContrast, which is no package: ``from fused_contrastive.integrations.supcontrast import SupConLoss`` in place of its ``losses.py``.
+
+Every option streams; a `mask` is an ``[N, N]`` input, read as it is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .. import losses
+from ..checks import is_integer
+
+__all__ = ["SupConLoss"]
+
+
+class SupConLoss(nn.Module):
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2), as in its authors' code: ``temperature / base_temperature`` times
+    the mean over rows, those without positives counted as 0.
+
+    Args of `forward`:
+        features: ``[N, V, ...]``, V views of each sample, normalised by the caller; trailing dimensions are flattened.
+        labels: ``[N]`` integers; mask: ``[N, N]`` non-negative weights of sample j as a positive of sample i. Neither: every sample is its own class.
+
+    Raises ValueError for features of fewer than three dimensions, both labels and mask, a number of labels other than N, and another `contrast_mode`
+    than "all" (every view's rows are anchors) and "one" (the first view's).
+    """
+
+    def __init__(self, temperature=0.07, contrast_mode="all", base_temperature=0.07):
+        super().__init__()
+        self.temperature = temperature
+        self.contrast_mode = contrast_mode
+        self.base_temperature = base_temperature
+
+    def forward(self, features, labels=None, mask=None):
+        if features.dim() < 3:
+            raise ValueError(
+                f"features must have shape [N, V, ...], at least 3 dimensions, got {tuple(features.shape)}"
+            )
+        if labels is not None and mask is not None:
+            raise ValueError("labels and mask must not both be given")
+        if labels is not None:
+            labels = labels.contiguous().view(-1).to(features.device)
+            if len(labels) != len(features):
+                raise ValueError(f"labels must be {len(features)}, one for each of features, got {len(labels)}")
+            if not is_integer(labels):
+                labels = labels.unique(return_inverse=True)[1]
+        if self.contrast_mode not in ("all", "one"):
+            raise ValueError(f"contrast_mode must be 'all' or 'one', got {self.contrast_mode!r}")
+        if mask is not None:
+            mask = mask.to(features.device, torch.promote_types(features.dtype, torch.float32))
+        loss = losses.sup_con_loss(
+            features.flatten(2), labels, self.temperature, positive_weights=mask, contrast_mode=self.contrast_mode,
+            normalize=False,
+        )  # fmt: skip
+        return (self.temperature / self.base_temperature) * loss

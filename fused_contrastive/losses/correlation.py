@@ -1,0 +1,175 @@
+"""Correlation matrices against the identity: of samples with samples, and of features with features (Barlow Twins).
+
+In float32 (float64 for float64 inputs), also inside autocast; the products are the library's, in torch's float32 matmul precision.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import checks, dispatch, reference
+from ..collectives import add_over_ranks, check_group, gather_rows, ranks
+from ..derivatives import FirstDerivative, refuse_transforms
+from ..functions import as_scalar
+from .common import two_sets
+
+EPS = 1e-5  # that of batch_norm
+
+
+def standardized(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of z ``[K, F]`` with mean 0 and variance ``v / (v + EPS)``, where v was theirs, and the factor ``1 / sqrt(v + EPS)``."""
+    z = z - z.mean(0)
+    mean = z.mean(0)  # what the rounding of the first mean left
+    factor = ((z * z).mean(0) - mean * mean + EPS).rsqrt()
+    return torch.addcmul(-mean * factor, z, factor), factor
+
+
+def squares(x: torch.Tensor) -> torch.Tensor:
+    """Sum of the squares of x, row by row: no rounding piles up, no second matrix is made."""
+    return torch.linalg.vector_norm(x, dim=1).square().sum()
+
+
+class Correlation(torch.autograd.Function):
+    """``z1, z2 [N, D]`` to ``sum_i (c_ii - 1)^2`` and ``sum_{i != j} c_ij^2`` of the correlation matrix c, averaged over the ranks.
+
+    ``c = a^T b / N`` of the standardised features, a and b ``[K, F] = [N, D]``; with `samples` of the samples, ``[K, F] = [D, N]``. Stored is c
+    where ``F < 2 K``, else the products ``a a^T`` and ``b b^T``. ``c_ii - 1`` and its gradient are computed from ``a - b``: docs/maths.md.
+    """
+
+    @staticmethod
+    def forward(z1, z2, samples, group):
+        dtype = checks.accumulation_dtype(torch.promote_types(z1.dtype, z2.dtype))
+        columns = [(z.T if samples else z).to(dtype) for z in (z1, z2)]
+        (K, F), N, world = columns[0].shape, z1.shape[0], ranks(group)
+        with checks.outside_autocast(z1.device):
+            (a, factor_a), (b, factor_b) = (standardized(z) for z in columns)
+            lack = ((a - b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())) / -2  # mean(a b) - 1
+            gap = (lack * (K / N) + (K / N - 1)) / world
+            if F < 2 * world * K:
+                c = a.T @ b
+                mean = c.diagonal() / K
+                c /= N * world
+                c.diagonal().copy_(gap)
+                add_over_ranks(c, group)
+                gap = c.diagonal().clone()
+                c.diagonal().zero_()
+                rest, kept = squares(c), (c,)
+            else:
+                others = () if group is None else (gather_rows(a, group), gather_rows(b, group))
+                p, q = (x @ y.T for x, y in zip((a, b), others or (a, b), strict=True))
+                total = add_over_ranks((p * q).sum(), group) / (N * world) ** 2
+                add_over_ranks(gap, group)
+                rest, kept = total - (1 + gap).square().sum(), (p, q, *others)
+                mean = (a * b).mean(0)
+            near = (lack > -0.5).to(dtype)
+            lack = torch.where(lack > -0.5, lack, mean)  # mean(a b) - near, which is no difference
+        return gap.square().sum(), rest, a, b, factor_a, factor_b, near, lack, gap, *kept
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        z1, z2, ctx.samples, ctx.group = inputs
+        ctx.mark_non_differentiable(*outputs[2:])
+        ctx.save_for_backward(z1, z2, *outputs[2:])
+
+    @staticmethod
+    def backward(ctx, g_diagonal, g_rest, *_):
+        z1, z2, a, b, factor_a, factor_b, near, lack, gap, *kept = ctx.saved_tensors
+        share = 1 / (z1.shape[0] * ranks(ctx.group))
+        g = 2 * add_over_ranks(torch.stack([g_diagonal, g_rest]), ctx.group)
+        diagonal = share * g[0] * gap
+        with checks.outside_autocast(z1.device):
+            if len(kept) == 1:
+                weight, products = share * g[1], ((b, kept[0].T), (a, kept[0]))
+            else:
+                p, q, *others = kept
+                weight, products = share**2 * g[1], zip((q, p), others or (a, b), strict=True)
+                diagonal = diagonal - share * g[1] * (1 + gap)
+            gradients = []
+            sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
+            for (x, y, factor, z), product, need in zip(sides, products, ctx.needs_input_grad, strict=False):
+                if not need:
+                    gradients.append(None)
+                    continue
+                left, right = product
+                flow = left @ (right * (weight * factor))
+                flow.addcmul_(x, -(flow * x).mean(0) - factor * diagonal * lack)
+                flow.addcmul_(torch.addcmul(y, x, near, value=-1), factor * diagonal)
+                gradient = (flow.T if ctx.samples else flow).to(z.dtype)
+                if torch.is_grad_enabled():  # create_graph=True
+                    (gradient,) = FirstDerivative.apply(1, gradient, g_diagonal, g_rest, z1, z2)
+                gradients.append(gradient)
+        return *gradients, None, None
+
+
+def _loss(z1, z2, lamb, scale_loss, samples, group):
+    refuse_transforms(z1, z2)
+    lamb, scale_loss = as_scalar(lamb, z1), as_scalar(scale_loss, z1)
+    diagonal, rest, *_ = Correlation.apply(z1, z2, samples, group)
+    return scale_loss * (diagonal + lamb * rest)
+
+
+def _check(z1, z2, lamb, scale_loss, group, backend):
+    two_sets("z1", z1, "z2", z2)
+    checks.number("lamb", lamb, z1.device)
+    checks.number("scale_loss", scale_loss, z1.device)
+    check_group(group)
+    if backend is not None:
+        dispatch.check_name(backend)
+
+
+def correlation_loss(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    lamb: float | torch.Tensor = 5e-3,
+    scale_loss: float | torch.Tensor = 0.025,
+    *,
+    group=None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Correlation of samples with samples: ``scale_loss * (sum_i (c_ii - 1)^2 + lamb * sum_{i != j} c_ij^2)``, ``c = a b^T / N``.
+
+    a and b are z1 and z2 with every row (sample) standardised over its features as batch_norm does (biased variance, eps 1e-5).
+
+    Args:
+        z1, z2: two views ``[N, D]``, D > 1.
+        group: a torch.distributed process group whose ranks call with one shape: c is the mean of theirs, all return the same loss, and the
+            mean of their gradients, which DistributedDataParallel takes, is exactly that of the loss.
+        backend: "eager" for the dense form; every other name computes alike.
+
+    Returns:
+        A scalar, float32 (float64 for float64 inputs), in ``O(N D + min(N, D)^2)`` memory; with the products of the rows of W ranks, W times that.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    _check(z1, z2, lamb, scale_loss, group, backend)
+    if z1.shape[1] == 1:
+        raise ValueError(f"z1 must have more than one feature to have a variance, got shape {tuple(z1.shape)}")
+    if z1.numel() == 0 or dispatch.is_eager(backend):
+        return reference.correlation_loss(z1, z2, lamb, scale_loss, group=group)
+    return _loss(z1, z2, lamb, scale_loss, True, group)
+
+
+def barlow_twins_loss(
+    z1: torch.Tensor,
+    z2: torch.Tensor,
+    lamb: float | torch.Tensor = 5e-3,
+    scale_loss: float | torch.Tensor = 1.0,
+    *,
+    group=None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230, eq. 1): as `correlation_loss`, of features with features, ``c = a^T b / N``.
+
+    a and b are z1 and z2 with every feature standardised over the batch (with `group` each rank's own) as batch_norm does.
+
+    Args:
+        z1, z2: two views ``[N, D]``, N > 1.
+        lamb, scale_loss, group, backend, return value and errors: as in `correlation_loss`.
+    """
+    _check(z1, z2, lamb, scale_loss, group, backend)
+    if z1.shape[0] == 1:
+        raise ValueError(f"z1 must have more than one row to have a variance, got shape {tuple(z1.shape)}")
+    if z1.numel() == 0 or dispatch.is_eager(backend):
+        return reference.barlow_twins_loss(z1, z2, lamb, scale_loss, group=group)
+    return _loss(z1, z2, lamb, scale_loss, False, group)

@@ -1,0 +1,147 @@
+"""A queue of embeddings of earlier batches: negatives beyond the batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import checks
+from .collectives import check_group, gather_rows
+
+WRAPS = ("drop", "exact", "around")
+FILLS = ("random", "empty")
+
+
+class MemoryBank(nn.Module):
+    """The keys of the latest batches, first in first out, as negatives (MoCo, He et al. 2020, arXiv:1911.05722; XBM, Wang et al. 2020,
+    arXiv:1912.06798).
+
+    >>> bank = MemoryBank(65536, 128)
+    >>> loss = info_nce_loss(query, key, bank.negatives, temperature)  # query, key [N, 128], the key encoder under torch.no_grad()
+    >>> bank.enqueue(F.normalize(key, dim=1))  # after the loss: a key is no negative of its own query
+    >>> loss.backward()
+
+    Rows and position are buffers: checkpoints resume exactly, no value is read back to the host, and `enqueue` compiles (with
+    ``fill="empty"`` anew for every number of rows). Keep the bank out of modules whose buffers are broadcast at every step, as
+    DistributedDataParallel does unless told ``broadcast_buffers=False``.
+
+    Args:
+        size: K, the number of rows.
+        dim: D, the number of features.
+        wrap: what happens to a batch that reaches the end. "drop": its tail is dropped and the next batch starts at row 0 (lightly);
+            "exact": the size must be a multiple of every batch (MoCo); "around": its tail goes to row 0 and on (CrossBatchMemory).
+        fill: "random": starts full of random unit vectors (lightly, MoCo); "empty": rows count once they are written (CrossBatchMemory).
+        labels: keep an integer label with every row; those of random rows are -1.
+        persistent: whether state_dict holds the bank.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        wrap: str = "drop",
+        fill: str = "random",
+        labels: bool = False,
+        persistent: bool = True,
+        device=None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        for name, value in (("size", size), ("dim", dim)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+        checks.choice("wrap", wrap, WRAPS)
+        checks.choice("fill", fill, FILLS)
+        checks.choice("labels", labels, (True, False))
+        self.wrap, self.fill = wrap, fill
+        integers = {"dtype": torch.int64, "device": device}
+        self.register_buffer("rows", torch.zeros(size, dim, dtype=dtype, device=device), persistent)
+        self.register_buffer("row_labels", torch.zeros(size, **integers) if labels else None, persistent)
+        self.register_buffer("position", torch.zeros((), **integers), persistent)
+        self.register_buffer("length", torch.zeros((), **integers), persistent)
+        self.reset()
+
+    def reset(self) -> None:
+        """As constructed: filled anew, position 0."""
+        if self.fill == "random":
+            random = torch.randn(self.rows.shape, device=self.rows.device)
+            self.rows.copy_(F.normalize(random, dim=1))
+        if self.row_labels is not None:
+            self.row_labels.fill_(-1)
+        self.position.zero_()
+        self._length = len(self.rows) if self.fill == "random" else 0
+        self.length.fill_(self._length)
+
+    def __len__(self) -> int:
+        """How many rows count: K, or with ``fill="empty"`` those that have been written."""
+        return self._length
+
+    @property
+    def negatives(self) -> torch.Tensor:
+        """The rows that count, ``[len, D]``: a constant copy, which a later `enqueue` leaves alone."""
+        return self.rows[: self._length].clone()
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """The labels of `negatives`, ``[len]``, a copy; None where none are kept."""
+        return None if self.row_labels is None else self.row_labels[: self._length].clone()
+
+    @torch.no_grad()
+    def enqueue(self, keys: torch.Tensor, labels: torch.Tensor | None = None, *, group=None) -> None:
+        """Write a batch over the oldest rows, in the bank's dtype, as it is (nothing is normalised).
+
+        Unless its tail was dropped, row i of a batch of n is then row ``(position - n + i) % K``.
+
+        Args:
+            keys: ``[n, D]``; to write only some of a batch, index it: ``enqueue(keys[mask], labels[mask])``.
+            labels: integers ``[n]``, exactly where the bank keeps labels.
+            group: a torch.distributed process group: the batches of all its ranks, equally long, are written in rank order.
+
+        Raises:
+            ValueError, TypeError: naming the argument.
+        """
+        K, D = self.rows.shape
+        checks.embeddings("keys", keys, dim=2)
+        if keys.shape[1] != D:
+            raise ValueError(f"keys must have shape [n, {D}], got {tuple(keys.shape)}")
+        if keys.device != self.rows.device:
+            raise ValueError(f"keys must be on the device of the bank ({self.rows.device}), got {keys.device}")
+        if (labels is None) != (self.row_labels is None):
+            raise ValueError("labels must be given exactly when the bank keeps them (labels=True)")
+        if labels is not None:
+            checks.keys("labels", labels, keys.shape[:1], keys.device)
+        check_group(group)
+        stores = ((self.rows, keys),) if labels is None else ((self.rows, keys), (self.row_labels, labels))
+        batches = [gather_rows(batch.to(store.dtype), group) for store, batch in stores]
+        n = len(batches[0])
+        if self.wrap == "exact" and n and K % n:
+            raise ValueError(f"keys must divide the bank's {K} rows evenly (wrap='exact'), got {n}")
+        if self.wrap == "around" and n > K:
+            raise ValueError(f"keys must not outnumber the bank's {K} rows (wrap='around'), got {n}")
+        slots = self.position + torch.arange(min(n, K), device=keys.device)
+        for (store, _), batch in zip(stores, batches, strict=True):
+            batch = batch[:K]
+            if self.wrap == "drop":
+                inside = (slots < K).view(-1, *[1] * (batch.dim() - 1))
+                batch = torch.where(inside, batch, store[slots % K])
+            store[slots % K] = batch
+        end = self.position + n
+        self.position.copy_(end.masked_fill(end >= K, 0) if self.wrap == "drop" else end % K)
+        if self.fill == "empty":  # until the bank is full, position and length are one
+            self._length = min(K, self._length + n)
+            self.length.fill_(self._length)
+
+    def _load_from_state_dict(self, *arguments, **options):
+        super()._load_from_state_dict(*arguments, **options)
+        if not self.length.is_meta:
+            self._length = int(self.length)
+
+    def extra_repr(self) -> str:
+        K, D = self.rows.shape
+        return f"{K}, {D}, wrap={self.wrap!r}, fill={self.fill!r}, labels={self.row_labels is not None}"

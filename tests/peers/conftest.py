@@ -1,0 +1,32 @@
+"""The tests against the installed packages: `make test-peers`. Their defaults are the packages' own."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from bench import peer_packages
+from fused_contrastive.integrations import common
+
+peer_packages.prepare()
+
+
+@pytest.fixture(autouse=True)
+def told_again():
+    """Every test is told what falls back."""
+    common._warn.cache_clear()
+
+
+@pytest.fixture
+def streams():
+    """Nothing in this test may fall back."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", common.FallbackWarning)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

@@ -1,0 +1,123 @@
+"""What every rank of test_distributed.py runs: the losses over several processes, ours and the packages'. Prints nothing; returns the differences."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import conftest  # noqa: F401  the environment the packages need
+import torch
+from agreement import agree, draw
+from torch import distributed
+
+N, D = 4, 5
+OPEN_CLIP = [
+    ("ClipLoss", {"local_loss": local, "gather_with_grad": grad}) for local, grad in itertools.product((False, True), repeat=2)
+]  # fmt: skip
+OPEN_CLIP += [("SigLipLoss", {"dist_impl": name}) for name in ("bidir", "shift", "reduce", "gather")]
+LIGHTLY = [(name, {"temperature": 0.3}) for name in ("NTXentLoss", "DCLLoss", "DCLWLoss")]
+LIGHTLY += [("BarlowTwinsLoss", {"lambda_param": 0.5})]
+RANKING = [
+    {},
+    {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"},
+    {"directions": ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")},
+    {"hardness_mode": "all_negatives", "hardness_strength": 3.0},
+]
+
+
+def open_clip(rank, world):
+    from open_clip import loss as peer
+
+    from fused_contrastive.integrations import open_clip as ours
+
+    scalars = [torch.tensor(v, dtype=torch.float64) for v in (2.5, -1.5)]
+    for name, options in OPEN_CLIP:
+        pair = (getattr(module, name)(rank=rank, world_size=world, **options) for module in (ours, peer))
+        yield f"open_clip.{name} {options}", pair, [*draw((N, D), (N, D), seed=rank), *scalars]
+
+
+def lightly(rank, world):
+    from lightly import loss as peer
+
+    from fused_contrastive.integrations import lightly as ours
+
+    for name, options in LIGHTLY:
+        pair = (getattr(module, name)(gather_distributed=True, **options) for module in (ours, peer))
+        yield f"lightly.{name}", pair, draw((N, D), (N, D), seed=rank)
+
+    bank = torch.nn.functional.normalize(torch.randn(20, D, generator=torch.Generator().manual_seed(0)), dim=1)
+
+    def banked(module):
+        loss = module.NTXentLoss(memory_bank_size=(20, D), gather_distributed=True)
+
+        def value(*x):
+            loss.memory_bank.bank = bank.to(x[0].dtype, copy=True)
+            loss.memory_bank.bank_ptr.zero_()
+            out = loss(*x)
+            stored = loss.memory_bank.bank.sum()
+            return torch.stack([out, stored])
+
+        return value
+
+    yield "lightly.NTXentLoss memory bank", (banked(ours), banked(peer)), draw((N, D), (N, D), seed=rank)
+
+
+def sentence_transformers(rank, world):
+    from sentence_transformers.sentence_transformer import losses as peer
+
+    from fused_contrastive.integrations import sentence_transformers as ours
+
+    for options in RANKING:
+        pair = (
+            lambda *x, m=module, o=options: m.MultipleNegativesRankingLoss(
+                None, scale=4.0, gather_across_devices=True, **o
+            ).compute_loss_from_embeddings(list(x), None)
+            for module in (ours, peer)
+        )
+        yield f"sentence_transformers {options}", pair, draw((N, D), (N, D), (N, D), seed=rank)
+
+
+def pytorch_metric_learning(rank, world):
+    from pytorch_metric_learning import losses as peer
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+    from fused_contrastive.integrations import pytorch_metric_learning as ours
+
+    labels = torch.tensor([0, 1, rank, 1])
+    for name, efficient in itertools.product(("NTXentLoss", "SupConLoss"), (False, True)):
+        wrapped = [DistributedLossWrapper(getattr(module, name)(), efficient=efficient) for module in (ours, peer)]
+        pair = (lambda x, loss=loss: loss(x, labels) for loss in wrapped)
+        yield f"pytorch_metric_learning.{name} efficient={efficient}", pair, draw((N, D), seed=rank)
+
+
+def simclr(rank, world):
+    from simclr.modules import NT_Xent as Peer
+
+    from fused_contrastive.integrations.simclr import NT_Xent as Ours
+
+    yield "simclr.NT_Xent", (c(N, 0.5, world) for c in (Ours, Peer)), draw((N, D), (N, D), seed=rank)
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = distributed.FileStore(str(Path(folder, "store")), world)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    found = {}
+    families = (open_clip, lightly, sentence_transformers, pytorch_metric_learning, simclr)
+    for family in families if world > 2 else families[:1]:
+        for name, (ours, theirs), inputs in family(rank, world):
+            try:
+                agree(ours, theirs, inputs)
+                found[name] = "equal"
+            except AssertionError as error:
+                found[name] = str(error)
+            except BaseException as error:  # as a skip
+                found[name] = f"{type(error).__name__}: {error}"
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

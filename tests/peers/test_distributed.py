@@ -1,0 +1,43 @@
+"""Over several processes: the packages' own gathers and exchanges, and so their gradients, with what is compared streaming."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+WORLDS = (2, 3)  # open_clip's exchange with both neighbours differs for even and odd numbers; the others run with three
+
+
+@pytest.fixture(scope="module", params=WORLDS)
+def found(request, tmp_path_factory) -> list[dict]:
+    """What each rank found, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    path = os.pathsep.join([*map(str, (HERE, HERE.parent, HERE.parent.parent)), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    ranks = range(request.param)
+    commands = [[sys.executable, str(HERE / "ranks.py"), str(r), str(request.param), str(folder)] for r in ranks]
+    processes = [
+        subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for c in commands
+    ]  # fmt: skip
+    try:
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(errors)[-4000:]
+    for error in errors:
+        for line in error.splitlines():
+            assert "FallbackWarning" not in line or "simclr.NT_Xent" in line, line
+    return [json.loads((folder / f"{r}.json").read_text()) for r in ranks]
+
+
+def test_equal(found):
+    assert len(found[0]) >= 8
+    for rank, cases in enumerate(found):
+        assert {name: result for name, result in cases.items() if result != "equal"} == {}, f"rank {rank}"

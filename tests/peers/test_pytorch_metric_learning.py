@@ -1,0 +1,260 @@
+"""pytorch-metric-learning's losses by labels and by pairs."""
+
+import agreement
+import pytest
+import torch
+from agreement import DTYPES, agree, draw, same_error
+from pytorch_metric_learning import distances, miners, reducers, regularizers
+from pytorch_metric_learning import losses as peer
+from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
+
+from fused_contrastive.integrations import pytorch_metric_learning as ours
+
+NAMES = ("NTXentLoss", "SupConLoss", "NPairsLoss")
+PAIRWISE = NAMES[:2]
+LABELS = {
+    "one row": [3],
+    "two of one label": [1, 1],
+    "two labels": [1, 2],
+    "three": [0, 1, 0],
+    "two views": [0, 1, 2, 3, 0, 1, 2, 3],
+    "unmatched rows": [5, 2, 5, 7, 2, 5, 9],
+    "one label": [4, 4, 4, 4],
+    "no positives": [3, 1, 2, 0],
+    "few labels": [i * i % 3 for i in range(14)],
+    "negative numbers": [-5, 2, -5, -7, 2],
+}
+
+
+def pair(name, **options):
+    return getattr(ours, name)(**options), getattr(peer, name)(**options)
+
+
+def calls(losses, *arguments, **keywords):
+    return [lambda x, loss=loss: loss(x, *arguments, **keywords) for loss in losses]
+
+
+def referring(losses, labels, ref_labels, indices=None, same=False):
+    """Of two sets of rows, or of one that is given as both."""
+    if same:
+        return [lambda x, loss=loss: loss(x, labels, indices, x, ref_labels) for loss in losses]
+    return [lambda x, y, loss=loss: loss(x, labels, indices, y, ref_labels) for loss in losses]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_equal(name, labels, dtype, streams):
+    for d in (1, 5):
+        agree(*calls(pair(name), torch.tensor(labels)), draw((len(labels), d)), dtype)
+
+
+@pytest.mark.parametrize("labels", ("two views", "unmatched rows", "one label", "few labels", "one row", "two labels"))
+@pytest.mark.parametrize("temperature", (0.5, 1, -0.3))
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_reference_set(name, temperature, labels, streams):
+    """Another set of other size, the set itself by its own labels or copies, another set by the same labels."""
+    labels = torch.tensor(LABELS[labels])
+    losses = pair(name, temperature=temperature)
+    query, other = draw((len(labels), 4), (9, 4))
+    for ref_labels in (labels.repeat(9)[:9], labels.max() + 1 + torch.arange(9)):
+        agree(*referring(losses, labels, ref_labels), [query, other])
+    for ref_labels in (labels, labels.clone(), None):
+        agree(*referring(losses, labels, ref_labels), [query, *draw(query.shape, seed=1)])
+    for ref_labels in (labels.clone(), labels.flip(0)):
+        agree(*referring(losses, labels, ref_labels, same=True), [query])
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_and_triplets(name, dtype, streams):
+    """Some of the pairs, some several times for NTXentLoss, from miners and from all pairs; nothing at all."""
+    labels = torch.tensor(LABELS["few labels"])
+    (x,) = draw((len(labels), 5))
+    everything = lmu.get_all_pairs_indices(labels)
+    some = [i[:: k + 2] for k, i in zip((0, 0, 1, 1), everything, strict=True)]
+    tuples = [
+        everything,
+        some,
+        lmu.get_all_triplets_indices(labels),
+        [i[:1] for i in everything],
+        [i[:0] for i in everything],
+        [*everything[:2], *(i[:0] for i in everything[2:])],
+        [*(i[:0] for i in everything[:2]), *everything[2:]],
+        miners.MultiSimilarityMiner()(x, labels),
+        miners.TripletMarginMiner(margin=0.5)(x, labels),
+    ]
+    for indices in tuples:
+        for more in ((labels, tuple(indices)), (None, tuple(indices)))[: 1 if name == "NPairsLoss" else 2]:
+            agree(*calls(pair(name), *more), [x], dtype)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_pairs_with_a_reference_set(name, streams):
+    labels, ref_labels = torch.tensor([0, 1, 2, 1]), torch.tensor([2, 1, 1, 0, 0, 3, 4])
+    everything = lmu.get_all_pairs_indices(labels, ref_labels)
+    for indices in (everything, tuple(i[::2] for i in everything)):
+        agree(*referring(pair(name), labels, ref_labels, indices), draw((4, 3), (7, 3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    (
+        reducers.MeanReducer,
+        reducers.SumReducer,
+        reducers.AvgNonZeroReducer,
+        lambda: reducers.ThresholdReducer(low=0.1, high=3.0),
+        reducers.PerAnchorReducer,
+        lambda: reducers.ClassWeightedReducer(torch.linspace(0.1, 2, 10)),
+        lambda: reducers.MultipleReducers({"loss": reducers.SumReducer()}),
+    ),
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_reducers(name, make, streams):
+    for labels in ("two views", "unmatched rows", "few labels"):
+        labels = torch.tensor(LABELS[labels])
+        agree(*calls(pair(name, reducer=make()), labels), draw((len(labels), 4)))
+
+
+@pytest.mark.parametrize("labels", ("unmatched rows", "one label", "no positives"))
+@pytest.mark.parametrize("name", NAMES)
+def test_terms(name, labels, streams):
+    """Before they are reduced: the same losses with the same indices in the same order."""
+    labels = torch.tensor(LABELS[labels])
+    (x,) = draw((len(labels), 4))
+    terms = [loss(x, labels)["loss"] for loss in pair(name, reducer=reducers.DoNothingReducer())]
+    assert terms[0]["reduction_type"] == terms[1]["reduction_type"]
+    torch.testing.assert_close(terms[0]["losses"], terms[1]["losses"])
+    for mine, package in zip(*(torch.utils._pytree.tree_leaves(t["indices"]) for t in terms), strict=True):
+        assert (mine is None and package is None) or torch.equal(mine, package)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_regularizer_and_statistics(name, streams):
+    labels = torch.tensor(LABELS["unmatched rows"])
+    options = {
+        "embedding_regularizer": regularizers.LpRegularizer(),
+        "embedding_reg_weight": 0.3,
+        "collect_stats": True,
+    }
+    mine, package = pair(name, **options)
+    for loss in (mine, package):
+        loss.distance = type(loss.distance)(collect_stats=True)
+    agree(*calls((mine, package), labels), draw((len(labels), 4)))
+    for x, y in ((mine, package), (mine.distance, package.distance), (mine.reducer, package.reducer)):
+        for attribute in (*getattr(y, "_record_these", ()), *getattr(y, "_record_these_stats", ())):
+            assert getattr(x, attribute) == pytest.approx(getattr(y, attribute)), attribute
+
+
+@pytest.mark.parametrize(
+    "distance",
+    (
+        distances.CosineSimilarity(),
+        distances.DotProductSimilarity(),
+        distances.DotProductSimilarity(normalize_embeddings=False),
+        distances.CosineSimilarity(p=1),
+    ),
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_distances(name, distance, streams):
+    labels = torch.tensor(LABELS["unmatched rows"])
+    agree(*calls(pair(name, distance=distance), labels), draw((len(labels), 4)))
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
+def test_saturated_probabilities(dtype, streams):
+    """The library adds the smallest normal number to a probability: its NTXentLoss stops at 87.3 (9.7 in float16), and so does its gradient."""
+    labels = torch.tensor(LABELS["few labels"])
+    losses = pair("NTXentLoss", temperature=0.01)
+    agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
+    if dtype == torch.float32:
+        x = draw((len(labels), 3))[0].float()
+        assert float(max(losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"])) == pytest.approx(
+            87.3365
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("classes", (2, 5))
+def test_very_many_positive_pairs(classes, dtype, streams, monkeypatch):
+    """More than are listed: another pass over all pairs, where the reducer takes their mean."""
+    monkeypatch.setattr(ours, "LISTED", 1)
+    labels = torch.arange(31) % classes
+    for options in ({}, {"temperature": 0.5}, {"temperature": 0.01}, {"reducer": reducers.SumReducer()}):
+        agree(*calls(pair("NTXentLoss", **options), labels), draw((31, 6)), dtype)
+
+
+def test_very_many_positive_pairs_of_two_sets(streams, monkeypatch):
+    monkeypatch.setattr(ours, "LISTED", 1)
+    labels, ref_labels = torch.arange(20) % 3, torch.arange(23) % 2
+    losses = pair("NTXentLoss")
+    agree(*referring(losses, labels, ref_labels), draw((20, 6), (23, 6)))
+
+
+def test_very_many_positive_pairs_are_not_listed(streams, monkeypatch):
+    monkeypatch.setattr(ours.Labelled, "pairs", None)
+    agree(*calls(pair("NTXentLoss"), torch.arange(70) % 2), draw((70, 6)))
+
+
+@pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_in_autocast(name, autocast, streams):
+    """float32 where the library's, on the CPU, is of the autocast dtype."""
+    for labels in ("two views", "few labels"):
+        labels = torch.tensor(LABELS[labels])
+        options = {} if name == "NPairsLoss" else {"temperature": 0.5}
+        losses = pair(name, **options)
+        agree(*calls(losses, labels), draw((len(labels), 8)), torch.float32, autocast, same_dtype=False)
+
+
+@pytest.mark.parametrize("kind", (torch.int32, torch.uint8, torch.int16))
+@pytest.mark.parametrize("name", NAMES)
+def test_kinds_of_labels(name, kind, streams):
+    labels = torch.tensor(LABELS["few labels"]).to(kind)
+    agree(*calls(pair(name), labels), draw((len(labels), 4)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature(name):
+    agreement.same_signature(getattr(ours, name), getattr(peer, name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_errors(name):
+    labels = torch.tensor([0, 1, 0, 1])
+    x, y = draw((4, 3), (5, 3))
+    losses = pair(name)
+    same_error(*losses, x)
+    same_error(*losses, x, labels[:3])
+    same_error(*losses, x, labels.view(2, 2))
+    same_error(*losses, x[None], labels)
+    same_error(*losses, x, labels, ref_emb=y, ref_labels=labels)
+    same_error(*losses, x[:, 0], labels)
+    if name != "NPairsLoss":
+        same_error(*losses, x, labels, ref_emb=y[:, :2], ref_labels=torch.arange(5))
+        same_error(*losses, x, labels, ref_emb=y.float(), ref_labels=torch.arange(5))
+        same_error(*losses, x, labels, (labels, labels))
+        far = torch.tensor([0, 9])
+        same_error(*losses, x, labels, (far, far, far, far))
+    if name == "SupConLoss":
+        both = torch.tensor([0, 1]), torch.tensor([1, 2])
+        same_error(*losses, x, labels, (*both, *both))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_distances_fall_back(name):
+    labels = torch.tensor(LABELS["unmatched rows"])
+    for distance, reason in (
+        (distances.LpDistance(), "distance=LpDistance"),
+        (distances.SNRDistance(), "distance=SNRDistance"),
+        (distances.CosineSimilarity(power=2), "power=2"),
+    ):
+        agreement.falls_back(*calls(pair(name, distance=distance), labels), draw((len(labels), 4)), reason)
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_odd_labels_and_temperatures_fall_back(name):
+    labels = torch.tensor(LABELS["unmatched rows"])
+    (x,) = draw((len(labels), 4))
+    agreement.falls_back(*calls(pair(name), labels.double()), [x], "labels of torch.float64")
+    agreement.falls_back(*calls(pair(name, temperature=float("inf")), labels), [x], "temperature=inf")

@@ -1,0 +1,72 @@
+"""torch.export of a model that contains a loss: any batch size, saved and loaded, and trainable."""
+
+import io
+
+import pytest
+import torch
+from torch.export import Dim
+
+import fused_contrastive as fc
+
+pytestmark = pytest.mark.no_poison
+LOSSES = {
+    "nt_xent": lambda: fc.NTXentLoss(0.2),
+    "nt_xent, learned": lambda: fc.NTXentLoss(0.2, learnable=True),
+    "info_nce, symmetric, with metrics": lambda: fc.InfoNCELoss(symmetric=True, metrics=True),
+    "clip, learned": lambda: fc.ClipLoss(10.0, learnable=True),
+    "siglip, learned": lambda: fc.SigLipLoss(10.0, -10.0, learnable=True),
+    "dcl": lambda: fc.DCLLoss(),
+    "ranking": lambda: fc.MultipleNegativesRankingLoss(),
+    "n_pairs": lambda: fc.NPairsLoss(),
+    "cpc": lambda: fc.CPCLoss(),
+}
+
+
+class Model(torch.nn.Module):
+    """An encoder and its loss."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.encoder, self.loss = torch.nn.Linear(5, 4), loss
+
+    def forward(self, x, y):
+        return self.loss(self.encoder(x), self.encoder(y))
+
+
+def views(name, n, device):
+    shape = (2, n, 5) if name == "cpc" else (n, 5)
+    return torch.randn(shape, device=device), torch.randn(shape, device=device)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_export(name, device):
+    model = Model(LOSSES[name]()).to(device)
+    batch = {1 if name == "cpc" else 0: Dim("batch", min=2, max=10**6)}
+    program = torch.export.export(model, views(name, 8, device), dynamic_shapes=(batch, batch))
+    family = "sigmoid" if name.startswith("siglip") else "similarity"
+    assert f"fused_contrastive.{family}_forward.default" in str(program.graph)
+    saved = io.BytesIO()
+    torch.export.save(program, saved)
+    saved.seek(0)
+    for exported in (program.module(), torch.export.load(saved).module()):
+        for n in (3, 21):
+            x, y = views(name, n, device)
+            torch.testing.assert_close(exported(x, y), model(x, y))
+
+
+@pytest.mark.parametrize("name", ("nt_xent, learned", "info_nce, symmetric, with metrics", "siglip, learned"))
+def test_an_exported_model_can_be_trained(name, device):
+    """Its gradients are the model's own, and so are those of a gradient penalty."""
+    model = Model(LOSSES[name]()).to(device)
+    exported = torch.export.export(model, views(name, 8, device)).module()
+    assert dict(exported.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    x, y = views(name, 8, device)
+    results = []
+    for module in (model, exported):
+        loss = module(x, y)
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        parameters = list(dict(sorted(module.named_parameters())).values())
+        first = torch.autograd.grad(loss, parameters, create_graph=True)
+        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)])
+    assert all(g.abs().max() > 0 for g in results[0])
+    torch.testing.assert_close(*results)
