@@ -16,12 +16,12 @@ from .common import two_sets
 EPS = 1e-5  # that of batch_norm
 
 
-def standardized(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def standardized(z: torch.Tensor, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns of z ``[K, F]`` with mean 0 and variance ``v / (v + EPS)``, where v was theirs, and the factor ``1 / sqrt(v + EPS)``."""
     z = z - z.mean(0)
     mean = z.mean(0)  # what the rounding of the first mean left
-    factor = ((z * z).mean(0) - mean * mean + EPS).rsqrt()
-    return torch.addcmul(-mean * factor, z, factor), factor
+    factor = (torch.mul(z, z, out=scratch).mean(0) - mean * mean + EPS).rsqrt()
+    return torch.addcmul(-mean * factor, z, factor, out=z), factor
 
 
 def squares(x: torch.Tensor) -> torch.Tensor:
@@ -42,8 +42,9 @@ class Correlation(torch.autograd.Function):
         columns = [(z.T if samples else z).to(dtype) for z in (z1, z2)]
         (K, F), N, world = columns[0].shape, z1.shape[0], ranks(group)
         with checks.outside_autocast(z1.device):
-            (a, factor_a), (b, factor_b) = (standardized(z) for z in columns)
-            lack = ((a - b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())) / -2  # mean(a b) - 1
+            scratch = torch.empty_like(columns[0])  # fresh memory costs more than what is done in it
+            (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
+            lack = (torch.sub(a, b, out=scratch).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())) / -2  # mean(a b) - 1
             gap = (lack * (K / N) + (K / N - 1)) / world
             if F < 2 * world * K:
                 c = a.T @ b
@@ -84,7 +85,7 @@ class Correlation(torch.autograd.Function):
                 p, q, *others = kept
                 weight, products = share**2 * g[1], zip((q, p), others or (a, b), strict=True)
                 diagonal = diagonal - share * g[1] * (1 + gap)
-            gradients = []
+            gradients, scratch = [], torch.empty_like(a)
             sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
             for (x, y, factor, z), product, need in zip(sides, products, ctx.needs_input_grad, strict=False):
                 if not need:
@@ -92,8 +93,8 @@ class Correlation(torch.autograd.Function):
                     continue
                 left, right = product
                 flow = left @ (right * (weight * factor))
-                flow.addcmul_(x, -(flow * x).mean(0) - factor * diagonal * lack)
-                flow.addcmul_(torch.addcmul(y, x, near, value=-1), factor * diagonal)
+                flow.addcmul_(x, -torch.mul(flow, x, out=scratch).mean(0) - factor * diagonal * lack)
+                flow.addcmul_(torch.addcmul(y, x, near, value=-1, out=scratch), factor * diagonal)
                 gradient = (flow.T if ctx.samples else flow).to(z.dtype)
                 if torch.is_grad_enabled():  # create_graph=True
                     (gradient,) = FirstDerivative.apply(1, gradient, g_diagonal, g_rest, z1, z2)
