@@ -20,8 +20,8 @@ def standardized(z: torch.Tensor, scratch: torch.Tensor) -> tuple[torch.Tensor, 
     """Columns of z ``[K, F]`` with mean 0 and variance ``v / (v + EPS)``, where v was theirs, and the factor ``1 / sqrt(v + EPS)``."""
     z = z - z.mean(0)
     mean = z.mean(0)  # what the rounding of the first mean left
-    factor = (torch.mul(z, z, out=scratch).mean(0) - mean * mean + EPS).rsqrt()
-    return torch.addcmul(-mean * factor, z, factor, out=z), factor
+    factor = (scratch.copy_(z).square_().mean(0) - mean * mean + EPS).rsqrt()
+    return z.sub_(mean).mul_(factor), factor
 
 
 def squares(x: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ class Correlation(torch.autograd.Function):
         with checks.outside_autocast(z1.device):
             scratch = torch.empty_like(columns[0])  # fresh memory costs more than what is done in it
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
-            lack = (torch.sub(a, b, out=scratch).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())) / -2  # mean(a b) - 1
+            lack = (scratch.copy_(a).sub_(b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())) / -2  # mean(a b) - 1
             gap = (lack * (K / N) + (K / N - 1)) / world
             if F < 2 * world * K:
                 c = a.T @ b
@@ -93,8 +93,8 @@ class Correlation(torch.autograd.Function):
                     continue
                 left, right = product
                 flow = left @ (right * (weight * factor))
-                flow.addcmul_(x, -torch.mul(flow, x, out=scratch).mean(0) - factor * diagonal * lack)
-                flow.addcmul_(torch.addcmul(y, x, near, value=-1, out=scratch), factor * diagonal)
+                flow.addcmul_(x, -scratch.copy_(flow).mul_(x).mean(0) - factor * diagonal * lack)
+                flow.addcmul_(scratch.copy_(y).addcmul_(x, near, value=-1), factor * diagonal)
                 gradient = (flow.T if ctx.samples else flow).to(z.dtype)
                 if torch.is_grad_enabled():  # create_graph=True
                     (gradient,) = FirstDerivative.apply(1, gradient, g_diagonal, g_rest, z1, z2)
