@@ -31,6 +31,9 @@ OTHER_SIZES = {
     "cpc": ("256x12x256",),
     "sup_con": ("4096x128",),
     "dcl": ("2048x128",),
+    "ranking": ("2048x256",),
+    "distill_clip": ("4096x256",),
+    "barlow_twins": ("2048x1024",),
     "contrastive_force": ("64x256x256", "4096x1x128"),
 }
 QUICK_LOSSES = ["nt_xent", "contrastive_force"]

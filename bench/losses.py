@@ -120,6 +120,9 @@ LOSSES = {
         lambda a, b, x, y, **o: fc.distill_clip_loss(a, b, 20.0, x, y, 20.0, **o),
         lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0), _two, _two, _square, (22, 6), (4, 4),
     ),
+    "barlow_twins": Loss(
+        fc.barlow_twins_loss, reference.barlow_twins_loss, _two, _none, lambda s: s.N * s.D, (2, 4), (2, 4)
+    ),
     "contrastive_force": Loss(
         partial(fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"),
         force_baseline.contrastive_force_loss, lambda s: [(s.K, s.N, s.D)] * 2, _none, lambda s: s.K * (2 * s.N) ** 2,

@@ -11,6 +11,7 @@ from fused_contrastive.verification import outcomes
 
 from . import gpu_status, kernel_table, model
 from .environment import ROOT, kernel_hashes
+from .losses import LOSSES
 from .report import cell, milliseconds, summary, table
 
 README = ROOT / "README.md"
@@ -95,6 +96,35 @@ def force(folder: Path = RESULTS) -> str:
         "x torch.compile",
     ]
     source = f"fp32. {summary(result['environment'])} Measured {result['date']} by `{result['command'].strip()}` ([data](bench/results/{name}))."
+    return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\n{source}"
+
+
+def losses(folder: Path = RESULTS) -> str:
+    """The Markdown table of the other losses on the CPU, each at the largest size of its newest result."""
+    header = ["loss", "N", "D", "dtype", "eager ms", "torch.compile ms", "ours ms", "x eager", "x torch.compile"]
+    lines, sources = [], {}
+    for loss in LOSSES:
+        latest = None if loss in ("nt_xent", "contrastive_force") else newest("cpu", folder, loss)
+        if latest is None:
+            continue
+        name, result = latest
+        entries = chosen(result, loss)
+        sources[name] = f"{summary(result['environment'])} Measured {result['date']} ([data](bench/results/{name}))"
+        for entry in entries:
+            ours = entry["ours"]
+            if ours["N"] != entries[0]["ours"]["N"]:
+                continue
+            size = f"{ours['N']} x {ours['K']}" if ours["K"] else str(ours["N"])
+            line = [loss, size, str(ours["D"]), ours["dtype"]]
+            line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES]
+            line += [milliseconds(ours["ms"]), *(cell(key, ours[key]) for key in ("x_eager", "x_compile"))]
+            line += [
+                cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-" for b in ("eager", "ours")
+            ]
+            lines.append(line)
+    if not lines:
+        return UNMEASURED["cpu"]
+    source = f"Forward + backward, by `python -m bench`. {'; '.join(sources.values())}."
     return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\n{source}"
 
 
@@ -188,6 +218,7 @@ def generated(text: str, folder: Path = RESULTS) -> str:
     text = replace(text, "kernels", kernels(folder))
     text = replace(text, "force", force(folder))
     text = replace(text, "peers", peers(folder))
+    text = replace(text, "losses", losses(folder))
     return replace(text, "accuracy", accuracy(folder))
 
 

@@ -252,7 +252,7 @@ def result_file(folder, name, kind, day, **extra):
 
 def test_readme_tables_come_from_the_newest_result(tmp_path):
     text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n<!-- bench:gpu -->\n<!-- /bench:gpu -->\nc\n"
-    text += "<!-- bench:peers -->\n<!-- /bench:peers -->\n"
+    text += "<!-- bench:peers -->\n<!-- /bench:peers -->\n<!-- bench:losses -->\n<!-- /bench:losses -->\n"
     text += "<!-- bench:kernels -->\n<!-- /bench:kernels -->\n<!-- bench:force -->\n<!-- /bench:force -->\n<!-- bench:accuracy -->\n<!-- /bench:accuracy -->\n"
     unmeasured = readme.generated(text, tmp_path)
     assert "not yet measured on a GPU" in unmeasured
@@ -269,6 +269,18 @@ def test_readme_tables_come_from_the_newest_result(tmp_path):
     assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith("not yet measured\n<!-- /bench:accuracy -->\n")
     with pytest.raises(ValueError, match="bench:cpu"):
         readme.generated("no markers", tmp_path)
+
+
+def test_every_other_loss_has_sizes_and_a_row_of_its_newest_result(tmp_path):
+    assert {"nt_xent", *cli.OTHER_SIZES} == set(LOSSES)
+    for day, ms in (("2025-01-01", 1.0), ("2025-02-01", 2.0)):
+        result = result_file(tmp_path, f"cpu-{day}", "cpu", day)
+        for row in result["rows"]:
+            row.update(loss="siglip", ms=ms * row["ms"])
+        (tmp_path / f"cpu-{day}.json").write_text(json.dumps(result))
+    lines = [" ".join(line.split()) for line in readme.losses(tmp_path).splitlines()]
+    assert "| siglip | 1000 | 100 | fp32 | 8000 | 4000 | 800 | 10.0 | 5.00 | - | - |" in lines
+    assert "cpu-2025-02-01.json" in lines[-1] and "cpu-2025-01-01" not in lines[-1]
 
 
 def test_predictions_stand_beside_measurements(tmp_path):

@@ -44,7 +44,9 @@ class Correlation(torch.autograd.Function):
         with checks.outside_autocast(z1.device):
             scratch = torch.empty_like(columns[0])  # fresh memory costs more than what is done in it
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
-            lack = (scratch.copy_(a).sub_(b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())) / -2  # mean(a b) - 1
+            lack = (
+                scratch.copy_(a).sub_(b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())
+            ) / -2  # mean(a b) - 1
             gap = (lack * (K / N) + (K / N - 1)) / world
             if F < 2 * world * K:
                 c = a.T @ b
