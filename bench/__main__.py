@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="path of the results without suffix (default: bench/out/<device>-<date>)")
     p.add_argument("--brief", action="store_true", help="print no table, draw no plot: only the JSON")
     p.add_argument(
-        "--quick", action="store_true", help="the 3-minute version: NT-Xent, fewer sizes, contenders and rounds"
+        "--quick", action="store_true", help="the 3-minute version: fewer losses, sizes, contenders and rounds"
     )
     return p
 

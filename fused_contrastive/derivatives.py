@@ -61,6 +61,8 @@ class FirstDerivative(torch.autograd.Function):
     """The gradients (the first `count` tensors), tied to what they depend on: differentiating them again raises, never gives a wrong
     number."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(count, *tensors):
         return tuple(gradient.clone() for gradient in tensors[:count])
@@ -87,7 +89,18 @@ def refuse_transforms(*tensors) -> None:
             raise NotImplementedError(
                 "torch.func.vmap of this fused loss is not available: use backend='eager' where you need it"
             )
-        if wrapped and TransformType.Jvp in kinds:
+    refuse_forward_mode(*tensors)
+
+
+def refuse_forward_mode(*tensors) -> None:
+    """For losses whose only missing rule is that of forward mode."""
+    if not is_transformed():
+        return
+    kinds = {interpreter.key() for interpreter in retrieve_all_functorch_interpreters()}
+    for x in tensors:
+        if not isinstance(x, torch.Tensor):
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(x) and TransformType.Jvp in kinds:
             unavailable("forward-mode")
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
             unavailable("forward-mode")

@@ -35,7 +35,7 @@ def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor):
     Raises:
         ImportError: without matplotlib. ValueError, TypeError: naming the argument.
     """
-    values = similarity_blocks(x1, x2).cpu()
+    values = similarity_blocks(x1, x2).cpu().numpy()
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

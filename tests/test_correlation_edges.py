@@ -102,6 +102,8 @@ def test_derivatives_of_derivatives(name, device):
         graph[1].square().sum().backward()
     function = getattr(fc, name)
     assert torch.autograd.gradgradcheck(lambda a, b: function(a, b, backend="eager"), (z1, z2))
+    with pytest.raises(NotImplementedError, match="vmap"):
+        torch.func.vmap(lambda lamb: function(z1, z2, lamb))(torch.ones(2, dtype=z1.dtype, device=device))
     loss = function(z1, z2)
     loss.backward(retain_graph=True)
     once = z1.grad.clone()

@@ -1,5 +1,6 @@
 """What each option of the losses means, against the formula as it is written elsewhere; the ranking loss and distillation."""
 
+import functools
 import math
 
 import pytest
@@ -159,6 +160,41 @@ def test_hardness(any_backend, device):
     leaves = (query, key, temperature)
     for x, y in zip(*(torch.autograd.grad(loss, leaves) for loss in (found, expected)), strict=True):
         torch.testing.assert_close(x, y)
+
+
+def test_derivatives_of_hardness(backend, device):
+    """Parts of the logits are constants: per-sample gradients are the eager ones, further derivatives raise."""
+    z1, z2 = (x.detach() for x in pair(device=device))
+
+    def loss(a, b=z2, backend=backend):
+        return fc.nt_xent_loss(a, b, hardness=2.0, backend=backend)
+
+    batch = torch.stack([z1, z2])
+    found, expected = (
+        torch.func.vmap(torch.func.grad(functools.partial(loss, backend=name)))(batch) for name in (backend, "eager")
+    )
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(loss, (z1,), (z2,))
+    leaves = z1.requires_grad_(), z2.clone().requires_grad_()
+    for of in leaves:
+        (first,) = torch.autograd.grad(loss(*leaves), of, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second"):
+            torch.autograd.grad(first.sum(), leaves, allow_unused=True)
+
+
+def test_exported_hardness():
+    """The traced program has the gradient of the loss."""
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), Hard())
+    x = torch.randn(8, 5)
+    exported = torch.export.export(model, (x,)).module()
+    found, expected = (torch.autograd.grad(m(x), list(m.parameters())) for m in (exported, model))
+    torch.testing.assert_close(found, expected)
+
+
+class Hard(torch.nn.Module):
+    def forward(self, z):
+        return fc.nt_xent_loss(z, z.flip(1), hardness=2.0)
 
 
 @pytest.mark.parametrize("tau_plus", (0.01, 0.3, 0.6))

@@ -1,5 +1,7 @@
 """The heat map: right values, block means beyond 256 rows, never an N x N matrix."""
 
+import warnings
+
 import oracle
 import pytest
 import torch
@@ -34,7 +36,9 @@ def test_figure(n, texts, tmp_path, device):
     """Small matrices show their values; the axes say what they are."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     x = torch.randn(n, 4, device=device, requires_grad=True)
-    figure = fc.similarity_heatmap(x, x.detach() + 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = fc.similarity_heatmap(x, x.detach() + 0.1)
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("x2", "x1")
     assert "cosine similarity" in axes.get_title() and len(axes.texts) == texts

@@ -6,8 +6,8 @@ passes (accuracy: the share of rows whose positive is at least their largest oth
 mean logit where nothing is normalised); ``backend`` a name of `backends()`, or None. Losses are float32 (float64 for float64 inputs).
 Wrong shapes, dtypes, devices or values raise ValueError or TypeError naming the argument.
 
-Options of the losses with one positive (SigLIP, the decoupled losses and CPC: `keys` and `weights`), None or 0 by default; together, or each
-alone, they keep O(N D) memory and one loss per row:
+Options of the losses with one positive (the ranking loss: `keys`, `weights` and `hardness`; SigLIP, the decoupled losses and CPC: `keys` and
+`weights`; distillation and SupCon: `weights`), None or 0 by default; together, or each alone, they keep O(N D) memory and one loss per row:
 
 ``keys``: integers; a column whose key equals the row's is no negative of it (a duplicate, another sample of the same class); its positive
     remains the positive.
@@ -19,7 +19,7 @@ alone, they keep O(N D) memory and one loss per row:
 ``label_smoothing``: as F.cross_entropy's, uniform over the row's candidates, the positive among them.
 ``margin``: subtracted from the positive's similarity before it is scaled (additive margin softmax: Wang et al. 2018, arXiv:1801.05599).
 ``hardness``: each negative's logit gets ``hardness * stopgrad(similarity)``, that is, the negative the weight ``exp(hardness * similarity)`` (Lan
-    et al. 2025, arXiv:2503.04812, eq. 5; the weights of Robinson et al. 2021, arXiv:2010.04592, not normalised).
+    et al. 2025, arXiv:2503.04812, eq. 5; the weights of Robinson et al. 2021, arXiv:2010.04592, not normalised). Has first derivatives only.
 ``tau_plus``: the prior probability that a negative is of the positive's class; the sum over the negatives becomes the debiased estimate of
     Chuang et al. 2020 (arXiv:2007.00224, sec. 4), whose lower bound takes similarities to be cosines. Not together with `hardness`.
 

@@ -105,7 +105,7 @@ class Correlation(torch.autograd.Function):
 
 
 def _loss(z1, z2, lamb, scale_loss, samples, group):
-    refuse_transforms(z1, z2)
+    refuse_transforms(z1, z2, lamb, scale_loss)
     lamb, scale_loss = as_scalar(lamb, z1), as_scalar(scale_loss, z1)
     diagonal, rest, *_ = Correlation.apply(z1, z2, samples, group)
     return scale_loss * (diagonal + lamb * rest)
