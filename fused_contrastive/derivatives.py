@@ -61,8 +61,6 @@ class FirstDerivative(torch.autograd.Function):
     """The gradients (the first `count` tensors), tied to what they depend on: differentiating them again raises, never gives a wrong
     number."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(count, *tensors):
         return tuple(gradient.clone() for gradient in tensors[:count])
@@ -89,21 +87,19 @@ def refuse_transforms(*tensors) -> None:
             raise NotImplementedError(
                 "torch.func.vmap of this fused loss is not available: use backend='eager' where you need it"
             )
-    refuse_forward_mode(*tensors)
-
-
-def refuse_forward_mode(*tensors) -> None:
-    """For losses whose only missing rule is that of forward mode."""
-    if not is_transformed():
-        return
-    kinds = {interpreter.key() for interpreter in retrieve_all_functorch_interpreters()}
-    for x in tensors:
-        if not isinstance(x, torch.Tensor):
-            continue
-        if torch._C._functorch.is_functorch_wrapped_tensor(x) and TransformType.Jvp in kinds:
+        if wrapped and TransformType.Jvp in kinds:
             unavailable("forward-mode")
         if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
             unavailable("forward-mode")
+
+
+def refuse_export(*tensors) -> None:
+    """For losses whose gradients an exported program would not have: raises where they may be wanted."""
+    differentiable = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
+    if differentiable and torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "an exported program would not have the gradient of this fused loss: export under torch.no_grad(), or use backend='eager'"
+        )
 
 
 def unavailable(what: str):

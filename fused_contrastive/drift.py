@@ -7,7 +7,7 @@ import math
 import torch
 
 from . import checks, dispatch, force_ops, force_reference
-from .derivatives import FirstDerivative, refuse_transforms
+from .derivatives import FirstDerivative, refuse_export, refuse_transforms
 from .force import check_temperatures, groups, inverse_temperatures, points_dtype
 from .functions import inverse_scale
 
@@ -97,6 +97,7 @@ def drift_loss(
     if dispatch.is_eager(backend):
         return force_reference.drift_loss(gen, positive, negative, temperatures=temperatures, **weights)
     refuse_transforms(gen, positive, negative)
+    refuse_export(gen)
     parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
     x = torch.cat(parts, 1)
     weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)

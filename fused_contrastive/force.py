@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from . import checks, dispatch, force_ops, force_reference
-from .derivatives import FirstDerivative, refuse_transforms
+from .derivatives import FirstDerivative, refuse_export, refuse_transforms
 from .functions import inverse_scale
 
 MASKS = ("sum", "softmax")
@@ -185,6 +185,7 @@ def contrastive_force(
         options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
         return force_reference.contrastive_force(positive, negative, temperature, **options).to(dtype)
     refuse_transforms(positive, negative, temperature)
+    refuse_export(positive, negative, temperature)
     x = torch.cat([groups(negative).to(dtype), groups(positive).to(dtype)], 1)
     name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
     inverse = inverse_scale(temperature, x).reshape(1)
@@ -252,6 +253,7 @@ def contrastive_force_loss(
         )  # fmt: skip
     else:
         refuse_transforms(positive, negative, scale)
+        refuse_export(positive, negative, scale)
         name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
         loss, *_ = ForceLoss.apply(
             x, scale, inverse, negative.shape[-2], mask_self == "softmax", floor, normalizer, not detach_scale, name

@@ -70,3 +70,23 @@ def test_an_exported_model_can_be_trained(name, device):
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)])
     assert all(g.abs().max() > 0 for g in results[0])
     torch.testing.assert_close(*results)
+
+
+FORCES = {
+    "contrastive_force": lambda x, y, **more: fc.contrastive_force(x, y, 0.5, **more).square().sum(),
+    "contrastive_force_loss": lambda x, y, **more: fc.contrastive_force_loss(x, y, reduction="mean", **more),
+    "drift_loss": lambda x, y, **more: fc.drift_loss(x[None], y[None], **more)[0].sum(),
+}
+
+
+@pytest.mark.parametrize("name", FORCES)
+def test_the_force_family_has_no_gradient_in_exported_programs_and_says_so(name, device):
+    """Under no_grad it exports; "eager" can be trained."""
+    x, y = views(name, 8, device)
+    model = Model(FORCES[name]).to(device)
+    with pytest.raises(Exception, match="would not have the gradient of this fused loss"):
+        torch.export.export(model, (x, y))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.export(model, (x, y)).module()(x, y), model(x, y))
+    model.loss = lambda *z: FORCES[name](*z, backend="eager")
+    torch.export.export(model, (x, y)).module()(x, y).backward()

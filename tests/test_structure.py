@@ -26,7 +26,7 @@ LEVELS = (
     {"sigmoid"},
     {"losses", "force"},
     {"drift"},
-    {"modules", "distributed", "testing"},
+    {"modules"},
     {"__init__", "__main__", "integrations"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

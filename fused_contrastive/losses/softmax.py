@@ -10,7 +10,6 @@ import math
 
 import torch
 
-from ..derivatives import FirstDerivative, refuse_forward_mode
 from ..functions import Result, matrix_dtype, similarity
 from .common import Outcome, exact_rows, one_positive
 from .options import Options
@@ -21,47 +20,14 @@ def dot(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (a.to(scale.dtype) * b.to(scale.dtype)).sum(-1)
 
 
-class Softened(torch.autograd.Function):
-    """Scale and rows, the gradients of the rows multiplied by `share`; they cannot be differentiated again."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(share, *inputs):
-        return tuple(x.view_as(x) for x in inputs)
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx, of_scale, *of_rows):
-        (share,) = ctx.saved_tensors
-        gradients = of_scale, *(share * g for g in of_rows)
-        if torch.is_grad_enabled():  # create_graph=True
-            gradients = FirstDerivative.apply(len(gradients), *gradients)
-        return None, *gradients
-
-
-def soften(a, b, scale, hardness: float):
-    """Rows (b may be None) and scale of the logits ``scale <a_i, b_j> + hardness * stopgrad(<a_i, b_j>)``: the scale is scale + hardness
-    forward, scale backward. First derivatives only; outside compiled code others raise."""
-    rows = (a,) if b is None else (a, b)
-    share = (scale / (scale + hardness)).detach()
-    if torch.compiler.is_compiling():  # a traced program for export would lose the backward of Softened
-        rows = [x.detach() + share * (x - x.detach()) for x in rows]
-    else:
-        refuse_forward_mode(scale, *rows)
-        scale, *rows = Softened.apply(share, scale, *rows)
-    return rows[0], None if b is None else rows[1], scale + hardness
-
-
 def negatives(a, b, scale, hardness=0.0, *, extrema=False, **arguments) -> Result:
-    """`similarity` with ``hardness * stopgrad(<a_i, b_j>)`` added to every logit. The largest are those of the logits
-    without it, from a pass of their own."""
+    """`similarity` with ``hardness * stopgrad(<a_i, b_j>)`` added to every logit: the scale is scale + hardness forward, scale backward.
+    The largest are those of the logits without it, from a pass of their own."""
     if not hardness:
         return similarity(a, b, scale, extrema=extrema, **arguments)
-    result = similarity(*soften(a, b, scale, hardness), **arguments)
+    share = (scale / (scale + hardness)).detach()
+    softened = (x.detach() + share * (x - x.detach()) if x is not None and x.requires_grad else x for x in (a, b))
+    result = similarity(*softened, scale + hardness, **arguments)
     if extrema:
         with torch.no_grad():
             plain = similarity(a, b, scale, extrema=True, **arguments)
