@@ -100,7 +100,8 @@ def cross_entropy(lse, pos, scale, options: Options, count=None, total=None):
         pos = pos - options.margin * scale
     loss = one_positive(lse, pos)
     if options.label_smoothing:
-        loss = loss + options.label_smoothing * (count * pos - total) / (count + 1)
+        smooth = (count * pos - total) / (count + 1)
+        loss = loss + options.label_smoothing * smooth.masked_fill(pos == -math.inf, 0.0)  # the loss is infinite already
     return loss
 
 
