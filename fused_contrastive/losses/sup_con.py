@@ -227,7 +227,10 @@ class Product(torch.autograd.Function):
 
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y``, not rounded by autocast."""
-    return Product.apply(x, y) if checks.in_autocast(x.device) else x @ y
+    if checks.in_autocast(x.device) and not torch.compiler.is_exporting():
+        return Product.apply(x, y)
+    with checks.outside_autocast(x.device):
+        return x @ y
 
 
 def _one_pair(batch: Batch, metrics: bool):
