@@ -55,8 +55,7 @@ def sup_con_loss(
     """
     _check(features, labels, temperature, positives, positive_weights, weights)
     checks.choice("contrast_mode", contrast_mode, ("all", "one"))
-    checks.choice("normalize", normalize, (True, False))
-    checks.choice("skip_unmatched", skip_unmatched, (True, False))
+    checks.flags(normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     if metrics and positive_weights is not None:
         raise ValueError("metrics=True needs labels or views: positive_weights must be None")
