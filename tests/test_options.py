@@ -258,6 +258,15 @@ def test_distillation_when_both_have_converged(reduction, backend, device):
         assert (ours - exact).norm() < 1e-4 * exact.norm()
 
 
+def test_distillation_by_a_teacher_without_features(any_backend, device):
+    """Its softmax is uniform."""
+    image, text = pair(device=device)
+    nothing = image.detach()[:, :0]
+    loss = fc.distill_clip_loss(image, text, 2.0, nothing, nothing, 3.0, backend=any_backend)
+    s = 2 * image @ text.T
+    torch.testing.assert_close(loss, -(s.log_softmax(1).mean() + s.log_softmax(0).mean()) / 2)
+
+
 def test_distillation_teaches_nothing_to_the_teacher(any_backend, device):
     image, text = pair(device=device)
     teacher = [x.requires_grad_() for x in pair(9, 3, device, seed=1)]

@@ -141,7 +141,7 @@ def distill_clip_loss(
     check_vectors(image_features, N, (N,), None, weights, None)
     if backend is not None:
         dispatch.check_name(backend)
-    if N == 0 or dispatch.is_eager(backend):
+    if teacher_image_features.numel() == 0 or dispatch.is_eager(backend):
         return reference.distill_clip_loss(
             image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale,
             weights=weights, reduction=reduction,
