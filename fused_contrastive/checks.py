@@ -130,3 +130,9 @@ def index(name: str, value) -> None:
 def choice(name: str, value, options: tuple) -> None:
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def flags(**values) -> None:
+    """Booleans, by name."""
+    for name, value in values.items():
+        choice(name, value, (True, False))

@@ -242,7 +242,7 @@ def similarity_logsumexp(
     N = M if b is None else b.shape[-2]
     checks.number("scale", scale, a.device)
     checks.choice("candidates", candidates, KINDS)
-    checks.choice("normalize", normalize, (True, False))
+    checks.flags(normalize=normalize, return_columns=return_columns)
     if bias is not None:
         checks.embeddings("bias", bias, at_least=1)
         if bias.device != a.device:

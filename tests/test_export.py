@@ -19,7 +19,12 @@ LOSSES = {
     "ranking": lambda: fc.MultipleNegativesRankingLoss(),
     "n_pairs": lambda: fc.NPairsLoss(),
     "cpc": lambda: fc.CPCLoss(),
+    "sup_con": lambda: fc.SupConLoss(),
+    "distill": lambda: fc.DistillClipLoss(),
+    "correlation": lambda: fc.CorrelationLoss(),
+    "barlow_twins": lambda: fc.BarlowTwinsLoss(),
 }
+WITHOUT_OPS = ("correlation", "barlow_twins")
 
 
 class Model(torch.nn.Module):
@@ -30,7 +35,12 @@ class Model(torch.nn.Module):
         self.encoder, self.loss = torch.nn.Linear(5, 4), loss
 
     def forward(self, x, y):
-        return self.loss(self.encoder(x), self.encoder(y))
+        x, y = self.encoder(x), self.encoder(y)
+        if isinstance(self.loss, fc.SupConLoss):
+            return self.loss(torch.stack([x, y], 1))
+        if isinstance(self.loss, fc.DistillClipLoss):
+            return self.loss(x, y, 2.0, y.detach(), x.detach(), 3.0)
+        return self.loss(x, y)
 
 
 def views(name, n, device):
@@ -44,7 +54,7 @@ def test_export(name, device):
     batch = {1 if name == "cpc" else 0: Dim("batch", min=2, max=10**6)}
     program = torch.export.export(model, views(name, 8, device), dynamic_shapes=(batch, batch))
     family = "sigmoid" if name.startswith("siglip") else "similarity"
-    assert f"fused_contrastive.{family}_forward.default" in str(program.graph)
+    assert name in WITHOUT_OPS or f"fused_contrastive.{family}_forward.default" in str(program.graph)
     saved = io.BytesIO()
     torch.export.save(program, saved)
     saved.seek(0)
@@ -90,3 +100,20 @@ def test_the_force_family_has_no_gradient_in_exported_programs_and_says_so(name,
         torch.testing.assert_close(torch.export.export(model, (x, y)).module()(x, y), model(x, y))
     model.loss = lambda *z: FORCES[name](*z, backend="eager")
     torch.export.export(model, (x, y)).module()(x, y).backward()
+
+
+@pytest.mark.parametrize("strict", (False, True), ids=("traced", "strict"))
+@pytest.mark.parametrize("name", ("distill", "distill, by row", *WITHOUT_OPS))
+def test_gradients_without_a_formula(name, strict, device):
+    """Losses with formulas in Python, of which exported programs keep the operations: the same gradients, at any batch size."""
+    loss = fc.DistillClipLoss(reduction="none") if name == "distill, by row" else LOSSES[name]()
+    model = Model(loss).to(device)
+    batch = {0: Dim("batch", min=2, max=10**6)}
+    exported = torch.export.export(model, views(name, 8, device), dynamic_shapes=(batch, batch), strict=strict).module()
+    for n in (3, 21):
+        x, y = views(name, n, device)
+        results = []
+        for module in (model, exported):
+            parameters = list(dict(sorted(module.named_parameters())).values())
+            results.append(torch.autograd.grad(module(x, y).sum(), parameters))
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)

@@ -58,6 +58,23 @@ def test_errors(name):
             call(name, Z, Z, **options)
 
 
+FLAGS = (
+    ("nt_xent_loss", ("normalize", "metrics")),
+    ("info_nce_loss", ("normalize", "symmetric", "metrics")),
+    ("clip_loss", ("metrics",)),
+    ("n_pairs_loss", ("normalize", "metrics")),
+    ("multiple_negatives_ranking_loss", ("normalize", "metrics")),
+)
+
+
+@pytest.mark.parametrize(("name", "flags"), FLAGS)
+def test_flags(name, flags):
+    for flag in flags:
+        for wrong in ("no", None):
+            with pytest.raises(ValueError, match=f"{flag} must be one of True, False"):
+                call(name, Z, Z, **{flag: wrong})
+
+
 @pytest.mark.parametrize(
     "module", ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "MultipleNegativesRankingLoss")
 )
@@ -86,6 +103,7 @@ def test_shapes_with_negatives(negatives, mode, shape):
     (
         ({"directions": ()}, "directions must"),
         ({"directions": "query_to_doc"}, "directions must"),
+        ({"directions": 1}, "directions must"),
         ({"directions": ("query_to_query",)}, "directions must"),
         ({"directions": ("query_to_doc", "doc")}, "directions must"),
         ({"partition": "each"}, "partition must be one of"),

@@ -252,6 +252,45 @@ def test_same_bits_across_runs(backend, device):
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
+HARDENED = {
+    "nt_xent": lambda a, b, t, bias, **more: fc.nt_xent_loss(a, b, t, bias=bias, **more),
+    "info_nce-paired": lambda a, b, t, bias, **more: fc.info_nce_loss(
+        a, b, (a + 2 * b).flip(0)[:, None], t, negative_mode="paired", bias=bias[:, None] * bias.new_ones(2), **more
+    ),
+    "clip": lambda a, b, t, bias, **more: fc.clip_loss(a, b, 1 / t, bias=(None, bias), **more),
+    "ranking": lambda a, b, t, bias, **more: fc.multiple_negatives_ranking_loss(
+        a, b, (bias[:, None] * a)[:, None], t, directions=("query_to_doc", "doc_to_query"), **more
+    ),
+}
+
+
+@pytest.mark.interpreter(name=())
+@pytest.mark.parametrize("name", HARDENED)
+def test_hardness(name, backend, device):
+    """Constant parts of the logits are constant in forward mode and in second derivatives, too: all of them eager's."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, tangents = (
+        [torch.randn(5, 3, generator=generator, dtype=torch.float64).to(device) for _ in range(2)]
+        + [torch.rand((), generator=generator, dtype=torch.float64).to(device) + 0.3]
+        + [torch.randn(5, generator=generator, dtype=torch.float64).to(device)]
+        for _ in range(2)
+    )
+    results = []
+    for label in (backend, "eager"):
+
+        def loss(*x, label=label):
+            return HARDENED[name](*x, hardness=2.0, backend=label)
+
+        first = torch.func.grad(loss, (0, 1, 2, 3))
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        once = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        twice = torch.autograd.grad(once, leaves, tangents)
+        pair = torch.func.jvp(loss, tuple(inputs), tuple(tangents))
+        results.append([*once, *twice, *pair, *torch.func.vjp(first, *inputs)[1](tuple(tangents))])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y)
+
+
 def others(backend):
     """The losses without second derivatives, of two sets ``[..., 6, 3]``."""
     more = {"backend": backend}

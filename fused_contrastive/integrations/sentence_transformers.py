@@ -16,8 +16,9 @@ import torch
 from typing_extensions import deprecated
 
 from ..checks import accumulation_dtype
-from ..functions import as_scalar, matrix_dtype, similarity
+from ..functions import as_scalar, matrix_dtype
 from ..losses.common import exact_rows, one_positive
+from ..losses.softmax import negatives
 from ..reference.dense import masked_logsumexp
 from .common import falls_back, mismatch, number, package
 
@@ -27,22 +28,6 @@ util = package("sentence_transformers.util", "sentence-transformers")
 __all__ = ["MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"]
 
 COSINE = (util.cos_sim, util.pytorch_cos_sim)
-
-
-class Softened(torch.autograd.Function):
-    """The input itself, whose gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(x, weight):
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.saved_tensors[0], None
 
 
 class Batch:
@@ -60,13 +45,9 @@ class Batch:
     def others(self, a, b, hardness: float = 0.0, columns: bool = False):
         """Log-sum-exp of the logits of the rows of a with all rows of b that belong to other queries, to each of which ``hardness`` times the
         similarity is added as a constant: the logit is ``(scale + hardness) s``, of whose gradient the scale's part flows."""
-        scale = self.scale
-        if hardness:
-            weight = (scale / (scale + hardness)).detach()
-            a, b, scale = Softened.apply(a, weight), Softened.apply(b, weight), scale + hardness
-        return similarity(
-            a, b, scale, kind="not_pair", offset=self.rows.start, stride=max(len(self.queries), 1), columns=columns,
-            dtype=self.dtype,
+        return negatives(
+            a, b, self.scale, hardness, kind="not_pair", offset=self.rows.start, stride=max(len(self.queries), 1),
+            columns=columns, dtype=self.dtype,
         )  # fmt: skip
 
     def log_sums(self, directions: set[str], in_batch: float, own: float) -> dict[str, list[torch.Tensor]]:

@@ -43,6 +43,7 @@ def clip_loss(
     two_sets("image_features", image_features, "text_features", text_features)
     checks.number("logit_scale", logit_scale, image_features.device)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.flags(metrics=metrics)
     if logit_bias is not None:
         checks.number("logit_bias", logit_bias, image_features.device)
     options, N = check_options(label_smoothing, margin, hardness), image_features.shape[0]

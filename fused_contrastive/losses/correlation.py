@@ -33,7 +33,8 @@ class Correlation(torch.autograd.Function):
     """``z1, z2 [N, D]`` to ``sum_i (c_ii - 1)^2`` and ``sum_{i != j} c_ij^2`` of the correlation matrix c, averaged over the ranks.
 
     ``c = a^T b / N`` of the standardised features, a and b ``[K, F] = [N, D]``; with `samples` of the samples, ``[K, F] = [D, N]``. Stored is c
-    where ``F < 2 K``, else the products ``a a^T`` and ``b b^T``. ``c_ii - 1`` and its gradient are computed from ``a - b``: docs/maths.md.
+    where ``F < 2 K``, else the products ``a a^T`` and ``b b^T``; in exported programs, which are for any N, what has D^2 elements. ``c_ii - 1``
+    and its gradient are computed from ``a - b``: docs/maths.md.
     """
 
     @staticmethod
@@ -48,7 +49,7 @@ class Correlation(torch.autograd.Function):
                 scratch.copy_(a).sub_(b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())
             ) / -2  # mean(a b) - 1
             gap = (lack * (K / N) + (K / N - 1)) / world
-            if F < 2 * world * K:
+            if (not samples) if torch.compiler.is_exporting() else (F < 2 * world * K):
                 c = a.T @ b
                 mean = c.diagonal() / K
                 c /= N * world
@@ -107,7 +108,9 @@ class Correlation(torch.autograd.Function):
 def _loss(z1, z2, lamb, scale_loss, samples, group):
     refuse_transforms(z1, z2, lamb, scale_loss)
     lamb, scale_loss = as_scalar(lamb, z1), as_scalar(scale_loss, z1)
-    diagonal, rest, *_ = Correlation.apply(z1, z2, samples, group)
+    # Exported programs keep no formulas of Python, only operations.
+    function = Correlation.forward if torch.compiler.is_exporting() else Correlation.apply
+    diagonal, rest, *_ = function(z1, z2, samples, group)
     return scale_loss * (diagonal + lamb * rest)
 
 

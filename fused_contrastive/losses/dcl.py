@@ -32,7 +32,7 @@ def dcl_loss(
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar; −inf where there are no negatives (B = 1).
     """
-    _check(z1, z2, temperature, normalize, keys, weights, reduction)
+    _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics)
     if dispatch.is_eager(backend):
         return reference.dcl_loss(
             z1, z2, temperature, normalize=normalize, keys=keys, weights=weights, reduction=reduction, metrics=metrics
@@ -65,7 +65,7 @@ def dclw_loss(
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar; −inf where there are no negatives (B = 1).
     """
-    _check(z1, z2, temperature, normalize, keys, weights, reduction)
+    _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics)
     checks.number("sigma", sigma, z1.device, divisor=True)
     if dispatch.is_eager(backend):
         return reference.dclw_loss(
@@ -75,10 +75,10 @@ def dclw_loss(
     return _decoupled(z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics, backend)
 
 
-def _check(z1, z2, temperature, normalize, keys, weights, reduction):
+def _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics):
     two_sets("z1", z1, "z2", z2)
     checks.number("temperature", temperature, z1.device, divisor=True)
-    checks.choice("normalize", normalize, (True, False))
+    checks.flags(normalize=normalize, metrics=metrics)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights, None)
 

@@ -64,6 +64,17 @@ class TeacherRows(torch.autograd.Function):
         return (*gradients, None, None, None, None, None)
 
 
+def traced_rows(a, b, x, y, own, dtype, backend):
+    """What `TeacherRows` returns first, in operations with derivatives: exported programs keep no formulas of Python."""
+    lse = ops.similarity_forward(
+        x[None], y[None], a.new_ones(()), None, None, None, *OTHERS, False, True, False, False, dtype, backend
+    )[:2]
+    p, q = (share(one, own) for one in lse)
+    nothing = torch.zeros_like(own)
+    of_a, of_b = (teacher_sums(a, b, x, y, lse, g, h, dtype, backend) for g, h in ((p, nothing), (nothing, q)))
+    return (a * of_a[0]).sum(1), (b * of_b[1]).sum(1), p, q
+
+
 class TeacherTotal(torch.autograd.Function):
     """Terms ``[N]`` whose sum is that of both of `TeacherRows` with the constant weights w, and p and q: of half the cost, as the gradients
     are found in the same pass."""
@@ -130,7 +141,7 @@ def distill_clip_loss(
     check_vectors(image_features, N, (N,), None, weights, None)
     if backend is not None:
         dispatch.check_name(backend)
-    if N == 0 or dispatch.is_eager(backend):
+    if teacher_image_features.numel() == 0 or dispatch.is_eager(backend):
         return reference.distill_clip_loss(
             image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale,
             weights=weights, reduction=reduction,
@@ -150,8 +161,10 @@ def distill_clip_loss(
     one, pos = as_scalar(1.0, image_features), dot(a, b, scale)
     result = similarity(a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend)
     student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
-    if reduction == "none" or (weights is not None and weights.requires_grad):
-        of_rows, of_columns, p, q, *_ = TeacherRows.apply(a, b, x, y, own, dtype, name)
+    exporting = torch.compiler.is_exporting()
+    if exporting or reduction == "none" or (weights is not None and weights.requires_grad):
+        teacher = traced_rows if exporting else TeacherRows.apply
+        of_rows, of_columns, p, q, *_ = teacher(a, b, x, y, own, dtype, name)
         return reference.reduce(student + ((p + q) * pos - (of_rows + of_columns)) / 2, reduction, weights)
     weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
     terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)

@@ -52,6 +52,7 @@ def info_nce_loss(
     two_sets("query", query, "positive_key", positive_key)
     checks.number("temperature", temperature, query.device, divisor=True)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.flags(normalize=normalize, symmetric=symmetric, metrics=metrics)
     checks.choice("negative_mode", negative_mode, ("unpaired", "paired", "in_batch"))
     options, N = check_options(label_smoothing, margin, hardness, tau_plus), query.shape[0]
     paired, columns = negative_mode == "paired" and negative_keys is not None, (N,)

@@ -41,6 +41,7 @@ def n_pairs_loss(
     """
     two_sets("anchors", anchors, "positives", positives)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.flags(normalize=normalize, metrics=metrics)
     options, B = check_options(label_smoothing, margin), anchors.shape[0]
     check_vectors(anchors, B, (B,), keys, weights, bias)
     if target is not None:

@@ -44,6 +44,7 @@ def nt_xent_loss(
     checks.same_shape("z2", z2, "z1", z1)
     checks.number("temperature", temperature, z1.device, divisor=True)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.flags(normalize=normalize, metrics=metrics)
     options, B = check_options(label_smoothing, margin, hardness, tau_plus), z1.shape[0]
     check_vectors(z1, B, (B,), keys, weights, bias)
     if dispatch.is_eager(backend):

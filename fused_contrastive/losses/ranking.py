@@ -57,6 +57,7 @@ def multiple_negatives_ranking_loss(
     two_sets("query", query, "positive_key", positive_key)
     checks.number("temperature", temperature, query.device, divisor=True)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
+    checks.flags(normalize=normalize, metrics=metrics)
     check_directions(directions, partition, hardness_mode)
     N, D = query.shape
     if negative_keys is not None:
@@ -133,7 +134,11 @@ def check_directions(directions, partition: str, hardness_mode: str) -> None:
     """Raises ValueError naming the argument that is wrong."""
     checks.choice("partition", partition, ("joint", "per_direction"))
     checks.choice("hardness_mode", hardness_mode, HARDNESS_MODES)
-    if isinstance(directions, str) or not set(directions) <= set(DIRECTIONS) or "query_to_doc" not in directions:
+    if (
+        not isinstance(directions, (tuple, list, set, frozenset))
+        or not set(directions) <= set(DIRECTIONS)
+        or "query_to_doc" not in directions
+    ):
         raise ValueError(f"directions must be a tuple of {DIRECTIONS}, the first among them, got {directions!r}")
     if partition == "per_direction" and set(directions) & {"query_to_query", "doc_to_doc"}:
         raise ValueError(

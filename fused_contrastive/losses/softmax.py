@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from ..derivatives import is_transformed
 from ..functions import Result, matrix_dtype, similarity
 from .common import Outcome, exact_rows, one_positive
 from .options import Options
@@ -25,14 +26,56 @@ def negatives(a, b, scale, hardness=0.0, *, extrema=False, **arguments) -> Resul
     The largest are those of the logits without it, from a pass of their own."""
     if not hardness:
         return similarity(a, b, scale, extrema=extrema, **arguments)
-    share = (scale / (scale + hardness)).detach()
-    softened = (x.detach() + share * (x - x.detach()) if x is not None and x.requires_grad else x for x in (a, b))
-    result = similarity(*softened, scale + hardness, **arguments)
+    if is_transformed() or torch.compiler.is_exporting():
+        result = hardened(a, b, scale, hardness, arguments)
+    else:
+        share = (scale / (scale + hardness)).detach()
+        softened = (x if x is None else x.detach() + share * (x - x.detach()) for x in (a, b))
+        result = similarity(*softened, scale + hardness, **arguments)
+        if result.rows.requires_grad and not torch.compiler.is_compiling():
+            options = {name: x for name, x in arguments.items() if name != "bias"}
+            rows, cols = Hardened.apply(result.rows, result.cols, a, b, scale, arguments.get("bias"), hardness, options)
+            result = result._replace(rows=rows, cols=cols)
     if extrema:
         with torch.no_grad():
             plain = similarity(a, b, scale, extrema=True, **arguments)
         result = result._replace(row_max=plain.row_max, col_max=plain.col_max)
     return result
+
+
+def hardened(a, b, scale, hardness, arguments) -> Result:
+    """`negatives` in products of twice the width, for derivatives of any order: ``scale <a_i, b_j> + hardness <stopgrad(a_i), stopgrad(b_j)>``."""
+    if b is None:
+        b, arguments = a, arguments | {"key_b": arguments.get("key_a")}
+    a, b = torch.cat([scale * a, hardness * a.detach()], -1), torch.cat([b, b.detach()], -1)
+    return similarity(a, b, torch.ones_like(scale).detach(), **(arguments | {"dtype": scale.dtype}))
+
+
+class Hardened(torch.autograd.Function):
+    """rows and cols of a result that has the first derivatives only; where these are differentiated (create_graph=True), they are those of
+    `hardened`."""
+
+    @staticmethod
+    def forward(rows, cols, a, b, scale, bias, hardness, options):
+        return rows.clone(), None if cols is None else cols.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *operands, ctx.hardness, ctx.options = inputs[2:]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operands)
+
+    @staticmethod
+    def backward(ctx, g_rows, g_cols):
+        if not torch.is_grad_enabled():
+            return g_rows, g_cols, *[None] * 6
+        a, b, scale, bias = operands = ctx.saved_tensors
+        result = hardened(a, b, scale, ctx.hardness, ctx.options | {"bias": bias})
+        outputs = [(x, g) for x, g in ((result.rows, g_rows), (result.cols, g_cols)) if g is not None]
+        needed = [x for x, need in zip(operands, ctx.needs_input_grad[2:6], strict=True) if need]
+        x, g = zip(*outputs, strict=True)
+        found = iter(torch.autograd.grad(x, needed, g, create_graph=True, allow_unused=True))
+        return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:6]), None, None
 
 
 def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch.Tensor:
@@ -100,7 +143,10 @@ def cross_entropy(lse, pos, scale, options: Options, count=None, total=None):
         pos = pos - options.margin * scale
     loss = one_positive(lse, pos)
     if options.label_smoothing:
-        loss = loss + options.label_smoothing * (count * pos - total) / (count + 1)
+        smooth = (count * pos - total) / (count + 1)
+        loss = loss + options.label_smoothing * smooth.masked_fill(
+            pos == -math.inf, 0.0
+        )  # the loss is infinite already
     return loss
 
 

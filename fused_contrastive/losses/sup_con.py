@@ -55,8 +55,7 @@ def sup_con_loss(
     """
     _check(features, labels, temperature, positives, positive_weights, weights)
     checks.choice("contrast_mode", contrast_mode, ("all", "one"))
-    checks.choice("normalize", normalize, (True, False))
-    checks.choice("skip_unmatched", skip_unmatched, (True, False))
+    checks.flags(normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     if metrics and positive_weights is not None:
         raise ValueError("metrics=True needs labels or views: positive_weights must be None")
@@ -227,7 +226,10 @@ class Product(torch.autograd.Function):
 
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y``, not rounded by autocast."""
-    return Product.apply(x, y) if checks.in_autocast(x.device) else x @ y
+    if checks.in_autocast(x.device) and not torch.compiler.is_exporting():
+        return Product.apply(x, y)
+    with checks.outside_autocast(x.device):
+        return x @ y
 
 
 def _one_pair(batch: Batch, metrics: bool):
