@@ -1,6 +1,5 @@
 """What each option of the losses means, against the formula as it is written elsewhere; the ranking loss and distillation."""
 
-import functools
 import math
 
 import pytest

@@ -64,8 +64,8 @@ class Batch:
             sums["doc_to_query"].append(self.others(self.own_positives, self.queries).rows)
         if documents:
             sums["query_to_doc"].append(self.others(self.own_queries, torch.cat(documents), in_batch).rows)
-        for negatives in self.documents[1:]:
-            cosine = (self.own_queries * negatives[self.rows]).sum(1)
+        for hard in self.documents[1:]:
+            cosine = (self.own_queries * hard[self.rows]).sum(1)
             sums["query_to_doc"].append(self.scale * cosine + own * cosine.detach())
         if "query_to_query" in directions:
             other = None if self.local else self.queries
