@@ -101,13 +101,17 @@ class DCLLoss(peer.DCLLoss):
             return super().forward(out0, out1)
         views = Views(out0, out1, self.temperature, self.gather_distributed)
         positive = weighted = views.scale * (views.own[0] * views.own[1]).sum(1)
-        loss = 0.0
+        loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
         for view, log_sum in enumerate(views.log_sums()):
             if self.weight_fn:
                 anchor, partner = (F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view])
-                weighted = positive * self.weight_fn(anchor, partner)
+                weights = self.weight_fn(anchor, partner)
+                weighted, like = positive * weights, like.to(torch.result_type(like, weights))
             loss = loss + 0.5 * (log_sum - weighted).mean()
-        return in_dtype_of(out0, loss)
+        return loss.to(like.dtype)
+
+    def _log_sum(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(torch.einsum("nc,mc->nm", z, z) / self.temperature, 1)
 
 
 class DCLWLoss(DCLLoss, peer.DCLWLoss):
@@ -121,10 +125,12 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
         reason = mismatch(z_a, z_b)
         if reason is None and (z_a.shape != z_b.shape or len(z_a) < 2):
             reason = f"views of {len(z_a)} and {len(z_b)} samples"
-        if reason is None and number(self.lambda_param, z_a) is None:
+        if reason is None and (getattr(self.lambda_param, "ndim", 0) or number(self.lambda_param, z_a) is None):
             reason = f"lambda_param={self.lambda_param}"
         if reason is not None:
             falls_back("lightly.BarlowTwinsLoss", reason)
             return super().forward(z_a, z_b)
         group = torch.distributed.group.WORLD if self.gather_distributed and dist.world_size() > 1 else None
-        return in_dtype_of(z_a, losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group))
+        loss = losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
+        loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
+        return loss.to(torch.result_type(loss, self.lambda_param))

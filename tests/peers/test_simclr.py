@@ -55,6 +55,7 @@ def test_signature():
 def test_errors():
     for shapes in (((3, 5), (3, 5)), ((4, 3), (4, 2)), ((4,), (4,))):
         same_error(*pair(4, 0.5, 1), *draw(*shapes))
+    same_error(*pair(0, 0.5, 1), *draw((0, 3), (0, 3)))
     same_error(*pair(4, 0.5, 2), *draw((4, 3), (4, 3)))  # no process group
 
 
