@@ -49,7 +49,7 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
             return "inputs that are not dense floating-point tensors"
         if x.dim() != dim or x.shape[-1] != first.shape[-1]:
             return f"inputs of shapes {', '.join(str(tuple(x.shape)) for x in tensors)}"
-        if x.device != first.device or (x.dtype != first.dtype and not checks.in_autocast(x.device)):
+        if x.device != first.device or matrix_dtype(x) != matrix_dtype(first):
             return "inputs of different devices or dtypes"
         if not x.numel():
             return f"an empty input, of shape {tuple(x.shape)}"
