@@ -135,8 +135,8 @@ class Labelled:
 
 
 class Streaming:
-    """What the losses over all pairs share: when they stream, when there is nothing to compare, and which terms are 0, as reducers leave those out:
-    the ones that the library's arithmetic loses beside another number, which `_labelled` and `_listed` return."""
+    """What the losses over all pairs share: when they stream, when there is nothing to compare, and which terms are 0, as reducers leave those out: the
+    ones that the library's arithmetic rounds to 0 when it adds them to a logit, which `_labelled` and `_listed` return last."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
@@ -159,7 +159,8 @@ class Streaming:
             terms, indices, reduction, beside = self._listed(compared, *indices_tuple)
         terms = in_dtype_of(embeddings, terms, self._operations)
         beside = beside.detach().to(terms.dtype)
-        terms = torch.where(beside + terms == beside, terms - terms.detach(), terms)
+        lost = beside + torch.log(1 + terms.detach()) == beside
+        terms = torch.where(lost, terms - terms.detach(), terms)
         return {"loss": {"losses": terms, "indices": indices, "reduction_type": reduction}}
 
     def _reason(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> str | None:
@@ -210,7 +211,7 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
         many = labelled.positives > LISTED * sum(map(len, keys))
         if many and self._takes_the_mean() and self._cannot_saturate(compared):
             total = compared.stream(sigmoid_sum, *keys, "same_key", labelled.offset, -negative, sign=-1).rows.sum()
-            return total / labelled.positives, None, "already_reduced", compared.scale.new_ones(())
+            return total / labelled.positives, None, "already_reduced", compared.scale.new_zeros(())
         return self._terms(compared, negative, *labelled.pairs())
 
     def _listed(self, compared: Comparison, a1, p, a2, n):
@@ -219,7 +220,7 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
     def _terms(self, compared: Comparison, negative: torch.Tensor, a: torch.Tensor, p: torch.Tensor):
         terms = one_positive(negative[a], compared.listed(a, p))
-        return -torch.logaddexp(-terms, self._floor(compared)), (a, p), "pos_pair", terms.new_ones(())
+        return -torch.logaddexp(-terms, self._floor(compared)), (a, p), "pos_pair", terms.new_zeros(())
 
     def _operations(self, z: torch.Tensor) -> torch.Tensor:
         return torch.log(torch.exp(z @ z.T / self.temperature))
@@ -276,10 +277,10 @@ class SupConLoss(Streaming, peer.SupConLoss):
 
     @staticmethod
     def _beside(compared: Comparison, positive: torch.Tensor, own: bool) -> torch.Tensor:
-        """What a term is added to, 1 at least: the positive's distance to the row's largest logit, which may be its own, that is no candidate."""
+        """The logit of a row's only positive less its largest, which may be its own, that is no candidate."""
         if not own:
-            return torch.ones_like(positive)
-        return (compared.scale * (compared.q * compared.r).sum(1) - positive).clamp_min(1.0)
+            return torch.zeros_like(positive)
+        return (positive - compared.scale * (compared.q * compared.r).sum(1)).clamp_max(0.0)
 
     def _operations(self, z: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(z @ z.T / self.temperature, 1)
