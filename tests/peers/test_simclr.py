@@ -31,6 +31,13 @@ def test_short_rows(norm, streams):
     agree(*pair(4, 0.5, 1), [norm * x for x in draw((4, 3), (4, 3))])
 
 
+def test_norms_that_overflow(streams):
+    """Are infinite, and the rows 0."""
+    x, y = draw((4, 3), (4, 3))
+    x[1] *= 1e200
+    agree(*pair(4, 0.5, 1), [x, y])
+
+
 def test_rows_of_zeros(streams):
     z = draw((4, 3))[0]
     z[1] = 0
