@@ -106,7 +106,7 @@ class DCLLoss(peer.DCLLoss):
             if self.weight_fn:
                 anchor, partner = (F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view])
                 weights = self.weight_fn(anchor, partner)
-                weighted, like = positive * weights, like.to(torch.result_type(like, weights))
+                weighted, like = positive * weights, like.to((like * weights).dtype)
             loss = loss + 0.5 * (log_sum - weighted).mean()
         return loss.to(like.dtype)
 
@@ -133,4 +133,4 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
         group = torch.distributed.group.WORLD if self.gather_distributed and dist.world_size() > 1 else None
         loss = losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
         loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
-        return loss.to(torch.result_type(loss, self.lambda_param))
+        return loss.to((loss.detach() * self.lambda_param).dtype)

@@ -95,6 +95,16 @@ def test_temperatures_of_numpy(streams):
         agree(*pair(name, temperature=np.float32(0.07)), draw((5, 4), (5, 4)))
 
 
+@pytest.mark.no_poison
+@pytest.mark.parametrize("autocast", (None, torch.bfloat16))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_compiles_in_one_graph(name, autocast, streams):
+    loss = pair(name, **({"weight_fn": squared_distance} if name == "DCLLoss" else {}))[0]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    agree(compiled, loss, draw((7, 4), (7, 4)), torch.float32, autocast)
+
+
 def test_gather_distributed_in_one_process(streams):
     for name in PAIRS:
         agree(*pair(name, gather_distributed=True), draw((5, 4), (5, 4)))
