@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
-from .. import checks, losses
+from .. import losses
 from ..functions import inverse_scale, matrix_dtype, similarity
 from ..losses.common import exact_rows
 from .common import falls_back, in_dtype_of, mismatch, number, package
@@ -84,9 +84,9 @@ class NTXentLoss(peer.NTXentLoss):
 
     def _bank_reason(self, out0: torch.Tensor) -> str | None:
         bank = self.memory_bank.bank
-        if not self.memory_bank.size[0] or (bank.dtype == out0.dtype and bank.shape[1] == out0.shape[1]):
-            return None
-        if bank.shape[1] == out0.shape[1] and checks.in_autocast(out0.device):
+        if not self.memory_bank.size[0] or (
+            matrix_dtype(bank) == matrix_dtype(out0) and bank.shape[1] == out0.shape[1]
+        ):
             return None
         return f"a memory bank of {bank.dtype}, {tuple(bank.shape)}, for outputs of {out0.dtype}, {tuple(out0.shape)}"
 

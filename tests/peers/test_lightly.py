@@ -155,6 +155,9 @@ def test_memory_bank_in_autocast(streams):
         return value
 
     agree(call(mine), call(package), draw((5, 8), (5, 8)), torch.float32, torch.bfloat16)
+    mine, package = pair("NTXentLoss", memory_bank_size=(16, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        same_error(mine, package, *draw((5, 8), (5, 8)))  # float64 against a float32 bank
 
 
 @pytest.mark.parametrize("name", NAMES)
