@@ -50,7 +50,7 @@ def dense(features, weights, temperature, base_temperature, anchors):
         s = torch.stack([features[sample, view].flatten() @ features[j, v].flatten() for v, j in others]) / temperature
         w = torch.stack([weights[sample, j] for _, j in others])
         total = w.sum()
-        loss = (w * (s.logsumexp(0) - s)).sum() / total if total > 0 else 0 * s.sum()
+        loss = (w * (s.logsumexp(0) - s)).sum() / (total if total >= 1e-6 else 1)
         terms.append(temperature / base_temperature * loss)
     return torch.stack(terms).mean()
 
@@ -86,6 +86,8 @@ def test_supcontrast(shape, options):
     compare(loss, x, same, options, mask=same.bool())
     weights = torch.rand(shape[0], shape[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weights[0] = 0
+    compare(loss, x, weights, options, mask=weights)
+    weights[1:3] *= 1e-9
     compare(loss, x, weights, options, mask=weights)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from native_calls import TOLERANCE, Call, assert_close, check, dense, oracle_gradients
 
-from fused_contrastive import candidates, native
+from fused_contrastive import candidates, native, similarity_logsumexp
 
 pytestmark = pytest.mark.skipif(native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status())
 
@@ -306,3 +306,17 @@ def test_refusals():
     assert "CPU" in native.refusal(torch.device("cuda"), torch.float32)
     assert "float32" in native.refusal(torch.device("cpu"), torch.int32)
     assert native.status() == "available: " + torch.ops.fused_contrastive_cpu.isa()
+
+
+@pytest.mark.parametrize("upstream", (5e-314, 1e-308))
+def test_subnormal_upstream_gradients(upstream):
+    """As a loss has where it has all but vanished: their largest is brought near 1 only as far as the factor is finite."""
+    gradients = []
+    for backend in ("cpu", "eager"):
+        torch.manual_seed(0)
+        a, b = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 5))
+        rows = similarity_logsumexp(a, b, backend=backend)
+        gradients.append(torch.autograd.grad(rows, (a, b), torch.full_like(rows, upstream)))
+    for mine, expected in zip(*gradients, strict=True):
+        assert expected.any()
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-322)

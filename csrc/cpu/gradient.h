@@ -58,8 +58,10 @@ class GradientPass {
   }
 
  protected:
-  // The power of two below `largest`, 1 for 0: what upstream gradients are divided by.
-  static double power_near(double largest) { return std::ldexp(1.0, largest > 0 ? std::ilogb(largest) : 0); }
+  // The power of two below `largest` whose inverse is finite, 1 for 0: what upstream gradients are divided by.
+  static double power_near(double largest) {
+    return std::ldexp(1.0, largest > 0 ? std::max(std::ilogb(largest), -1022) : 0);
+  }
 
   const Arguments& f_;
   int64_t M_, N_, D_, size_;

@@ -6,7 +6,7 @@ One module per package, which it imports, and which must be installed: `open_cli
     from lightly.loss import NTXentLoss
     from fused_contrastive.integrations.lightly import NTXentLoss
 
-The classes are subclasses of the package's own. Whatever they cannot stream (an option, a shape) is handed to the package's own code,
+The classes are subclasses of the package's own. Whatever they cannot stream (an option, a shape, an empty batch) is handed to the package's own code,
 with a `FallbackWarning` that names it, once: numbers never differ from the package's, nor do its errors. Losses have the dtype
 that the package gives them. They are accurate in cases in which the package's are not (docs/maths.md). Second derivatives raise where ours have none.
 """

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
 
 from .. import checks
+from ..functions import matrix_dtype
+
+LOW = (torch.float16, torch.bfloat16)
 
 
 class FallbackWarning(UserWarning):
@@ -37,25 +41,33 @@ def falls_back(what: str, reason: str) -> None:
 
 
 def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
-    """Why these are not dense floating tensors of one dtype (outside autocast), device and last dimension, `dim` dimensions each; None: they are."""
+    """Why these are not dense floating tensors of one dtype (outside autocast), device and last dimension, `dim` dimensions each, that hold anything;
+    None: they are."""
     first = tensors[0]
     for x in tensors:
         if not isinstance(x, torch.Tensor) or x.layout != torch.strided or not x.is_floating_point():
             return "inputs that are not dense floating-point tensors"
         if x.dim() != dim or x.shape[-1] != first.shape[-1]:
             return f"inputs of shapes {', '.join(str(tuple(x.shape)) for x in tensors)}"
-        if x.device != first.device or (x.dtype != first.dtype and not checks.in_autocast(x.device)):
+        if x.device != first.device or matrix_dtype(x) != matrix_dtype(first):
             return "inputs of different devices or dtypes"
+        if not x.numel():
+            return f"an empty input, of shape {tuple(x.shape)}"
+        if x.dtype in LOW and x.dtype != matrix_dtype(x):
+            return f"inputs of {x.dtype} inside autocast to {matrix_dtype(x)}"
     return None
 
 
 def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
     """`value` as the losses take it, a finite number (as a divisor: not 0) or a 0-d tensor; None where it is neither nor one element."""
     if isinstance(value, torch.Tensor):
-        promotes = value.dim() > 0 and value.dtype != like.dtype and not checks.in_autocast(like.device)
+        lowered = checks.in_autocast(like.device) and value.dtype != torch.float64
+        promotes = value.dim() > 0 and value.dtype != like.dtype and not lowered
         if value.numel() != 1 or value.dim() > like.dim() or promotes:
             return None
         value = value.reshape(())
+    elif hasattr(value, "item"):  # NumPy's, whose arithmetic is of its own precision
+        value = value.item()
     try:
         checks.number("value", value, like.device, divisor=divisor)
     except (TypeError, ValueError):
@@ -63,6 +75,9 @@ def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch
     return value
 
 
-def in_dtype_of(x: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-    """The loss in the dtype that torch's own operations would have given it: that of the inputs, inside autocast float32."""
-    return loss if checks.in_autocast(x.device) else loss.to(x.dtype)
+def in_dtype_of(x: torch.Tensor, loss: torch.Tensor, operations: Callable | None = None) -> torch.Tensor:
+    """The loss in the dtype that the package's operations would have given it: that of the inputs; inside autocast, whose choice depends on the
+    device, that of `operations` on one row, or float32."""
+    if not checks.in_autocast(x.device):
+        return loss.to(x.dtype)
+    return loss if operations is None else loss.to(operations(x.detach()[:1]).dtype)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
-from .. import checks, losses
+from .. import losses
 from ..functions import inverse_scale, matrix_dtype, similarity
 from ..losses.common import exact_rows
 from .common import falls_back, in_dtype_of, mismatch, number, package
@@ -84,9 +84,9 @@ class NTXentLoss(peer.NTXentLoss):
 
     def _bank_reason(self, out0: torch.Tensor) -> str | None:
         bank = self.memory_bank.bank
-        if not self.memory_bank.size[0] or (bank.dtype == out0.dtype and bank.shape[1] == out0.shape[1]):
-            return None
-        if bank.shape[1] == out0.shape[1] and checks.in_autocast(out0.device):
+        if not self.memory_bank.size[0] or (
+            matrix_dtype(bank) == matrix_dtype(out0) and bank.shape[1] == out0.shape[1]
+        ):
             return None
         return f"a memory bank of {bank.dtype}, {tuple(bank.shape)}, for outputs of {out0.dtype}, {tuple(out0.shape)}"
 
@@ -101,13 +101,17 @@ class DCLLoss(peer.DCLLoss):
             return super().forward(out0, out1)
         views = Views(out0, out1, self.temperature, self.gather_distributed)
         positive = weighted = views.scale * (views.own[0] * views.own[1]).sum(1)
-        loss = 0.0
+        loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
         for view, log_sum in enumerate(views.log_sums()):
             if self.weight_fn:
                 anchor, partner = (F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view])
-                weighted = positive * self.weight_fn(anchor, partner)
+                weights = self.weight_fn(anchor, partner)
+                weighted, like = positive * weights, like.to((like * weights).dtype)
             loss = loss + 0.5 * (log_sum - weighted).mean()
-        return in_dtype_of(out0, loss)
+        return loss.to(like.dtype)
+
+    def _log_sum(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(torch.einsum("nc,mc->nm", z, z) / self.temperature, 1)
 
 
 class DCLWLoss(DCLLoss, peer.DCLWLoss):
@@ -121,10 +125,12 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
         reason = mismatch(z_a, z_b)
         if reason is None and (z_a.shape != z_b.shape or len(z_a) < 2):
             reason = f"views of {len(z_a)} and {len(z_b)} samples"
-        if reason is None and number(self.lambda_param, z_a) is None:
+        if reason is None and (getattr(self.lambda_param, "ndim", 0) or number(self.lambda_param, z_a) is None):
             reason = f"lambda_param={self.lambda_param}"
         if reason is not None:
             falls_back("lightly.BarlowTwinsLoss", reason)
             return super().forward(z_a, z_b)
         group = torch.distributed.group.WORLD if self.gather_distributed and dist.world_size() > 1 else None
-        return in_dtype_of(z_a, losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group))
+        loss = losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
+        loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
+        return loss.to((loss.detach() * self.lambda_param).dtype)

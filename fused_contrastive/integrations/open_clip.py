@@ -8,6 +8,7 @@ two models at once and has no streaming form (`ClipLoss.get_logits` still return
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from .. import losses
 from ..functions import as_scalar, similarity
@@ -88,4 +89,4 @@ class SigLipLoss(peer.SigLipLoss):
             loss = sigmoid_sum(image_features, text_features, scale, bias).rows.mean()
         else:
             loss = losses.siglip_loss(image_features, text_features, scale, bias)
-        return in_dtype_of(image_features, loss)
+        return in_dtype_of(image_features, loss, lambda x: F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum())

@@ -135,7 +135,8 @@ class Labelled:
 
 
 class Streaming:
-    """What the losses over all pairs share: when they stream, and when there is nothing to compare."""
+    """What the losses over all pairs share: when they stream, when there is nothing to compare, and which terms are 0, as reducers leave those out: the
+    ones that the library's arithmetic rounds to 0 when it adds them to a logit, which `_labelled` and `_listed` return last."""
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
@@ -153,12 +154,14 @@ class Streaming:
             return self.zero_losses()
         compared = Comparison(self, embeddings, ref_emb)
         if indices_tuple is None:
-            terms, indices, reduction = self._labelled(compared, labelled)
+            terms, indices, reduction, beside = self._labelled(compared, labelled)
         else:
-            terms, indices, reduction = self._listed(compared, *indices_tuple)
-        return {
-            "loss": {"losses": in_dtype_of(embeddings, terms), "indices": indices, "reduction_type": reduction}
-        }  # fmt: skip
+            terms, indices, reduction, beside = self._listed(compared, *indices_tuple)
+        terms = in_dtype_of(embeddings, terms, self._operations)
+        beside = beside.detach().to(terms.dtype)
+        lost = beside + torch.log(1 + terms.detach()) == beside
+        terms = torch.where(lost, terms - terms.detach(), terms)
+        return {"loss": {"losses": terms, "indices": indices, "reduction_type": reduction}}
 
     def _reason(self, embeddings, labels, indices_tuple, ref_emb, ref_labels) -> str | None:
         reason = distance_reason(self.distance) or mismatch(embeddings, ref_emb)
@@ -187,8 +190,14 @@ def tuple_reason(indices_tuple, rows: int, columns: int) -> str | None:
     sizes = (rows, columns) * 2 if len(indices_tuple) == 4 else (rows, columns, columns)
     if len(indices_tuple) not in (3, 4) or not all(isinstance(x, torch.Tensor) for x in indices_tuple):
         return "an indices_tuple that is not of three or four tensors"
+    if indices_tuple[0].shape != indices_tuple[1].shape or indices_tuple[-2].shape != indices_tuple[-1].shape:
+        return "an indices_tuple of different lengths"
     for x, size in zip(indices_tuple, sizes, strict=True):
-        if x.dim() != 1 or not is_integer(x) or (len(x) and not 0 <= int(x.min()) <= int(x.max()) < size):
+        if (
+            x.dim() != 1
+            or x.dtype not in (torch.int64, torch.int32)
+            or (len(x) and not 0 <= int(x.min()) <= int(x.max()) < size)
+        ):
             return "an indices_tuple that does not index the embeddings from 0"
     return None
 
@@ -202,7 +211,7 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
         many = labelled.positives > LISTED * sum(map(len, keys))
         if many and self._takes_the_mean() and self._cannot_saturate(compared):
             total = compared.stream(sigmoid_sum, *keys, "same_key", labelled.offset, -negative, sign=-1).rows.sum()
-            return total / labelled.positives, None, "already_reduced"
+            return total / labelled.positives, None, "already_reduced", compared.scale.new_zeros(())
         return self._terms(compared, negative, *labelled.pairs())
 
     def _listed(self, compared: Comparison, a1, p, a2, n):
@@ -211,7 +220,10 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
     def _terms(self, compared: Comparison, negative: torch.Tensor, a: torch.Tensor, p: torch.Tensor):
         terms = one_positive(negative[a], compared.listed(a, p))
-        return -torch.logaddexp(-terms, self._floor(compared)), (a, p), "pos_pair"
+        return -torch.logaddexp(-terms, self._floor(compared)), (a, p), "pos_pair", terms.new_zeros(())
+
+    def _operations(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.log(torch.exp(z @ z.T / self.temperature))
 
     def _floor(self, compared: Comparison) -> torch.Tensor:
         """The library adds the dtype's smallest normal number to a probability before it takes the logarithm."""
@@ -238,28 +250,40 @@ class SupConLoss(Streaming, peer.SupConLoss):
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
         indices = c_f.torch_arange_from_size(compared.q)
+        mean = compared.scale * (compared.q * labelled.sums(compared.r)).sum(1) / labelled.count.clamp_min(1)
+        beside = self._beside(compared, mean, labelled.exclude)
         if compared.same and labelled.exclude:
             z, temperature = compared.q.to(compared.dtype), number(self.temperature, compared.q, divisor=True)
             terms = losses.sup_con_loss(z, labelled.labels, temperature, normalize=False, reduction="none")
-            return terms, indices, "element"
+            return terms, indices, "element", beside
         rest = compared.stream(similarity, *labelled.single_keys(), "other_key", NO_SELF).rows
-        sums = compared.scale * (compared.q * labelled.sums(compared.r)).sum(1)
-        mean = sums / labelled.count.clamp_min(1)
         terms = torch.where(labelled.count == 1, one_positive(rest, mean), rest - mean)
-        return terms.masked_fill(labelled.count == 0, 0.0), indices, "element"
+        return terms.masked_fill(labelled.count == 0, 0.0), indices, "element", beside
 
     def _listed(self, compared: Comparison, a1, p, a2, n):
         rows, columns = len(compared.q), len(compared.r)
-        positive, negative = (torch.unique(i * columns + j) for i, j in ((a1, p), (a2, n)))
+        positive, negative = (torch.unique(i.long() * columns + j) for i, j in ((a1, p), (a2, n)))
         assert not torch.isin(positive, negative).any(), "Each pair should be either be positive or negative"
         logits = [compared.listed(x // columns, x % columns) for x in (positive, negative)]
         positive, negative = (x // columns for x in (positive, negative))
         count = torch.bincount(positive, minlength=rows)
         mean = logits[0].new_zeros(rows).index_add(0, positive, logits[0]) / count.clamp_min(1)
+        mean = mean + 0 * (compared.q @ compared.r.sum(0)).detach()  # NaN where any logit of the row, listed or not, is
         rest = listed_logsumexp(logits[1], negative, rows)
         everything = torch.logaddexp(rest, listed_logsumexp(logits[0], positive, rows))
         terms = torch.where(count == 1, one_positive(rest, mean), everything - mean)
-        return terms.masked_fill(count == 0, 0.0), c_f.torch_arange_from_size(compared.q), "element"
+        indices, beside = c_f.torch_arange_from_size(compared.q), self._beside(compared, mean, compared.same)
+        return terms.masked_fill(count == 0, 0.0), indices, "element", beside
+
+    @staticmethod
+    def _beside(compared: Comparison, positive: torch.Tensor, own: bool) -> torch.Tensor:
+        """The logit of a row's only positive less its largest, which may be its own, that is no candidate."""
+        if not own:
+            return torch.zeros_like(positive)
+        return (positive - compared.scale * (compared.q * compared.r).sum(1)).clamp_max(0.0)
+
+    def _operations(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.logsumexp(z @ z.T / self.temperature, 1)
 
 
 class NPairsLoss(peer.NPairsLoss):

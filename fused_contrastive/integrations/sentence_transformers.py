@@ -20,7 +20,7 @@ from ..functions import as_scalar, matrix_dtype
 from ..losses.common import exact_rows, one_positive
 from ..losses.softmax import negatives
 from ..reference.dense import masked_logsumexp
-from .common import falls_back, mismatch, number, package
+from .common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
@@ -107,7 +107,9 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
             loss = one_positive(together([x for terms in sums.values() for x in terms]), positive + count) + count
         else:
             loss = sum(one_positive(together(terms), positive) for terms in sums.values()) / len(sums)
-        return loss.mean()
+        return in_dtype_of(
+            embeddings[0], loss.mean(), lambda x: torch.logsumexp(self.similarity_fct(x, x) * self.scale, 1)
+        )
 
     def _reason(self, embeddings) -> str | None:
         if self.similarity_fct not in (*COSINE, util.dot_score):

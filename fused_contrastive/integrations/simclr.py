@@ -64,4 +64,4 @@ def unit(z: torch.Tensor) -> torch.Tensor:
     dtype = matrix_dtype(z)
     z = z.to(accumulation_dtype(z.dtype))
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return (z / (norm + (norm.clamp_min(EPS) - norm).detach())).to(dtype)
+    return (z / torch.where(norm < EPS, norm - norm.detach() + EPS, norm)).to(dtype)

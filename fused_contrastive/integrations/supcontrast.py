@@ -13,6 +13,9 @@ from ..checks import is_integer
 
 __all__ = ["SupConLoss"]
 
+SMALL = 1e-6
+"""Sums of weights below which the terms of a row are not divided by them."""
+
 
 class SupConLoss(nn.Module):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2), as in its authors' code: ``temperature / base_temperature`` times
@@ -51,6 +54,11 @@ class SupConLoss(nn.Module):
             mask = mask.to(features.device, torch.promote_types(features.dtype, torch.float32))
         loss = losses.sup_con_loss(
             features.flatten(2), labels, self.temperature, positive_weights=mask, contrast_mode=self.contrast_mode,
-            normalize=False,
+            normalize=False, reduction="mean" if mask is None else "none",
         )  # fmt: skip
+        if mask is not None:
+            views = features.shape[1]
+            total = views * (mask.tril(-1).sum(1) + mask.triu(1).sum(1)) + (views - 1) * mask.diagonal()
+            loss = loss.mean(1) if loss.dim() == 2 else loss
+            loss = (loss * torch.where(total < SMALL, total, 1.0)).mean()
         return (self.temperature / self.base_temperature) * loss

@@ -45,7 +45,7 @@ def run(loss, inputs: list[torch.Tensor], autocast=None):
     return [value.detach(), *gradients]
 
 
-def agree(ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64, autocast=None, same_dtype=True):
+def agree(ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64, autocast=None):
     """Value, gradients and their dtypes are the package's: no farther from what it gives in float64 than it is itself.
 
     0-d inputs (scales) are float32 at least. Skips where the package has no such dtype.
@@ -69,8 +69,7 @@ def agree(ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.f
     for place, (mine, package, true) in enumerate(zip(got, expected, truth, strict=True)):
         what = f"gradient {place - 1}" if place else "value"
         assert mine.shape == package.shape, what
-        if same_dtype:
-            assert mine.dtype == package.dtype, what
+        assert mine.dtype == package.dtype, what
         finite = true.isfinite()
         assert torch.equal(mine.double()[~finite].nan_to_num(), true.double()[~finite].nan_to_num()), what
         mine, package, true = (x.double()[finite] for x in (mine, package, true))

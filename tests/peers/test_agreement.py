@@ -72,6 +72,23 @@ def test_rows_of_zeros_equal_rows_and_strides(case, streams):
     agree(*transposed, [x.T.contiguous() if x.dim() == 2 else x for x in drawn])
 
 
+@pytest.mark.parametrize("first", (torch.float16, torch.float64))
+@pytest.mark.parametrize("case", SMALL, ids=IDS)
+@pytest.mark.filterwarnings("ignore")
+def test_other_dtypes_inside_autocast(case, first):
+    """float16 inside autocast to bfloat16, and float64 (which autocast leaves as it is) beside float32: some of torch's operations refuse them."""
+    ours, package = (case.build(module, 6) for module in peers.modules(case))
+    rows, *others = peers.inputs(case, 6, torch.float32)
+    drawn = [rows.to(first), *(x.half() if first == torch.float16 and x.dim() else x for x in others)]
+    with torch.autocast("cpu", torch.bfloat16):
+        try:
+            expected = package(*drawn)
+        except RuntimeError:
+            agreement.same_error(ours, package, *drawn)
+        else:
+            torch.testing.assert_close(ours(*drawn), expected)
+
+
 COMPILED = [case for case in peers.CASES if case.options == "" and case.loss in ("ClipLoss", "NTXentLoss", "info_nce")]
 
 

@@ -94,6 +94,8 @@ def test_odd_temperatures_fall_back(temperature):
     agreement.falls_back(*pair(temperature=temperature), draw((4, 3), (4, 3)), "temperature")
 
 
-def test_empty(streams):
+@pytest.mark.parametrize("autocast", (None, torch.bfloat16))
+def test_empty(autocast):
     for reduction in ("none", "mean", "sum"):
-        agree(*pair(reduction=reduction), draw((0, 3), (0, 3)))
+        for shape in ((0, 3), (3, 0)):
+            agree(*pair(reduction=reduction), draw(shape, shape), torch.float32, autocast)

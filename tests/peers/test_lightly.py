@@ -1,7 +1,10 @@
 """lightly's losses in one process."""
 
+import itertools
+
 import agreement
 import lightly.loss as peer
+import numpy as np
 import pytest
 import torch
 from agreement import DTYPES, SIZES, agree, draw, same_error
@@ -51,8 +54,9 @@ def test_barlow_twins(dtype, streams):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:To copy construct")
 def test_equal_in_autocast(name, autocast, streams):
-    """DCL and Barlow Twins are float32 where lightly's, on the CPU, is of the autocast dtype."""
-    agree(*pair(name), draw((13, 16), (13, 16)), torch.float32, autocast, same_dtype=name == "NTXentLoss")
+    """In one dimension lightly's products are none, and float32."""
+    for d, dtype in itertools.product((16, 1), (torch.float32, autocast, torch.float64)):
+        agree(*pair(name), draw((13, d), (13, d)), dtype, autocast)
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
@@ -60,6 +64,45 @@ def test_weights(dtype, streams):
     """A weight is a function of the normalised views, through which the gradient flows."""
     agree(*pair("DCLLoss", weight_fn=squared_distance), draw((7, 4), (7, 4)), dtype)
     agree(*pair("DCLWLoss", sigma=0.2), draw((7, 4), (7, 4)), dtype)
+
+
+@pytest.mark.parametrize("weight", (torch.float64, torch.float32, torch.float16, torch.int64, None))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
+def test_weights_of_other_dtypes(weight, dtype, streams):
+    """Their dtype and the losses' are promoted, by torch's rules."""
+
+    def weights(a, b):
+        return torch.arange(len(a)).to(weight) if weight else squared_distance(a, b).mean().double()
+
+    agree(*pair("DCLLoss", weight_fn=weights), draw((7, 4), (7, 4)), dtype)
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
+def test_barlow_twins_with_a_tensor(dtype, streams):
+    for weight in (torch.tensor(0.5), torch.tensor(0.5, dtype=torch.float64)):
+        agree(*pair("BarlowTwinsLoss", lambda_param=weight), draw((7, 4), (7, 4)), dtype)
+
+
+def test_barlow_twins_with_an_array_falls_back():
+    losses = pair("BarlowTwinsLoss", lambda_param=torch.tensor([0.5]))
+    agreement.falls_back(*losses, draw((7, 4), (7, 4)), "lambda_param")
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_temperatures_of_numpy(streams):
+    """A float32 one is divided by as a number, not with float32's precision."""
+    for name in PAIRS:
+        agree(*pair(name, temperature=np.float32(0.07)), draw((5, 4), (5, 4)))
+
+
+@pytest.mark.no_poison
+@pytest.mark.parametrize("autocast", (None, torch.bfloat16))
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_compiles_in_one_graph(name, autocast, streams):
+    loss = pair(name, **({"weight_fn": squared_distance} if name == "DCLLoss" else {}))[0]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    agree(compiled, loss, draw((7, 4), (7, 4)), torch.float32, autocast)
 
 
 def test_gather_distributed_in_one_process(streams):
@@ -112,6 +155,9 @@ def test_memory_bank_in_autocast(streams):
         return value
 
     agree(call(mine), call(package), draw((5, 8), (5, 8)), torch.float32, torch.bfloat16)
+    mine, package = pair("NTXentLoss", memory_bank_size=(16, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        same_error(mine, package, *draw((5, 8), (5, 8)))  # float64 against a float32 bank
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,6 +183,8 @@ def test_errors():
     a, b, c = draw((5, 3), (4, 3), (5, 2))
     same_error(*pair("BarlowTwinsLoss"), a[:1], a[:1])
     for name in NAMES:
+        if name != "BarlowTwinsLoss":
+            same_error(*pair(name), a[:0], a[:0])
         for x, y in ((a, b), (a, c), (a, a.float()), (a[0], a[0]), (a[None], a[None])):
             same_error(*pair(name), x, y)
     same_error(*pair("NTXentLoss", memory_bank_size=(4, 2)), a, a)

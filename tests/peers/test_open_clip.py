@@ -48,7 +48,8 @@ def test_siglip_dist_impl_in_one_process(dist_impl, streams):
 @pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("name", ("ClipLoss", "SigLipLoss"))
 def test_equal_in_autocast(name, autocast, streams):
-    agree(*pair(name), [*draw((13, 16), (13, 16)), SCALE, BIAS], torch.float32, autocast)
+    for dtype in (torch.float32, autocast, torch.float64):
+        agree(*pair(name), [*draw((13, 16), (13, 16)), SCALE, BIAS], dtype, autocast)
 
 
 @pytest.mark.parametrize("name", ("ClipLoss", "SigLipLoss"))
@@ -103,6 +104,14 @@ def test_errors(name):
     if name == "SigLipLoss":
         same_error(*(type(x) for x in losses), dist_impl="star")
         same_error(*losses, a, a, SCALE)
+
+
+@pytest.mark.parametrize("name", ("ClipLoss", "SigLipLoss"))
+def test_a_float64_scale_of_one_element_in_autocast(name):
+    """Which autocast leaves as it is."""
+    x, y = (z.float() for z in draw((5, 3), (5, 3)))
+    with torch.autocast("cpu", torch.bfloat16):
+        same_error(*pair(name), x, y, SCALE.reshape(1), BIAS)
 
 
 @pytest.mark.parametrize("name", ("ClipLoss", "SigLipLoss"))

@@ -3,7 +3,7 @@
 import agreement
 import pytest
 import torch
-from agreement import DTYPES, agree, draw, same_error
+from agreement import DTYPES, agree, draw, run, same_error
 from pytorch_metric_learning import distances, miners, reducers, regularizers
 from pytorch_metric_learning import losses as peer
 from pytorch_metric_learning.utils import loss_and_miner_utils as lmu
@@ -174,6 +174,38 @@ def test_saturated_probabilities(dtype, streams):
         )
 
 
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("temperature", (1e-3, 0.02))
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_terms_that_vanish_are_left_out(name, temperature, dtype, streams):
+    """SupConLoss' reducer averages terms above 0: those are none that the library's arithmetic rounds to 0."""
+    labels, ref_labels = torch.arange(12) % 6, torch.arange(9) % 7
+    x, y = draw((12, 3), (9, 3))
+    x = torch.cat([x[:6], x[:6] + torch.linspace(0, 3, 6).unsqueeze(1) * x[6:]]).to(dtype)
+    y = torch.cat([y[:6] * 0.1 + x[:6], y[6:]]).to(dtype)
+    everything = tuple(i[::3] for i in lmu.get_all_pairs_indices(labels))
+    losses = pair(name, temperature=temperature, reducer=reducers.AvgNonZeroReducer(collect_stats=True))
+    for call, inputs in (
+        (calls(losses, labels), [x]),
+        (calls(losses, labels, everything), [x]),
+        (referring(losses, labels, ref_labels), [x, y]),
+        (referring(losses, labels, ref_labels, lmu.get_all_pairs_indices(labels, ref_labels)), [x, y]),
+        (referring(losses, labels, None), [x, x.flip(0)]),
+    ):
+        values = [run(f, inputs) for f in call]
+        assert losses[0].reducer.num_past_filter == losses[1].reducer.num_past_filter
+        torch.testing.assert_close(values[0], values[1], rtol=1e-3, atol=1e-3)
+
+
+def test_a_row_that_is_not_a_number(streams):
+    """Is in the largest logit of every row of SupConLoss, listed or not: its reducer is left with nothing."""
+    labels = torch.tensor(LABELS["two views"])
+    (x,) = draw((8, 3))
+    x[1] = float("nan")
+    indices = tuple(torch.tensor(i) for i in ([0, 2], [4, 6], [0, 2], [3, 7]))
+    agree(*calls(pair("SupConLoss"), labels, indices), [x])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", (2, 5))
 def test_very_many_positive_pairs(classes, dtype, streams, monkeypatch):
@@ -199,12 +231,12 @@ def test_very_many_positive_pairs_are_not_listed(streams, monkeypatch):
 @pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_in_autocast(name, autocast, streams):
-    """float32 where the library's, on the CPU, is of the autocast dtype."""
     for labels in ("two views", "few labels"):
         labels = torch.tensor(LABELS[labels])
         options = {} if name == "NPairsLoss" else {"temperature": 0.5}
         losses = pair(name, **options)
-        agree(*calls(losses, labels), draw((len(labels), 8)), torch.float32, autocast, same_dtype=False)
+        for dtype in (torch.float32, autocast, torch.float64):
+            agree(*calls(losses, labels), draw((len(labels), 8)), dtype, autocast)
 
 
 @pytest.mark.parametrize("kind", (torch.int32, torch.uint8, torch.int16))
@@ -236,6 +268,8 @@ def test_errors(name):
         same_error(*losses, x, labels, (labels, labels))
         far = torch.tensor([0, 9])
         same_error(*losses, x, labels, (far, far, far, far))
+        same_error(*losses, x, labels, (labels.byte(),) * 4)
+        same_error(*losses, x, labels, (labels, labels[:3], labels, labels))
     if name == "SupConLoss":
         both = torch.tensor([0, 1]), torch.tensor([1, 2])
         same_error(*losses, x, labels, (*both, *both))

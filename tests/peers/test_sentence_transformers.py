@@ -59,9 +59,9 @@ def test_similarity_functions(similarity_fct, dtype, streams):
 
 @pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
 def test_equal_in_autocast(autocast, streams):
-    """float32 where the library's, on the CPU, is of the autocast dtype."""
     for options in ({}, {"directions": DIRECTIONS[-1]}, {"hardness_mode": "all_negatives", "hardness_strength": 4.0}):
-        agree(*pair(**options), columns(13, 16, 1), torch.float32, autocast, same_dtype=False)
+        for dtype in (torch.float32, autocast, torch.float64):
+            agree(*pair(**options), columns(13, 16, 1), dtype, autocast)
 
 
 def test_repeated_directions_count_once(streams):

@@ -31,6 +31,13 @@ def test_short_rows(norm, streams):
     agree(*pair(4, 0.5, 1), [norm * x for x in draw((4, 3), (4, 3))])
 
 
+def test_norms_that_overflow(streams):
+    """Are infinite, and the rows 0."""
+    x, y = draw((4, 3), (4, 3))
+    x[1] *= 1e200
+    agree(*pair(4, 0.5, 1), [x, y])
+
+
 def test_rows_of_zeros(streams):
     z = draw((4, 3))[0]
     z[1] = 0
@@ -55,6 +62,7 @@ def test_signature():
 def test_errors():
     for shapes in (((3, 5), (3, 5)), ((4, 3), (4, 2)), ((4,), (4,))):
         same_error(*pair(4, 0.5, 1), *draw(*shapes))
+    same_error(*pair(0, 0.5, 1), *draw((0, 3), (0, 3)))
     same_error(*pair(4, 0.5, 2), *draw((4, 3), (4, 3)))  # no process group
 
 
