@@ -60,7 +60,7 @@ class GradientPass {
  protected:
   // The power of two below `largest` whose inverse is finite, 1 for 0: what upstream gradients are divided by.
   static double power_near(double largest) {
-    return std::ldexp(1.0, largest > 0 ? std::max(std::ilogb(largest), -1022) : 0);
+    return std::ldexp(1.0, largest > 0 ? std::clamp(std::ilogb(largest), -1022, 1022) : 0);
   }
 
   const Arguments& f_;
