@@ -294,6 +294,18 @@ def test_half_gradients_when_every_row_has_converged(margin, backend, device):
     assert query.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("margin", (700.0, 715.0, 725.0, 740.0, 760.0))
+@pytest.mark.parametrize(
+    "loss", (lambda a, b, s, **o: fc.nt_xent_loss(a, b, 1 / s, **o), fc.clip_loss), ids=("nt_xent", "clip")
+)
+def test_gradients_that_are_subnormal(loss, margin, backend, device):
+    """Every row has converged as far as float64 goes, and further: e^-margin is barely a number, and nothing is divided by it."""
+    for dtype in (torch.float64, torch.float32):
+        a, b = (torch.eye(4, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
+        for x in torch.autograd.grad(loss(a, b, margin, backend=backend), (a, b)):
+            assert x.abs().max() <= margin * math.exp(-margin)
+
+
 def test_norms_whose_squares_overflow(backend, device):
     """Such rows have no usable bound on their logits: these are summed relative to their maximum."""
     a, b = torch.ones(4, 8, device=device), torch.full((5, 8), 1e-19, device=device)

@@ -43,7 +43,7 @@ class Correlation(torch.autograd.Function):
         columns = [(z.T if samples else z).to(dtype) for z in (z1, z2)]
         (K, F), N, world = columns[0].shape, z1.shape[0], ranks(group)
         with checks.outside_autocast(z1.device):
-            scratch = torch.empty_like(columns[0])  # fresh memory costs more than what is done in it
+            scratch = columns[0].clone()  # fresh memory costs more than what is done in it
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
             lack = (
                 scratch.copy_(a).sub_(b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())
@@ -88,7 +88,7 @@ class Correlation(torch.autograd.Function):
                 p, q, *others = kept
                 weight, products = share**2 * g[1], zip((q, p), others or (a, b), strict=True)
                 diagonal = diagonal - share * g[1] * (1 + gap)
-            gradients, scratch = [], torch.empty_like(a)
+            gradients, scratch = [], a.clone()
             sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
             for (x, y, factor, z), product, need in zip(sides, products, ctx.needs_input_grad, strict=False):
                 if not need:
