@@ -184,6 +184,8 @@ def test_functional_call(backend, device):
 @pytest.mark.parametrize("transform", ("per-sample gradients", "hessian", "per-sample gradients of a gradient penalty"))
 def test_inside_compiled_code(transform, device):
     """One graph: compiled code takes second derivatives in this way."""
+    if transform == "hessian" and torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 cannot trace a Hessian of several arguments, of whatever function")
     torch.compiler.reset()
     x = draw("clip", device)
     loss = loss_of("clip", None, device)

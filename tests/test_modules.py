@@ -217,6 +217,13 @@ def test_number_and_tensor_temperatures_agree(dtype, backend, device):
     torch.testing.assert_close(fc.clip_loss(z1, z2, scale, backend=backend), fc.clip_loss(z1, z2, 4.0, backend=backend))
 
 
+def test_numpy_numbers_lose_nothing(device):
+    """A float32 temperature is the number it is, not one whose inverse is rounded to float32."""
+    z1, z2 = (torch.randn(5, 3, dtype=torch.float64, device=device) for _ in range(2))
+    number = np.float32(0.07)
+    assert torch.equal(fc.nt_xent_loss(z1, z2, number), fc.nt_xent_loss(z1, z2, float(number)))
+
+
 @pytest.mark.parametrize("number", (2, np.float64(2), np.float32(2), np.int64(2)), ids=lambda x: type(x).__name__)
 def test_any_real_number(number, device):
     z1, z2 = arguments("NTXentLoss", device)
