@@ -122,18 +122,19 @@ def test_compile(name, device):
         with torch.autocast(device.type, dtype=torch.bfloat16):
             return function(z1, z2)
 
-    def assert_same(compiled, z1, z2):
+    def assert_same(compiled, function, z1, z2, **tolerance):
         found, expected = compiled(z1, z2), function(z1, z2)
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(found, expected, **tolerance)
         for x, y in zip(*(torch.autograd.grad(v, (z1, z2)) for v in (found, expected)), strict=True):
-            torch.testing.assert_close(x, y)
+            torch.testing.assert_close(x, y, **tolerance)
 
     flat = (3, 20) if name == "barlow_twins_loss" else (20, 3)  # F >= 2 K
-    assert_same(torch.compile(loss, fullgraph=True, backend="aot_eager"), *views(*flat, torch.float32, device))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same(compiled, loss, *views(*flat, torch.float32, device), rtol=2e-2, atol=2e-3)
     dynamic = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     for count, shape in enumerate(((9, 7), (12, 10), (8, 11))):
         with torch.compiler.set_stance("fail_on_recompile" if count else "default"):
-            assert_same(dynamic, *views(*shape, torch.float32, device))
+            assert_same(dynamic, function, *views(*shape, torch.float32, device))
     torch.compiler.reset()
 
 

@@ -1,6 +1,7 @@
 """Correlation matrices against the identity: of samples with samples, and of features with features (Barlow Twins).
 
-In float32 (float64 for float64 inputs), also inside autocast; the products are the library's, in torch's float32 matmul precision.
+The products are the library's, of factors rounded to the inputs' dtype (inside autocast its); everything else is float32 (float64 for float64
+inputs), the distance of the diagonal from 1 among it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import torch
 from .. import checks, dispatch, reference
 from ..collectives import add_over_ranks, check_group, gather_rows, ranks
 from ..derivatives import FirstDerivative, refuse_transforms
-from ..functions import as_scalar
+from ..functions import as_scalar, matrix_dtype
 from .common import two_sets
 
 EPS = 1e-5  # that of batch_norm
@@ -29,6 +30,19 @@ def squares(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=1).square().sum()
 
 
+def inner(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x^T y`` of factors rounded to `dtype`; in float16 no sum of n products of numbers around 1 overflows."""
+    if dtype != torch.float16:
+        return product(x.T, y, dtype)
+    n = x.shape[0]
+    return product((x * n**-0.5).T, y * n**-0.5, dtype).mul_(n)
+
+
+def product(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x y`` of factors rounded to `dtype`."""
+    return x @ y if x.dtype == dtype else (x.to(dtype) @ y.to(dtype)).to(torch.float32)
+
+
 class Correlation(torch.autograd.Function):
     """``z1, z2 [N, D]`` to ``sum_i (c_ii - 1)^2`` and ``sum_{i != j} c_ij^2`` of the correlation matrix c, averaged over the ranks.
 
@@ -38,7 +52,7 @@ class Correlation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(z1, z2, samples, group):
+    def forward(z1, z2, samples, group, low):
         dtype = checks.accumulation_dtype(torch.promote_types(z1.dtype, z2.dtype))
         columns = [(z.T if samples else z).to(dtype) for z in (z1, z2)]
         (K, F), N, world = columns[0].shape, z1.shape[0], ranks(group)
@@ -50,7 +64,7 @@ class Correlation(torch.autograd.Function):
             ) / -2  # mean(a b) - 1
             gap = (lack * (K / N) + (K / N - 1)) / world
             if (not samples) if torch.compiler.is_exporting() else (F < 2 * world * K):
-                c = a.T @ b
+                c = inner(a, b, low)
                 mean = c.diagonal() / K
                 c /= N * world
                 c.diagonal().copy_(gap)
@@ -60,7 +74,7 @@ class Correlation(torch.autograd.Function):
                 rest, kept = squares(c), (c,)
             else:
                 others = () if group is None else (gather_rows(a, group), gather_rows(b, group))
-                p, q = (x @ y.T for x, y in zip((a, b), others or (a, b), strict=True))
+                p, q = (inner(x.T, y.T, low) for x, y in zip((a, b), others or (a, b), strict=True))
                 total = add_over_ranks((p * q).sum(), group) / (N * world) ** 2
                 add_over_ranks(gap, group)
                 rest, kept = total - (1 + gap).square().sum(), (p, q, *others)
@@ -71,7 +85,7 @@ class Correlation(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        z1, z2, ctx.samples, ctx.group = inputs
+        z1, z2, ctx.samples, ctx.group, ctx.low = inputs
         ctx.mark_non_differentiable(*outputs[2:])
         ctx.save_for_backward(z1, z2, *outputs[2:])
 
@@ -86,23 +100,24 @@ class Correlation(torch.autograd.Function):
                 weight, products = share * g[1], ((b, kept[0].T), (a, kept[0]))
             else:
                 p, q, *others = kept
-                weight, products = share**2 * g[1], zip((q, p), others or (a, b), strict=True)
+                F = a.shape[1]  # what p and q are divided by for a product in half precision
+                weight, products = share**2 * g[1] * F, zip((q / F, p / F), others or (a, b), strict=True)
                 diagonal = diagonal - share * g[1] * (1 + gap)
             gradients, scratch = [], a.clone()
             sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
-            for (x, y, factor, z), product, need in zip(sides, products, ctx.needs_input_grad, strict=False):
+            for (x, y, factor, z), pair, need in zip(sides, products, ctx.needs_input_grad, strict=False):
                 if not need:
                     gradients.append(None)
                     continue
-                left, right = product
-                flow = left @ (right * (weight * factor))
+                left, right = pair
+                flow = product(left, right, ctx.low).mul_(weight * factor)
                 flow.addcmul_(x, -scratch.copy_(flow).mul_(x).mean(0) - factor * diagonal * lack)
                 flow.addcmul_(scratch.copy_(y).addcmul_(x, near, value=-1), factor * diagonal)
                 gradient = (flow.T if ctx.samples else flow).to(z.dtype)
                 if torch.is_grad_enabled():  # create_graph=True
                     (gradient,) = FirstDerivative.apply(1, gradient, g_diagonal, g_rest, z1, z2)
                 gradients.append(gradient)
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
 def _loss(z1, z2, lamb, scale_loss, samples, group):
@@ -110,7 +125,8 @@ def _loss(z1, z2, lamb, scale_loss, samples, group):
     lamb, scale_loss = as_scalar(lamb, z1), as_scalar(scale_loss, z1)
     # Exported programs keep no formulas of Python, only operations.
     function = Correlation.forward if torch.compiler.is_exporting() else Correlation.apply
-    diagonal, rest, *_ = function(z1, z2, samples, group)
+    low = torch.promote_types(matrix_dtype(z1), matrix_dtype(z2))
+    diagonal, rest, *_ = function(z1, z2, samples, group, low)
     return scale_loss * (diagonal + lamb * rest)
 
 
