@@ -83,33 +83,6 @@ def panel_products(x, y, plan, symmetric: bool, need_a: bool, need_b: bool, pane
     return sum_a, sum_b
 
 
-def panel_products(x, y, plan, symmetric: bool, need_a: bool, need_b: bool, panel):
-    """``W y [G, M, D]`` and ``W^T x [G, N, D]`` in the accumulation dtype, each None unless needed, for a kernel that writes W in panels:
-    ``panel(g, i, j, workspace)`` returns that of the slices `g`, `i`, `j`, for all of `plan`. `symmetric`: W is symmetric, x is y, and the plan
-    has the panels of j >= i alone.
-    """
-    (G, M, D), N = x.shape, y.shape[1]
-    sizes = ((g.stop - g.start) * (i.stop - i.start) * -(-(j.stop - j.start) // 16) * 16 for g, i, j in plan)
-    workspace = torch.empty(max(sizes), dtype=x.dtype, device=x.device)
-    if len(plan) == 1:
-        w = panel(*plan[0], workspace)
-        return product(w, y) if need_a else None, product(w.transpose(1, 2), x) if need_b else None
-
-    def zeros(needed, *shape):
-        return torch.zeros(shape, dtype=accumulation_dtype(x.dtype), device=x.device) if needed else None
-
-    sum_a, sum_b = zeros(need_a, G, M, D), zeros(need_b, G, N, D)
-    for g, i, j in plan:
-        w = panel(g, i, j, workspace)
-        if need_a:
-            sum_a[g, i] += product(w, y[g, j])
-        if need_b:
-            sum_b[g, j] += product(w.transpose(1, 2), x[g, i])
-        if symmetric and i != j:
-            sum_a[g, j] += product(w.transpose(1, 2), x[g, i])
-    return sum_a, sum_b
-
-
 def blocks(G: int, M: int, N: int, device: torch.device):
     """``(g0, g1, i0, i1)`` of the panels: whole groups while they fit into one, else row panels of one group."""
     panel = PANEL if device.type == "cpu" else 32 * PANEL
