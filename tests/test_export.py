@@ -16,6 +16,7 @@ LOSSES = {
     "clip, learned": lambda: fc.ClipLoss(10.0, learnable=True),
     "siglip, learned": lambda: fc.SigLipLoss(10.0, -10.0, learnable=True),
     "dcl": lambda: fc.DCLLoss(),
+    "dclw": lambda: fc.DCLWLoss(),
     "ranking": lambda: fc.MultipleNegativesRankingLoss(),
     "n_pairs": lambda: fc.NPairsLoss(),
     "cpc": lambda: fc.CPCLoss(),
@@ -80,6 +81,25 @@ def test_an_exported_model_can_be_trained(name, device):
         results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)])
     assert all(g.abs().max() > 0 for g in results[0])
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("positives", ("out", "in", "pairs"))
+def test_labels(positives, device):
+    """Classes found in the program: any batch size, the same gradients."""
+
+    def loss(x, y):
+        labels = torch.arange(2 * x.shape[0], device=x.device) % 3
+        return fc.sup_con_loss(torch.cat([x, y]), labels, positives=positives)
+
+    model, batch = Model(loss).to(device, torch.float64), {0: Dim("batch", min=2, max=10**6)}
+    example = views(positives, 8, device, torch.float64)
+    exported = torch.export.export(model, example, dynamic_shapes=(batch, batch)).module()
+    for n in (3, 21):
+        x, y = views(positives, n, device, torch.float64)
+        found, expected = (
+            torch.autograd.grad(m(x, y), [p for _, p in sorted(m.named_parameters())]) for m in (exported, model)
+        )
+        torch.testing.assert_close(found, expected)
 
 
 FORCES = {
