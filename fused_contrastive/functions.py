@@ -116,8 +116,8 @@ def inverse_scale(temperature, like: torch.Tensor) -> torch.Tensor:
     """``1 / temperature`` as `as_scalar` gives it."""
     if isinstance(temperature, torch.Tensor):
         return as_scalar(temperature, like).reciprocal()
-    if hasattr(temperature, "item"):  # a NumPy scalar, which would be divided in its own precision
-        temperature = temperature.item()
+    if not isinstance(temperature, (int, float)):  # NumPy's float32, say, would be divided in its own precision
+        temperature = float(temperature)
     return as_scalar(1.0 / temperature, like)
 
 
