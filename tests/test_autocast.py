@@ -130,9 +130,15 @@ def test_compiled(name, inside, device):
     with autocast(device, enabled=not inside):
         found = compiled(*inputs.values())
     expected = loss_in_autocast(*inputs.values())
-    torch.testing.assert_close(found, expected)
+    tolerance = {}
+    if torch.__version__ < "2.12" and name in (
+        "distill",
+        "sup_con-weights",
+    ):  # torch 2.11 traces more inside autocast than there is
+        tolerance = {"rtol": 2e-2, "atol": 1e-3}
+    torch.testing.assert_close(found, expected, **tolerance)
     for x, y in zip(*(torch.autograd.grad(value, inputs.values()) for value in (found, expected)), strict=True):
-        torch.testing.assert_close(x, y)
+        torch.testing.assert_close(x, y, **tolerance)
 
 
 def test_grad_scaler(device):

@@ -194,6 +194,8 @@ def test_compile_metrics_and_module(traced_backend, device):
 def test_second_derivatives_under_compile(traced_backend, device):
     """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code); inside compiled code
     torch.func.grad takes it (test_func.py)."""
+    if torch.__version__ < "2.12":
+        pytest.skip("torch 2.11 drops the graph of a compiled function's gradients, whatever the function")
     case = cases.BY_NAME["nt_xent"]
     inputs = case.draw(5, 3, torch.float64, device)
     loss = compiled_loss(case, traced_backend, list(inputs), "aot_eager")(*inputs.values())
