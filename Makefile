@@ -31,8 +31,8 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 
 gate: $(VENV)/installed
-	$(RUN) -m bench.compile_gate
-	$(RUN) -m bench.compile_gate_cuda
+	$(RUN) -m bench.gates.triton
+	$(RUN) -m bench.gates.cuda
 
 readme: $(VENV)/installed
 	$(RUN) -m bench.fastest
@@ -44,7 +44,7 @@ gpu:
 	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick) $(if $(OUT),--out "$(OUT)")
 
 gpu-status:
-	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m bench.gpu_status
+	@$(if $(wildcard $(RUN)),$(RUN),$(PYTHON)) -m bench.gpu.status
 
 $(VENV)/tools: Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fused_contrastive import dispatch
+from fused_contrastive.backends import dispatch
 
 from .losses import DTYPES, LOSSES, Size
 

@@ -147,7 +147,7 @@ def ptxas(capability: int) -> dict | None:
 
 def ptxas_warning(capability: int, release: str | None) -> str | None:
     """Whether this ptxas may compile kernels with register operands of wgmma wrongly (triton_kernels/guard.py)."""
-    from fused_contrastive.triton_kernels import guard
+    from fused_contrastive.triton_kernels import support as guard
 
     numbers = tuple(int(part) for part in re.findall(r"\d+", release or "")[:2])
     if capability // 10 != 9 or (numbers and numbers >= guard.SAFE_PTXAS):

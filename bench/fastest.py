@@ -7,8 +7,8 @@ import math
 import sys
 from pathlib import Path
 
-from fused_contrastive import fastest
-from fused_contrastive.verification import RESULTS, newest, outcomes
+from fused_contrastive.backends import _fastest as fastest
+from fused_contrastive.backends._verified import RESULTS, newest, outcomes
 
 from .environment import kernel_hashes
 from .losses import DTYPES

@@ -7,10 +7,12 @@ import json
 import sys
 from pathlib import Path
 
-from fused_contrastive.verification import outcomes
+from fused_contrastive.backends._verified import outcomes
 
-from . import gpu_status, kernel_table, model
+from . import model
 from .environment import ROOT, kernel_hashes
+from .gpu import kernel_table
+from .gpu import status as gpu_status
 from .losses import LOSSES
 from .report import cell, milliseconds, summary, table
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from . import contenders, environment, launches, memory
+from . import contenders, environment, memory
+from .gpu import launches
 from .losses import DTYPES, LOSSES, PASSES, Size, flops, make_inputs
 from .measure import (
     Product,

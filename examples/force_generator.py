@@ -22,7 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fused_contrastive import contrastive_force_loss, dispatch, force_reference
+from fused_contrastive import contrastive_force_loss
+from fused_contrastive.backends import dispatch
+from fused_contrastive.reference import force as force_reference
 
 
 def eager_loss(data: torch.Tensor, samples: torch.Tensor, **options) -> torch.Tensor:

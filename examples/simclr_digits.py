@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from simclr_figure import draw
 from torch import nn
 
-from fused_contrastive import dispatch, nt_xent_loss, reference
+from fused_contrastive import nt_xent_loss, reference
+from fused_contrastive.backends import dispatch
 
 LOSSES = {"eager": reference.nt_xent_loss, "fused": nt_xent_loss}
 WIDTH = 64

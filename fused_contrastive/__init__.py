@@ -1,10 +1,9 @@
 """Contrastive losses in O(N D) memory: the N x N similarity matrix is never stored."""
 
-from .caching import cached_step
-from .dispatch import backends, use_backend
-from .drift import drift_field, drift_loss
-from .force import contrastive_force, contrastive_force_loss
-from .functions import similarity_logsumexp
+from .autograd.similarity import similarity_logsumexp
+from .backends.dispatch import backends, use_backend
+from .grad_cache import cached_step
+from .heatmap import similarity_heatmap
 from .losses import (
     barlow_twins_loss,
     clip_loss,
@@ -20,6 +19,8 @@ from .losses import (
     siglip_loss,
     sup_con_loss,
 )
+from .losses.drift import drift_field, drift_loss
+from .losses.force import contrastive_force, contrastive_force_loss
 from .memory_bank import MemoryBank
 from .modules import (
     BarlowTwinsLoss,
@@ -38,7 +39,6 @@ from .modules import (
     SigLipLoss,
     SupConLoss,
 )
-from .visualize import similarity_heatmap
 
 __version__ = "0.1.0"
 __all__ = [

@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import fused_contrastive
-from fused_contrastive import cuda, dispatch
+from fused_contrastive.backends import cuda, dispatch
 
 PACKAGE = "fused_contrastive"
 PEERS = Path(__file__).resolve().parent / "peers"

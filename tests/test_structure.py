@@ -11,24 +11,15 @@ import fused_contrastive as fc
 ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
-    {"candidates", "checks", "tiling", "verification", "fastest", "batching"},
-    {"collectives"},
-    {"reference", "sums"},
-    {"memory_bank", "caching"},
-    {"force_reference", "force_panels"},
-    {"panels", "visualize", "cuda_force", "cuda_tiles"},
-    {"cuda_sigmoid"},
-    {"native", "triton_kernels", "cuda", "second_panels"},
-    {"dispatch"},
-    {"ops"},
-    {"force_ops", "sigmoid_ops", "derivatives"},
-    {"functions"},
-    {"sigmoid"},
-    {"losses", "force"},
-    {"drift"},
-    {"modules"},
-    {"__init__", "__main__", "integrations"},
+    {"problem", "_torch_internals"},
+    {"dtypes", "checks", "scalars", "reference", "backends"},
+    {"triton_kernels", "ops", "collectives", "heatmap"},
+    {"autograd", "memory_bank"},
+    {"losses", "grad_cache"},
+    {"modules", "__init__", "integrations"},
 )
+"""What each entry of the package may import: entries of the levels above its own line, and itself."""
+
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
@@ -59,9 +50,9 @@ def imported_modules(path: Path, nested: bool) -> set[str]:
 
 
 def test_imports_run_one_way():
-    """losses -> functions -> ops -> dispatch -> backends -> candidates, checks; each module only from below it."""
+    """losses -> autograd -> ops -> backends -> problem: every entry imports only from the levels before it."""
     files = sources()
-    assert {"losses", "functions", "ops", "dispatch", "panels", "native", "triton_kernels"} <= set(files)
+    assert {"losses", "autograd", "ops", "backends", "triton_kernels", "reference"} <= set(files)
     for module, paths in files.items():
         assert module in LEVEL, f"give {module} a level in {Path(__file__).name}"
         for path in paths:
@@ -74,7 +65,7 @@ def test_imports_run_one_way():
 
 def test_backends_have_identical_signatures():
     """A backend is a module with `refusal`, `status` and one function per op, with the op's arguments less the backend."""
-    from fused_contrastive import dispatch, panels
+    from fused_contrastive.backends import dispatch, panels
 
     ops = ("similarity_forward", "similarity_backward")
     ops += ("sigmoid_forward", "sigmoid_backward")
@@ -112,7 +103,9 @@ def test_public_names():
 
 def test_reference_has_the_signatures_of_the_losses():
     """The specification takes the same arguments with the same defaults, less backend."""
-    from fused_contrastive import drift, force, force_reference, losses, reference
+    from fused_contrastive import losses, reference
+    from fused_contrastive.losses import drift, force
+    from fused_contrastive.reference import force as force_reference
 
     families = [(n, f, reference) for n, f in vars(losses).items() if n.endswith("_loss")]
     families += [(n, vars(m)[n], force_reference) for m in (force, drift) for n in vars(m) if n in fc.__all__]

@@ -1,6 +1,6 @@
 """The static configuration table: tile sizes, warps and stages by kernel, architecture, element class, D, and what is masked.
 
-Every entry passes the compile gate (``python -m bench.compile_gate``): no spills, shared memory within 99 KiB on sm_80 and within
+Every entry passes the compile gate (``python -m bench.gates.triton``): no spills, shared memory within 99 KiB on sm_80 and within
 the architecture's limit elsewhere. Timings decide between entries only inside `autotune`.
 """
 

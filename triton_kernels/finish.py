@@ -5,7 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LN2, LOG2E, NEG_INF, finite, fold, load_rows, round_to, row_pointers, softplus
+from .tile_math import (
+    LN2,
+    LOG2E,
+    NEG_INF,
+    finite,
+    fold,
+    load_rows,
+    round_to,
+    row_pointers,
+    softplus,
+)
 
 
 @triton.jit

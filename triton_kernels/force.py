@@ -10,13 +10,14 @@ import math
 
 import torch
 
+from ..backends.panels._running_sum import finite
 from ..checks import accumulation_dtype
-from ..sums import finite
-from . import configs, force_configs, guard
-from .force_common import ROOM
+from . import configs, force_configs
+from . import support as guard
 from .force_configs import block
 from .force_group import distance_group, force_group
-from .force_tiles import distance_pull, distance_rows, force_lse, force_rows, force_sums
+from .force_kernels import distance_pull, distance_rows, force_lse, force_rows, force_sums
+from .force_math import ROOM
 from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
 
 PROGRAMS = 512

@@ -1,4 +1,4 @@
-"""Tiles of the force kernels, by element type and architecture. Every entry passes the compile gate (bench/compile_gate.py)."""
+"""Tiles of the force kernels, by element type and architecture. Every entry passes the compile gate (bench/gates/triton.py)."""
 
 from __future__ import annotations
 

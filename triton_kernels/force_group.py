@@ -5,8 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import NEG_INF, finite
-from .force_common import (
+from .force_math import (
     add_products,
     level_of,
     log_affinity,
@@ -24,6 +23,7 @@ from .force_common import (
     tops_apart,
     unit_and_excess,
 )
+from .tile_math import NEG_INF, finite
 
 
 @triton.jit

@@ -5,7 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E, NEG_INF, finite, load_rows, mask_tile, multiply, round_to, row_pointers
+from .tile_math import (
+    LOG2E,
+    NEG_INF,
+    finite,
+    load_rows,
+    mask_tile,
+    multiply,
+    round_to,
+    row_pointers,
+)
 
 
 @triton.jit(do_not_specialize=["M", "N", "offset", "stride", "split_columns"])

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..panels import panel_products
+from ..backends.panels import panel_products
 from . import configs
 from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
 from .pair_weight import pair_weight

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from ..checks import float32_precision
-from . import guard
-from .common import log1p
+from . import support as guard
+from .tile_math import log1p
 
 TYPES = {
     torch.float16: tl.float16,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import (
+from .tile_math import (
     LOG2E,
     NEG_INF,
     finite,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import LOG2E, mask_tile, products, round_to, row_pointers
+from .tile_math import LOG2E, mask_tile, products, round_to, row_pointers
 
 SPREAD = tl.constexpr(34.0)
 """Levels of a tile within this many octaves share one exponential: what flushes to zero is below 2^-92 of its row's weight."""

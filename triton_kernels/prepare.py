@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .common import EPS, LOG2E, load_rows, log1p, round_to, row_pointers, sigmoid
+from .tile_math import EPS, LOG2E, load_rows, log1p, round_to, row_pointers, sigmoid
 
 TINY = tl.constexpr(2.0**-60)
 BOUNDS = 3

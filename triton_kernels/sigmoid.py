@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import KEYED
-from ..panels import panel_products
+from ..backends.panels import panel_products
+from ..problem import KEYED
 from . import configs
 from .gradients import panels
 from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
 from .pair_weight import HALF_RANGE
 from .prepare import BOUNDS
-from .sigmoid_tiles import sigmoid_finish, sigmoid_reduce, sigmoid_terms, sigmoid_weight
-from .similarity import FEATURES, ROWS, finish_set, keys_of, prepare_sets, present, resolve, super_tile
+from .sigmoid_kernels import sigmoid_finish, sigmoid_reduce, sigmoid_terms, sigmoid_weight
+from .similarity import (
+    FEATURES,
+    ROWS,
+    finish_set,
+    keys_of,
+    prepare_sets,
+    present,
+    resolve,
+    super_tile,
+)
 
 
 def sigmoid_forward(

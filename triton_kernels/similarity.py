@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from ..candidates import KEYED
-from . import configs, guard
+from ..problem import KEYED
+from . import configs
+from . import support as guard
 from .finish import finish_backward, finish_forward, finish_weighted
 from .fused_rows import fused_rows
 from .gradients import weighted_sums

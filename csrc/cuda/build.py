@@ -55,14 +55,14 @@ def source_hash(source: Path) -> str:
 
 def kernel_hashes() -> dict[str, str]:
     """Source hash of every CUDA kernel source, by name: of what launches it, too, without which a run says nothing."""
-    package = HERE.parents[1] / "fused_contrastive"
+    package = HERE.parents[1] / "fused_contrastive" / "backends"
 
     def launching(family: str) -> bytes:
         host, modules = {
-            "force": ("force_library.cpp", ("cuda_force.py",)),
-            "sigmoid": ("sigmoid_library.cpp", ("cuda_sigmoid.py", "cuda_tiles.py")),
-        }.get(family, ("library.cpp", ("cuda.py", "cuda_tiles.py")))
-        paths = [package / name for name in (*modules, "tiling.py")]
+            "force": ("force_library.cpp", ("cuda/force.py",)),
+            "sigmoid": ("sigmoid_library.cpp", ("cuda/sigmoid.py", "cuda/_tiles.py")),
+        }.get(family, ("library.cpp", ("cuda/__init__.py", "cuda/_tiles.py")))
+        paths = [package / name for name in (*modules, "tiled/plan.py")]
         return source_hash(HERE / host).encode() + b"".join(path.read_bytes() for path in paths if path.exists())
 
     hashes = {

@@ -7,7 +7,7 @@ A temperature of several elements, of 0 or infinite falls back.
 from __future__ import annotations
 
 from .. import checks, losses
-from .common import falls_back, in_dtype_of, mismatch, number, package
+from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("info_nce", "info-nce-pytorch")
 

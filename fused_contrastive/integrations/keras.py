@@ -8,7 +8,7 @@ falls back; under other backends of Keras the import is an error.
 from __future__ import annotations
 
 from .. import losses
-from .common import package
+from ._common import package
 
 keras = package("keras", "keras")
 

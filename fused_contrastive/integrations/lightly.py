@@ -11,9 +11,9 @@ import torch.distributed
 import torch.nn.functional as F
 
 from .. import losses
-from ..functions import inverse_scale, matrix_dtype, similarity
-from ..losses.common import exact_rows
-from .common import falls_back, in_dtype_of, mismatch, number, package
+from ..autograd.similarity import inverse_scale, matrix_dtype, similarity
+from ..losses._reduction import exact_rows
+from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("lightly.loss", "lightly")
 dist = package("lightly.utils.dist", "lightly")

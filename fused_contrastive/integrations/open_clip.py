@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from .. import losses
-from ..functions import as_scalar, similarity
-from ..sigmoid import sigmoid_sum
-from .common import falls_back, in_dtype_of, mismatch, number, package
+from ..autograd.sigmoid import sigmoid_sum
+from ..autograd.similarity import as_scalar, similarity
+from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("open_clip.loss", "open_clip_torch")
 

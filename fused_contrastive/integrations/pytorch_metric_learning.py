@@ -16,13 +16,13 @@ import math
 import torch
 
 from .. import losses
-from ..candidates import NO_SELF
+from ..autograd.sigmoid import sigmoid_sum
+from ..autograd.similarity import inverse_scale, matrix_dtype, similarity
 from ..checks import is_integer
-from ..functions import inverse_scale, matrix_dtype, similarity
-from ..losses.common import exact_rows, one_positive
+from ..losses._reduction import exact_rows, one_positive
 from ..losses.sup_con import product
-from ..sigmoid import sigmoid_sum
-from .common import falls_back, in_dtype_of, mismatch, number, package
+from ..problem import NO_SELF
+from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("pytorch_metric_learning.losses", "pytorch-metric-learning")
 distances = package("pytorch_metric_learning.distances", "pytorch-metric-learning")

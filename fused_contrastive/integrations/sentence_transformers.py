@@ -15,12 +15,12 @@ import warnings
 import torch
 from typing_extensions import deprecated
 
+from ..autograd.similarity import as_scalar, matrix_dtype
 from ..checks import accumulation_dtype
-from ..functions import as_scalar, matrix_dtype
-from ..losses.common import exact_rows, one_positive
-from ..losses.softmax import negatives
-from ..reference.dense import masked_logsumexp
-from .common import falls_back, in_dtype_of, mismatch, number, package
+from ..losses._cross_entropy import negatives
+from ..losses._reduction import exact_rows, one_positive
+from ..reference._dense import masked_logsumexp
+from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")

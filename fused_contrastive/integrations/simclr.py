@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from .. import losses
+from ..autograd.similarity import matrix_dtype
 from ..checks import accumulation_dtype
-from ..functions import matrix_dtype
-from .common import falls_back, in_dtype_of, mismatch, number, package
+from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("simclr.modules.nt_xent", "simclr")
 

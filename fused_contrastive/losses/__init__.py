@@ -31,7 +31,7 @@ from .clip import clip_loss
 from .correlation import barlow_twins_loss, correlation_loss
 from .cpc import cpc_loss
 from .dcl import dcl_loss, dclw_loss
-from .distill import distill_clip_loss
+from .distill_clip import distill_clip_loss
 from .info_nce import info_nce_loss
 from .n_pairs import n_pairs_loss
 from .nt_xent import nt_xent_loss

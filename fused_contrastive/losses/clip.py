@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import as_scalar
-from .common import two_sets
-from .options import check_options, check_vectors
-from .softmax import in_batch
+from .. import checks, reference
+from ..autograd.similarity import as_scalar
+from ..backends import dispatch
+from ._arguments import check_options, check_vectors
+from ._cross_entropy import in_batch
+from ._reduction import two_sets
 
 
 def clip_loss(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
+from .. import checks, reference
+from ..autograd._formulas import FirstDerivative, refuse_transforms
+from ..autograd.similarity import as_scalar, matrix_dtype
+from ..backends import dispatch
 from ..collectives import add_over_ranks, check_group, gather_rows, ranks
-from ..derivatives import FirstDerivative, refuse_transforms
-from ..functions import as_scalar, matrix_dtype
-from .common import two_sets
+from ._reduction import two_sets
 
 EPS = 1e-5  # that of batch_norm
 

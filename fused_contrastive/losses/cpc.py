@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import as_scalar, similarity
-from .common import finish, two_sets
-from .options import check_vectors
+from .. import checks, reference
+from ..autograd.similarity import as_scalar, similarity
+from ..backends import dispatch
+from ._arguments import check_vectors
+from ._reduction import finish, two_sets
 
 
 def cpc_loss(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import as_scalar, inverse_scale, matrix_dtype, similarity
-from .common import exact_rows, finish, two_sets
-from .options import check_vectors
+from .. import checks, reference
+from ..autograd.similarity import as_scalar, inverse_scale, matrix_dtype, similarity
+from ..backends import dispatch
+from ._arguments import check_vectors
+from ._reduction import exact_rows, finish, two_sets
 
 
 def dcl_loss(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import inverse_scale, matrix_dtype, similarity
-from .common import Outcome, exact_rows
-from .options import check_options, check_vectors
-from .softmax import dot, one_direction
+from .. import checks, reference
+from ..autograd.similarity import inverse_scale, matrix_dtype, similarity
+from ..backends import dispatch
+from ._arguments import check_options, check_vectors
+from ._cross_entropy import dot, one_direction
+from ._reduction import Outcome, exact_rows
 
 
 def nt_xent_loss(

@@ -6,11 +6,12 @@ import math
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import inverse_scale, matrix_dtype
-from .common import Outcome, exact_rows, one_positive, two_sets
-from .options import check_options, check_vectors
-from .softmax import dot, in_batch, negatives
+from .. import checks, reference
+from ..autograd.similarity import inverse_scale, matrix_dtype
+from ..backends import dispatch
+from ._arguments import check_options, check_vectors
+from ._cross_entropy import dot, in_batch, negatives
+from ._reduction import Outcome, exact_rows, one_positive, two_sets
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = ("all_negatives", "in_batch_negatives", "hard_negatives")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import as_scalar
-from ..sigmoid import sigmoid_sum
-from .common import finish, two_sets
-from .options import check_vectors
+from .. import checks, reference
+from ..autograd.sigmoid import sigmoid_sum
+from ..autograd.similarity import as_scalar
+from ..backends import dispatch
+from ._arguments import check_vectors
+from ._reduction import finish, two_sets
 
 
 def siglip_loss(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks, dispatch, reference
-from ..functions import Result, inverse_scale, matrix_dtype, similarity
-from ..sigmoid import sigmoid_sum
-from .classes import class_sums, classes
-from .common import as_read, exact_rows, hits, one_positive
+from .. import checks, reference
+from ..autograd.sigmoid import sigmoid_sum
+from ..autograd.similarity import Result, inverse_scale, matrix_dtype, similarity
+from ..backends import dispatch
+from ._classes import class_sums, classes
+from ._reduction import as_read, exact_rows, hits, one_positive
 
 
 def sup_con_loss(

@@ -7,7 +7,7 @@ from torch import nn
 
 from .. import losses
 from ..collectives import check_group
-from .base import own_number
+from ..losses._module import own_number
 
 
 class _Correlation(nn.Module):

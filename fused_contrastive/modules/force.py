@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .. import checks, drift, force
-from .base import Loss, own_number, own_temperatures
+from .. import checks
+from ..losses import drift, force
+from ..losses._module import Loss, own_number, own_temperatures
 
 
 class ContrastiveForceLoss(Loss):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import checks, losses
-from .base import TemperatureLoss, own_number
+from ..losses._module import TemperatureLoss, own_number
 
 
 class SupConLoss(TemperatureLoss):

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from .. import checks, losses
-from ..losses.options import check_options
-from .base import Loss, TemperatureLoss, own_number
+from ..losses._arguments import check_options
+from ..losses._module import Loss, TemperatureLoss, own_number
 
 
 class NTXentLoss(TemperatureLoss):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import losses
-from ..losses.options import check_options
+from ..losses._arguments import check_options
+from ..losses._module import Loss, TemperatureLoss
 from ..losses.ranking import check_directions
-from .base import Loss, TemperatureLoss
 
 
 class MultipleNegativesRankingLoss(TemperatureLoss):

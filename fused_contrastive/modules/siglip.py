@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import losses
-from .base import Loss, own_number
+from ..losses._module import Loss, own_number
 
 
 class SigLipLoss(Loss):

@@ -3,8 +3,16 @@
 Each function has the signature of its fused counterpart in losses/, less ``backend``.
 """
 
+from ._dense import (
+    both_directions,
+    masked_logsumexp,
+    maximum,
+    reduce,
+    similarity,
+    similarity_logsumexp,
+    with_metrics,
+)
 from .correlation import barlow_twins_loss, correlation_loss
-from .dense import both_directions, masked_logsumexp, maximum, reduce, similarity, similarity_logsumexp, with_metrics
 from .labels import dcl_loss, dclw_loss, sup_con_loss, weighted_reduce
 from .pairs import clip_loss, cpc_loss, info_nce_loss, n_pairs_loss, nt_xent_loss
 from .ranking import distill_clip_loss, multiple_negatives_ranking_loss

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .dense import masked_logsumexp, maximum, reduce, with_metrics
-from .softmax import other_equal_keys
+from ._cross_entropy import other_equal_keys
+from ._dense import masked_logsumexp, maximum, reduce, with_metrics
 
 
 def weighted_reduce(loss: torch.Tensor, reduction: str, weights=None, terms=None) -> torch.Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .dense import both_directions, with_metrics
-from .softmax import cross_entropy, other_equal_keys
+from ._cross_entropy import cross_entropy, other_equal_keys
+from ._dense import both_directions, with_metrics
 
 
 def nt_xent_loss(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .dense import maximum, reduce
+from ._dense import maximum, reduce
 
 
 def multiple_negatives_ranking_loss(

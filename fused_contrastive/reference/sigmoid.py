@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..candidates import KEYED, candidate_mask
-from .dense import maximum, with_metrics
-from .softmax import other_equal_keys
+from ..problem import KEYED, candidate_mask
+from ._cross_entropy import other_equal_keys
+from ._dense import maximum, with_metrics
 
 
 def sigmoid_sum(a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema):

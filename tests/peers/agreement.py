@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from fused_contrastive.integrations.common import FallbackWarning
+from fused_contrastive.integrations._common import FallbackWarning
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIZES = ((1, 1), (1, 5), (2, 1), (3, 4), (8, 3), (13, 16))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import peer_packages
-from fused_contrastive.integrations import common
+from fused_contrastive.integrations import _common as common
 
 peer_packages.prepare()
 

@@ -12,7 +12,7 @@ import torch
 from agreement import agree, draw
 
 from bench import peers
-from fused_contrastive.integrations.common import FallbackWarning
+from fused_contrastive.integrations._common import FallbackWarning
 
 
 def mean_square(x):

@@ -222,11 +222,14 @@ def sentence_transformer(folder):
 def test_sentence_transformers(name, options, tmp_path):
     """`SentenceTransformerTrainer` over triplets."""
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers import (
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+    )
     from sentence_transformers.sentence_transformer import losses as peer
 
     from fused_contrastive.integrations import sentence_transformers as ours
-    from fused_contrastive.integrations.common import FallbackWarning
+    from fused_contrastive.integrations._common import FallbackWarning
 
     warnings.simplefilter("error", FallbackWarning)
     start = sentence_transformer(tmp_path / "model")

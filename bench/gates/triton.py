@@ -1,0 +1,396 @@
+"""The compile gate: every Triton kernel in every shipped configuration, compiled for GPUs that are not here.
+
+``python -m bench.gates.triton [--all]`` runs the backend's own launch code on tensors without storage, takes the launches it would
+make, compiles each for sm_80, sm_90, sm_100 and gfx942, and fails where one does not compile, spills, needs more shared memory
+than the part has, misses the matrix instructions it is built on, or has its wgmma serialised. Kernels that have not changed are
+taken from ``bench/gates/triton.json``; ``--all`` compiles everything. Needs Triton, no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from fused_contrastive.triton_kernels import configs, launch
+from fused_contrastive.triton_kernels.hashes import kernel_hashes
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fused_contrastive import triton_kernels
+
+from .force import FORCE_PRODUCTS, FORCE_SCENARIOS, ForceScenario, step_force
+from .sigmoid import SIGMOID_SCENARIOS, SigmoidScenario, step_sigmoid
+
+RECORD = Path(__file__).parent / "triton.json"
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SHARED_KIB = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
+"""Per program; sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have 99."""
+MATRIX = {
+    "sm_80": ("mma.sync",),
+    "sm_90": ("wgmma.mma_async", "mma.sync"),
+    "sm_100": ("tcgen05.mma", "mma.sync"),
+    "gfx942": ("v_mfma",),
+}
+"""The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
+MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
+STEPS = {ForceScenario: step_force, SigmoidScenario: step_sigmoid}
+SERIALISED = re.compile(r"C75(?:10|12|15)")
+MOST = 150
+"""Kernel and configuration pairs per target."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One forward and backward; dimensions as in fused_contrastive/ops.py."""
+
+    name: str
+    dtype: str
+    M: int
+    D: int
+    N: int | None = None
+    G: int = 1
+    kind: str = "not_pair"
+    bias: bool = False
+    normalize: bool = True
+    columns: bool = False
+    weighted: bool = False
+    paired: bool = True
+    precision: str = "highest"
+
+
+SCENARIOS = (
+    Scenario("nt_xent", "bfloat16", 8192, 64),
+    Scenario("nt_xent", "bfloat16", 8192, 128),
+    Scenario("nt_xent", "bfloat16", 65536, 512),
+    Scenario("nt_xent", "float16", 8192, 512),
+    Scenario("nt_xent, ragged", "bfloat16", 1000, 100),
+    Scenario("nt_xent", "float32", 8192, 512),
+    Scenario("nt_xent, tf32", "float32", 8192, 512, precision="high"),
+    Scenario("nt_xent", "float64", 2048, 512),
+    Scenario("clip", "bfloat16", 8192, 512, 8192, kind="not_self", normalize=False, columns=True),
+    Scenario("clip, bias", "float32", 8192, 512, 8192, kind="not_self", bias=True, columns=True),
+    Scenario("keys, bias", "bfloat16", 4096, 512, 8192, kind="same_key", bias=True, columns=True, paired=False),
+    Scenario("keys", "bfloat16", 8192, 64, kind="other_key", paired=False),
+    Scenario("queue", "bfloat16", 1024, 64, 65536, kind="all", weighted=True, paired=False),
+    Scenario("queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False),
+    Scenario("queue", "bfloat16", 1024, 512, 65536, kind="all", weighted=True, paired=False),
+    Scenario("queue, learnt", "bfloat16", 1024, 64, 65536, kind="all", paired=False),
+    Scenario("queue, learnt", "bfloat16", 1024, 128, 65536, kind="all", bias=True, paired=False),
+    Scenario("paired negatives", "bfloat16", 1, 128, 256, 1024, kind="all", paired=False),
+    Scenario("paired negatives", "float32", 1, 128, 256, 1024, kind="all", paired=False),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel with one set of types, constants and options for one target."""
+
+    kernel: str
+    module: str
+    arch: str
+    signature: tuple[tuple[str, str], ...]
+    divisible: tuple[str, ...]
+    constants: tuple[tuple[str, object], ...]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """The configuration, for people."""
+        constants = dict(self.constants)
+        types = dict(self.signature)
+        named = ("a", "x", "slots", "rows", "points")
+        element = next((types[name][1:] for name in named if types.get(name, "")[:1] == "*"), "")
+        sizes = ("BLOCK_M", "BLOCK_N", "BLOCK", "BLOCK_K", "BLOCK_D")
+        blocks = [constants[name] for name in sizes if name in constants]
+        parts = [element, "x".join(map(str, blocks)), f"{self.num_warps}w{self.num_stages}s"]
+        parts += [str(constants[name]) for name in ("KIND", "PRECISION") if constants.get(name, "ieee") != "ieee"]
+        flags = ("SYMMETRIC", "MIRROR", "COLUMNS", "RESIDENT", "EXTREMA") if self.kernel in MULTIPLYING else ()
+        flags += ("MEAN", "RMS", "SEPARATE", "MASK")
+        parts += [f"K{constants['K']}"] if "K" in constants else []
+        parts += [name.lower() for name in flags if constants.get(name) is True]
+        parts += ["ragged"] * (constants.get("EVEN_K") is False)
+        parts += [name for name in ("bias", "row_bias", "unit") if name in types and self.kernel in MULTIPLYING]
+        return " ".join(filter(None, parts))
+
+
+@dataclass
+class Outcome:
+    """What the compiler said. `registers` are VGPRs on AMD; `failures` says what the gate objects to."""
+
+    registers: int = 0
+    spilled_bytes: int = 0
+    shared_bytes: int = 0
+    matrix: str = ""
+    register_operands: int = 0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+
+def launches(arch: str) -> list:
+    """Every launch of every scenario as the backend would make it on `arch`."""
+    previous = torch.get_float32_matmul_precision()
+    with launch.recording(run=False) as recorded, configs.assume(arch):
+        for scenario in (*SCENARIOS, *FORCE_SCENARIOS, *SIGMOID_SCENARIOS):
+            torch.set_float32_matmul_precision(scenario.precision)
+            try:
+                STEPS.get(type(scenario), step)(triton_kernels, scenario)
+            finally:
+                torch.set_float32_matmul_precision(previous)
+    return recorded
+
+
+def step(backend, scenario: Scenario) -> None:
+    """Forward and backward of a scenario on the meta device."""
+    s = scenario
+    dtype = getattr(torch, s.dtype)
+    N = s.N or s.M
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    a, b = meta(s.G, s.M, s.D), None if s.N is None else meta(s.G, N, s.D)
+    scale, bias = meta(dtype=accumulate), meta(s.G, N, dtype=accumulate) if s.bias else None
+    key_a, key_b = meta(s.G, s.M, dtype=torch.int64), meta(s.G, N, dtype=torch.int64)
+    stride, positive = max(1, s.M // 2), (0 if s.N else s.M // 2) if s.paired else -1
+    operands = (a, b, scale, bias, key_a, None if b is None else key_b)
+    rows, cols, pos, loss, _, _, *prepared = backend.similarity_forward(
+        *operands, s.kind, 0, stride, positive, s.normalize, s.columns, False, s.weighted, dtype
+    )
+    g_cols = cols if s.columns and not s.paired else cols.new_empty(0)
+    backend.similarity_backward(
+        loss if s.paired else rows, g_cols, *operands, rows, cols, pos, *prepared,
+        s.kind, 0, stride, positive, s.normalize, dtype, True, b is not None and not s.weighted, True, s.bias and not s.weighted,
+    )  # fmt: skip
+
+
+def cases(arch: str) -> list[Case]:
+    """The distinct kernels and configurations (`Case.label`) among the launches; of several launches that with the most operands.
+
+    Specialised as Triton would, but for sizes other than D being multiples of 16: the general code is compiled.
+    """
+    found = {}
+    for started in launches(arch):
+        constants, signature, divisible = dict(started.constants), [], []
+        for name, value in zip(started.kernel.arg_names, started.arguments, strict=False):
+            if value is None:
+                constants[name] = None
+            elif isinstance(value, torch.Tensor):
+                signature.append((name, "*" + TYPES[value.dtype]))
+                divisible.append(name)
+            else:
+                signature.append((name, "i32"))
+                if name in ("D", "features", "LD") and value % 16 == 0:
+                    divisible.append(name)
+        plain = {
+            name: str(value) if isinstance(value, tl.dtype) else value for name, value in sorted(constants.items())
+        }
+        case = Case(
+            started.kernel.__name__, started.kernel.fn.__module__, arch, tuple(signature), tuple(divisible),
+            tuple(plain.items()), started.num_warps, started.num_stages,
+        )  # fmt: skip
+        place = case.kernel, case.label
+        if place not in found or len(case.signature) > len(found[place].signature):
+            found[place] = case
+    return sorted(found.values(), key=lambda case: (case.kernel, case.label))
+
+
+TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+}
+
+
+def compile_case(case: Case) -> Outcome:
+    """Compile one case and judge what comes out."""
+    kernel = getattr(importlib.import_module(case.module), case.kernel)
+    types = {"fp32": tl.float32, "fp64": tl.float64}
+    constants = {name: types[value] if name == "ACC" else value for name, value in case.constants}
+    signature = dict(case.signature) | dict.fromkeys(constants, "constexpr")
+    signature = {name: signature[name] for name in kernel.arg_names}
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in case.divisible}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": False}
+    log, started = io.StringIO(), time.monotonic()
+    triton.knobs.nvidia.dump_ptxas_log = True
+    try:
+        with tempfile.TemporaryDirectory() as cache, contextlib.redirect_stdout(log):
+            triton.knobs.cache.dir = cache
+            compiled = triton.compile(source, target=GPUTarget(*TARGETS[case.arch]), options=options)
+    except Exception as error:  # whatever the compiler raises is the result
+        return Outcome(failures=[f"does not compile: {type(error).__name__}: {str(error)[-400:]}"])
+    outcome = inspect(case, compiled, log.getvalue())
+    outcome.seconds = round(time.monotonic() - started, 1)
+    return outcome
+
+
+def inspect(case: Case, compiled, log: str) -> Outcome:
+    """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
+    outcome = Outcome(shared_bytes=compiled.metadata.shared)
+    if case.arch.startswith("sm"):
+        code = compiled.asm["ptx"]
+        outcome.registers = int(re.search(r"Used (\d+) registers", log)[1])
+        outcome.spilled_bytes = sum(map(int, re.findall(r"(\d+) bytes spill", log)))
+        outcome.register_operands = len(re.findall(r"wgmma\.mma_async\S*\s*\{[^}]*\},\s*\{", code))
+        if SERIALISED.search(log):
+            outcome.failures.append(f"wgmma serialised ({SERIALISED.search(log)[0]})")
+    else:
+        code = compiled.asm["amdgcn"]
+        number = {
+            name: int(value) for name, value in re.findall(r"\.(\w+):\s*(\d+)", code[code.find("amdhsa.kernels") :])
+        }
+        outcome.registers = number["vgpr_count"]
+        outcome.spilled_bytes = 4 * number["vgpr_spill_count"] + number["private_segment_fixed_size"]
+    found = [name for name in MATRIX[case.arch] if name in code]
+    outcome.matrix = " ".join(found)
+    outcome.failures += missing_matrix(case, found)
+    if outcome.register_operands and may_not_use_registers(case):
+        outcome.failures.append("feeds wgmma from registers, which guard.py does not know")
+    if outcome.spilled_bytes:
+        outcome.failures.append(f"spills {outcome.spilled_bytes} bytes")
+    if outcome.shared_bytes > SHARED_KIB[case.arch] * 1024:
+        outcome.failures.append(f"{outcome.shared_bytes} bytes of shared memory, {SHARED_KIB[case.arch]} KiB there")
+    return outcome
+
+
+def missing_matrix(case: Case, found: list[str]) -> list[str]:
+    """Objections to the matrix instructions found; plain float32 products on NVIDIA have none."""
+    constants, types = dict(case.constants), dict(case.signature)
+    operand = "a" if case.kernel in MULTIPLYING else FORCE_PRODUCTS.get(case.kernel)
+    element = None if operand is None else types[operand][1:]
+    if element is None or (element == "fp32" and constants["PRECISION"] == "ieee" and case.arch != "gfx942"):
+        return []
+    if not found:
+        return ["no matrix instructions"]
+    wide = element != "fp64" and constants["BLOCK_M"] >= 64
+    return [f"no {MATRIX[case.arch][0]}"] if wide and MATRIX[case.arch][0] not in found else []
+
+
+def may_not_use_registers(case: Case) -> bool:
+    """Whether guard.py takes this kernel to read both operands of its products from shared memory."""
+    known = case.kernel == "fused_rows" or case.kernel in FORCE_PRODUCTS
+    return not known and dict(case.constants).get("PRECISION") != "tf32x3"
+
+
+def read_record() -> dict[str, dict]:
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {}
+
+
+def run(todo: list[Case], jobs: int):
+    """(case, outcome) in order. A compiler that takes its process down fails that case; those beside it are tried again, alone."""
+    context = multiprocessing.get_context("spawn")
+    while todo:
+        with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool:
+            futures = [pool.submit(compile_case, case) for case in todo]
+            try:
+                for case, future in zip(todo, futures, strict=True):
+                    yield case, future.result()
+                return
+            except BrokenProcessPool:
+                todo = todo[todo.index(case) :]
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                yield case, pool.submit(compile_case, case).result()
+            except BrokenProcessPool:
+                yield case, Outcome(failures=["the compiler crashed"])
+        todo = todo[1:]
+
+
+def line(case: Case, outcome: Outcome, state: str) -> str:
+    verdict = "; ".join(outcome.failures) or "ok"
+    shared = f"{outcome.shared_bytes / 1024:.0f}"
+    return (
+        f"{case.arch:7} {case.kernel:16} {case.label:58} {outcome.registers:4} {shared:>4} {outcome.matrix:26} "
+        f"{state:>8}  {verdict}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gates.triton", description=__doc__.split("\n")[0])
+    parser.add_argument("--all", action="store_true", help="compile also what the record holds")
+    parser.add_argument("--check", action="store_true", help="compile nothing: fail where the record is not current")
+    parser.add_argument("--arch", choices=TARGETS, action="append", help="only this target (repeatable)")
+    parser.add_argument("--jobs", type=int, default=2, help="compilations at a time (default %(default)s)")
+    options = parser.parse_args(arguments)
+    if launch.is_interpreted():
+        print("the kernels are interpreted here: unset TRITON_INTERPRET", file=sys.stderr)
+        return 2
+
+    hashes = kernel_hashes()
+    archs = options.arch or list(TARGETS)
+    everything = [case for arch in archs for case in cases(arch)]
+    record = {} if options.all else read_record()
+
+    def stamp(case: Case) -> dict:
+        return {"kernel": case.kernel, "arch": case.arch, "configuration": case.label, "hash": hashes[case.kernel]} | {
+            "triton": triton.__version__
+        }
+
+    known = {c.key: record[c.key] for c in everything if c.key in record and record[c.key].items() >= stamp(c).items()}
+    todo = [case for case in everything if case.key not in known]
+    print(f"{len(everything)} kernels and configurations, {len(todo)} to compile, Triton {triton.__version__}")
+    print(
+        f"{'target':7} {'kernel':16} {'configuration':58} {'regs':>4} {'KiB':>4} {'matrix instructions':26} {'':8}  verdict"
+    )
+    failed = 0
+    for case in everything:
+        if case.key in known:
+            print(line(case, Outcome(**known[case.key]["outcome"]), "recorded"))
+    if options.check:
+        for case in todo:
+            print(line(case, Outcome(failures=["not in the record"]), ""))
+        print(f"{len(todo)} not current" if todo else "all pass")
+        return 1 if todo else 0
+    others = {} if options.arch is None else {k: v for k, v in read_record().items() if v["arch"] not in archs}
+    for case, outcome in run(todo, options.jobs):
+        print(line(case, outcome, f"{outcome.seconds:.1f} s"), flush=True)
+        failed += bool(outcome.failures)
+        if not outcome.failures:
+            known[case.key] = stamp(case) | {"outcome": asdict(outcome)}
+            write_record(others | known)
+    too_many = [arch for arch in archs if sum(case.arch == arch for case in everything) > MOST]
+    for arch in too_many:
+        print(f"{arch}: more than {MOST} kernels and configurations")
+    write_record(others | known)
+    print(f"{failed} failed" if failed else "all pass")
+    return 1 if failed or too_many else 0
+
+
+def write_record(record: dict[str, dict]) -> None:
+    ordered = dict(
+        sorted(record.items(), key=lambda item: (item[1]["arch"], item[1]["kernel"], item[1]["configuration"]))
+    )
+    RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""A pytest plugin (``-p bench.gpu.device_tests``): the tests with device inputs, those of GPU kernels first, recorded line by line: when they
+start, before each kernel's first launch, and when a phase of theirs ends. Of a test that kills its process the first two remain."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from ..source_tree import complete_package
+
+LOG = "FUSED_CONTRASTIVE_TEST_LOG"
+"""Environment variable with the path of the lines."""
+DEVICE_LOST = 70
+"""Exit status."""
+
+_launched: set[str] = set()
+_test = ""
+_lost = False
+
+
+def earlier(log: Path) -> Path:
+    """A list of the tests that are recorded already: every worker of a run leaves out the same ones."""
+    return log.with_suffix(".earlier")
+
+
+def _write(**line) -> None:
+    """One line, at once: several processes may write."""
+    if os.environ.get(LOG):
+        with open(os.environ[LOG], "a") as log:
+            log.write(json.dumps(line) + "\n")
+
+
+def _launching(kernel: str) -> None:
+    if kernel not in _launched:
+        _launched.add(kernel)
+        if _test:
+            _write(test=_test, kernel=kernel)
+
+
+FINISHING = ("finish_forward", "finish_weighted", "finish_backward")
+TILES = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}
+FLOAT32_TILES = ("tf32", "tf32x3", "fma")
+
+
+def source_of(operator: str, arguments: tuple) -> str:
+    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of csrc/cuda/*.cpp launches."""
+    if operator in ("prepare", "terms"):
+        return "cuda/prepare"
+    if operator in FINISHING:
+        return "cuda/finish"
+    if operator.startswith("force_"):  # the derivatives take an upstream gradient first
+        x = arguments[operator in ("force_group_gradient", "force_inverses")]
+        return f"cuda/force_{TILES.get(x.dtype, 'f32')}"
+    if operator in ("sigmoid_finish", "sigmoid_terms"):
+        return "cuda/sigmoid_finish"
+    x, family = arguments[0], "sigmoid" if operator.startswith("sigmoid_") else "tiles"
+    if x.dtype == torch.float32:
+        return f"cuda/{family}_{FLOAT32_TILES[arguments[-1]]}"
+    by_copies = operator != "fused_rows" and x.is_cuda and _by_tensor_copies(*arguments[:2])
+    return f"cuda/{family}_sm90" if by_copies else f"cuda/{family}_{TILES[x.dtype]}"
+
+
+def _by_tensor_copies(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """As csrc/cuda/matrices.h."""
+    aligned = all((z.data_ptr() | 2 * z.shape[2]) % 16 == 0 for z in (x, y))
+    return x.itemsize == 2 and aligned and torch.cuda.get_device_capability(x.device)[0] == 9
+
+
+class Recorder:
+    """Operators of the CUDA library, noting the sources of the kernels they launch."""
+
+    def __init__(self, operators):
+        self._operators = operators
+
+    def __getattr__(self, name):
+        operator = getattr(self._operators, name)
+
+        def call(*arguments):
+            _launching(source_of(name, arguments))
+            return operator(*arguments)
+
+        return call
+
+
+def pytest_configure(config):
+    """After the suite's conftest, which chooses Triton's interpreter where it is needed before anything imports triton."""
+    complete_package()
+    from fused_contrastive.backends import cuda
+
+    cuda.status()  # loads the library where there is one
+    cuda.LIBRARIES.update({device: Recorder(operators) for device, operators in cuda.LIBRARIES.items()})
+    try:
+        from triton import knobs
+    except ImportError:
+        return
+    knobs.runtime.launch_enter_hook.add(lambda metadata: _launching(metadata.get()["name"]))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Only tests with inputs on the device that are not recorded already; those of Triton and CUDA kernels first."""
+    done = set(json.loads(earlier(Path(os.environ[LOG])).read_text())) if LOG in os.environ else set()
+    chosen = [item for item in items if "device" in item.fixturenames and item.nodeid not in done]
+    if len(chosen) < len(items):
+        kept = set(chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+
+    def rank(item) -> int:
+        named = {str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()}
+        ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(
+            ("_kernels.py", "cuda_backend.py", "cuda_force.py", "cuda_sigmoid.py", "triton_sigmoid.py")
+        )
+        return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
+
+    items[:] = sorted(chosen, key=rank)
+
+
+def pytest_runtest_setup(item):
+    global _test
+    _test = item.nodeid
+    _launched.clear()
+
+
+def pytest_exception_interact(node, call, report):
+    """After a failure: whether the device still answers."""
+    global _lost
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            _lost = True
+
+
+def pytest_runtest_logfinish(nodeid, location):
+    """Every later test would fail too: end this process; the next one goes on behind this test."""
+    if _lost:
+        os._exit(DEVICE_LOST)
+
+
+def _collects() -> bool:
+    """Whether this process sees every worker's tests."""
+    return "PYTEST_XDIST_WORKER" not in os.environ
+
+
+def pytest_runtest_logstart(nodeid, location):
+    if _collects():
+        _write(test=nodeid, started=True)
+
+
+def pytest_runtest_logreport(report):
+    """A line per test phase that matters: those that failed or skipped, and the last."""
+    if not _collects() or (report.when != "teardown" and report.passed):
+        return
+    line = {"test": report.nodeid, "outcome": report.outcome, "when": report.when}
+    if report.failed:
+        line["message"] = str(report.longrepr)[-1500:]
+    elif report.skipped and isinstance(report.longrepr, (tuple, list)):
+        line["message"] = str(report.longrepr[2])[:300]
+    _write(**line)

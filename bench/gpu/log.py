@@ -1,0 +1,85 @@
+"""The outcome of a device test run, read from the lines that device_tests.py writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..environment import without_paths
+
+KEPT = 50
+"""Failures whose messages are kept."""
+
+
+def read(path: Path) -> dict[str, dict]:
+    """``{test: {"outcome", "kernels", "message"}}`` of the tests that ended; one fails when any of its phases does."""
+    return {test: state for test, state in _states(path).items() if state.pop("ended")}
+
+
+def unfinished(path: Path) -> dict[str, list[str]]:
+    """The tests that started and did not end, with the kernels they had launched."""
+    return {test: state["kernels"] for test, state in _states(path).items() if not state["ended"]}
+
+
+def _states(path: Path) -> dict[str, dict]:
+    """A torn last line is left out."""
+    states: dict[str, dict] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            phase = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        fresh = {"outcome": "passed", "kernels": [], "message": "", "ended": False}
+        state = states.setdefault(phase["test"], fresh)
+        if "kernel" in phase:
+            state["kernels"] = sorted({*state["kernels"], phase["kernel"]})
+        if "outcome" not in phase:
+            continue
+        if phase["outcome"] == "failed" or (phase["outcome"] == "skipped" and state["outcome"] == "passed"):
+            state["outcome"] = phase["outcome"]
+        state["message"] = state["message"] or without_paths(phase.get("message", ""))
+        state["ended"] |= phase["when"] not in (
+            "setup",
+            "call",
+        )  # xdist reports a worker that died in a phase of its own
+    return states
+
+
+def packed(outcomes: dict[str, dict]) -> dict[str, str]:
+    """Outcomes for a result file, a line each: outcome, kernels, and after a bar the message."""
+    return {
+        test: " | ".join(filter(None, [" ".join([s["outcome"], *s["kernels"]]), s["message"]]))
+        for test, s in outcomes.items()
+    }
+
+
+def unpacked(lines: dict[str, str]) -> dict[str, dict]:
+    outcomes = {}
+    for test, line in lines.items():
+        words, _, message = line.partition(" | ")
+        outcome, *kernels = words.split()
+        outcomes[test] = {"outcome": outcome, "kernels": kernels, "message": message}
+    return outcomes
+
+
+def summary(outcomes: dict[str, dict]) -> dict:
+    """Counts, the failures with their messages, and how often each reason to skip was given."""
+    counts = {
+        name: sum(state["outcome"] == name for state in outcomes.values()) for name in ("passed", "failed", "skipped")
+    }
+    failures = [{"test": test, "message": s["message"]} for test, s in outcomes.items() if s["outcome"] == "failed"]
+    skips: dict[str, int] = {}
+    for state in outcomes.values():
+        if state["outcome"] == "skipped":
+            skips[state["message"]] = skips.get(state["message"], 0) + 1
+    return {**counts, "failures": failures[:KEPT], "skip_reasons": skips, "complete": False}
+
+
+def kernels(outcomes: dict[str, dict], hashes: dict[str, str]) -> dict[str, dict]:
+    """Of every kernel its source hash and whether it passed: some passing test launched it, and no failing one did."""
+    states = {}
+    for name, source in hashes.items():
+        users = [state["outcome"] for state in outcomes.values() if name in state["kernels"]]
+        passed = "passed" in users and "failed" not in users
+        states[name] = {"hash": source, "passed": passed, "tests": len(users), "failed": users.count("failed")}
+    return states

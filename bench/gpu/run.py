@@ -1,0 +1,221 @@
+"""One run of ``make gpu``: its result file, found again and gone on with, and the stages that fill it in processes of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import environment, report
+from ..environment import ROOT
+from ..losses import Size, parse_size
+from . import device_tests
+from . import log as test_log
+
+SECONDS_OF_A_SIZE = 50.0
+"""A process that takes longer (compiling included) is taken to hang."""
+SILENT_SECONDS = 60.0
+"""A test process that writes nothing for so long hangs (twice as long before its first line)."""
+WORKERS = min(6, os.cpu_count() or 1)
+"""Processes the tests run in where pytest-xdist is installed."""
+HUNG = 124
+"""Exit status of such a process."""
+
+
+class Stage(NamedTuple):
+    """Sizes measured in one process per loss; `sampling` seconds of them in timed rounds."""
+
+    losses: str
+    dtypes: str
+    sizes: tuple[str, ...]
+    sampling: float
+    backends: str = ""
+
+
+def key(loss: str, size: Size, dtypes: str) -> str:
+    """Name of a group in results: `rows.Group` prints the same."""
+    return f"{loss} {size} {dtypes}"
+
+
+def fingerprint(described: dict) -> str:
+    """Of the package's GPU code, the versions that compile it, the backends that are there and the GPU: what a result holds for."""
+    gpu = described["gpu"] or {}
+    versions = [described[name] for name in ("torch", "triton")] + [
+        gpu.get(name) for name in ("name", "driver", "ptxas")
+    ]
+    there = [name for name, status in described["backends"].items() if status.startswith("available")]
+    return environment.digest(("fused_contrastive", "triton_kernels", "csrc/cuda"), repr((versions, there)))
+
+
+class Run:
+    """A result being filled: every change is written at once."""
+
+    def __init__(self, result: dict, path: Path, device: str = "cuda"):
+        self.result, self.path, self.device = result, path, device
+        self.end = time.monotonic()
+        self.scratch = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+
+    @classmethod
+    def opened(cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda") -> Run:
+        """The newest result in `folder` of these sources on this GPU, else a new one named `stem` and the date."""
+        holds_for = fingerprint(described)
+        for path in sorted(folder.glob(f"{stem}[0-9]*.json"), reverse=True):
+            result = json.loads(path.read_text())
+            if result.get("fingerprint") == holds_for:
+                print(f"going on with {path.name}", flush=True)
+                return cls(result, path, device)
+        result = report.new_result("gpu", command, described)
+        result.update(fingerprint=holds_for, rates={}, tests=None, tests_of="", kernels={}, sanitizer={}, swept=False)
+        result.update(given_up=[], outcomes={})
+        run = cls(result, unused(folder, stem + result["date"]), device)
+        run.write()
+        return run
+
+    def begin(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def write(self) -> None:
+        report.write_json(self.result, self.path)
+
+    def tests_done(self) -> bool:
+        """Whether every test of these test files is recorded; outcomes of others are dropped."""
+        now = environment.digest(("tests",))
+        if self.result["tests_of"] != now:
+            self.result.update(tests_of=now, tests=None, outcomes={})
+        return bool(self.result["tests"] and self.result["tests"]["complete"])
+
+    def missing(self, stage: Stage) -> dict[str, list[Size]]:
+        """Sizes of a stage still to be measured, by loss."""
+        known = {*self.result["compile_seconds"], *self.result["given_up"]}
+        wanted = {
+            loss: [s for s in map(parse_size, stage.sizes) if key(loss, s, stage.dtypes) not in known]
+            for loss in stage.losses.split(",")
+        }
+        return {loss: sizes for loss, sizes in wanted.items() if sizes}
+
+
+def unused(folder: Path, stem: str) -> Path:
+    """``stem.json`` in `folder`, or with -2, -3, ... where earlier runs of the day have it."""
+    names = [stem, *(f"{stem}-{k}" for k in range(2, 100))]
+    return next(folder / f"{name}.json" for name in names if not (folder / f"{name}.json").exists())
+
+
+def child(command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None) -> int | None:
+    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None when it was out of time, HUNG when
+    `log` had long ceased to grow."""
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "PYTHONUNBUFFERED": "1",
+        **extra,
+    }
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environ, start_new_session=True)
+    began = grown = time.monotonic()
+    size = 0
+    try:
+        while (now := time.monotonic()) < began + limit:
+            try:
+                return process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                poll()
+            if log is not None and log.exists() and log.stat().st_size != size:
+                size, grown = log.stat().st_size, now
+            if log is not None and now - grown > SILENT_SECONDS * (1 if size else 2):
+                return HUNG
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        poll()
+
+
+def run_rows(run: Run, stage: Stage) -> None:
+    """What is missing of one stage. When its process dies or hangs, the size it died at is given up and the rest goes on in a new one;
+    what the budget ends is left to the next run."""
+    for loss, sizes in run.missing(stage).items():
+        while sizes and run.left() > 15:
+            print(f"\n{loss} {stage.dtypes} {' '.join(map(str, sizes))}: {stage.backends}", flush=True)
+            part = run.scratch / f"{loss}-{stage.dtypes}-{sizes[0]}.json"
+            share = stage.sampling * len(sizes) / len(stage.sizes)
+            command = [
+                "-m", "bench", "--device", run.device, "--losses", loss, "--sizes", ",".join(map(str, sizes)),
+                "--dtypes", stage.dtypes, "--backends", stage.backends, "--seconds", f"{min(share, run.left() / 3):.1f}",
+                "--out", str(part.with_suffix("")), "--brief",
+            ]  # fmt: skip
+            earlier = {name: run.result[name].copy() for name in ("rows", "unavailable", "compile_seconds")}
+            limit = min(run.left(), 30 + SECONDS_OF_A_SIZE * len(sizes))
+            status = child(command, limit, {}, partial(merge_part, run, part, earlier))
+            sizes = [size for size in sizes if key(loss, size, stage.dtypes) not in run.result["compile_seconds"]]
+            if status == 0 or not sizes or (status is None and run.left() <= 1):
+                break
+            reason = f"not finished in {limit:.0f} s" if status is None else f"the process ended with {status}"
+            size = sizes.pop(0)
+            place = {"loss": loss, "backend": stage.backends, "dtype": stage.dtypes, **size._asdict()}
+            run.result["unavailable"].append({**place, "reason": reason})
+            run.result["given_up"].append(key(loss, size, stage.dtypes))
+            run.write()
+
+
+def merge_part(run: Run, part: Path, earlier: dict) -> None:
+    """What a stage has measured so far, added to what was there before it."""
+    if part.exists():
+        read = json.loads(part.read_text())
+        for name, value in earlier.items():
+            run.result[name] = {**value, **read[name]} if isinstance(value, dict) else value + read[name]
+        run.write()
+
+
+def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -> None:
+    """The tests with device inputs that are not recorded yet. A test whose process died or hung has failed, and another process goes on
+    behind it; where several were under way, they run again one by one first."""
+    run.tests_done()
+    end = time.monotonic() + min(limit, run.left())
+    hashes = environment.kernel_hashes()
+    earlier = test_log.unpacked(run.result["outcomes"])
+    options = f"--device {run.device} -p bench.gpu.device_tests -p no:cacheprovider -q --tb=short".split()
+    parallel = ["-n", str(WORKERS)] if WORKERS > 1 and importlib.util.find_spec("xdist") else []
+
+    def merge(new: dict[str, dict]) -> None:
+        if set(new) - set(run.result["outcomes"]):
+            outcomes = earlier | new
+            run.result["outcomes"] = test_log.packed(outcomes)
+            run.result["tests"] = test_log.summary(outcomes)
+            run.result["kernels"] = test_log.kernels(outcomes, hashes)
+            run.write()
+
+    print("\ntests with inputs on the device", flush=True)
+    status, suspects, part = None, [], 0
+    while (left := end - time.monotonic()) > 5:
+        log, part = run.scratch / f"tests-{part}.jsonl", part + 1
+        device_tests.earlier(log).write_text(json.dumps(list(earlier)))
+        command = ["-m", "pytest", *(suspects or selection), *options, *([] if suspects else parallel)]
+        status = child(command, left, {device_tests.LOG: str(log)}, lambda log=log: merge(test_log.read(log)), log)
+        ended, begun = test_log.read(log), test_log.unfinished(log)
+        all_run = status in (0, 1, 5)
+        if not all_run and status is not None and len(begun) == 1:
+            how = f"hung for {SILENT_SECONDS:.0f} s" if status == HUNG else f"ended with {status}"
+            ended |= {
+                test: {"outcome": "failed", "kernels": kernels, "message": f"its process {how}"}
+                for test, kernels in begun.items()
+            }
+        merge(ended)
+        earlier |= ended
+        if status is None or (all_run and not suspects) or not (ended or begun or all_run):
+            break
+        suspects = list(begun) if len(begun) > 1 else [test for test in suspects if test not in earlier and not all_run]
+    if run.result["tests"]:
+        complete = not suspects and (status in (0, 1) or (status == 5 and bool(earlier)))
+        run.result["tests"].update(complete=complete, exit_status=status)
+    run.write()

@@ -1,0 +1,53 @@
+"""What a GPU has verified: the kernel sources of this checkout against the runs recorded in ``bench/results``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
+
+
+class Outcome(NamedTuple):
+    """Of one kernel in one recorded run; `source` is its hash."""
+
+    when: tuple[str, str]
+    gpu: str
+    kernel: str
+    source: str
+    passed: bool
+
+
+def outcomes(folder: Path | None = None) -> list[Outcome]:
+    """Of all kernels that the recorded runs launched, oldest first. Left out are records that are not whole, and what passed in a run that has
+    planned tests left: one of them may fail."""
+    found = []
+    for path in (folder or RESULTS).glob("gpu-*.json"):
+        try:
+            result = json.loads(path.read_text())
+            when, gpu = (str(result["date"]), str(result["time"])), str(result["environment"]["gpu"]["name"])
+            kernels = list(result["kernels"].items())
+            finished = (result.get("tests") or {}).get("complete") is True
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+        for name, state in kernels:
+            if isinstance(state, dict) and state.get("tests") and isinstance(state.get("hash"), str):
+                passed = state.get("passed") is True
+                if finished or not passed:
+                    found.append(Outcome(when, gpu, name, state["hash"], passed))
+    return sorted(found, key=lambda outcome: outcome.when)
+
+
+def newest(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, Outcome]:
+    """The last outcome of each kernel whose source was the one that it is now."""
+    return {outcome.kernel: outcome for outcome in recorded if outcome.source == hashes.get(outcome.kernel)}
+
+
+def verified(hashes: dict[str, str]) -> str:
+    """Which of the kernels with these source hashes a GPU has passed when it last ran them."""
+    passed = [outcome for outcome in newest(hashes, outcomes()).values() if outcome.passed]
+    if not passed:
+        return "not verified on a GPU"
+    gpus = ", ".join(sorted({outcome.gpu for outcome in passed}))
+    return f"{'all' if len(passed) == len(hashes) else f'{len(passed)} of {len(hashes)}'} kernels verified on {gpus}"

@@ -1,0 +1,1 @@
+"""What the two GPU backends share: how a call is divided into tiles and panels."""

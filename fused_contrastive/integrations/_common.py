@@ -1,0 +1,83 @@
+"""What the integrations share: finding the package, saying that its own code runs, numbers and tensors that stream."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from .. import checks
+from ..autograd.similarity import matrix_dtype
+
+LOW = (torch.float16, torch.bfloat16)
+
+
+class FallbackWarning(UserWarning):
+    """The package's own code runs, with its own use of memory."""
+
+
+def package(module: str, distribution: str) -> ModuleType:
+    """The imported module of another package, or an ImportError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"fused_contrastive.integrations needs {module!r}, which cannot be imported ({error}): pip install {distribution}"
+        ) from error
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    warnings.warn(message, FallbackWarning, stacklevel=4)
+
+
+def falls_back(what: str, reason: str) -> None:
+    """Says, once for each, that what was asked of `what` ("lightly.NTXentLoss") does not stream."""
+    _warn(f"{what} does not stream here and runs the package's own code: {reason}")
+
+
+def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
+    """Why these are not dense floating tensors of one dtype (outside autocast), device and last dimension, `dim` dimensions each, that hold anything;
+    None: they are."""
+    first = tensors[0]
+    for x in tensors:
+        if not isinstance(x, torch.Tensor) or x.layout != torch.strided or not x.is_floating_point():
+            return "inputs that are not dense floating-point tensors"
+        if x.dim() != dim or x.shape[-1] != first.shape[-1]:
+            return f"inputs of shapes {', '.join(str(tuple(x.shape)) for x in tensors)}"
+        if x.device != first.device or matrix_dtype(x) != matrix_dtype(first):
+            return "inputs of different devices or dtypes"
+        if not x.numel():
+            return f"an empty input, of shape {tuple(x.shape)}"
+        if x.dtype in LOW and x.dtype != matrix_dtype(x):
+            return f"inputs of {x.dtype} inside autocast to {matrix_dtype(x)}"
+    return None
+
+
+def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
+    """`value` as the losses take it, a finite number (as a divisor: not 0) or a 0-d tensor; None where it is neither nor one element."""
+    if isinstance(value, torch.Tensor):
+        lowered = checks.in_autocast(like.device) and value.dtype != torch.float64
+        promotes = value.dim() > 0 and value.dtype != like.dtype and not lowered
+        if value.numel() != 1 or value.dim() > like.dim() or promotes:
+            return None
+        value = value.reshape(())
+    elif hasattr(value, "item"):  # NumPy's, whose arithmetic is of its own precision
+        value = value.item()
+    try:
+        checks.number("value", value, like.device, divisor=divisor)
+    except (TypeError, ValueError):
+        return None
+    return value
+
+
+def in_dtype_of(x: torch.Tensor, loss: torch.Tensor, operations: Callable | None = None) -> torch.Tensor:
+    """The loss in the dtype that the package's operations would have given it: that of the inputs; inside autocast, whose choice depends on the
+    device, that of `operations` on one row, or float32."""
+    if not checks.in_autocast(x.device):
+        return loss.to(x.dtype)
+    return loss if operations is None else loss.to(operations(x.detach()[:1]).dtype)

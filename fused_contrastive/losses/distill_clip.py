@@ -1,0 +1,174 @@
+"""Distillation of a CLIP model: the student's softmax against the teacher's, neither stored."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import checks, reference
+from ..autograd._formulas import refuse_transforms
+from ..autograd.similarity import as_scalar, matrix_dtype, similarity
+from ..backends import dispatch
+from ..ops import similarity as ops
+from ._arguments import check_vectors
+from ._cross_entropy import dot
+from ._reduction import as_read, exact_rows, one_positive, two_sets
+
+OTHERS = ("not_self", 0, 1, -1)
+"""Kind, offset, stride and positive of ops.py: all columns but the pair's own, the positive apart."""
+
+
+def share(lse, own):
+    """The softmax's share of all but the pair itself, from their log-sum-exp in both parts and its own logit."""
+    return torch.sigmoid((lse[0, 0] - own) + lse[1, 0])
+
+
+def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
+    """``W b`` and ``Wᵀ a``, ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i, P and Q the row and column softmax of ``<x_i, y_j>`` over them, with the
+    log-sum-exps `lse`: one backward op, in which the features stand beside the teacher's, each before zeros."""
+    left, right = torch.cat([x, a, torch.zeros_like(b)], 1)[None], torch.cat([y, torch.zeros_like(a), b], 1)[None]
+    empty = a.new_empty(0)
+    hats = [empty if v.dtype == dtype else v.to(dtype) for v in (left, right)]
+    of_left, of_right, *_ = ops.similarity_backward(
+        g[None], h[None], left, right, a.new_ones(()), None, None, None, *lse, empty, *hats, empty, empty, empty, *OTHERS,
+        False, dtype, True, True, False, False, backend,
+    )  # fmt: skip
+    T, D = x.shape[1], a.shape[1]
+    return of_left[0, :, T + D :], of_right[0, :, T : T + D]
+
+
+class TeacherRows(torch.autograd.Function):
+    """Of every pair ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` over j ≠ i, and the teacher's shares p and q of these: a
+    row softmax's mean of features comes with its log-sum-exp."""
+
+    @staticmethod
+    def forward(a, b, x, y, own, dtype, backend):
+        products, shares, sums = [], [], []
+        for rows, columns, mine, others in ((x, y, a, b), (y, x, b, a)):
+            padded, beside = torch.cat([rows, torch.zeros_like(others)], 1), torch.cat([columns, others], 1)
+            lse, *_, mean = ops.similarity_forward(
+                padded[None], beside[None], a.new_ones(()), None, None, None, *OTHERS, False, False, False, True, dtype, backend
+            )  # fmt: skip
+            sums.append(lse)
+            shares.append(share(lse, own))
+            products.append(shares[-1] * (mine * mean[0, :, rows.shape[1] :]).sum(1))
+        return (*products, *shares, *sums)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, _, ctx.dtype, ctx.backend = inputs
+        ctx.mark_non_differentiable(*outputs[2:])
+        ctx.save_for_backward(*tensors, *outputs[2:])
+
+    @staticmethod
+    def backward(ctx, g, h, *_):
+        a, b, x, y, p, q, *lse = ctx.saved_tensors
+        gradients = teacher_sums(a, b, x, y, lse, g * p, h * q, ctx.dtype, ctx.backend)
+        return (*gradients, None, None, None, None, None)
+
+
+def traced_rows(a, b, x, y, own, dtype, backend):
+    """What `TeacherRows` returns first, in operations with derivatives: exported programs keep no formulas of Python."""
+    lse = ops.similarity_forward(
+        x[None], y[None], a.new_ones(()), None, None, None, *OTHERS, False, True, False, False, dtype, backend
+    )[:2]
+    p, q = (share(one, own) for one in lse)
+    nothing = torch.zeros_like(own)
+    of_a, of_b = (teacher_sums(a, b, x, y, lse, g, h, dtype, backend) for g, h in ((p, nothing), (nothing, q)))
+    return (a * of_a[0]).sum(1), (b * of_b[1]).sum(1), p, q
+
+
+class TeacherTotal(torch.autograd.Function):
+    """Terms ``[N]`` whose sum is that of both of `TeacherRows` with the constant weights w, and p and q: of half the cost, as the gradients
+    are found in the same pass."""
+
+    @staticmethod
+    def forward(a, b, x, y, own, w, dtype, backend):
+        lse = ops.similarity_forward(
+            x[None], y[None], a.new_ones(()), None, None, None, *OTHERS, False, True, False, False, dtype, backend
+        )[:2]
+        p, q = (share(one, own) for one in lse)
+        of_a, of_b = (z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend))
+        return (a * of_a).sum(1), p, q, of_a, of_b, *lse
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, _, w, ctx.dtype, ctx.backend = inputs
+        ctx.mark_non_differentiable(*outputs[1:])
+        ctx.save_for_backward(*tensors, w, *outputs[1:])
+
+    @staticmethod
+    def backward(ctx, g, *_):
+        a, b, x, y, w, p, q, of_a, of_b, *lse = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            gradients = teacher_sums(a, b, x, y, lse, g * w * p, g * w * q, ctx.dtype, ctx.backend)
+        else:
+            gradients = g[:1] * of_a, g[:1] * of_b
+        return (*gradients, None, None, None, None, None, None)
+
+
+def distill_clip_loss(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    logit_scale: float | torch.Tensor,
+    teacher_image_features: torch.Tensor,
+    teacher_text_features: torch.Tensor,
+    teacher_logit_scale: float | torch.Tensor,
+    *,
+    weights: torch.Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+):
+    """The distillation term of open_clip's DistillClipLoss: cross entropy of the student's softmax against the teacher's, the mean of both
+    directions. Add it to `clip_loss`.
+
+    Args:
+        image_features, text_features: ``[N, D]`` of the student, normalised by the caller.
+        logit_scale: multiplies the student's dot products.
+        teacher_image_features, teacher_text_features: ``[N, T]`` of the teacher, normalised by the caller; constants.
+        teacher_logit_scale: multiplies the teacher's dot products; a constant.
+        weights: ``[N]``, of the pairs; see `fused_contrastive.losses`.
+
+    Returns:
+        ``[N]`` with ``reduction="none"``, else a scalar: ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``.
+    """
+    two_sets("image_features", image_features, "text_features", text_features)
+    two_sets("teacher_image_features", teacher_image_features, "teacher_text_features", teacher_text_features)
+    checks.embeddings("teacher_image_features", teacher_image_features, like=("image_features", image_features))
+    N = image_features.shape[0]
+    if teacher_image_features.shape[0] != N:
+        raise ValueError(f"teacher_image_features must have {N} rows, got shape {tuple(teacher_image_features.shape)}")
+    checks.number("logit_scale", logit_scale, image_features.device)
+    checks.number("teacher_logit_scale", teacher_logit_scale, image_features.device)
+    checks.choice("reduction", reduction, checks.REDUCTIONS)
+    check_vectors(image_features, N, (N,), None, weights, None)
+    if backend is not None:
+        dispatch.check_name(backend)
+    if teacher_image_features.numel() == 0 or dispatch.is_eager(backend):
+        return reference.distill_clip_loss(
+            image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale,
+            weights=weights, reduction=reduction,
+        )  # fmt: skip
+    refuse_transforms(image_features, text_features, logit_scale, teacher_image_features, teacher_text_features)
+    dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
+    a = as_read(
+        scale * image_features.to(scale.dtype), dtype
+    )  # the scale's gradient cancels between the models row by row
+    b = exact_rows(text_features, False)
+    with torch.no_grad():
+        teacher_scale = as_scalar(teacher_logit_scale, image_features)
+        x = as_read(teacher_scale * teacher_image_features.to(scale.dtype), dtype)
+        y = exact_rows(teacher_text_features, False)
+        own = dot(x, y, scale)
+    name = dispatch.select(backend, a.device, dtype, a.shape[1] + x.shape[1], "two_sets")
+    one, pos = as_scalar(1.0, image_features), dot(a, b, scale)
+    result = similarity(a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend)
+    student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
+    exporting = torch.compiler.is_exporting()
+    if exporting or reduction == "none" or (weights is not None and weights.requires_grad):
+        teacher = traced_rows if exporting else TeacherRows.apply
+        of_rows, of_columns, p, q, *_ = teacher(a, b, x, y, own, dtype, name)
+        return reference.reduce(student + ((p + q) * pos - (of_rows + of_columns)) / 2, reduction, weights)
+    weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
+    terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)
+    total = (weights * student + (weights * (p + q) * pos - terms) / 2).sum()
+    return total if reduction == "sum" else total / weights.sum()

@@ -1,0 +1,144 @@
+"""Between an op's flat arguments and the types of problem.py.
+
+torch's dispatcher takes flat lists in which an absent tensor is empty. Behind the op boundary an absent tensor is None and
+arguments travel in named tuples. Each function here takes an implementation on named tuples and the flat arguments of the
+op of its own name, and returns the op's flat outputs. Contracts: the modules beside this one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import (
+    Candidates,
+    ForceProblem,
+    Gradients,
+    LogSumExp,
+    Needs,
+    Prepared,
+    Problem,
+    Saved,
+    SigmoidProblem,
+    SigmoidSaved,
+    Upstream,
+    Wanted,
+)
+
+
+def _present(x: Tensor) -> Tensor | None:
+    return x if x.numel() else None
+
+
+def _lse(parts: Tensor) -> LogSumExp | None:
+    return LogSumExp(parts) if parts.numel() else None
+
+
+def _candidates(kind, offset, stride, key_a, key_b, one_set: bool) -> Candidates:
+    return Candidates(kind, offset, stride, key_a, key_a if one_set else key_b)
+
+
+def _prepared(a_hat, b_hat, a_inv, b_inv) -> Prepared:
+    return Prepared(_present(a_hat), _present(b_hat), _present(a_inv), _present(b_inv))
+
+
+def _flat_prepared(prepared: Prepared, problem) -> tuple[Tensor, ...]:
+    hats = (_or_empty(x, problem.scale, problem.dtype) for x in prepared[:2])
+    inverses = (_or_empty(x, problem.scale) for x in prepared[2:])
+    return *hats, *inverses
+
+
+def _or_empty(x: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return like.new_empty(0, dtype=dtype) if x is None else x
+
+
+def _flat_gradients(found: Gradients, problem) -> tuple[Tensor, ...]:
+    a, b, scale = problem.a, problem.b, problem.scale
+    return (
+        _or_empty(found.a, a),
+        _or_empty(found.b, a if b is None else b),
+        _or_empty(found.scale, scale),
+        _or_empty(found.bias, scale),
+    )
+
+
+def similarity_forward(function, arguments) -> tuple[Tensor, ...]:
+    """``function(problem, wanted) -> Forward``."""
+    a, b, scale, bias, key_a, key_b, kind, offset, stride, positive = arguments[:10]
+    normalize, columns, extrema, weighted, dtype = arguments[10:]
+    candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
+    problem = Problem(a, b, scale, bias, candidates, positive, normalize, dtype)
+    found = function(problem, Wanted(columns, extrema, weighted))
+    row_lse, col_lse, pos, loss, row_max, col_max, prepared, mean = found
+    return (
+        row_lse.parts,
+        _or_empty(None if col_lse is None else col_lse.parts, scale),
+        _or_empty(pos, scale),
+        _or_empty(loss, scale),
+        _or_empty(row_max, scale),
+        _or_empty(col_max, scale),
+        *_flat_prepared(prepared, problem),
+        _or_empty(mean, scale),
+    )
+
+
+def _similarity_saved(arguments) -> tuple[Upstream, Problem, Saved, Needs]:
+    g_rows, g_cols, a, b, scale, bias, key_a, key_b = arguments[:8]
+    rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean = arguments[8:16]
+    kind, offset, stride, positive, normalize, dtype, *need = arguments[16:]
+    candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
+    problem = Problem(a, b, scale, bias, candidates, positive, normalize, dtype)
+    prepared = _prepared(a_hat, b_hat, a_inv, b_inv)
+    saved = Saved(LogSumExp(rows), _lse(cols), _present(pos), prepared, _present(mean))
+    return Upstream(g_rows, _present(g_cols)), problem, saved, Needs(*need)
+
+
+def similarity_backward(function, arguments) -> tuple[Tensor, ...]:
+    """``function(upstream, problem, saved, need) -> Gradients``."""
+    upstream, problem, saved, need = _similarity_saved(arguments)
+    return _flat_gradients(function(upstream, problem, saved, need), problem)
+
+
+def similarity_second(function, arguments) -> tuple[Tensor, ...]:
+    """``function(tangents, upstream, problem, saved, need) -> (Upstream, Gradients)``."""
+    upstream, problem, saved, need = _similarity_saved(arguments[4:])
+    outputs, found = function(Gradients(*arguments[:4]), upstream, problem, saved, need)
+    return outputs.rows, _or_empty(outputs.cols, problem.scale), *_flat_gradients(found, problem)
+
+
+def sigmoid_forward(function, arguments) -> tuple[Tensor, ...]:
+    """``function(problem, extrema) -> SigmoidForward``."""
+    a, b, scale, row_bias, key_a, key_b, kind, offset, stride = arguments[:9]
+    positive, sign, normalize, extrema, dtype = arguments[9:]
+    candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
+    problem = SigmoidProblem(a, b, scale, row_bias, candidates, positive, sign, normalize, dtype)
+    rows, pos, row_max, prepared = function(problem, extrema)
+    return rows, _or_empty(pos, scale), _or_empty(row_max, scale), *_flat_prepared(prepared, problem)
+
+
+def _sigmoid_saved(arguments) -> tuple[Tensor, SigmoidProblem, SigmoidSaved, Needs]:
+    g_rows, a, b, scale, row_bias, key_a, key_b, pos = arguments[:8]
+    kind, offset, stride, positive, sign, normalize, dtype, *need = arguments[12:]
+    candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
+    problem = SigmoidProblem(a, b, scale, row_bias, candidates, positive, sign, normalize, dtype)
+    return g_rows, problem, SigmoidSaved(_present(pos), _prepared(*arguments[8:12])), Needs(*need)
+
+
+def sigmoid_backward(function, arguments) -> tuple[Tensor, ...]:
+    """``function(g_rows, problem, saved, need) -> Gradients``."""
+    g_rows, problem, saved, need = _sigmoid_saved(arguments)
+    return _flat_gradients(function(g_rows, problem, saved, need), problem)
+
+
+def sigmoid_second(function, arguments) -> tuple[Tensor, ...]:
+    """``function(tangents, g_rows, problem, saved, need) -> (rows, Gradients)``."""
+    g_rows, problem, saved, need = _sigmoid_saved(arguments[4:])
+    rows, found = function(Gradients(*arguments[:4]), g_rows, problem, saved, need)
+    return rows, *_flat_gradients(found, problem)
+
+
+def force_forward(function, arguments) -> tuple[Tensor, ...]:
+    """``function(problem) -> ForceForward``."""
+    problem = ForceProblem(*arguments)
+    force, log_norm, scale, lse_rows, lse_cols, shift, sums = function(problem)
+    return force, log_norm, scale, lse_rows, _or_empty(lse_cols, log_norm), shift, sums

@@ -1,0 +1,74 @@
+"""The native CPU kernels of the sigmoid family against the dense form in float64 (which test_sigmoid.py holds against the oracle)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.sigmoid_cases import TOLERANCE, USES, Use, check, run
+from test_cpu_similarity import isa, poisoned  # noqa: F401
+
+from fused_contrastive.backends import cpu as native
+
+pytestmark = pytest.mark.skipif(native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status())
+
+SIZES = ((1, 1), (2, 3), (33, 31), (64, 64), (129, 65), (70, 200), (7, 700), (700, 5))
+
+
+@pytest.mark.parametrize("use", USES, ids=str)
+def test_sizes(use, poisoned):  # noqa: F811
+    """One element, whole and ragged blocks, many rows by few columns and the other way round."""
+    for m, n in SIZES:
+        check(use, "cpu", m, n, 9)
+
+
+@pytest.mark.parametrize("d", (1, 2, 15, 16, 17, 33, 70))
+def test_widths_and_groups(d, poisoned):  # noqa: F811
+    for dtype in TOLERANCE:
+        for use in USES[:4]:
+            check(replace(use, lead=(3,)), "cpu", 33, 45, d, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("use", (USES[0], USES[2], USES[5]), ids=str)
+def test_isas(use, dtype, isa):  # noqa: F811
+    check(use, "cpu", 83, 131, 40, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("use", (USES[0], USES[2], Use("all", normalize=True)), ids=str)
+def test_any_thread_count(use, dtype):
+    """1, 2, 3 and 8 threads: the same bits."""
+    before, results = torch.get_num_threads(), []
+    for m, n in ((300, 333), (9, 700)):
+        named = use.draw(m, n, 33, dtype)
+        results = []
+        try:
+            for count in (1, 2, 3, 8):
+                torch.set_num_threads(count)
+                results.append(run(use, named, "cpu"))
+        finally:
+            torch.set_num_threads(before)
+        for other in results[1:]:
+            assert all(torch.equal(x, other[name]) for name, x in results[0].items())
+
+
+@pytest.mark.parametrize("sign", (1, -1))
+def test_terms(sign, isa):  # noqa: F811
+    """softplus and sigmoid, one term a row, from -120 to 1e6: to 3 ulp and the logit's own rounding, zero below the smallest number."""
+    x = torch.cat([torch.linspace(-85, 85, 4001), torch.tensor([-1e6, -120.0, 0.0, 1e-8, -1e-8, 120.0, 1e6])])
+    for dtype, eps in ((torch.float32, 2**-24), (torch.float64, 2**-53)):
+        a = torch.ones(len(x), 1, dtype=dtype)
+        row_bias = x.to(dtype, copy=True).requires_grad_()
+        use = Use("all", sign=sign)
+        out = use.apply(
+            {"a": a, "b": torch.zeros(1, 1, dtype=dtype), "scale": torch.ones((), dtype=dtype), "row_bias": row_bias},
+            "cpu",
+        )
+        out.rows.sum().backward()
+        y = sign * x.double()
+        for found, expected in (
+            (out.rows, torch.nn.functional.softplus(y, threshold=700)),
+            (row_bias.grad, sign * torch.sigmoid(y)),
+        ):
+            allowed = (8 + y.abs()) * eps * expected.abs()
+            assert ((found.double() - expected).abs() <= allowed.clamp_min(1e-38)).all()

@@ -1,0 +1,381 @@
+"""The CUDA kernels against the dense float64 oracle of the contract in ops.py: on a GPU with ``--device cuda``, else executed on the
+CPU by the host shim (cuda_host).
+
+Of the warpgroup products and tensor copies of sm_90a the shim replaces the instructions, descriptors, tensor maps and fences
+(cuda_host/warpgroup_host.h, tensor_copy_host.h): those only a GPU checks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import cuda_host
+import pytest
+import torch
+from support import native_calls as contract
+from support.cuda_calls import Call, backend, operators  # noqa: F401
+
+from fused_contrastive import problem as candidates
+from fused_contrastive.backends import cuda
+from fused_contrastive.backends.tiled import plan as tiling
+
+PRECISIONS = {
+    "bf16": (torch.bfloat16, None),
+    "fp16": (torch.float16, None),
+    "tf32": (torch.float32, cuda.TF32),
+    "tf32x3": (torch.float32, cuda.TF32X3),
+    "fma": (torch.float32, cuda.FMA),
+    "fp64": (torch.float64, None),
+}
+TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "tf32": 4e-3, "tf32x3": 2e-5, "fma": 2e-5, "fp64": 1e-12}
+
+CASES = {
+    "all": Call(kind="all"),
+    "not_self": Call(),
+    "not_self_offset": Call(offset=3),
+    "not_pair": Call(kind="not_pair", stride=20),
+    "not_pair_short": Call(kind="not_pair", stride=3, offset=1),
+    "other_key": Call(kind="other_key"),
+    "same_key": Call(kind="same_key"),
+    "no_self": Call(kind="same_key", offset=candidates.NO_SELF),
+}
+SYMMETRIC = [name for name, call in CASES.items() if call.offset in (0, candidates.NO_SELF)]
+POSITIVES = {
+    "nt_xent": Call(M=130, kind="not_pair", stride=65, positive=65),
+    "clip": Call(M=150, N=150, positive=0, columns=True, normalize=False, scale=0.5),
+    "in_batch": Call(M=90, N=200, offset=3, positive=3),
+    "cpc": Call(G=3, M=64, N=64, D=40, positive=0, normalize=False, scale=0.3),
+    "keyed": Call(M=100, N=100, kind="other_key", positive=0, columns=True),
+}
+check = contract.check
+
+
+@pytest.fixture(params=[*PRECISIONS, "bf16-sm90", "fp16-sm90"])
+def precision(request, device, monkeypatch):
+    """(name, dtype) of every way matrices are multiplied."""
+    name, _, architecture = request.param.partition("-")
+    dtype, float32 = PRECISIONS[name]
+    if float32 is not None:
+        monkeypatch.setattr(cuda, "float32_products", lambda _: float32)
+    if not architecture:
+        yield name, dtype
+    elif device.type == "cuda":
+        pytest.skip("a GPU has one way of its own")
+    else:
+        cuda_host.load().capability(9)
+        monkeypatch.setattr(cuda, "super_unit", lambda _: cuda.TILE_SM90)
+        yield name, dtype
+        cuda_host.load().capability(8)
+
+
+@pytest.mark.parametrize("M", [1, 65, 200])
+@pytest.mark.parametrize("case", SYMMETRIC)
+def test_one_set(case, M):
+    check(replace(CASES[case], M=M))
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1), (65, 129), (7, 200), (150, 5)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_two_sets(case, sizes, columns):
+    check(replace(CASES[case], M=sizes[0], N=sizes[1], columns=columns))
+
+
+@pytest.mark.parametrize("offset", [1, -1, 63, 64, -64, 127, -127])
+@pytest.mark.parametrize("kind", ["not_self", "not_pair"])
+def test_diagonals_through_corners_of_tiles(kind, offset):
+    """One pair of a tile is masked, or none is: tiles are 64 wide in float64, 128 in float16."""
+    for dtype in (torch.float64, torch.float16):
+        stride = 200 if kind == "not_pair" else 1
+        check(
+            Call(
+                M=200,
+                N=200,
+                D=8,
+                kind=kind,
+                offset=offset % stride if stride > 1 else offset,
+                stride=stride,
+                dtype=dtype,
+            )
+        )
+
+
+@pytest.mark.parametrize("scale", [5.0, -5.0, 150.0])
+@pytest.mark.parametrize("case", POSITIVES)
+def test_positive(case, scale):
+    call = POSITIVES[case]
+    check(replace(call, scale=scale * (call.scale / 5)))
+
+
+@pytest.mark.parametrize("bias", ["values", "padding"])
+@pytest.mark.parametrize("case", [name for name, call in (POSITIVES | CASES).items() if call.positive < 0 or call.N])
+def test_bias(case, bias):
+    call = (POSITIVES | CASES)[case]
+    bias = "values" if call.positive >= 0 else bias
+    call = replace(call, bias=bias, N=call.N or 75)
+    check(call)
+    check(replace(call, scale=200.0 * call.scale / 5), 1e-10)
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "keyed"])
+def test_precisions(case, precision):
+    """Both regimes: direct sums and running maxima."""
+    name, dtype = precision
+    call = replace(POSITIVES[case], dtype=dtype)
+    check(call, TOLERANCE[name])
+    check(replace(call, D=33, scale=call.scale * 40), 6 * TOLERANCE[name])
+
+
+@pytest.mark.parametrize("D", [1, 2, 7, 8, 15, 16, 33, 64, 65, 130, 200, 328])
+def test_widths_and_groups(D, precision):
+    name, dtype = precision
+    if D < 15 and name in ("bf16", "fp16", "tf32"):
+        dtype = torch.float64  # rounding moves the few coordinates off the unit circle: no common tolerance
+    tolerance = TOLERANCE[name] if dtype != torch.float64 else 1e-12
+    check(Call(G=2, M=45, N=70, D=D, kind="not_self", columns=True, dtype=dtype), 2 * tolerance)
+    check(Call(G=3, M=45, D=D, kind="not_self", dtype=dtype), 2 * tolerance)
+
+
+@pytest.mark.parametrize("D", [24, 36])
+def test_rows_at_any_address(D, precision):
+    """Tensor copies want multiples of 16 bytes; other matrices go another way, to the same results."""
+    name, dtype = precision
+    call = Call(M=70, D=D, kind="not_self", normalize=False, scale=0.5, dtype=dtype)
+    a = call.inputs[0]
+    shifted = torch.cat([a.new_zeros(1), a.flatten()])[1:].view_as(a)
+    results = []
+    for inputs in (call.inputs, (shifted, *call.inputs[1:])):
+        outputs = call.forward(inputs)
+        results.append((outputs[0][0], call.backward(outputs, inputs=inputs)[0]))
+    for x, y in zip(*results, strict=True):
+        contract.assert_close("result", x.double(), y.double(), 2 * TOLERANCE[name])
+
+
+@pytest.mark.parametrize("scale", [4.0, 300.0])
+@pytest.mark.parametrize("D", [33, 64, 100, 150])
+def test_weighted(D, scale, precision):
+    """`fused_rows` up to D = 128 (float64: 64), panels above."""
+    name, dtype = precision
+    call = Call(G=2, M=70, N=200, D=D, kind="not_self", weighted=True, scale=scale, dtype=dtype, bias="padding")
+    tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
+    outputs, _ = check(call, tolerance)
+    saved = call.backward(outputs, (True, False, True, False))
+    without = call.backward((*outputs[:-1], outputs[-1].new_empty(0)), (True, False, True, False))
+    for label, x, y in zip(("da", "dscale"), saved[::2], without[::2], strict=True):
+        contract.assert_close(label, x, y, 4 * tolerance)
+
+
+@pytest.mark.parametrize("kind", ["not_pair", "other_key", "same_key"])
+def test_weighted_kinds(kind):
+    call = Call(M=90, N=75, kind=kind, stride=25, weighted=True, extrema=True)
+    check(call)
+    check(replace(call, D=100))
+
+
+@pytest.mark.parametrize("tiles", [2, 5, 6], ids=lambda n: f"{n}-tiles")
+@pytest.mark.parametrize("scale", [5.0, 150.0])
+def test_strips_of_tiles(tiles, scale, precision, device, monkeypatch):
+    """Super-tiles of several tiles, more columns than have statistics in shared memory at a time."""
+    name, dtype = precision
+    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
+    monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
+    tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
+    call = Call(M=5 * unit + 10, D=16, kind="not_pair", stride=unit, scale=scale, dtype=dtype)
+    forward(call, tolerance)
+    forward(replace(call, N=3 * unit + 5, kind="not_self", columns=True), tolerance)
+    if name == "fp64":
+        wide = Call(M=70, N=700, D=8, kind="all", columns=True, scale=scale)
+        monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 11 * unit)
+        forward(wide, tolerance)
+        forward(Call(M=700, D=8, scale=scale), tolerance)
+
+
+def forward(call, tolerance):
+    want = contract.dense(call, *call.inputs)
+    for name, got in zip(contract.NAMES, call.forward(), strict=True):
+        if name in want and got.numel():
+            contract.assert_close(name, got[0] if name in ("rows", "cols") else got, want[name], tolerance)
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "cpc"])
+def test_panels_of_a_small_workspace(case, monkeypatch):
+    call = replace(POSITIVES[case], G=2)
+    whole = call.backward(call.forward())
+    for workspace in (8 * 3000, 8 * 9000):
+        monkeypatch.setattr(tiling, "WORKSPACE", workspace)
+        for x, y in zip(whole, call.backward(call.forward()), strict=True):
+            if x.numel():
+                contract.assert_close("gradient", y, x, 1e-12)
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
+def test_extrema(case, precision):
+    check(replace(POSITIVES[case], extrema=True, dtype=precision[1]), TOLERANCE[precision[0]])
+
+
+def test_mixed_dtypes():
+    """What autocast asks for: matrices of another dtype than the inputs, gradients in the inputs'."""
+    for given, dtype in (
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float16),
+        (torch.float16, torch.float32),
+    ):
+        call = replace(POSITIVES["in_batch"], dtype=dtype, input_dtype=given)
+        outputs, gradients = check(call, 2e-2)
+        assert outputs[6].dtype == dtype and gradients[0].dtype == given
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed"])
+@pytest.mark.parametrize("scale", [1e-3, -1e3, 1e4])
+def test_extreme_scales(case, scale):
+    for dtype in (torch.float64, torch.float32):
+        tolerance = contract.TOLERANCE[dtype] * max(1.0, abs(scale) / 20)
+        check(replace(POSITIVES[case], scale=scale, normalize=True, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize("scale", [20.0, 1e4])
+@pytest.mark.parametrize("columns", [False, True])
+def test_weights_sum_to_one(columns, scale, precision):
+    """However large the logits: what rounding a log-sum-exp loses is not lost, and levels of weights are exact."""
+    name, dtype = precision
+    call = Call(G=40, M=1, N=90, kind="all", columns=columns, bias="values", scale=scale, dtype=dtype)
+    outputs = call.forward()
+    g_rows, g_cols = (torch.ones_like(x) for x in call.upstream())
+    sums = call.backward(outputs, upstream=(g_rows, g_cols))[3].sum(1)
+    expected = 1.0 + g_cols.shape[-1] if columns else 1.0
+    assert (sums / expected - 1).abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(name, 2e-6)
+
+
+@pytest.mark.parametrize("scale", [20.0, 1e4])
+def test_derivatives_by_the_logits_sum_to_zero(scale, precision):
+    """With a positive, however large the logits: its pull is the sum of the weights."""
+    name, dtype = precision
+    call = Call(G=40, M=1, N=90, positive=0, bias="values", scale=scale, dtype=dtype)
+    sums = call.backward(call.forward(), upstream=(torch.ones(40, 1, dtype=call.inputs[2].dtype), torch.zeros(0)))[
+        3
+    ].sum(1)
+    assert sums.abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(name, 2e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32x3"], indirect=True)
+def test_converged_training(precision):
+    """Views 0.3 sigma apart at T = 0.02: the gradient keeps its relative accuracy (against the oracle on the same rounded rows)."""
+    name, dtype = precision
+    call = Call(
+        M=200, D=64, kind="not_pair", stride=100, positive=100, scale=50.0, dtype=dtype, input_dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(100, 64, generator=generator)
+    x = torch.cat([z, z + 0.3 * torch.randn(100, 64, generator=generator)])[None]
+    exact = x.double().requires_grad_()
+    want = torch.autograd.grad(
+        contract.dense(call, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact
+    )[0]
+    inputs = (x, *call.inputs[1:])
+    got = call.backward(call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 200), 1 / 200), torch.zeros(0)))[
+        0
+    ]
+    assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[name] * want.norm()
+
+
+@pytest.mark.parametrize("D", [8, 24, 64])
+@pytest.mark.parametrize("precision", ["tf32x3", "fma"], indirect=True)
+def test_no_bias_of_float32_logits(D, precision):
+    """Truncated sums are put right on average: of a row's one candidate, whose logit is its log-sum-exp, in units of 2^-24 of it."""
+    call = Call(M=4096, N=1, D=D, kind="all", normalize=False, scale=1.0, dtype=torch.float32)
+    noise, b = call.inputs[:2]
+    a = b + noise
+    rows = call.forward((a, *call.inputs[1:]))[0].double().sum(0)[0]
+    want = (a.double() @ b.double().mT)[0, :, 0] * torch.tensor(1 / math.log(2)).double() * math.log(2)
+    assert abs((rows - want) @ want / (want @ want)) < 0.25 * 2**-24
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
+def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
+    """With plain multiply-adds exactly where eager; three tf32 products make NaN of every product with an infinity."""
+    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    call = replace(POSITIVES[case], normalize=normalize, dtype=torch.float32)
+    a = call.inputs[0].clone()
+    a[0, 7, 3] = value
+    inputs = (a, *call.inputs[1:])
+    want = contract.dense(call, *inputs)
+    outputs = call.forward(inputs)
+    for name, index in (("rows", 0), ("loss", 3)):
+        got = outputs[index][0] if name == "rows" else outputs[index]
+        assert not torch.isfinite(got[~torch.isfinite(want[name])]).any(), name
+        assert torch.isfinite(got[torch.isfinite(want[name])]).all(), name
+    assert not torch.isfinite(call.backward(outputs, inputs=inputs)[0][0, 7]).all()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("case", ["in_batch", "clip"])
+def test_infinite_logits(case, value, monkeypatch):
+    """NaN, as cross entropy, where a row's positive or its log-sum-exp is infinite (nothing is where it is -inf), and in its gradient."""
+    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    for dtype in (torch.float32, torch.float64):
+        call = replace(POSITIVES[case], dtype=dtype, bias="values")
+        bias = call.inputs[3].clone()
+        bias[0, 17] = value  # the positive of row 17 - positive, a candidate of the others
+        inputs = (*call.inputs[:3], bias, None, None)
+        want = contract.dense(call, *inputs)["loss"]
+        bad = torch.full_like(want, value > 0, dtype=torch.bool)
+        bad[0, 17 - call.positive] = True
+        outputs = call.forward(inputs)
+        loss, da = outputs[3], call.backward(outputs, inputs=inputs)[0]
+        assert torch.equal(loss.isnan(), bad)
+        assert torch.allclose(loss[~bad].double(), want[~bad], rtol=1e-5)
+        assert da[bad].isnan().all()
+        if case == "in_batch":  # clip has a softmax of the column, too
+            assert da[~bad].isfinite().all()
+
+
+@pytest.mark.parametrize("place", [0, 3, 8, 31, 40])
+def test_the_norm_of_one_row_overflows(place, monkeypatch):
+    """Its square is infinite, its logits are not: no bound, so the sums are shifted, whichever thread had the row."""
+    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    call = Call(M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32)
+    a = torch.ones(1, 64, 8)
+    a[0, place] = 1e20
+    b = torch.full((1, 48, 8), 1e-19)
+    for first, second in ((a, b), (b, a)):
+        inputs = (first, second, *call.inputs[2:])
+        want = contract.dense(call, *inputs)
+        outputs = call.forward(inputs)
+        contract.assert_close("rows", outputs[0][0], want["rows"], 1e-5)
+        contract.assert_close("cols", outputs[1][0], want["cols"], 1e-5)
+
+
+def test_zero_rows():
+    call = Call(M=70, N=80, kind="not_self", columns=True, positive=-1)
+    a = call.inputs[0].clone()
+    a[0, 3] = 0
+    inputs = (a, *call.inputs[1:])
+    outputs = call.forward(inputs)
+    da = call.backward(outputs, inputs=inputs)[0]
+    assert outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6  # not projected: G / 1e-12
+
+
+@pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed", "weighted"])
+def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypatch):
+    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products done at once or when waited for: no
+    race. On a GPU: the same bits in every run."""
+    options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
+    dtype = precision[1]
+    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
+    monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 2 * unit)
+    if case == "weighted":
+        call = Call(M=70, N=200, D=64, kind="all", weighted=True, dtype=dtype)
+    else:
+        call = replace(POSITIVES[case], dtype=dtype, M=2 * unit + 6, D=136, stride=unit + 3)
+        call = call if call.N is None else replace(call, N=call.M)
+    results = []
+    for order, copies_at_once, products_at_once in ((1, 0, 1), (3, 1, 0), (2, 1, 0), (4, 1, 0), (3, 0, 1), (0, 0, 0)):
+        options(order, copies_at_once, products_at_once)
+        outputs = call.forward()
+        results.append((*outputs, *call.backward(outputs)))
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)

@@ -1,0 +1,53 @@
+"""The demo's code path, with few images and steps."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="the demo's images ship with scikit-learn")
+pytest.importorskip("matplotlib", reason="the demo draws with matplotlib")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_both_losses_train_alike(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import simclr_digits
+
+    monkeypatch.setattr(simclr_digits, "measure_memory", lambda jobs, *_: dict.fromkeys(jobs, 1.0))
+    picture = tmp_path / "demo.png"
+    result = simclr_digits.main(["--images", "96", "--epochs", "12", "--copies", "2", "--out", str(picture)])
+    eager, fused = (result["runs"][name].losses for name in ("eager", "fused"))
+    assert len(eager) == len(fused) == 12 and all(map(math.isfinite, fused))
+    assert fused[-1] < fused[0]
+    assert max(abs(x - y) for x, y in zip(eager[:5], fused[:5], strict=True)) < 1e-4
+    assert set(result["accuracy"]) == {"raw pixels", "untrained encoder", "SimCLR, eager", "SimCLR, fused"}
+    assert [row["N"] for row in result["rows"]] == [192, 384]
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "largest difference of the loss curves" in capsys.readouterr().out
+
+
+def test_memory_is_that_of_the_loss_alone(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import simclr_digits
+
+    memory = simclr_digits.measure_memory([("eager", 2048)], 0.5, torch.device("cpu"))
+    if not math.isnan(memory["eager", 2048]):
+        assert memory["eager", 2048] > 4 * 2048**2  # at least the matrix
+
+
+def test_generators_follow_the_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import force_generator
+
+    picture = tmp_path / "force.png"
+    arguments = ["--steps", "40", "--compared", "5", "--only", "moons", "digits", "--out", str(picture)]
+    results = force_generator.main(arguments)
+    assert set(results) == {"moons", "digits"}
+    for result in results.values():
+        assert result["parted"] < 1e-3 and result["end"] < result["start"]
+        assert all(map(math.isfinite, result["runs"]["fused"].losses))
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "energy distance" in capsys.readouterr().out

@@ -1,0 +1,399 @@
+"""Everything of ``make gpu`` that needs no GPU: what it goes on with, what it repeats, what it builds, what it prints."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+import types
+
+import cuda_host
+import pytest
+import torch
+
+from bench import environment, report
+from bench.gpu import (
+    __main__ as gpu,
+)
+from bench.gpu import (
+    device_tests,
+    kernel_table,
+    small_case,
+)
+from bench.gpu import (
+    library as gpu_library,
+)
+from bench.gpu import (
+    run as gpu_run,
+)
+from bench.gpu import (
+    status as gpu_status,
+)
+from fused_contrastive.backends import cuda
+
+TINY = gpu.Stage("nt_xent,clip", "fp32", ("16x4",), 0.1, "eager,panels")
+
+
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """Tests of a run go one by one, also where pytest-xdist is installed."""
+    monkeypatch.setattr(gpu_run, "WORKERS", 1)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+def described(**changes):
+    card = {"name": "G", "driver": "1", "ptxas": {"version": "13"}, "cuda": "13"}
+    return {**environment.describe(torch.device("cpu")), "gpu": card, **changes}
+
+
+def opened(folder, **changes):
+    run = gpu_run.Run.opened(described(**changes), folder, "gpu-g-", "make gpu", device="cpu")
+    run.begin(300)
+    return run
+
+
+def rates():
+    return {"gemm_bf16_tflops": 700.0, "gemm_fp32_tflops": 50.0, "copy_gb_per_s": 4000.0}
+
+
+def test_a_run_goes_on_with_the_result_of_the_same_sources(tmp_path, monkeypatch):
+    first = opened(tmp_path)
+    assert opened(tmp_path).path == first.path
+    assert opened(tmp_path, torch="9.9").path != first.path
+    assert opened(tmp_path, backends={"cuda": "available: GPU"}).path != first.path, "what was skipped can run now"
+    (tmp_path / "gpu-g-quick-2099-01-01.json").write_text(first.path.read_text())
+    assert opened(tmp_path).path == first.path, "the quick version has results of its own"
+    monkeypatch.setattr(environment, "digest", lambda folders, more="": "other sources")
+    assert opened(tmp_path).path not in (first.path,)
+
+
+def test_a_sweep_ends_with_its_budget_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "SWEEP", (TINY,))
+    run = opened(tmp_path)
+    run.begin(10)  # less than a process is started for
+    gpu.sweep(run, False, rates)
+    assert not run.result["swept"] and not run.result["rows"] and not run.result["given_up"]
+    run = opened(tmp_path)
+    gpu.sweep(run, False, lambda: pytest.fail("rates measured again"))
+    written = json.loads(run.path.read_text())
+    report.validate(written)
+    assert {(row["loss"], row["backend"]) for row in written["rows"]} == {
+        (loss, backend) for loss in ("nt_xent", "clip") for backend in ("eager", "panels")
+    }
+    assert written["swept"] and written["rates"] == rates()
+    monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("measured again"))
+    again = opened(tmp_path)
+    gpu.sweep(again, False, rates)
+    assert again.result["rows"] == written["rows"]
+
+
+def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):
+    run = opened(tmp_path)
+    stage = gpu.Stage("nt_xent", "fp32", ("15x4", "16x4"), 0.1, "eager,panels")  # an odd N ends the process with 2
+    gpu.run_rows(run, stage)
+    written = json.loads(run.path.read_text())
+    report.validate(written)
+    assert {row["N"] for row in written["rows"]} == {16}
+    assert [(entry["N"], entry["reason"]) for entry in written["unavailable"]] == [(15, "the process ended with 2")]
+    assert written["given_up"] == ["nt_xent 15x4 fp32"] and not run.missing(stage)
+
+
+def test_a_hanging_process_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "SECONDS_OF_A_SIZE", -29.0)
+    run = opened(tmp_path)
+    gpu.run_rows(run, gpu.Stage("nt_xent", "fp32", ("16x4",), 0.1, "eager"))
+    assert [entry["reason"] for entry in run.result["unavailable"]] == ["not finished in 1 s"]
+
+
+def test_tests_recorded_are_not_run_again(tmp_path, monkeypatch):
+    chosen = ("tests/losses/test_edge_cases.py::test_ties_are_hits",)
+    run = opened(tmp_path)
+    gpu.run_tests(run, 120, chosen)
+    tests = run.result["tests"]
+    assert tests["complete"] and tests["passed"] >= 2 and not tests["failed"] and run.tests_done()
+    again = opened(tmp_path)  # another machine: the file is all there is
+    again.result["tests"]["complete"] = False
+    gpu.run_tests(again, 120, chosen)
+    assert again.result["tests"] == {**tests, "exit_status": 5} and again.result["outcomes"] == run.result["outcomes"]
+    monkeypatch.setattr(gpu_run, "child", lambda *a: None)
+    again.result["tests"]["complete"] = False
+    gpu.run_tests(again, 120, chosen)
+    assert again.result["tests"]["passed"] == tests["passed"], "a process that records nothing takes nothing away"
+    again = opened(tmp_path)
+    again.result["tests"]["complete"] = True
+    monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("run again"))
+    monkeypatch.setattr(small_case, "sanitizer", lambda: None)
+    gpu.verify(again, False)
+    assert set(again.result["sanitizer"].values()) == {"not run: no compute-sanitizer here"}
+    monkeypatch.setattr(environment, "digest", lambda folders, more="": "other tests")
+    assert not again.tests_done() and again.result["outcomes"] == {}
+
+
+CONFTEST = """
+import pytest
+def pytest_addoption(parser):
+    parser.addoption("--device")
+@pytest.fixture
+def device(): ...
+"""
+DEADLY = """
+import os, signal, time, pytest
+from bench import device_tests
+ENDS = {"abort": os.abort, "hang": lambda: time.sleep(300), "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV)}
+@pytest.mark.parametrize("how", ["first", "abort", "hang", "segfault", "last"])
+def test_it(device, how):
+    device_tests._launching("deadly" if how in ENDS else "sound")
+    ENDS.get(how, bool)()
+"""
+
+
+def test_a_test_that_dies_or_hangs_has_failed_and_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_run, "SILENT_SECONDS", 8.0)
+    monkeypatch.setattr(environment, "kernel_hashes", lambda: {"deadly": "h", "sound": "h"})
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_deadly.py").write_text(DEADLY)
+    run = opened(tmp_path)
+    gpu.run_tests(run, 200, (str(tmp_path / "test_deadly.py"),))
+    outcomes = {test.split("[")[1][:-1]: line for test, line in run.result["outcomes"].items()}
+    assert outcomes == {
+        "first": "passed sound",
+        "abort": "failed deadly | its process ended with -6",
+        "hang": "failed deadly | its process hung for 8 s",
+        "segfault": "failed deadly | its process ended with -11",
+        "last": "passed sound",
+    }
+    assert run.result["tests"]["complete"] and run.result["tests"]["failed"] == 3
+    assert {name: state["passed"] for name, state in run.result["kernels"].items()} == {"deadly": False, "sound": True}
+
+
+def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monkeypatch):
+    """Parallel workers: which of the unfinished tests it was shows when they run one by one."""
+    calls = []
+
+    def child(command, limit, extra, poll, log):
+        chosen = command[2 : command.index("--device")]
+        done = set(json.loads(device_tests.earlier(log).read_text()))
+        calls.append(chosen)
+        if chosen == ["tests"] and not done:  # three workers, one hangs
+            lines, status = [("a", True), ("bad", False), ("slow", False)], gpu_run.HUNG
+        elif chosen == ["bad", "slow"]:
+            lines, status = [("bad", False)], -11
+        else:
+            lines, status = [(test, True) for test in ("slow", "z") if test not in done and test in (*chosen, "z")], 0
+            lines = [line for line in lines if chosen == ["tests"] or line[0] in chosen]
+        with open(log, "a") as file:
+            for test, ended in lines:
+                file.write(json.dumps({"test": test, "started": True}) + "\n")
+                if ended:
+                    file.write(json.dumps({"test": test, "outcome": "passed", "when": "teardown"}) + "\n")
+        return status
+
+    monkeypatch.setattr(gpu_run, "child", child)
+    run = opened(tmp_path)
+    gpu.run_tests(run, 100)
+    assert calls == [["tests"], ["bad", "slow"], ["slow"], ["tests"]]
+    assert run.result["outcomes"] == {
+        "a": "passed", "bad": "failed | its process ended with -11", "slow": "passed", "z": "passed"
+    }  # fmt: skip
+    assert run.result["tests"]["complete"] and run.tests_done()
+
+
+def test_the_library_is_taken_or_built(tmp_path, monkeypatch):
+    wanted, library = gpu_library.build.library_hash(), tmp_path / "_C_cuda.abi3.so"
+    everything = gpu_library.build.ARCHITECTURES
+    present, built = [""], []
+
+    def child(command, limit, extra, poll):
+        assert command[:2] == ["-m", "bench.gpu.library"] and limit == 100
+        built.append(tuple(command[3:]))
+        monkeypatch.setattr(gpu_library.build, "build", lambda path, folder, names: path.write_bytes(b"ELF"))
+        present[0] = wanted
+        return gpu_library.main(*command[2:])
+
+    monkeypatch.setattr(gpu_library, "made_of", lambda: present[0])
+    monkeypatch.setattr(gpu_library.build, "nvcc", lambda: None)
+    assert gpu_library.ready((9, 0), 100, library) == "unavailable: none here, and there is no nvcc"
+    monkeypatch.setattr(gpu_library.build, "nvcc", lambda: "nvcc")
+    monkeypatch.setattr(gpu_library, "child", child)
+    assert gpu_library.ready((9, 0), 100, library).startswith("built for sm_90a in 0 s")
+    assert gpu_library.ready((9, 0), 100, library) == f"prebuilt, sources {wanted}"
+    assert built == [("90a",)] and gpu_library.recorded(library) == ("90a",)
+    assert gpu_library.ready((8, 0), 100, library).startswith("built for sm_80, sm_90a"), (
+        "of one architecture, and another's"
+    )
+    assert gpu_library.ready((9, 0), 100, library) == f"prebuilt, sources {wanted}"
+    assert gpu_library.ready((8, 9), 100, library).startswith("built for sm_80, sm_86, sm_90a, sm_100, sm_120 in")
+    present[0] = "other"
+    assert gpu_library.ready((9, 0), 100, library).startswith("built for"), "of other sources"
+    assert built[1:] == [("80", "90a"), everything, everything], "an architecture that is there stays"
+    library.write_bytes(b"ELF of setup.py, which records nothing")
+    assert gpu_library.ready((10, 0), 100, library) == f"prebuilt, sources {wanted}"
+    for status, said in ((None, "out of time"), (1, "exit 1")):
+        present[0] = "other"
+        monkeypatch.setattr(gpu_library, "child", lambda *a, status=status: status)
+        assert gpu_library.ready((9, 0), 100, library) == f"unavailable: did not build ({said})"
+        assert not list(tmp_path.iterdir()), "the package would load it"
+
+
+def test_the_clock_starts_before_the_library_is_built(tmp_path, monkeypatch):
+    now, parts = [1000.0], {}
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
+    monkeypatch.setattr(gpu, "describe", described)
+    monkeypatch.setattr(gpu, "conclude", lambda run: 0)
+
+    def ready(capability, seconds):
+        parts["build"] = seconds
+        now[0] += 40
+        return "built"
+
+    def part(name):
+        def does(run, quick):
+            parts[name] = run.left()
+            now[0] += run.left()
+
+        return does
+
+    monkeypatch.setattr(gpu_library, "ready", ready)
+    for name in gpu.PARTS:
+        monkeypatch.setattr(gpu, name, part(name))
+    assert gpu.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert parts == {"build": 42, "verify": 20, "sweep": 60} and now[0] == 1120
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    assert parts == {"build": 315, "verify": 410, "sweep": 450}
+
+
+def test_every_operator_has_a_source():
+    x = types.SimpleNamespace(dtype=torch.bfloat16, is_cuda=False, itemsize=2)
+    names = {device_tests.source_of(name, (x,)) for name in ("prepare", "terms", "finish_forward", "pair_reduce")}
+    for dtype in (torch.float16, torch.float64):
+        names.add(device_tests.source_of("pair_weight", (types.SimpleNamespace(dtype=dtype, is_cuda=False),)))
+    names |= {device_tests.source_of("fused_rows", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+    none = types.SimpleNamespace(dtype=torch.int64)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        x = types.SimpleNamespace(dtype=dtype)
+        names.add(device_tests.source_of("force_group", (x, none)))
+        assert device_tests.source_of("force_inverses", (none, x)) in names
+    names.add(device_tests.source_of("sigmoid_terms", (x,)))
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        x = types.SimpleNamespace(dtype=dtype, is_cuda=False, itemsize=2)
+        names.add(device_tests.source_of("sigmoid_weight", (x,)))
+    names |= {device_tests.source_of("sigmoid_reduce", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+    assert names | {"cuda/tiles_sm90", "cuda/sigmoid_sm90"} == {
+        name for name in environment.kernel_hashes() if name.startswith("cuda/")
+    }
+    assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/tiles_fma"
+
+
+def test_the_plugin_notes_launches(monkeypatch):
+    calls = []
+    recorder = device_tests.Recorder(types.SimpleNamespace(prepare=lambda *a: calls.append(a)))
+    monkeypatch.setattr(device_tests, "_launched", set())
+    recorder.prepare(1, 2)
+    assert calls == [(1, 2)] and device_tests._launched == {"cuda/prepare"}
+
+
+def test_gpu_status_covers_the_cuda_kernels(capsys):
+    assert gpu_status.main() == 0
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"cuda/prepare", "cuda/finish", "cuda/tiles_bf16", "cuda/tiles_sm90", "pair_reduce"} <= names
+
+
+def test_compute_sanitizer(tmp_path, monkeypatch):
+    tool = tmp_path / "compute-sanitizer"
+    monkeypatch.setattr(small_case, "sanitizer", lambda: str(tool))
+
+    def does(commands):
+        tool.write_text(f"#!/bin/sh\n{commands}\n")
+        tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+
+    for status, verdict in (
+        (0, "passed"),
+        (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors"),
+        (1, "not run: exit 1, no driver.so"),
+    ):
+        does(f"echo 'no /usr/lib/driver.so' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}")
+        assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, verdict)
+    does("sleep 60 & wait")  # a process of its own that keeps the pipes open
+    began = time.monotonic()
+    said = small_case.sanitize(0.4, {"memcheck": "passed"})
+    assert said == {"memcheck": "passed", "racecheck": "not finished in 0 s"} and time.monotonic() - began < 30
+    run = opened(tmp_path / "results")
+    monkeypatch.setattr(run, "tests_done", lambda: True)
+    run.result["sanitizer"] = said
+    does("exit 0")
+    gpu.verify(run, False)
+    assert run.result["sanitizer"] == dict.fromkeys(small_case.TOOLS, "passed")
+    monkeypatch.setattr(small_case, "sanitize", lambda *a: pytest.fail("run again"))
+    gpu.verify(run, False)
+    monkeypatch.undo()
+    monkeypatch.setattr(small_case, "sanitizer", lambda: str(tmp_path))
+    assert small_case.sanitize(20)["racecheck"].startswith("not run: ")
+
+
+@pytest.mark.skipif(cuda_host.compiler() is None, reason="the host shim needs a C++ compiler")
+def test_the_small_case_reaches_every_kernel(monkeypatch):
+    monkeypatch.setattr(device_tests, "_launched", set())
+    monkeypatch.setitem(cuda.LIBRARIES, "cpu", device_tests.Recorder(cuda_host.load().operators))
+    assert small_case.main("cpu") == 0
+    assert device_tests._launched == {
+        f"cuda/{name}"
+        for name in "prepare finish tiles_bf16 tiles_f16 tiles_f64 tiles_tf32x3 force_bf16 force_f16 force_f32 force_f64".split()
+    }
+
+
+def test_bare_rates():
+    measured = gpu.rates(torch.device("cpu"), 64, 1 << 16, 0.01)
+    assert set(measured) == {"gemm_bf16_tflops", "gemm_tf32_tflops", "gemm_fp32_tflops", "copy_gb_per_s"}
+
+
+def test_kernels_alone_against_bare_rates():
+    kernels = [
+        ("void fused_contrastive::(anonymous namespace)::prepare<bf16>(PrepareParams)", 10.0),
+        ("void fused_contrastive::pair_reduce<Half<bf16>, false>(ReduceParams)", 100.0),
+        ("void fused_contrastive::force_group<float, 4>(ForceParams)", 5.0),
+        ("nvjet_tst_256x128", 300.0),
+        ("elementwise_kernel", 1.0),
+    ]
+    place = {"loss": "nt_xent", "N": 10000, "K": 0, "D": 250, "dtype": "bf16", "pass": "full", "backend": "cuda"}
+    result = {
+        "rows": [{**place, "kernels": kernels}, {**place, "backend": "eager", "kernels": kernels}],
+        "rates": rates(),
+    }
+    found = {e["kernel"]: e for e in kernel_table.entries(result)}
+    assert set(found) == {"prepare", "pair_reduce", "force_group", "product", "other"}
+    assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
+    assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
+    assert found["prepare"]["rate"] == pytest.approx(1000.0)
+    force = {"loss": "contrastive_force", "N": 500, "K": 10, "D": 100, "dtype": "fp32", "pass": "full"}
+    launched = [("void fused_contrastive::force_weights<float>(ForceParams)", 100.0), ("ampere_sgemm_128x64", 100.0)]
+    both = [{**force, "backend": backend, "kernels": launched} for backend in ("cuda", "triton")]
+    found = {(e["backend"], e["kernel"]): e for e in kernel_table.entries({"rows": both, "rates": rates()})}
+    cells = 10 * 1000**2 * 100  # 5000 rows against the 1000 points of their group: half of that
+    assert found["cuda", "force_weights"]["rate"] == pytest.approx(3 * cells / 2 / 100e-6 / 1e12)
+    assert found["cuda", "product"]["of"] == pytest.approx(3 * cells / 100e-6 / 1e12 / 50)
+    assert found["triton", "force_weights"]["rate"] is None, "other launches than those counted"
+    assert "250 TFLOP/s" in kernel_table.markdown(result) and "no" not in kernel_table.markdown(result)[:2]
+    assert kernel_table.markdown({"rows": [], "rates": {}}) == "No profiled kernels."
+
+
+def test_the_end_of_a_run(tmp_path, capsys):
+    run = opened(tmp_path)
+    run.result["library"] = "prebuilt"
+    run.result["tests_of"] = environment.digest(("tests",))
+    tests = {"passed": 3, "failed": 0, "skipped": 1, "failures": [], "skip_reasons": {}, "complete": True}
+    run.result["tests"] = tests
+    assert gpu.conclude(run) == 0
+    assert "the same command goes on with it" in capsys.readouterr().out
+    run.result.update(swept=True, sanitizer={"memcheck": "passed"})
+    assert gpu.conclude(run) == 0 and run.result["complete"]
+    for tool in small_case.TOOLS:
+        run.result["sanitizer"] = {tool: "failed: exit 9"}
+        assert gpu.conclude(run) == 1
+        run.result["sanitizer"] = {tool: "not run: exit 1"}
+        assert gpu.conclude(run) == 0
+    run.result.update(sanitizer={}, tests={**tests, "failed": 1, "failures": [{"test": "t", "message": "wrong"}]})
+    assert gpu.conclude(run) == 1
+    assert "t: wrong" in capsys.readouterr().out

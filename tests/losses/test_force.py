@@ -1,0 +1,364 @@
+"""The force family against its oracle: values and gradients in float64, errors in lower precision against eager's; gradcheck."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from conftest import is_interpreted, skip_unless_served
+from oracles import force as force_oracle
+from oracles.force import array
+from test_accuracy import assert_within_yardstick
+
+import fused_contrastive as fc
+from fused_contrastive.backends.panels import force as force_panels
+from fused_contrastive.reference import force as force_reference
+
+MASKS, NORMALIZERS, FLOORS = ("sum", "softmax"), (None, "dist_affinity_rms", "force_rms"), (0.0, 1e-6, 0.01)
+# groups, positives, negatives, features
+SIZES = ((1, 5, 7, 3), (3, 9, 4, 2), (2, 1, 6, 3), (2, 6, 1, 3), (1, 1, 1, 1), (2, 20, 17, 35))
+LARGE = ((300, 3, 2, 2), (5, 64, 64, 33), (1, 600, 533, 3))
+DATA = ("normal", "clustered", "duplicated", "far")
+
+
+@pytest.fixture
+def exact_distances(monkeypatch):
+    """Eager from differences: by default torch.cdist loses half the digits of more than 25 points."""
+    exact = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
+    monkeypatch.setattr(torch, "cdist", exact)
+
+
+def draw(size, data="normal", dtype=torch.float64, device="cpu", seed=0):
+    """Positives `[G, N, D]` and negatives `[G, M, D]`, exact in `dtype`."""
+    G, N, M, D = size
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn((G, N + M, D), generator=generator, dtype=torch.float64)
+    if data in ("clustered", "duplicated"):
+        centres = 3 * torch.randn((G, 4, D), generator=generator, dtype=torch.float64)
+        place = torch.randint(0, 4, (G, N + M, 1), generator=generator).expand(-1, -1, D)
+        x = centres.gather(1, place) + (1e-2 if data == "clustered" else 0.5) * x
+    if data == "duplicated":
+        x[:, 1::2] = x[:, : (N + M) // 2 * 2 : 2][:, : x[:, 1::2].shape[1]]
+    if data == "far":
+        x += 1000
+    x = x.to(dtype).to(device)
+    return [x[:, M:].clone().requires_grad_(), x[:, :M].clone().requires_grad_()]
+
+
+def upstream_of(shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 77), dtype=torch.float64)
+
+
+def error(x, expected) -> float:
+    """Relative error (norm); absolute where all is 0."""
+    x, expected = array(x), np.asarray(expected, dtype=np.longdouble)
+    assert x.shape == expected.shape, (x.shape, expected.shape)
+    return float(np.linalg.norm((x - expected).ravel()) / (np.linalg.norm(expected.ravel()) or 1))
+
+
+_known = {}
+
+
+def known(function):
+    """The oracle's answers, kept for the other backends."""
+
+    def call(*arguments, **options):
+        flat = [x.detach().cpu().double().numpy().tobytes() if hasattr(x, "detach") else x for x in arguments]
+        given = {k: v.detach().cpu().numpy().tobytes() if hasattr(v, "detach") else v for k, v in options.items()}
+        key = (function.__name__, *flat, *sorted(given.items()))
+        if key not in _known:
+            _known[key] = function(*arguments, **options)
+        return _known[key]
+
+    return call
+
+
+@known
+def oracle_force(positive, negative, temperature, **options):
+    pairs = zip(array(positive), array(negative), strict=True)
+    return np.stack([force_oracle.force(p, n, temperature, **options) for p, n in pairs])
+
+
+@known
+def oracle_loss(positive, negative, temperatures, upstream, scale=None, **options):
+    scales = [None] * len(positive) if scale is None else array(scale)
+    groups = zip(array(positive), array(negative), array(upstream), scales, strict=True)
+    parts = [force_oracle.force_loss(p, n, temperatures, g, scale=s, **options) for p, n, g, s in groups]
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.mark.parametrize("affinity_floor", FLOORS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("mask_self", MASKS)
+def test_force(mask_self, normalizer, affinity_floor, any_backend, device, exact_distances):
+    options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
+    for size in SIZES:
+        positive, negative = draw(size, device=device)
+        out = fc.contrastive_force(positive, negative, 0.3, backend=any_backend, **options)
+        assert error(out, oracle_force(positive, negative, 0.3, **options)) < 1e-10, size
+
+
+@pytest.mark.parametrize("scale", ("mean", "detached", "given"))
+@pytest.mark.parametrize("affinity_floor", (0.0, 1e-3))
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("mask_self", MASKS)
+def test_force_loss(mask_self, normalizer, affinity_floor, scale, any_backend, device, exact_distances):
+    """Both versions of the source: without the normaliser, and with it and the scale; gradients with random upstream gradients."""
+    options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
+    temperatures = (0.05, 0.2, 0.6)
+    for size in SIZES:
+        positive, negative = draw(size, device=device)
+        given = None
+        if scale == "given":
+            given = torch.linspace(0.7, 2, size[0], dtype=torch.float64, device=device).requires_grad_()
+        upstream = upstream_of(negative.shape)
+        loss = fc.contrastive_force_loss(
+            positive, negative, temperatures, scale=given, detach_scale=scale == "detached", backend=any_backend,
+            **options,
+        )  # fmt: skip
+        inputs = [positive, negative] + ([] if given is None else [given])
+        gradients = torch.autograd.grad(loss, inputs, upstream.to(device), allow_unused=True)
+        expected = oracle_loss(
+            positive, negative, temperatures, upstream, given, detach_scale=scale == "detached", **options
+        )
+        assert error(loss, expected["loss"]) < 1e-10, size
+        for name, gradient in zip(("positive", "negative", "scale"), gradients, strict=False):
+            gradient = torch.zeros_like(positive) if gradient is None else gradient
+            assert error(gradient, expected[name]) < 1e-10, (name, size)
+
+
+@pytest.mark.parametrize(
+    "mask_self, normalizer, affinity_floor", [("sum", "dist_affinity_rms", 0.0), ("softmax", "force_rms", 1e-6)]
+)
+@pytest.mark.parametrize("size", LARGE, ids=str)
+def test_many_groups_and_large_ones(size, mask_self, normalizer, affinity_floor, backend, device):
+    """Dozens of tiles, several panels, more groups than threads or multiprocessors."""
+    if is_interpreted(backend):
+        pytest.skip("minutes in the interpreter and the host shim, whose own tests cross their tiles")
+    options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
+    positive, negative = draw(size, device=device)
+    upstream = upstream_of(negative.shape)
+    loss = fc.contrastive_force_loss(positive, negative, (0.05, 0.2), backend=backend, **options)
+    gradients = torch.autograd.grad(loss, (positive, negative), upstream.to(device))
+    expected = oracle_loss(positive, negative, (0.05, 0.2), upstream, **options)
+    for value, name in zip((loss, *gradients), ("loss", "positive", "negative"), strict=True):
+        assert error(value, expected[name]) < 1e-10, name
+
+
+@pytest.mark.parametrize("data", ("clustered", "duplicated", "far"))
+def test_float64_of_difficult_data(data, backend, device):
+    """Clusters a hundredth of their distance wide, every other point a copy, a thousand from the origin; the temperatures of the source."""
+    for size in ((2, 6, 5, 3), (1, 13, 12, 4)):
+        positive, negative = draw(size, data, device=device)
+        upstream = upstream_of(negative.shape)
+        for options in ({}, {"mask_self": "softmax"}):
+            settings = {"temperatures": (0.01, 0.02, 0.05, 0.1, 0.2), **options}
+            loss = fc.contrastive_force_loss(positive, negative, backend=backend, **settings)
+            gradients = torch.autograd.grad(loss, (positive, negative), upstream.to(device))
+            expected = oracle_loss(positive, negative, upstream=upstream, **settings)
+            for value, name in zip((loss, *gradients), ("loss", "positive", "negative"), strict=True):
+                assert error(value, expected[name]) < 1e-10, (name, size, options)
+
+
+@pytest.mark.parametrize("weighted", (False, True))
+@pytest.mark.parametrize("with_negative", (False, True))
+def test_drift_loss(with_negative, weighted, any_backend, device, exact_distances):
+    for G, N, M, D in SIZES:
+        positive, gen = draw((G, N, M, D), device=device)
+        negative = draw((G, 3, 1, D), device=device, seed=5)[0] if with_negative else None
+        sets = [x for x in (gen, negative, positive) if x is not None]
+        weights = [torch.ones(x.shape[:2], dtype=torch.float64) for x in sets]
+        if weighted:
+            weights = [(upstream_of(w.shape, i) + 0.5) for i, w in enumerate(weights)]  # some are negative
+        given = {"weight_gen": weights[0], "weight_positive": weights[-1]} if weighted else {}
+        if weighted and with_negative:
+            given["weight_negative"] = weights[1]
+        loss, info = fc.drift_loss(
+            gen, positive, negative, backend=any_backend, **{name: w.to(device) for name, w in given.items()}
+        )
+        upstream = upstream_of(loss.shape)
+        (gradient,) = torch.autograd.grad(loss, gen, upstream.to(device))
+        temperatures = (0.02, 0.05, 0.2)
+        expected = force_oracle.drift(
+            array(gen), array(positive), None if negative is None else array(negative), [array(w) for w in weights],
+            temperatures, array(upstream),
+        )  # fmt: skip
+        assert error(loss, expected["loss"]) < 1e-10
+        assert error(gradient, expected["gen"]) < 1e-10
+        assert error(info["scale"], expected["scale"]) < 1e-12
+        assert error(torch.stack([info[f"loss_{t}"] for t in temperatures]), expected["squares"]) < 1e-10
+
+
+@pytest.mark.parametrize("temperature", (0.05, 0.5))
+def test_drift_field(temperature, any_backend, device, exact_distances):
+    for size in SIZES:
+        positive, gen = draw(size, device=device)
+        out = fc.drift_field(gen, positive, temperature, backend=any_backend)
+        expected = [
+            force_oracle.drift_field(x, y, temperature) for x, y in zip(array(gen), array(positive), strict=True)
+        ]
+        assert error(out, np.stack(expected)) < 1e-10, size
+        assert not out.requires_grad
+
+
+def seeds_for(backend):
+    """More where sets are small and single errors vary widely."""
+    return range(11 if is_interpreted(backend) else 5)
+
+
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.interpreter(dtype=(torch.float32,))
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_errors_of_the_force(dtype, data, backend, device):
+    """At temperatures where eager is finite; scaled to a mean distance of 1. Eager computes half-precision inputs in float32, as we do."""
+    skip_unless_served(backend, device, dtype)
+    for normalizer in NORMALIZERS:
+        options = {"mask_self": "softmax", "normalizer": normalizer}
+        size = (2, 9, 8, 5) if is_interpreted(backend) else (2, 40, 35, 24)
+        ours, eager = [], []
+        for seed in seeds_for(backend):
+            positive, negative = draw(size, data, dtype, device, seed)
+            temperature = 0.2 * float(torch.cdist(positive.detach().double(), negative.detach().double()).mean())
+            expected = oracle_force(positive, negative, temperature, **options)
+            for errors, name in ((ours, backend), (eager, "eager")):
+                out = fc.contrastive_force(positive, negative, temperature, backend=name, **options)
+                errors.append({"force": error(out, expected)})
+        assert_within_yardstick(ours, eager, dtype)
+
+
+@pytest.mark.interpreter(data=("normal", "duplicated"))
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_errors_of_the_loss(dtype, data, backend, device):
+    """With the published and the default options, also where eager's float32 underflows to NaN and float64 is the truth."""
+    skip_unless_served(backend, device, dtype)
+    size = (2, 9, 8, 5) if is_interpreted(backend) else (1, 40, 40, 64)
+    for options in ({}, {"mask_self": "softmax"}, {"normalizer": None, "temperatures": (0.2, 0.5)}):
+        ours, eager = [], []
+        for seed in seeds_for(backend):
+            positive, negative = draw(size, data, dtype, device, seed)
+            upstream = upstream_of(negative.shape, seed)
+            settings = {"temperatures": (0.01, 0.02, 0.05, 0.1, 0.2)} | options
+            expected = oracle_loss(positive, negative, upstream=upstream, **settings)
+            for errors, name in ((ours, backend), (eager, "eager")):
+                x = [p.detach().float().requires_grad_() for p in (positive, negative)]
+                loss = fc.contrastive_force_loss(*x, backend=name, **settings)
+                gradients = torch.autograd.grad(loss, x, upstream.to(loss))
+                values = {"loss": loss, "positive": gradients[0], "negative": gradients[1]}
+                errors.append({key: error(value, expected[key]) for key, value in values.items()})
+        assert_within_yardstick(ours, eager, torch.float32)
+
+
+@pytest.mark.parametrize("data", DATA)
+def test_errors_of_the_drift(data, backend, device):
+    size = (2, 9, 8, 5) if is_interpreted(backend) else (4, 64, 32, 64)
+    ours, eager = [], []
+    for seed in seeds_for(backend):
+        positive, gen = draw(size, data, torch.float32, device, seed)
+        weights = [np.ones(x.shape[:2]) for x in (gen, positive)]
+        expected = force_oracle.drift(array(gen), array(positive), None, weights, (0.02, 0.05, 0.2), np.ones(size[0]))
+        for errors, name in ((ours, backend), (eager, "eager")):
+            loss, _ = fc.drift_loss(gen, positive, backend=name)
+            (gradient,) = torch.autograd.grad(loss.sum(), gen)
+            errors.append({"loss": error(loss, expected["loss"]), "gen": error(gradient, expected["gen"])})
+    assert_within_yardstick(ours, eager, torch.float32)
+
+
+@pytest.mark.parametrize("affinity_floor", (0.0, 0.01))
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("mask_self", MASKS)
+def test_gradcheck_of_the_force(mask_self, normalizer, affinity_floor, any_backend, device, monkeypatch):
+    monkeypatch.setattr(force_panels, "PANEL", 50)  # several row panels
+    options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
+    for size in ((2, 3, 4, 2), (1, 7, 5, 3), (1, 1, 3, 2)):
+        positive, negative = draw(size, device=device)
+        temperature = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+
+        def function(*inputs):
+            return fc.contrastive_force(*inputs, backend=any_backend, **options)
+
+        assert torch.autograd.gradcheck(
+            function, (positive, negative, temperature), fast_mode=is_interpreted(any_backend), atol=1e-6, rtol=1e-5
+        )
+
+
+def test_gradient_of_the_force_against_eager(backend, device, exact_distances):
+    """Ragged across tiles, several groups, random upstream gradients."""
+    size = (2, 21, 17, 6) if is_interpreted(backend) else (2, 150, 131, 20)
+    for normalizer in NORMALIZERS:
+        results = []
+        for name in (backend, "eager"):
+            inputs = [*draw(size, device=device), torch.tensor(0.8, dtype=torch.float64, requires_grad=True)]
+            out = fc.contrastive_force(*inputs, normalizer=normalizer, backend=name)
+            results.append(torch.autograd.grad(out, inputs, upstream_of(out.shape).to(out)))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("scale", ("mean", "detached", "given"))
+def test_gradcheck_of_the_loss(scale, normalizer, any_backend, device):
+    """Finite differences of the dense form with its target (and a detached scale) frozen; the derivative is the loss's own."""
+    positive, negative = draw((2, 4, 3, 2), device=device)
+    given = torch.tensor([1.3, 0.8], dtype=torch.float64, device=device, requires_grad=True)
+    base = (positive, negative) if scale != "given" else (positive, negative, given)
+    settings = {"temperatures": (0.3, 0.8), "normalizer": normalizer}
+
+    def scaled(positive, negative, given=None):
+        x = torch.cat([negative, positive], 1)
+        if given is None and scale == "detached":
+            given = torch.cdist(frozen, frozen).mean((1, 2))
+        given = torch.cdist(x, x).mean((1, 2)) if given is None else given
+        return negative / given[:, None, None]
+
+    with torch.no_grad():
+        frozen = torch.cat([negative, positive], 1).clone()
+        at_base = scaled(*base)
+        root = fc.contrastive_force_loss(
+            positive, negative, scale=base[2] if len(base) > 2 else None, backend="eager", **settings
+        )
+        target = at_base + _signed_root(root, positive, negative, base, settings)
+        copies = [x.clone() for x in base]
+
+    def function(*inputs):
+        if all(torch.equal(x, y) for x, y in zip(inputs, copies, strict=True)):
+            return fc.contrastive_force_loss(
+                *inputs[:2], scale=inputs[2] if len(inputs) > 2 else None, detach_scale=scale == "detached",
+                backend=any_backend, **settings,
+            )  # fmt: skip
+        return (scaled(*inputs) - target) ** 2
+
+    assert torch.autograd.gradcheck(function, base, atol=1e-6, rtol=1e-5)
+
+
+def _signed_root(loss, positive, negative, base, settings):
+    """The force whose squares are the loss."""
+    x = torch.cat([negative, positive], 1)
+    scale = base[2] if len(base) > 2 else torch.cdist(x, x).mean((1, 2))
+    scaled = [p / scale[:, None, None] for p in (positive, negative)]
+    force = sum(
+        force_reference.contrastive_force(*scaled, t, normalizer=settings["normalizer"])
+        for t in settings["temperatures"]
+    )
+    torch.testing.assert_close(force**2, loss)
+    return force
+
+
+def test_finite_where_eager_is_not(backend, device):
+    """Self pairs in the softmax leave no affinity whose square float32 could hold."""
+    positive, negative = draw((1, 16, 16, 64), "normal", torch.float32, device)
+    temperature = float(torch.cdist(positive.detach(), negative.detach()).mean()) / 100
+    options = {"normalizer": "dist_affinity_rms"}
+    eager = fc.contrastive_force(positive, negative, temperature, backend="eager", **options)
+    assert not torch.isfinite(eager).all()
+    force = fc.contrastive_force(positive, negative, temperature, backend=backend, **options)
+    upstream = upstream_of(force.shape).to(force)
+    gradients = torch.autograd.grad(force, (positive, negative), upstream)
+    wide = [x.detach().double().requires_grad_() for x in (positive, negative)]
+    exact = fc.contrastive_force(*wide, temperature, backend="panels", **options)
+    assert error(force, oracle_force(positive, negative, temperature, **options)) < 1e-4
+    for ours, expected in zip(gradients, torch.autograd.grad(exact, wide, upstream.double()), strict=True):
+        assert error(ours, array(expected)) < 1e-4

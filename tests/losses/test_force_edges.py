@@ -1,0 +1,322 @@
+"""The force family at its edges: degenerate sets, odd inputs, errors, torch's own tools, many panels, threads, memory."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import is_interpreted
+from test_force import draw, upstream_of
+
+import fused_contrastive as fc
+from fused_contrastive.backends.panels import force as force_panels
+
+
+def train(function, positive, negative, **options):
+    """Value and gradients of a loss or force, upstream gradients random."""
+    inputs = [x.detach().requires_grad_() for x in (positive, negative)]
+    out = function(*inputs, **options)
+    gradients = torch.autograd.grad(out, inputs, upstream_of(out.shape).to(out), allow_unused=True)
+    return [out.detach(), *gradients]
+
+
+@pytest.mark.parametrize("normalizer", (None, "dist_affinity_rms", "force_rms"))
+@pytest.mark.parametrize("mask_self", ("sum", "softmax"))
+def test_all_points_equal(mask_self, normalizer, any_backend, device):
+    """Force 0, loss 0, no gradient through them, whatever the point."""
+    for dtype in (torch.float64, torch.float32):
+        x = torch.tensor([0.1, -1e3, 7.0], dtype=dtype, device=device)
+        positive, negative = x.expand(2, 5, 3).clone(), x.expand(2, 4, 3).clone()
+        options = {"mask_self": mask_self, "normalizer": normalizer, "backend": any_backend}
+        force = fc.contrastive_force(positive, negative, 0.5, **options)
+        if any_backend == "eager":  # its sums round
+            assert torch.isfinite(force).all()
+            continue
+        assert (force == 0).all()
+        for value in train(fc.contrastive_force_loss, positive, negative, **options):
+            assert (value == 0).all()
+        assert all(
+            torch.isfinite(v).all() for v in train(fc.contrastive_force, positive, negative, temperature=0.5, **options)
+        )
+
+
+@pytest.mark.parametrize(
+    "shapes", [((0, 3), (4, 3)), ((4, 3), (0, 3)), ((0, 5, 3), (0, 4, 3)), ((4, 0), (3, 0))], ids=str
+)
+def test_empty(shapes, any_backend, device):
+    positive, negative = (torch.randn(shape, device=device, requires_grad=True) for shape in shapes)
+    force = fc.contrastive_force(positive, negative, 0.5, backend=any_backend)
+    assert force.shape == negative.shape and (force == 0).all()
+    loss = fc.contrastive_force_loss(positive, negative, backend=any_backend)
+    assert loss.shape == negative.shape and (loss == 0).all()
+    loss.sum().backward()
+    mean = fc.contrastive_force_loss(positive, negative, reduction="mean", backend=any_backend)
+    assert mean.isnan() if negative.numel() == 0 else mean == 0
+    assert fc.drift_field(negative, positive, backend=any_backend).shape == negative.shape
+    temperature = torch.tensor(0.5, device=device, requires_grad=True)
+    fc.contrastive_force(positive, negative, temperature, backend=any_backend).sum().backward()
+    assert temperature.grad == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
+def test_empty_drift(shape, any_backend, device):
+    """The mean over nothing."""
+    gen = torch.randn(shape, device=device, requires_grad=True)
+    loss, info = fc.drift_loss(gen, gen.detach(), backend=any_backend)
+    assert loss.shape == shape[:1] and loss.isnan().all()
+    assert set(info) == {"scale", "loss_0.02", "loss_0.05", "loss_0.2"} and all(x.isnan() for x in info.values())
+    loss.sum().backward()
+
+
+@pytest.mark.parametrize("mask_self", ("sum", "softmax"))
+def test_a_point_that_equals_one_of_either_side(mask_self, backend, device):
+    """Its affinities to both exceed all others by more than float32 holds; the force is made of the others alone."""
+    negative = torch.zeros(2, 8, device=device)
+    positive = torch.zeros(2, 8, device=device)
+    positive[1, 0] = 1.0
+    for options in ({}, {"temperatures": (0.02,), "normalizer": "force_rms"}):
+        loss = fc.contrastive_force_loss(positive, negative, mask_self=mask_self, backend=backend, **options)
+        exact = fc.contrastive_force_loss(
+            positive.double(), negative.double(), mask_self=mask_self, backend="eager", **options
+        )
+        torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
+    for distance in (0.5, 1.0, 3.0):
+        positive[1, 0] = distance
+        force = fc.contrastive_force(
+            positive, negative, 0.01, mask_self=mask_self, normalizer="force_rms", backend=backend
+        )
+        assert abs(float(force[0, 0]) - 8**0.5) < 1e-4
+
+
+def test_one_negative_feels_nothing(any_backend, device):
+    """There is no other negative to weigh: k != j leaves none."""
+    positive, negative = draw((2, 5, 1, 3), device=device)
+    assert (fc.contrastive_force(positive, negative, 0.5, backend=any_backend) == 0).all()
+
+
+def test_strides_and_leading_dimensions(backend, device):
+    positive, negative = (x.detach() for x in draw((6, 7, 5, 4), device=device))
+    expected = train(fc.contrastive_force_loss, positive, negative, backend=backend)
+    odd = [
+        torch.empty(x.shape[::-1], dtype=x.dtype, device=device).permute(2, 1, 0).copy_(x) for x in (positive, negative)
+    ]
+    for x, y in zip(train(fc.contrastive_force_loss, *odd, backend=backend), expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
+    nested = [x.view(2, 3, *x.shape[1:]) for x in (positive, negative)]
+    for x, y in zip(train(fc.contrastive_force_loss, *nested, backend=backend), expected, strict=True):
+        torch.testing.assert_close(x, y.view_as(x), rtol=1e-12, atol=1e-13)
+    single = train(fc.contrastive_force_loss, positive[2], negative[2], backend=backend)
+    torch.testing.assert_close(single[0], expected[0][2], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf")))
+def test_not_finite_in_not_finite_out(bad, any_backend, device):
+    """In the group that holds it, and only there."""
+    positive, negative = (x.detach() for x in draw((2, 6, 5, 3), device=device))
+    positive[0, 2, 1] = bad
+    for normalizer in (None, "dist_affinity_rms", "force_rms"):
+        out = fc.contrastive_force(positive, negative, 0.5, normalizer=normalizer, backend=any_backend)
+        assert torch.isfinite(out[1]).all()
+        assert out[0].isnan().any()
+
+
+def test_far_apart_groups_do_not_mix(backend, device):
+    """Coordinates up to 1e18, whose squares float32 still holds, beside others of 1e-12."""
+    positive, negative = (x.detach().float() for x in draw((2, 6, 5, 3), device=device))
+    for x in (positive, negative):
+        x[0] *= 1e18
+        x[1] *= 1e-12
+    loss = fc.contrastive_force_loss(positive, negative, (0.2, 0.5), backend=backend)
+    scaled = fc.contrastive_force_loss(
+        torch.stack([positive[0] / 1e18, positive[1] * 1e12]), torch.stack([negative[0] / 1e18, negative[1] * 1e12]),
+        (0.2, 0.5), backend=backend,
+    )  # fmt: skip
+    torch.testing.assert_close(loss, scaled, rtol=1e-3, atol=1e-6)
+
+
+def test_panels_of_any_size(device, monkeypatch):
+    results = []
+    positive, negative = draw((3, 11, 8, 4), device=device)
+    for panel in (1 << 19, 400, 60, 7):
+        monkeypatch.setattr(force_panels, "PANEL", panel)
+        values = train(fc.contrastive_force_loss, positive, negative, backend="panels")
+        values += train(
+            fc.contrastive_force, positive, negative, temperature=0.7, normalizer="dist_affinity_rms", backend="panels"
+        )
+        loss, info = fc.drift_loss(negative, positive, backend="panels")
+        results.append([*values, loss.detach(), *info.values()])
+    for other in results[1:]:
+        for x, y in zip(other, results[0], strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
+def test_threads_do_not_change_the_bits(device):
+    if device.type != "cpu":
+        pytest.skip("threads are the CPU's")
+    for size in ((1, 300, 211, 20), (7, 40, 33, 12)):
+        positive, negative = (x.detach().float() for x in draw(size))
+        results, threads = [], torch.get_num_threads()
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(train(fc.contrastive_force_loss, positive, negative))
+        torch.set_num_threads(threads)
+        for other in results[1:]:
+            assert all(torch.equal(x, y) for x, y in zip(other, results[0], strict=True))
+
+
+ERRORS = {
+    "positive": (lambda p, n: fc.contrastive_force([1], n, 0.5), TypeError),
+    "negative": (lambda p, n: fc.contrastive_force(p, n[..., :2], 0.5), ValueError),
+    "negative ": (lambda p, n: fc.contrastive_force(p, n.double(), 0.5), TypeError),
+    "temperature": (lambda p, n: fc.contrastive_force(p, n, 0.0), ValueError),
+    "mask_self": (lambda p, n: fc.contrastive_force(p, n, 0.5, mask_self="none"), ValueError),
+    "normalizer": (lambda p, n: fc.contrastive_force(p, n, 0.5, normalizer="rms"), ValueError),
+    "affinity_floor": (lambda p, n: fc.contrastive_force(p, n, 0.5, affinity_floor=-1.0), ValueError),
+    "temperatures": (lambda p, n: fc.contrastive_force_loss(p, n, ()), ValueError),
+    "temperatures ": (lambda p, n: fc.contrastive_force_loss(p, n, 0.5), TypeError),
+    "temperatures  ": (lambda p, n: fc.contrastive_force_loss(p, n, (0.1, float("nan"))), ValueError),
+    "scale": (lambda p, n: fc.contrastive_force_loss(p, n, scale=torch.ones(7)), ValueError),
+    "scale ": (lambda p, n: fc.contrastive_force_loss(p, n, scale=-1.0), ValueError),
+    "detach_scale": (lambda p, n: fc.contrastive_force_loss(p, n, detach_scale="yes"), ValueError),
+    "reduction": (lambda p, n: fc.contrastive_force_loss(p, n, reduction="max"), ValueError),
+    "backend": (lambda p, n: fc.contrastive_force_loss(p, n, backend="fast"), ValueError),
+    "gen": (lambda p, n: fc.drift_loss(n[0], p), ValueError),
+    "positive ": (lambda p, n: fc.drift_loss(n, p[:1]), ValueError),
+    "weight_gen": (lambda p, n: fc.drift_loss(n, p, weight_gen=torch.ones(2, 9)), ValueError),
+    "weight_negative": (lambda p, n: fc.drift_loss(n, p, weight_negative=torch.ones(2, 4)), ValueError),
+    "temperatures   ": (lambda p, n: fc.drift_loss(n, p, temperatures=(torch.tensor(0.1),)), TypeError),
+    "positive  ": (lambda p, n: fc.drift_field(n, p.long()), TypeError),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_name_the_argument(name):
+    call, kind = ERRORS[name]
+    with pytest.raises(kind, match=name.strip()):
+        call(torch.randn(2, 5, 3), torch.randn(2, 4, 3))
+
+
+def test_modules(device):
+    positive, negative = draw((2, 6, 5, 3), device=device)
+    module = fc.ContrastiveForceLoss((0.1, 0.3), normalizer="force_rms", reduction="sum")
+    expected = fc.contrastive_force_loss(positive, negative, (0.1, 0.3), normalizer="force_rms", reduction="sum")
+    torch.testing.assert_close(module(positive, negative), expected)
+    assert "force_rms" in repr(module) and not list(module.parameters())
+    weight = torch.rand(2, 6, dtype=torch.float64, device=device)
+    loss, info = fc.DriftLoss((0.1,))(negative, positive, weight_positive=weight)
+    torch.testing.assert_close(loss, fc.drift_loss(negative, positive, weight_positive=weight, temperatures=(0.1,))[0])
+    assert set(info) == {"scale", "loss_0.1"}
+    with pytest.raises(ValueError, match="normalizer"):
+        fc.ContrastiveForceLoss(normalizer="rms")
+    for module in (fc.ContrastiveForceLoss, fc.DriftLoss):
+        with pytest.raises(ValueError, match="temperatures"):
+            module(temperatures=())
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_half_precision_and_autocast(dtype, backend, device):
+    positive, negative = (x.detach() for x in draw((2, 6, 5, 3), dtype=dtype, device=device))
+    wide = fc.contrastive_force_loss(positive.float(), negative.float(), backend=backend)
+    loss = fc.contrastive_force_loss(positive, negative, backend=backend)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, wide, rtol=1e-5, atol=1e-7)
+    force = fc.contrastive_force(positive, negative, 0.5, backend=backend)
+    assert force.dtype == dtype
+    with torch.autocast(device.type, dtype=dtype):  # the loss computes in float32 all the same
+        mixed = fc.contrastive_force_loss(positive.float(), negative, backend=backend)
+    torch.testing.assert_close(mixed, wide, rtol=1e-5, atol=1e-7)
+
+
+def test_second_derivatives_raise(backend, device):
+    positive, negative = draw((1, 4, 3, 2), device=device)
+    scale = torch.tensor(1.5, dtype=torch.float64, device=device, requires_grad=True)
+    for out, x in (
+        (fc.contrastive_force(positive, negative, 0.5, backend=backend), negative),
+        (fc.contrastive_force_loss(positive, negative, backend=backend), negative),
+        (fc.contrastive_force_loss(positive, negative, (0.5,), scale=scale, backend=backend), scale),
+        (fc.drift_loss(negative, positive, backend=backend)[0], negative),
+    ):
+        (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second derivatives"):
+            gradient.sum().backward()
+
+
+@pytest.mark.no_poison
+def test_opcheck(backend, device):
+    if backend == "triton" and is_interpreted(backend):
+        pytest.skip("opcheck cannot trace an interpreted Triton kernel")
+    x = torch.randn(2, 9, 3, device=device)
+    inverse, none = torch.tensor([2.0, 5.0], device=device), float("-inf")
+    ops = torch.ops.fused_contrastive
+    for rms, separate, scale in ((True, False, None), (False, True, torch.ones(2, device=device))):
+        forward = (x, inverse, scale, None, 4, 4, True, False, none, none, none, 0.0, rms, separate, backend)
+        torch.library.opcheck(ops.force_forward.default, forward)
+    forward = (
+        x,
+        inverse[:1],
+        torch.ones(2, device=device),
+        None,
+        4,
+        4,
+        True,
+        False,
+        none,
+        none,
+        none,
+        0.0,
+        True,
+        False,
+        backend,
+    )
+    force, log_norm, _, lse, _, shift, sums = ops.force_forward(*forward)
+    backward = (torch.randn_like(force), x, inverse[:1], log_norm, lse, shift, sums, 4, False, none, True, backend)
+    torch.library.opcheck(ops.force_backward.default, backward)
+    torch.library.opcheck(ops.distance_sums.default, (x, torch.rand(2, 9, device=device), 4, 1e-8, backend))
+    torch.library.opcheck(ops.distance_gradient.default, (torch.rand(2, device=device), x, backend))
+
+
+@pytest.mark.no_poison
+def test_compile(backend, device):
+    """fullgraph, forward and backward, the same numbers."""
+    if backend == "triton" and is_interpreted(backend):
+        pytest.skip("Dynamo cannot trace an interpreted Triton kernel")
+    torch.compiler.reset()
+    positive, negative = (x.detach().float() for x in draw((2, 6, 5, 3), device=device))
+    for function, options in (
+        (fc.contrastive_force_loss, {"reduction": "mean"}),
+        (fc.contrastive_force, {"temperature": 0.5, "normalizer": "force_rms"}),
+        (lambda p, n, backend: fc.drift_loss(n, p, backend=backend)[0], {}),
+    ):
+        compiled = torch.compile(function, fullgraph=True)
+        values = [train(f, positive, negative, backend=backend, **options) for f in (function, compiled)]
+        for x, y in zip(*values, strict=True):
+            assert (x is None) == (y is None)
+            if x is not None:
+                torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    torch.compiler.reset()
+
+
+def test_memory_of_a_large_set():
+    """N = M = 4096, D = 128: under 100 MB beyond the inputs, forward and backward; the (N + M)^2 distances alone are 268 MB."""
+    from bench import memory
+
+    reason = memory.unsupported()
+    if reason is not None:
+        pytest.skip(f"resident memory cannot be measured: {reason}")
+    script = """
+        import torch
+        import fused_contrastive as fc
+        from bench import memory
+        def run(n):
+            x, y = (torch.randn(n, 128, requires_grad=True) for _ in range(2))
+            memory.trim()
+            before = memory.resident("VmRSS")
+            memory.reset_peak()
+            fc.contrastive_force_loss(x, y, reduction="mean").backward()
+            return memory.resident("VmHWM") - before
+        run(256)
+        print(run(4096))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100e6, f"{int(done.stdout) / 1e6:.0f} MB"

@@ -1,0 +1,1 @@
+"""Independent float64 oracles in NumPy."""

@@ -1,0 +1,110 @@
+"""Losses with several positives and the decoupled losses by explicit formulas in NumPy float64, row by row; nothing here from the package."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from oracles.similarity import Pairs, array, log_sum_exp, softmax
+
+
+def softplus(gap: float) -> tuple[float, float]:
+    """``log(1 + exp(gap))`` and its derivative."""
+    value = np.log1p(np.exp(gap)) if gap < 0 else gap + np.log1p(np.exp(-gap))
+    return value, 1 / (1 + np.exp(-gap)) if gap > -700 else np.exp(gap)
+
+
+def positives_row(s: np.ndarray, weight: np.ndarray, itself: int, form: str) -> tuple[float, np.ndarray]:
+    """The loss of one row whose positives are the columns of positive weight, and its derivative by every similarity."""
+    ds = np.zeros_like(s)
+    positive, negative = weight > 0, weight == 0
+    positive[itself] = negative[itself] = False
+    if not positive.any():
+        return (np.inf if form == "in" else 0.0), ds
+    lse_neg, share_neg = log_sum_exp(s[negative]), softmax(s[negative])
+    if form == "pairs":
+        value = 0.0
+        for p in np.flatnonzero(positive):
+            term, slope = softplus(lse_neg - s[p])
+            value += term
+            ds[p] -= slope
+            ds[negative] += slope * share_neg
+        return value, ds
+    lse_pos, share_pos = log_sum_exp(s[positive]), softmax(s[positive])
+    value, slope = softplus(lse_neg - lse_pos)
+    ds[negative] = slope * share_neg
+    ds[positive] = -slope * share_pos
+    if form == "out":  # lse_pos - mean: nothing is left of it for one positive
+        share = weight[positive] / weight[positive].sum()
+        top = s[positive].max()
+        value += np.log(np.exp(s[positive] - top).sum()) - (share * (s[positive] - top)).sum()
+        ds[positive] += share_pos - share
+    return value, ds
+
+
+def row_weights(samples: int, views: int, labels=None, positive_weights=None) -> np.ndarray:
+    """Weights ``[N V, N V]`` of rows ``i V + v`` as positives of one another."""
+    if positive_weights is not None:
+        weight = array(positive_weights)
+    else:
+        label = np.arange(samples) if labels is None else labels.cpu().numpy()
+        weight = (label[:, None] == label[None, :]).astype(np.float64)
+    return np.kron(weight, np.ones((views, views)))
+
+
+def sup_con(
+    features, temperature, g, labels=None, positives="out", positive_weights=None, contrast_mode="all", normalize=True
+):
+    """``(loss [N] or [N, V], {features, temperature})``."""
+    features, temperature = array(features), float(array(temperature))
+    samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
+    pairs = Pairs(features.reshape(samples * views, features.shape[-1]), scale=1 / temperature, normalize=normalize)
+    weight = row_weights(samples, views, labels, positive_weights)
+    anchors = range(samples * views) if contrast_mode == "all" else range(0, samples * views, views)
+    upstream, loss, ds = np.ravel(g), [], np.zeros_like(pairs.s)
+    for k, row in enumerate(anchors):
+        value, d = positives_row(pairs.s[row], weight[row], row, positives)
+        loss.append(value)
+        ds[row] = upstream[k] * d
+    grads = pairs.gradients(ds)
+    named = {"features": grads["a"].reshape(features.shape), "temperature": -grads["scale"] / temperature**2}
+    return np.array(loss).reshape(np.shape(g)), named
+
+
+def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=None):
+    """``(loss [2B], {z1, z2, temperature, weights})``; with `sigma` DCLW."""
+    z1, z2, temperature = array(z1), array(z2), float(array(temperature))
+    B = len(z1)
+    pairs = Pairs(np.concatenate([z1, z2]), scale=1 / temperature, normalize=normalize)
+    loss, ds = np.zeros(2 * B), np.zeros_like(pairs.s)
+    weight = np.ones(B)
+    if sigma is not None:
+        weight = 2 - B * softmax(np.diagonal(pairs.dots[:B, B:]) / sigma)
+    key = np.tile(np.arange(B) if keys is None else array(keys), 2)
+    of_rows = np.ones(2 * B) if weights is None else np.tile(array(weights), 2)
+    for i in range(2 * B):
+        partner = (i + B) % (2 * B)
+        others = key != key[i]
+        loss[i] = log_sum_exp(pairs.s[i, others]) - weight[i % B] * pairs.s[i, partner]
+        ds[i, partner] = -weight[i % B] * g[i] * of_rows[i]
+        ds[i, others] = g[i] * of_rows[i] * softmax(pairs.s[i, others])
+    grads = pairs.gradients(ds)
+    named = {"z1": grads["a"][:B], "z2": grads["a"][B:], "temperature": -grads["scale"] / temperature**2}
+    if weights is not None:
+        named["weights"] = (g * loss)[:B] + (g * loss)[B:]
+    return of_rows * loss, named
+
+
+def metrics(features, labels, temperature, contrast_mode="all", normalize=True) -> tuple[float, float]:
+    """Share of the rows with positives whose largest other similarity is a positive's, and the mean over all pairs."""
+    features = array(features)
+    samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
+    scale = 1.0 if normalize else 1 / float(array(temperature))
+    pairs = Pairs(features.reshape(samples * views, features.shape[-1]), scale=scale, normalize=normalize)
+    weight, found, hits = row_weights(samples, views, labels), [], []
+    for row in range(0, samples * views, 1 if contrast_mode == "all" else views):
+        other = np.arange(samples * views) != row
+        positive = other & (weight[row] > 0)
+        if positive.any():
+            hits.append(pairs.s[row, positive].max() >= pairs.s[row, other].max())
+            found.extend(pairs.s[row, positive])
+    return float(np.mean(hits)), float(np.mean(found))

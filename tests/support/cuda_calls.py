@@ -1,0 +1,100 @@
+"""Calls of the CUDA backend and the fixtures under which its tests run: on a GPU with ``--device cuda``, else by the host shim."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import cuda_host
+import pytest
+import torch
+from conftest import skip_unless_served
+
+from fused_contrastive.backends import cuda, panels
+from fused_contrastive.backends.cuda import _tiles as cuda_tiles
+from fused_contrastive.backends.cuda import force as cuda_force
+from fused_contrastive.backends.cuda import sigmoid as cuda_sigmoid
+from support import native_calls as contract
+
+FENCED = tuple(module.__name__ for module in (cuda, cuda_force, cuda_sigmoid, cuda_tiles, panels))
+
+
+def move(tensors, device):
+    return tuple(x if x is None else x.to(device) for x in tensors)
+
+
+class Call(contract.Call):
+    """`contract.Call` on the CUDA backend; tensors come from and go back to the CPU."""
+
+    device = torch.device("cpu")
+
+    def forward(self, inputs=None):
+        inputs = move(self.inputs if inputs is None else inputs, Call.device)
+        outputs = cuda.similarity_forward(*inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype)
+        return move(outputs, "cpu")
+
+    def backward(self, outputs, needs=(True, True, True, True), inputs=None, upstream=None):
+        inputs = self.inputs if inputs is None else inputs
+        rows, cols, pos, _, _, _, *prepared = outputs
+        upstream = self.upstream() if upstream is None else upstream
+        needs = (needs[0], needs[1] and inputs[1] is not None, needs[2], needs[3] and inputs[3] is not None)
+        tensors = move((*upstream, *inputs, rows, cols, pos, *prepared), Call.device)
+        return move(cuda.similarity_backward(*tensors, *self.options, self.dtype, *needs), "cpu")
+
+
+@pytest.fixture(scope="session")
+def operators(device):
+    """Those of the built library on a GPU, else those of the shim."""
+    if device.type == "cuda":
+        skip_unless_served("cuda", device)
+        return cuda.LIBRARIES["cuda"]
+    if cuda_host.compiler() is None:
+        pytest.skip("the host shim needs a C++ compiler")
+    return cuda_host.load().operators
+
+
+class Fence:
+    """Allocations of the backend, filled with NaN and between margins that must stay as they were."""
+
+    MARGIN = 64
+
+    def __init__(self):
+        self.buffers = []
+
+    def allocate(self, original, shape, **options):
+        shape = torch.Size(shape if not isinstance(shape, int) else (shape,))
+        buffer = original(shape.numel() + 2 * self.MARGIN, **options).fill_(math.nan)
+        self.buffers.append(buffer)
+        return buffer[self.MARGIN : self.MARGIN + shape.numel()].view(shape)
+
+    def check(self):
+        for buffer in self.buffers:
+            assert buffer[: self.MARGIN].isnan().all() and buffer[-self.MARGIN :].isnan().all(), "written out of bounds"
+
+
+@pytest.fixture(autouse=True)
+def backend(operators, device, monkeypatch):
+    """The operators serve the device's tensors; every output and workspace is poisoned and fenced."""
+    fence = Fence()
+    empty, new_empty = torch.empty, torch.Tensor.new_empty
+
+    def called_from_backend():
+        return sys._getframe(2).f_globals.get("__name__") in FENCED
+
+    def fenced_empty(*shape, **options):
+        if not called_from_backend():
+            return empty(*shape, **options)
+        return fence.allocate(empty, shape[0] if len(shape) == 1 else shape, **options)
+
+    def fenced_new_empty(self, *shape, **options):
+        if not called_from_backend():
+            return new_empty(self, *shape, **options)
+        dtype = options.get("dtype", self.dtype)
+        return fence.allocate(empty, shape[0] if len(shape) == 1 else shape, dtype=dtype, device=self.device)
+
+    monkeypatch.setattr(torch, "empty", fenced_empty)
+    monkeypatch.setattr(torch.Tensor, "new_empty", fenced_new_empty)
+    monkeypatch.setitem(cuda.LIBRARIES, device.type, operators)
+    monkeypatch.setattr(Call, "device", device)
+    yield
+    fence.check()
