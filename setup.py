@@ -47,7 +47,9 @@ def decide():
     if wanted not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"FUSED_CONTRASTIVE_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
     if wanted == "none":
-        say("no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; the panels and Triton backends need none")
+        say(
+            "no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; the panels and Triton backends need none"
+        )
         return "none", False
     missing = []
     try:
@@ -64,9 +66,13 @@ def decide():
             raise SystemExit(f"FUSED_CONTRASTIVE_BUILD={wanted}: {reason}")
         say(f"no native kernels: {reason}; the panels and Triton backends work without them")
         return "none", False
-    say(f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} (FUSED_CONTRASTIVE_BUILD={wanted})")
+    say(
+        f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} (FUSED_CONTRASTIVE_BUILD={wanted})"
+    )
     if wanted == "cuda":
-        say(f"CUDA kernels for sm_{', sm_'.join(cuda_build().ARCHITECTURES)}, by {cuda_build().nvcc()}")
+        say(
+            f"CUDA kernels for sm_{', sm_'.join(cuda_build().ARCHITECTURES)}, by {cuda_build().nvcc()}"
+        )
         return "cuda", True
     return "cpu", wanted != "auto"
 
@@ -88,30 +94,43 @@ def supports(flags):
 def isas():
     """The instruction sets this compiler can target here; the run-time choice among them is the library's."""
     x86 = X86 and os.name != "nt"
-    return ["portable", *(name for name, (flags, _) in ISAS.items() if x86 and flags and supports(flags))]
+    return [
+        "portable",
+        *(name for name, (flags, _) in ISAS.items() if x86 and flags and supports(flags)),
+    ]
 
 
 class BuildKernels(build_ext):
     """Compiles kernels.cpp once for each ISA, the *ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
-        Path(self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier editable install
+        Path(self.get_ext_filename(extension.name)).unlink(
+            missing_ok=True
+        )  # of an earlier editable install
         try:
             self.build_kernels(extension)
         except Exception:
             if extension.optional:
-                say("the CPU kernels did not build (reason below); the panels and Triton backends work without them")
+                say(
+                    "the CPU kernels did not build (reason below); the panels and Triton backends work without them"
+                )
             raise
 
     def build_kernels(self, extension):
         if extension.name.endswith("_C_cuda"):
             library = Path(self.get_ext_fullpath(extension.name))
-            cuda_build().build(library.absolute(), Path("build/cuda").absolute())  # kept: minutes to compile
+            cuda_build().build(
+                library.absolute(), Path("build/cuda").absolute()
+            )  # kept: minutes to compile
             return
         import torch
 
         root = Path(torch.__file__).parent
-        include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
+        include = [
+            root / "include",
+            root / "include/torch/csrc/api/include",
+            sysconfig.get_paths()["include"],
+        ]
         names = isas()
         version = torch.__version__.partition("+")[0]
         macros = [("FUSED_TORCH_VERSION", f'"{version}"')]
@@ -120,12 +139,22 @@ class BuildKernels(build_ext):
             common, openmp, link = ["/O2", "/std:c++20", "/EHsc", "/permissive-"], ["/openmp"], []
         else:
             abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
-            common = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-ffp-contract=fast"]
+            common = [
+                "-std=c++20",
+                "-O3",
+                "-g0",
+                "-fvisibility=hidden",
+                "-fno-math-errno",
+                "-ffp-contract=fast",
+            ]
             macros.append(("_GLIBCXX_USE_CXX11_ABI", str(abi)))
             openmp = ["-fopenmp"] if supports(["-fopenmp"]) else []
             link = ["-s", *openmp] if sys.platform == "linux" else openmp
         headers = [str(path) for path in CPU.glob("*.h")]
-        jobs = [(name, CPU / f"{name}.cpp", [*common, *openmp], macros) for name in ("ops", "force_ops", "sigmoid_ops")]
+        jobs = [
+            (name, CPU / f"{name}.cpp", [*common, *openmp], macros)
+            for name in ("ops", "force_ops", "sigmoid_ops")
+        ]
         for name in names:
             flags, defines = ISAS[name]
             isa = [("FUSED_ISA", name), *((define, None) for define in defines)]
@@ -158,8 +187,17 @@ class BuildKernels(build_ext):
 what, required = decide()
 extensions = []
 if what in ("cpu", "cuda"):
-    sources = [str(CPU / "ops.cpp"), str(CPU / "force_ops.cpp"), str(CPU / "sigmoid_ops.cpp"), str(CPU / "kernels.cpp")]
-    extensions.append(Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required))
+    sources = [
+        str(CPU / "ops.cpp"),
+        str(CPU / "force_ops.cpp"),
+        str(CPU / "sigmoid_ops.cpp"),
+        str(CPU / "kernels.cpp"),
+    ]
+    extensions.append(
+        Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)
+    )
 if what == "cuda":  # one binary for every Python and every torch from 2.11 on
-    extensions.append(Extension("fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True))
+    extensions.append(
+        Extension("fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True)
+    )
 setup(license="Apache-2.0", ext_modules=extensions, cmdclass={"build_ext": BuildKernels})

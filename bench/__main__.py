@@ -54,21 +54,38 @@ def parser() -> argparse.ArgumentParser:
         help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent, contrastive_force)",
     )
     p.add_argument(
-        "--sizes", help="comma-separated NxD, or NxKxD for queued keys and prediction steps (default: each loss's list)"
+        "--sizes",
+        help="comma-separated NxD, or NxKxD for queued keys and prediction steps (default: each loss's list)",
     )
     p.add_argument(
-        "--dtypes", help=f"comma-separated, of {', '.join(DTYPES)} (default: fp32, and bf16 from D = {LARGE_D})"
+        "--dtypes",
+        help=f"comma-separated, of {', '.join(DTYPES)} (default: fp32, and bf16 from D = {LARGE_D})",
     )
-    p.add_argument("--backends", help="comma-separated, of eager, compile and the package's (default: all available)")
+    p.add_argument(
+        "--backends",
+        help="comma-separated, of eager, compile and the package's (default: all available)",
+    )
     p.add_argument("--passes", help=f"comma-separated, of {', '.join(PASSES)} (default: all)")
-    p.add_argument("--seconds", type=float, help="budget of the timed rounds alone; each group has at least 5 rounds")
+    p.add_argument(
+        "--seconds",
+        type=float,
+        help="budget of the timed rounds alone; each group has at least 5 rounds",
+    )
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     p.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     p.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    p.add_argument("--out", type=Path, help="path of the results without suffix (default: bench/out/<device>-<date>)")
-    p.add_argument("--brief", action="store_true", help="print no table, draw no plot: only the JSON")
     p.add_argument(
-        "--quick", action="store_true", help="the 3-minute version: fewer losses, sizes, contenders and rounds"
+        "--out",
+        type=Path,
+        help="path of the results without suffix (default: bench/out/<device>-<date>)",
+    )
+    p.add_argument(
+        "--brief", action="store_true", help="print no table, draw no plot: only the JSON"
+    )
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="the 3-minute version: fewer losses, sizes, contenders and rounds",
     )
     return p
 
@@ -76,20 +93,32 @@ def parser() -> argparse.ArgumentParser:
 def groups(options: argparse.Namespace) -> list[rows.Group]:
     """What the options ask for. Raises ValueError naming an unknown choice."""
     device = torch.device(options.device)
-    losses = _choices("--losses", options.losses, LOSSES, QUICK_LOSSES if options.quick else list(LOSSES))
+    losses = _choices(
+        "--losses", options.losses, LOSSES, QUICK_LOSSES if options.quick else list(LOSSES)
+    )
     every = (*contenders.BASELINES, *contenders.KNOWN)
     brief = options.quick and options.backends is None
-    usual = [*contenders.BASELINES, contenders.default(device)] if brief else contenders.names(device)
+    usual = (
+        [*contenders.BASELINES, contenders.default(device)] if brief else contenders.names(device)
+    )
     backends = _choices("--backends", options.backends, every, usual)
     planned = []
     for loss in losses:
-        defaults = (QUICK_SIZES if options.quick else NT_XENT_SIZES) if loss == "nt_xent" else OTHER_SIZES[loss]
+        defaults = (
+            (QUICK_SIZES if options.quick else NT_XENT_SIZES)
+            if loss == "nt_xent"
+            else OTHER_SIZES[loss]
+        )
         for text in options.sizes.split(",") if options.sizes else defaults:
             size = parse_size(text)
             if bool(size.K) != LOSSES[loss].takes_k:
-                raise ValueError(f"{loss} needs sizes {'NxKxD' if LOSSES[loss].takes_k else 'NxD'}, got {text}")
+                raise ValueError(
+                    f"{loss} needs sizes {'NxKxD' if LOSSES[loss].takes_k else 'NxD'}, got {text}"
+                )
             if loss == "nt_xent" and size.N % 2:
-                raise ValueError(f"nt_xent counts the rows of both views: N must be even, got {text}")
+                raise ValueError(
+                    f"nt_xent counts the rows of both views: N must be even, got {text}"
+                )
             dtypes = _choices(
                 "--dtypes",
                 options.dtypes,
@@ -101,7 +130,8 @@ def groups(options: argparse.Namespace) -> list[rows.Group]:
                 pairs = [
                     pair
                     for pair in pairs
-                    if pair[0] != "compile" or (pair[1] == "fp32" and size.N * max(1, size.K) >= COMPILED_FROM)
+                    if pair[0] != "compile"
+                    or (pair[1] == "fp32" and size.N * max(1, size.K) >= COMPILED_FROM)
                 ]
             planned.append(rows.Group(loss, size, tuple(pairs)))
     return planned
@@ -119,7 +149,11 @@ def _choices(option: str, given: str | None, known, default: list[str]) -> list[
 
 def default_stem(device: torch.device) -> str:
     """``cpu-<model>-<date>`` or ``gpu-<model>-<date>``, as committed results are named."""
-    kind, model = ("gpu", torch.cuda.get_device_name()) if device.type == "cuda" else ("cpu", environment.cpu_model())
+    kind, model = (
+        ("gpu", torch.cuda.get_device_name())
+        if device.type == "cuda"
+        else ("cpu", environment.cpu_model())
+    )
     return f"{kind}-{environment.slug(model)}-{time.strftime('%Y-%m-%d')}"
 
 
@@ -129,7 +163,9 @@ def run(options: argparse.Namespace, planned: list[rows.Group], stem: Path) -> d
     passes = tuple(_choices("--passes", options.passes, PASSES, list(PASSES)))
     plan = rows.Plan(device, passes, memory=not options.no_memory, most=15 if options.quick else 40)
     kind = "gpu" if device.type == "cuda" else "cpu"
-    result = report.new_result(kind, environment.command_line("bench"), environment.describe(device))
+    result = report.new_result(
+        kind, environment.command_line("bench"), environment.describe(device)
+    )
     left = options.seconds or (QUICK_SECONDS if options.quick else FULL_SECONDS)
     on_host = not options.no_memory and device.type == "cpu"
     progress = report.Progress(len(planned) + on_host)
@@ -159,7 +195,9 @@ def run(options: argparse.Namespace, planned: list[rows.Group], stem: Path) -> d
 def headline(measured: list[dict]) -> str:
     """Each contender's ratio to eager of the full pass."""
     full = [r for r in measured if r["pass"] == "full" and r["backend"] != "eager" and r["x_eager"]]
-    return ", ".join(f"{r['backend']} {r['dtype']} {report.cell('x_eager', r['x_eager'])}x" for r in full)
+    return ", ".join(
+        f"{r['backend']} {r['dtype']} {report.cell('x_eager', r['x_eager'])}x" for r in full
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -175,10 +213,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m bench: {error}", file=sys.stderr)
         return 2
-    stem = options.out or environment.ROOT / "bench" / "out" / default_stem(torch.device(options.device))
-    described = f"{torch.get_num_threads()} CPU threads" if options.device == "cpu" else torch.cuda.get_device_name()
+    stem = options.out or environment.ROOT / "bench" / "out" / default_stem(
+        torch.device(options.device)
+    )
+    described = (
+        f"{torch.get_num_threads()} CPU threads"
+        if options.device == "cpu"
+        else torch.cuda.get_device_name()
+    )
     print(
-        f"{len(planned)} groups on {described}; ratios within interleaved rounds are the result, not times", flush=True
+        f"{len(planned)} groups on {described}; ratios within interleaved rounds are the result, not times",
+        flush=True,
     )
     try:
         result = run(options, planned, stem)

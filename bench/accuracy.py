@@ -22,7 +22,14 @@ from fused_contrastive import nt_xent_loss, reference  # noqa: E402
 
 RESULTS = environment.ROOT / "bench" / "results"
 ROWS, DIMENSIONS, NOISE, SEEDS = 1024, 64, 0.3, 5
-CASES = (("fp32", 0.5), ("fp32", 0.1), ("fp32", 0.05), ("fp32", 0.02), ("bf16", 0.1), ("bf16", 0.05))
+CASES = (
+    ("fp32", 0.5),
+    ("fp32", 0.1),
+    ("fp32", 0.05),
+    ("fp32", 0.02),
+    ("bf16", 0.1),
+    ("bf16", 0.05),
+)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -41,15 +48,23 @@ def errors(dtype: torch.dtype, temperature: float) -> dict[str, float]:
         views = [z.to(dtype) for z in (z1, z2)]
         exact = gradient(reference.nt_xent_loss, views, temperature, torch.float64)
         for name, loss in (("eager", reference.nt_xent_loss), ("fused", nt_xent_loss)):
-            found[name].append(float((gradient(loss, views, temperature, dtype) - exact).norm() / exact.norm()))
+            found[name].append(
+                float((gradient(loss, views, temperature, dtype) - exact).norm() / exact.norm())
+            )
     return {name: statistics.median(values) for name, values in found.items()}
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(prog="python -m bench.accuracy", description=__doc__.splitlines()[0])
-    p.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)")
+    p = argparse.ArgumentParser(
+        prog="python -m bench.accuracy", description=__doc__.splitlines()[0]
+    )
+    p.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"
+    )
     options = p.parse_args()
-    result = report.new_result("accuracy", "python -m bench.accuracy", environment.describe(torch.device("cpu")))
+    result = report.new_result(
+        "accuracy", "python -m bench.accuracy", environment.describe(torch.device("cpu"))
+    )
     for dtype, temperature in CASES:
         row = {"dtype": dtype, "temperature": temperature, **errors(DTYPES[dtype], temperature)}
         result["rows"].append(row)

@@ -52,7 +52,9 @@ def available_bytes() -> int | None:
     """Main memory that can be had without swapping; None where the system does not say."""
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return next(
+        (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None
+    )
 
 
 def function(loss: str, name: str) -> Callable:

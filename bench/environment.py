@@ -34,7 +34,9 @@ def describe(device: torch.device) -> dict:
         "numpy": version("numpy"),
         "fused_contrastive": fused_contrastive.__version__,
         "commit": commit(),
-        "backends": {name: without_paths(status) for name, status in fused_contrastive.backends().items()},
+        "backends": {
+            name: without_paths(status) for name, status in fused_contrastive.backends().items()
+        },
         "sources": {**native_hashes(), **kernel_hashes()},
     }
     if device.type == "cuda":
@@ -53,7 +55,9 @@ def describe(device: torch.device) -> dict:
 
 def cpu_model() -> str:
     try:
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        names = re.findall(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+        )
     except OSError:
         names = []
     return names[0].strip() if names else platform.processor() or platform.machine()
@@ -86,20 +90,26 @@ def commit() -> str | None:
     """The checkout's commit, "+changes" where tracked files differ from it; None outside git."""
     try:
         head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else "")
+        return head + (
+            "+changes" if _output("git", "-C", str(ROOT), "status", "--porcelain", "-uno") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def driver_version() -> str | None:
     try:
-        return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+        return _output(
+            "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+        ).splitlines()[0]
     except (OSError, IndexError, subprocess.CalledProcessError):
         return None
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=30
+    ).stdout.strip()
 
 
 def digest(folders: tuple[str, ...], more: str = "") -> str:
@@ -115,8 +125,13 @@ def digest(folders: tuple[str, ...], more: str = "") -> str:
 
 def native_hashes() -> dict[str, str]:
     """Hash of every CPU kernel source."""
-    files = sorted(path for path in (ROOT / NATIVE_SOURCES).rglob("*") if path.suffix in (".cpp", ".h"))
-    return {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+    files = sorted(
+        path for path in (ROOT / NATIVE_SOURCES).rglob("*") if path.suffix in (".cpp", ".h")
+    )
+    return {
+        str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in files
+    }
 
 
 def kernel_hashes() -> dict[str, str]:

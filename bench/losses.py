@@ -138,7 +138,9 @@ def flops(loss: str, size: Size, which: str, dense: bool) -> int:
     return per_cell * LOSSES[loss].cells(size) * size.D
 
 
-def make_inputs(loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[torch.Tensor]:
+def make_inputs(
+    loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0
+) -> list[torch.Tensor]:
     """Random unit rows, those of the second embedding near those of the first; embeddings require gradients, constants do not."""
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor] = []

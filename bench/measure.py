@@ -53,10 +53,14 @@ class Step:
 class Product:
     """The matrix product ``[n, D] @ [D, n]``, n = min(N, 8192), as a contender: the library's rate for this dtype and shape."""
 
-    def __init__(self, N: int, D: int, dtype: torch.dtype, device: torch.device, tf32: bool = False):
+    def __init__(
+        self, N: int, D: int, dtype: torch.dtype, device: torch.device, tf32: bool = False
+    ):
         n = min(N, 8192)
         generator = torch.Generator().manual_seed(0)
-        self.x, self.y = (torch.randn(n, D, generator=generator).to(device, dtype) for _ in range(2))
+        self.x, self.y = (
+            torch.randn(n, D, generator=generator).to(device, dtype) for _ in range(2)
+        )
         self.out = torch.empty(n, n, dtype=dtype, device=device)
         self.flops, self.tf32 = 2 * n * n * D, tf32
 
@@ -131,7 +135,9 @@ def _cuda_sample(forward, backward, repeats: int) -> Sample:
         del loss
     torch.cuda.synchronize()
     ahead = sum(start.elapsed_time(middle) for start, middle, _ in events)
-    behind = sum(middle.elapsed_time(end) for _, middle, end in events) if backward is not None else 0.0
+    behind = (
+        sum(middle.elapsed_time(end) for _, middle, end in events) if backward is not None else 0.0
+    )
     return ahead / repeats / 1e3, behind / repeats / 1e3
 
 
@@ -178,11 +184,15 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 def paired_ratio(baseline: list[float], values: list[float]) -> tuple[float, float, float]:
     """Quartiles of ``baseline / value`` within rounds: how many times faster than the baseline."""
     if len(baseline) != len(values):
-        raise ValueError(f"paired samples must be of the same rounds, got {len(baseline)} and {len(values)}")
+        raise ValueError(
+            f"paired samples must be of the same rounds, got {len(baseline)} and {len(values)}"
+        )
     return quartiles([b / v for b, v in zip(baseline, values, strict=True)])
 
 
 def relative_error(gradients, truth) -> float:
     """Norm of the difference over the norm of `truth`, all gradients together, in float64."""
-    difference = sum(float((g.double() - t).norm()) ** 2 for g, t in zip(gradients, truth, strict=True))
+    difference = sum(
+        float((g.double() - t).norm()) ** 2 for g, t in zip(gradients, truth, strict=True)
+    )
     return (difference / sum(float(t.norm()) ** 2 for t in truth)) ** 0.5

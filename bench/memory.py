@@ -89,7 +89,9 @@ def _run(step: Step, which: str) -> None:
 
 
 def _gradient_bytes(step: Step, which: str) -> int:
-    return 0 if which == "forward" else sum(x.numel() * x.element_size() for x in step.differentiable)
+    return (
+        0 if which == "forward" else sum(x.numel() * x.element_size() for x in step.differentiable)
+    )
 
 
 def measure(jobs: list[tuple], timeout: float) -> dict[tuple, int | str]:
@@ -101,8 +103,13 @@ def measure(jobs: list[tuple], timeout: float) -> dict[tuple, int | str]:
     command = [sys.executable, "-m", "bench.memory", json.dumps(jobs)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout, env=environment)
-        output, reason = done.stdout, f"process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=timeout, env=environment
+        )
+        output, reason = (
+            done.stdout,
+            f"process ended with {done.returncode}: {done.stderr.strip()[-200:]}",
+        )
     except subprocess.TimeoutExpired as expired:
         output, reason = expired.stdout or b"", f"not finished in {timeout:.0f} s"
         output = output.decode() if isinstance(output, bytes) else output

@@ -74,7 +74,9 @@ def mined(name: str, **options):
     def build(module, N):
         from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
 
-        pairs = tuple(i[k % 2 :: 16] for k, i in enumerate(get_all_pairs_indices(torch.arange(N) % (N // 2))))
+        pairs = tuple(
+            i[k % 2 :: 16] for k, i in enumerate(get_all_pairs_indices(torch.arange(N) % (N // 2)))
+        )
         return lambda x: getattr(module, name)(**options)(x, indices_tuple=pairs)
 
     return build
@@ -172,9 +174,15 @@ def inputs(case: Case, N: int, dtype: torch.dtype, seed: int = 0) -> list[torch.
     drawn, scalars = [], [10.0, -10.0]
     for shape in case.shapes:
         if shape:
-            drawn.append(torch.randn([sizes[s] for s in shape], generator=generator, dtype=torch.float64).to(dtype))
+            drawn.append(
+                torch.randn([sizes[s] for s in shape], generator=generator, dtype=torch.float64).to(
+                    dtype
+                )
+            )
         else:
-            drawn.append(torch.tensor(scalars[len([x for x in drawn if x.dim() == 0])], dtype=dtype))
+            drawn.append(
+                torch.tensor(scalars[len([x for x in drawn if x.dim() == 0])], dtype=dtype)
+            )
     if case.package == "open_clip":
         drawn = [torch.nn.functional.normalize(x, dim=-1) if x.dim() else x for x in drawn]
     return drawn
@@ -199,16 +207,22 @@ def agreement(case: Case) -> dict[str, float]:
     found = {}
     for dtype in (torch.float64, torch.float32):
         for name, module in zip(("ours", "package"), modules(case), strict=True):
-            found[name, dtype] = value_and_gradient(case.build(module, AGREEMENT), inputs(case, AGREEMENT, dtype))
+            found[name, dtype] = value_and_gradient(
+                case.build(module, AGREEMENT), inputs(case, AGREEMENT, dtype)
+            )
     value, gradient = found["package", torch.float64]
 
     def error(key):
         other_value, other = found[key]
-        return float((other_value - value).abs() / value.abs()), float((other - gradient).norm() / gradient.norm())
+        return float((other_value - value).abs() / value.abs()), float(
+            (other - gradient).norm() / gradient.norm()
+        )
 
     keys = ("value", "gradient")
     answer = dict(zip(keys, error(("ours", torch.float64)), strict=True))
-    return answer | {f"fp32_gradient_{name}": error((name, torch.float32))[1] for name in ("package", "ours")}
+    return answer | {
+        f"fp32_gradient_{name}": error((name, torch.float32))[1] for name in ("package", "ours")
+    }
 
 
 def peak(case: Case, module) -> int:
@@ -231,8 +245,17 @@ def growth(case: Case, module) -> int:
 
 def row(case: Case) -> dict:
     ours, package = modules(case)
-    sizes = {"ours_bytes": peak(case, ours), "package_bytes": peak(case, package) if case.package_fits else None}
-    names = {"package": case.package, "loss": case.loss, "options": case.options, "N": case.rows, "D": DIMENSIONS}
+    sizes = {
+        "ours_bytes": peak(case, ours),
+        "package_bytes": peak(case, package) if case.package_fits else None,
+    }
+    names = {
+        "package": case.package,
+        "loss": case.loss,
+        "options": case.options,
+        "N": case.rows,
+        "D": DIMENSIONS,
+    }
     return names | agreement(case) | sizes
 
 
@@ -252,15 +275,22 @@ def versions() -> dict[str, str]:
 
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.splitlines()[0])
-    p.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)")
+    p.add_argument(
+        "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"
+    )
     options = p.parse_args()
     warnings.simplefilter("ignore")
-    result = report.new_result("peers", "python -m bench.peers", environment.describe(torch.device("cpu")))
+    result = report.new_result(
+        "peers", "python -m bench.peers", environment.describe(torch.device("cpu"))
+    )
     result["packages"] = versions()
     for case in CASES:
         result["rows"].append(row(case))
         print(
-            " ".join(f"{k}={v:.1e}" if isinstance(v, float) else f"{v}" for k, v in result["rows"][-1].items()),
+            " ".join(
+                f"{k}={v:.1e}" if isinstance(v, float) else f"{v}"
+                for k, v in result["rows"][-1].items()
+            ),
             flush=True,
         )
     result["complete"] = True

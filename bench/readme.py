@@ -42,7 +42,9 @@ def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
             cells.setdefault(place, {})[row["backend"]] = row
     entries = []
     for key in sorted(cells):
-        ours = next((cells[key][name] for name in PREFERRED[result["kind"]] if name in cells[key]), None)
+        ours = next(
+            (cells[key][name] for name in PREFERRED[result["kind"]] if name in cells[key]), None
+        )
         if ours is not None:
             entries.append({**cells[key], "ours": ours})
     return entries
@@ -55,16 +57,26 @@ def section(kind: str, folder: Path = RESULTS) -> str:
         return UNMEASURED[kind]
     name, result = latest
     entries = chosen(result)
-    header = ["N", "D", "dtype", "eager ms", "torch.compile ms", f"{entries[0]['ours']['backend']} ms"]
+    header = [
+        "N",
+        "D",
+        "dtype",
+        "eager ms",
+        "torch.compile ms",
+        f"{entries[0]['ours']['backend']} ms",
+    ]
     header += ["x eager", "x torch.compile", "of GEMM rate", "eager MB", "ours MB"]
     lines = []
     for entry in entries:
         ours = entry["ours"]
         line = [str(ours["N"]), str(ours["D"]), ours["dtype"]]
-        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [milliseconds(ours["ms"])]
+        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [
+            milliseconds(ours["ms"])
+        ]
         line += [cell(key, ours[key]) for key in ("x_eager", "x_compile", "gemm_fraction")]
         line += [
-            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-" for b in ("eager", "ours")
+            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
+            for b in ("eager", "ours")
         ]
         lines.append(line)
     source = f"NT-Xent, forward + backward; N counts the rows of both views. {summary(result['environment'])} Measured {result['date']}"
@@ -81,10 +93,13 @@ def force(folder: Path = RESULTS) -> str:
     for entry in chosen(result, "contrastive_force"):
         ours = entry["ours"]
         line = [str(ours["K"]), f"{ours['N']} + {ours['N']}", str(ours["D"])]
-        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [milliseconds(ours["ms"])]
+        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [
+            milliseconds(ours["ms"])
+        ]
         line += [cell(key, ours[key]) for key in ("x_eager", "x_compile")]
         line += [
-            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-" for b in ("eager", "ours")
+            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
+            for b in ("eager", "ours")
         ]
         lines.append(line)
     header = [
@@ -103,7 +118,17 @@ def force(folder: Path = RESULTS) -> str:
 
 def losses(folder: Path = RESULTS) -> str:
     """The Markdown table of the other losses on the CPU, each at the largest size of its newest result."""
-    header = ["loss", "N", "D", "dtype", "eager ms", "torch.compile ms", "ours ms", "x eager", "x torch.compile"]
+    header = [
+        "loss",
+        "N",
+        "D",
+        "dtype",
+        "eager ms",
+        "torch.compile ms",
+        "ours ms",
+        "x eager",
+        "x torch.compile",
+    ]
     lines, sources = [], {}
     for loss in LOSSES:
         latest = None if loss in ("nt_xent", "contrastive_force") else newest("cpu", folder, loss)
@@ -111,7 +136,9 @@ def losses(folder: Path = RESULTS) -> str:
             continue
         name, result = latest
         entries = chosen(result, loss)
-        sources[name] = f"{summary(result['environment'])} Measured {result['date']} ([data](bench/results/{name}))"
+        sources[name] = (
+            f"{summary(result['environment'])} Measured {result['date']} ([data](bench/results/{name}))"
+        )
         for entry in entries:
             ours = entry["ours"]
             if ours["N"] != entries[0]["ours"]["N"]:
@@ -119,9 +146,13 @@ def losses(folder: Path = RESULTS) -> str:
             size = f"{ours['N']} x {ours['K']}" if ours["K"] else str(ours["N"])
             line = [loss, size, str(ours["D"]), ours["dtype"]]
             line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES]
-            line += [milliseconds(ours["ms"]), *(cell(key, ours[key]) for key in ("x_eager", "x_compile"))]
             line += [
-                cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-" for b in ("eager", "ours")
+                milliseconds(ours["ms"]),
+                *(cell(key, ours[key]) for key in ("x_eager", "x_compile")),
+            ]
+            line += [
+                cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
+                for b in ("eager", "ours")
             ]
             lines.append(line)
     if not lines:
@@ -136,7 +167,10 @@ def accuracy(folder: Path = RESULTS) -> str:
     if not found:
         return "not yet measured"
     result = json.loads(found[-1].read_text())
-    lines = [[r["dtype"], str(r["temperature"]), f"{r['eager']:.1e}", f"{r['fused']:.1e}"] for r in result["rows"]]
+    lines = [
+        [r["dtype"], str(r["temperature"]), f"{r['eager']:.1e}", f"{r['fused']:.1e}"]
+        for r in result["rows"]
+    ]
     source = f"NT-Xent, views 0.3 σ apart, 1024 rows, D = 64; `{result['command']}` ([data](bench/results/{found[-1].name}))."
     return f"{table(['dtype', 'temperature', 'eager', 'fused'], lines)}\n\n{source}"
 
@@ -165,7 +199,11 @@ def peers(folder: Path = RESULTS) -> str:
         line += [f"{row[key]:.0e}" for key in ("value", "gradient")]
         line += [f"{row[f'fp32_gradient_{name}']:.0e}" for name in ("package", "ours")]
         lines.append(
-            [*line, str(row["N"]), *(cell("peak_extra_bytes", row[f"{name}_bytes"]) for name in ("package", "ours"))]
+            [
+                *line,
+                str(row["N"]),
+                *(cell("peak_extra_bytes", row[f"{name}_bytes"]) for name in ("package", "ours")),
+            ]
         )
     versions = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     source = (
@@ -183,25 +221,47 @@ def kernels(folder: Path = RESULTS) -> str:
     lines = []
     for p in model.PREDICTIONS:
         unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
-        line = [p.kernel, str(p.D), f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}"]
+        line = [
+            p.kernel,
+            str(p.D),
+            f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}",
+        ]
         for backend in ("triton", "cuda"):
             if backend not in p.backends:
                 line.append("-")
                 continue
-            place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": p.dtype, "backend": backend}
+            place = {
+                "kernel": p.kernel,
+                "loss": p.loss,
+                "D": p.D,
+                "dtype": p.dtype,
+                "backend": backend,
+            }
             here = [e for e in entries if e["rate"] and place.items() <= e.items()]
             largest = max(here, key=lambda e: e["N"], default=None)
-            line.append(f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else UNMEASURED["gpu"])
+            line.append(
+                f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})"
+                if largest
+                else UNMEASURED["gpu"]
+            )
         lines.append(line)
     text = table(["kernel", "D", "predicted", "triton, measured", "cuda, measured"], lines)
-    text += f"\n\nThe predictions are a model's (`bench/model.py`: {model.GIVEN}), not measurements."
+    text += (
+        f"\n\nThe predictions are a model's (`bench/model.py`: {model.GIVEN}), not measurements."
+    )
     if latest:
         text += f" Measured, and in brackets of the bare rate of the same run: {summary(latest[1]['environment'])}"
     states = gpu_status.status(kernel_hashes(), outcomes(folder))
-    left = [f"`{name}`" for name, state in states.items() if not state.startswith(("verified", "failed"))]
+    left = [
+        f"`{name}`"
+        for name, state in states.items()
+        if not state.startswith(("verified", "failed"))
+    ]
     failed = [f"`{name}`" for name, state in states.items() if state.startswith("failed")]
     if left:
-        text += f"\n\nKernels that no GPU has run as they are (`make gpu-status`): {', '.join(left)}."
+        text += (
+            f"\n\nKernels that no GPU has run as they are (`make gpu-status`): {', '.join(left)}."
+        )
     return text + (f"\n\nKernels that failed on a GPU: {', '.join(failed)}." if failed else "")
 
 
@@ -227,7 +287,9 @@ def generated(text: str, folder: Path = RESULTS) -> str:
 def main() -> int:
     p = argparse.ArgumentParser(prog="python -m bench.readme", description=__doc__)
     p.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where the tables differ from the results"
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 where the tables differ from the results",
     )
     options = p.parse_args()
     text = README.read_text()

@@ -48,7 +48,9 @@ def validate(result: dict) -> None:
         raise ValueError(f"not a result of schema {SCHEMA}: missing {sorted(missing)}")
     for row in result["rows"]:
         if ROW_KEYS - set(row):
-            raise ValueError(f"row {row.get('loss')} {row.get('backend')} lacks {sorted(ROW_KEYS - set(row))}")
+            raise ValueError(
+                f"row {row.get('loss')} {row.get('backend')} lacks {sorted(ROW_KEYS - set(row))}"
+            )
 
 
 def write_json(result: dict, path: Path) -> None:
@@ -100,7 +102,11 @@ def table(header: list[str], lines: list[list[str]]) -> str:
     widths = [max(len(line[k]) for line in [header, *lines]) for k in range(len(header))]
 
     def render(line):
-        return "| " + " | ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) + " |"
+        return (
+            "| "
+            + " | ".join(text.rjust(width) for text, width in zip(line, widths, strict=True))
+            + " |"
+        )
 
     rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
     return "\n".join([render(header), rule, *(render(line) for line in lines)])
@@ -111,15 +117,20 @@ def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
     rows = sorted((row for row in result["rows"] if row["pass"] in passes), key=_order)
     shown = [(key, title) for key, title in COLUMNS if any(row.get(key) for row in rows)]
     lines = [[cell(key, row.get(key)) for key, _ in shown] for row in rows]
-    parts = [f"# {result['kind'].upper()} benchmark, {result['date']}", "", summary(result["environment"]), ""]
+    parts = [
+        f"# {result['kind'].upper()} benchmark, {result['date']}",
+        "",
+        summary(result["environment"]),
+        "",
+    ]
     parts += [METHOD, "", table([title for _, title in shown], lines) if lines else "No rows."]
     if result["unavailable"]:
         parts += ["", "Not available:", ""]
         grouped: dict[str, list[str]] = {}
         for entry in result["unavailable"]:
-            grouped.setdefault(f"{entry['backend']} {entry['dtype']}: {entry['reason']}", []).append(
-                f"{entry['loss']} {entry['N']}x{entry['D']}"
-            )
+            grouped.setdefault(
+                f"{entry['backend']} {entry['dtype']}: {entry['reason']}", []
+            ).append(f"{entry['loss']} {entry['N']}x{entry['D']}")
         parts += [f"- {reason} ({', '.join(places)})" for reason, places in grouped.items()]
     if not result["complete"]:
         parts += ["", "The run ended before every group was measured."]
@@ -171,28 +182,51 @@ def plot(result: dict, path: Path) -> str | None:
         from matplotlib import pyplot
     except ImportError as error:
         return f"no plot: {error}"
-    rows = [row for row in sorted(result["rows"], key=_order) if row["pass"] == "full" and row["x_eager"]]
+    rows = [
+        row
+        for row in sorted(result["rows"], key=_order)
+        if row["pass"] == "full" and row["x_eager"]
+    ]
     if not rows:
         return "no plot: no rows of the full pass beside eager"
     places = list(dict.fromkeys(map(_label, rows)))
     names = [name for name in dict.fromkeys(row["backend"] for row in rows) if name != "eager"]
     names.sort(key=lambda name: name != "compile")
     figure, (speed, memory) = pyplot.subplots(
-        1, 2, figsize=(11, 1.6 + 0.16 * len(places) * (len(names) + 1)), sharey=True, layout="constrained"
+        1,
+        2,
+        figsize=(11, 1.6 + 0.16 * len(places) * (len(names) + 1)),
+        sharey=True,
+        layout="constrained",
     )
     height = 0.8 / (len(names) + 1)
     for k, name in enumerate(["eager", *names]):
         here = [row for row in rows if row["backend"] == name]
-        at = {_label(row): places.index(_label(row)) + (k - len(names) / 2) * height for row in here}
+        at = {
+            _label(row): places.index(_label(row)) + (k - len(names) / 2) * height for row in here
+        }
         colour = "0.6" if name == "eager" else f"C{k - 1}"
         if name != "eager":
-            bars = speed.barh(list(at.values()), [row["x_eager"] for row in here], height, color=colour, label=name)
-            speed.bar_label(bars, [cell("x_eager", row["x_eager"]) for row in here], fontsize=7, padding=2)
+            bars = speed.barh(
+                list(at.values()),
+                [row["x_eager"] for row in here],
+                height,
+                color=colour,
+                label=name,
+            )
+            speed.bar_label(
+                bars, [cell("x_eager", row["x_eager"]) for row in here], fontsize=7, padding=2
+            )
         known = [row for row in here if row["peak_extra_bytes"]]
         megabytes = [row["peak_extra_bytes"] / 1e6 for row in known]
-        bars = memory.barh([at[_label(row)] for row in known], megabytes, height, color=colour, label=name)
+        bars = memory.barh(
+            [at[_label(row)] for row in known], megabytes, height, color=colour, label=name
+        )
         memory.bar_label(
-            bars, [cell("peak_extra_bytes", row["peak_extra_bytes"]) for row in known], fontsize=7, padding=2
+            bars,
+            [cell("peak_extra_bytes", row["peak_extra_bytes"]) for row in known],
+            fontsize=7,
+            padding=2,
         )
     speed.axvline(1, color="0.6")
     speed.set(
@@ -201,11 +235,18 @@ def plot(result: dict, path: Path) -> str | None:
         yticks=range(len(places)),
         yticklabels=places,
     )
-    memory.set(xlabel="peak MB above inputs and gradients", xscale="log" if memory.patches else "linear")
+    memory.set(
+        xlabel="peak MB above inputs and gradients", xscale="log" if memory.patches else "linear"
+    )
     speed.invert_yaxis()
     speed.margins(x=0.12)
     memory.margins(x=0.12)
-    figure.legend(*memory.get_legend_handles_labels(), loc="outside upper right", ncols=len(names) + 1, fontsize=8)
+    figure.legend(
+        *memory.get_legend_handles_labels(),
+        loc="outside upper right",
+        ncols=len(names) + 1,
+        fontsize=8,
+    )
     figure.suptitle(summary(result["environment"]), fontsize=7, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -222,7 +263,13 @@ class Progress:
     """A one-line bar over `total` groups on stderr; a line per group where stderr is no terminal."""
 
     def __init__(self, total: int, stream=sys.stderr):
-        self.total, self.done, self.name, self.stream, self.start = total, 0, "", stream, time.monotonic()
+        self.total, self.done, self.name, self.stream, self.start = (
+            total,
+            0,
+            "",
+            stream,
+            time.monotonic(),
+        )
 
     def begin(self, name: str) -> None:
         self.name = name
@@ -235,7 +282,10 @@ class Progress:
         elapsed = time.monotonic() - self.start
         text = f"[{'#' * filled}{'.' * (24 - filled)}] {self.done}/{self.total} {elapsed:4.0f} s  {self.name}: {detail}"
         self.stream.write(
-            "\r" + text[: shutil.get_terminal_size().columns - 1].ljust(shutil.get_terminal_size().columns - 1)
+            "\r"
+            + text[: shutil.get_terminal_size().columns - 1].ljust(
+                shutil.get_terminal_size().columns - 1
+            )
         )
         self.stream.flush()
 

@@ -51,14 +51,21 @@ class Plan(NamedTuple):
     most: int = 40
 
 
-def run_group(group: Group, plan: Plan, seconds: float, tick: Callable[[str], None] = lambda text: None) -> dict:
+def run_group(
+    group: Group, plan: Plan, seconds: float, tick: Callable[[str], None] = lambda text: None
+) -> dict:
     """One group in about `seconds` of sampling: its ``rows``, ``unavailable``, ``compile_seconds`` and ``sampling_seconds``."""
     torch.compiler.reset()  # compiled code of other shapes would count against the recompilation limit
     steps, estimates, refused, compiled = _warm_up(group, plan.device, tick)
     errors = _errors(group, plan.device, steps, tick)
     for (backend, dtype), error in wrong(errors).items():
         del steps[backend, dtype]
-        refused.append({**_place(group, backend, dtype), "reason": f"wrong gradient: relative error {error:.1e}"})
+        refused.append(
+            {
+                **_place(group, backend, dtype),
+                "reason": f"wrong gradient: relative error {error:.1e}",
+            }
+        )
     size = group.size
     bare = {
         dtype: Product(size.N, size.D, DTYPES[dtype], plan.device, dtype == "tf32")
@@ -80,7 +87,11 @@ def run_group(group: Group, plan: Plan, seconds: float, tick: Callable[[str], No
     sampling = time.perf_counter() - began
     products = {dtype: product.flops for dtype, product in bare.items()}
     rows = rows_from_samples(group, samples, products, plan.passes)
-    launched = {key: launches.record(step) for key, step in steps.items()} if plan.device.type == "cuda" else {}
+    launched = (
+        {key: launches.record(step) for key, step in steps.items()}
+        if plan.device.type == "cuda"
+        else {}
+    )
     for row in rows:
         key = (row["backend"], row["dtype"])
         row["gradient_error"] = errors.get(key)
@@ -88,7 +99,12 @@ def run_group(group: Group, plan: Plan, seconds: float, tick: Callable[[str], No
             if plan.memory and row["pass"] != "backward":
                 row["peak_extra_bytes"] = memory.cuda_peak(steps[key], row["pass"])
             row["kernels"] = launched[key][row["pass"]]  # (name, microseconds) each
-    return {"rows": rows, "unavailable": refused, "compile_seconds": compiled, "sampling_seconds": sampling}
+    return {
+        "rows": rows,
+        "unavailable": refused,
+        "compile_seconds": compiled,
+        "sampling_seconds": sampling,
+    }
 
 
 def _warm_up(group: Group, device: torch.device, tick):
@@ -117,7 +133,9 @@ def _warm_up(group: Group, device: torch.device, tick):
                     check_device(device)
                     torch.cuda.empty_cache()
             if reason is not None:
-                refused.append({**_place(group, backend, dtype), "reason": environment.without_paths(reason)})
+                refused.append(
+                    {**_place(group, backend, dtype), "reason": environment.without_paths(reason)}
+                )
     return steps, estimates, refused, compiled
 
 
@@ -158,11 +176,21 @@ def wrong(errors: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
 
 def _place(group: Group, backend: str, dtype: str) -> dict:
     size = group.size
-    return {"loss": group.loss, "backend": backend, "dtype": dtype, "N": size.N, "K": size.K, "D": size.D}
+    return {
+        "loss": group.loss,
+        "backend": backend,
+        "dtype": dtype,
+        "N": size.N,
+        "K": size.K,
+        "D": size.D,
+    }
 
 
 def rows_from_samples(
-    group: Group, samples: dict[tuple[str, str], list[Sample]], product_flops: dict[str, int], passes: tuple[str, ...]
+    group: Group,
+    samples: dict[tuple[str, str], list[Sample]],
+    product_flops: dict[str, int],
+    passes: tuple[str, ...],
 ) -> list[dict]:
     """The rows of a group from its samples keyed (backend, dtype); ``("gemm", dtype)`` is the bare product of that dtype."""
     rows = []
@@ -204,11 +232,19 @@ def _against_fp32(rows: list[dict], samples: dict) -> None:
         row["x_fp32"] = paired_ratio(seconds_of(other, row["pass"]), values)[1] if other else None
 
 
-def add_host_memory(rows: list[dict], timeout: float, tick: Callable[[str], None] = lambda text: None) -> None:
+def add_host_memory(
+    rows: list[dict], timeout: float, tick: Callable[[str], None] = lambda text: None
+) -> None:
     """Peak resident growth of the full (else the forward) pass of every row, one process per contender and dtype."""
     measured = "full" if any(row["pass"] == "full" for row in rows) else "forward"
     keyed = {
-        (row["loss"], row["backend"], Size(row["N"], row["K"], row["D"]), row["dtype"], measured): row
+        (
+            row["loss"],
+            row["backend"],
+            Size(row["N"], row["K"], row["D"]),
+            row["dtype"],
+            measured,
+        ): row
         for row in rows
         if row["pass"] == measured
     }

@@ -100,7 +100,10 @@ class Generator(nn.Module):
         layers = [nn.Linear(task.noise, task.width)]
         for _ in range(2):
             layers += [nn.SiLU(), nn.Linear(task.width, task.width)]
-        self.first, self.rest = layers[0], nn.Sequential(*layers[1:], nn.SiLU(), nn.Linear(task.width, task.D))
+        self.first, self.rest = (
+            layers[0],
+            nn.Sequential(*layers[1:], nn.SiLU(), nn.Linear(task.width, task.D)),
+        )
         if task.D > 2:
             self.rest.append(nn.Sigmoid())
 
@@ -168,7 +171,11 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
     """A bar on a terminal; elsewhere only its last state."""
     if done == total or sys.stdout.isatty():
         bar = "#" * (30 * done // total)
-        print(f"\r{label:13} [{bar:.<30}] {done}/{total}  {status}", end="\n" if done == total else "", flush=True)
+        print(
+            f"\r{label:13} [{bar:.<30}] {done}/{total}  {status}",
+            end="\n" if done == total else "",
+            flush=True,
+        )
 
 
 def picture(x: torch.Tensor) -> torch.Tensor:
@@ -185,7 +192,9 @@ def draw(path: Path, results: dict) -> None:
     axes = figure.subplots(len(results), len(SHOWN) + 1, squeeze=False)
     for row, (name, result) in zip(axes, results.items(), strict=True):
         for place, (title, x) in zip(
-            row, [*((f"step {s}", x) for s, x in result["shown"].items()), ("data", result["data"])], strict=True
+            row,
+            [*((f"step {s}", x) for s, x in result["shown"].items()), ("data", result["data"])],
+            strict=True,
         ):
             color = "#8b93a1" if title == "data" else "#2563a8"
             if x.shape[2] > 2:
@@ -204,7 +213,10 @@ def main(arguments: list[str] | None = None) -> dict:
     )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument(
-        "--compared", type=int, default=50, help="steps in which the eager loss trains beside the fused one"
+        "--compared",
+        type=int,
+        default=50,
+        help="steps in which the eager loss trains beside the fused one",
     )
     parser.add_argument("--only", nargs="*", choices=("moons", "checkerboard", "digits"))
     parser.add_argument("--seed", type=int, default=0)
@@ -224,7 +236,9 @@ def main(arguments: list[str] | None = None) -> dict:
         for name, task in tasks.items()
         if not options.only or name in options.only
     }
-    print(f"\n{'':13}{'samples, fused and eager,':>27}{'energy distance to held-out data':>36}{'of data':>10}")
+    print(
+        f"\n{'':13}{'samples, fused and eager,':>27}{'energy distance to held-out data':>36}{'of data':>10}"
+    )
     print(f"{'':13}{f'part by, in {options.compared} steps':>27}{'first drawn -> last':>36}")
     for name, r in results.items():
         distance = f"{r['start']:.4f} -> {r['end']:.4f}"

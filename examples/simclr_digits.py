@@ -43,8 +43,13 @@ def digits(seed: int, device: torch.device):
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    train, test, y_train, y_test = train_test_split(images, labels, test_size=360, stratify=labels, random_state=seed)
-    train, test = (torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 8, 8) / 16 for x in (train, test))
+    train, test, y_train, y_test = train_test_split(
+        images, labels, test_size=360, stratify=labels, random_state=seed
+    )
+    train, test = (
+        torch.tensor(x, dtype=torch.float32, device=device).view(-1, 1, 8, 8) / 16
+        for x in (train, test)
+    )
     return train, y_train, test, y_test
 
 
@@ -57,8 +62,12 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
     angle, scale = uniform(-math.pi / 9, math.pi / 9), uniform(0.85, 1.15)
     cos, sin = scale * angle.cos(), scale * angle.sin()
-    affine = torch.stack([cos, -sin, uniform(-0.25, 0.25), sin, cos, uniform(-0.25, 0.25)], 1).view(B, 2, 3)
-    views = F.grid_sample(images, F.affine_grid(affine, images.shape, align_corners=False), align_corners=False)
+    affine = torch.stack([cos, -sin, uniform(-0.25, 0.25), sin, cos, uniform(-0.25, 0.25)], 1).view(
+        B, 2, 3
+    )
+    views = F.grid_sample(
+        images, F.affine_grid(affine, images.shape, align_corners=False), align_corners=False
+    )
     y, x = (torch.randint(0, 7, (B, 1), generator=generator, device=device) for _ in range(2))
     pixel = torch.arange(8, device=device)
     rows, columns = (pixel >= y) & (pixel < y + 2), (pixel >= x) & (pixel < x + 2)
@@ -79,7 +88,9 @@ def network(seed: int) -> nn.ModuleDict:
         *block(1, 16, 1), *block(16, 32, 2), *block(32, 64, 2), nn.Flatten(),
         nn.Linear(256, 128, bias=False), nn.BatchNorm1d(128), nn.GELU(),
     )  # fmt: skip
-    head = nn.Sequential(nn.Linear(128, 128, bias=False), nn.BatchNorm1d(128), nn.GELU(), nn.Linear(128, WIDTH))
+    head = nn.Sequential(
+        nn.Linear(128, 128, bias=False), nn.BatchNorm1d(128), nn.GELU(), nn.Linear(128, WIDTH)
+    )
     return nn.ModuleDict({"encoder": encoder, "head": head})
 
 
@@ -121,7 +132,9 @@ def train(images, names, steps: int, copies: int, temperature: float, seed: int)
     initial, runs = network(seed).to(images.device), {}
     for name in names:
         model = copy.deepcopy(initial)
-        runs[name] = Run(LOSSES[name], model, torch.optim.AdamW(model.parameters(), weight_decay=1e-4))
+        runs[name] = Run(
+            LOSSES[name], model, torch.optim.AdamW(model.parameters(), weight_decay=1e-4)
+        )
     generator = torch.Generator(images.device).manual_seed(seed)
     batch = images.repeat(copies, 1, 1, 1)
     for step in range(steps):
@@ -130,7 +143,12 @@ def train(images, names, steps: int, copies: int, temperature: float, seed: int)
         for run in runs.values():
             run.optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(warmup, cosine)
             run.step(views, temperature)
-        progress(f"N = {len(views):6,}", step + 1, steps, ", ".join(f"{k} {r.losses[-1]:.4f}" for k, r in runs.items()))
+        progress(
+            f"N = {len(views):6,}",
+            step + 1,
+            steps,
+            ", ".join(f"{k} {r.losses[-1]:.4f}" for k, r in runs.items()),
+        )
     return runs
 
 
@@ -138,7 +156,11 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
     """A bar on a terminal; elsewhere only its last state."""
     if done == total or sys.stdout.isatty():
         bar = "#" * (30 * done // total)
-        print(f"\r{label} [{bar:.<30}] {done}/{total}  {status}", end="\n" if done == total else "", flush=True)
+        print(
+            f"\r{label} [{bar:.<30}] {done}/{total}  {status}",
+            end="\n" if done == total else "",
+            flush=True,
+        )
 
 
 def features(model: nn.ModuleDict | None, images: torch.Tensor) -> torch.Tensor:
@@ -164,14 +186,18 @@ def peak_memory(device: str) -> float:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), math.nan)
+    return next(
+        (1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), math.nan
+    )
 
 
 def loss_memory(name: str, N: int, temperature: float, device: str) -> float:
     """Peak bytes of the loss alone, forward and backward: all but its inputs. Needs a fresh process."""
 
     def growth(rows):
-        z1, z2 = (torch.randn(rows // 2, WIDTH, device=device, requires_grad=True) for _ in range(2))
+        z1, z2 = (
+            torch.randn(rows // 2, WIDTH, device=device, requires_grad=True) for _ in range(2)
+        )
         before = peak_memory(device)
         LOSSES[name](z1, z2, temperature).backward()
         return peak_memory(device) - before
@@ -215,17 +241,30 @@ def largest_difference(runs: dict[str, Run], steps: int | None = None) -> float:
 
 def report(runs: dict[str, Run], accuracy: dict, rows: list[dict], measure: str) -> None:
     steps = len(runs["fused"].losses)
-    print(f"\nNT-Xent, eager -> fused: step 1 {runs['eager'].losses[0]:.4f} -> {runs['fused'].losses[0]:.4f}, ", end="")
+    print(
+        f"\nNT-Xent, eager -> fused: step 1 {runs['eager'].losses[0]:.4f} -> {runs['fused'].losses[0]:.4f}, ",
+        end="",
+    )
     print(f"step {steps} {runs['eager'].losses[-1]:.4f} -> {runs['fused'].losses[-1]:.4f}")
-    print(f"largest difference of the loss curves: {largest_difference(runs, 20):.1e} in the first 20 steps, ", end="")
+    print(
+        f"largest difference of the loss curves: {largest_difference(runs, 20):.1e} in the first 20 steps, ",
+        end="",
+    )
     print(f"{largest_difference(runs):.1e} in all {steps}")
     print("\naccuracy of 5 nearest neighbours among the unperturbed training images")
     print(f"{'':24}{'test images':>12}{'perturbed test images':>24}")
     for name, (clean, perturbed) in accuracy.items():
         print(f"{name:24}{clean:12.1%}{perturbed:24.1%}")
-    print(f"\nmedian time of a step and of its loss (forward + backward), peak memory of the loss alone ({measure})")
-    print(f"{'':>8}{'loss, ms':^28}{'whole step, ms':^20}{'memory, MB':^20}{'N x N matrix':>14}{'largest':>12}")
-    print(f"{'N':>8}" + f"{'eager':>10}{'fused':>9}{'ratio':>9}" + f"{'eager':>11}{'fused':>9}" * 2, end="")
+    print(
+        f"\nmedian time of a step and of its loss (forward + backward), peak memory of the loss alone ({measure})"
+    )
+    print(
+        f"{'':>8}{'loss, ms':^28}{'whole step, ms':^20}{'memory, MB':^20}{'N x N matrix':>14}{'largest':>12}"
+    )
+    print(
+        f"{'N':>8}" + f"{'eager':>10}{'fused':>9}{'ratio':>9}" + f"{'eager':>11}{'fused':>9}" * 2,
+        end="",
+    )
     print(f"{'MB':>14}{'difference':>12}")
     for row in rows:
 
@@ -233,29 +272,48 @@ def report(runs: dict[str, Run], accuracy: dict, rows: list[dict], measure: str)
             return f"{row[key] * factor:{width}{form}}" if key in row else f"{'-':>{width}}"
 
         print(f"{row['N']:8,}{cell('eager_loss_s', 10, 1e3)}{cell('fused_loss_s', 9, 1e3)}", end="")
-        print(f"{cell('ratio', 9, form='.1f')}{cell('eager_step_s', 11, 1e3)}{cell('fused_step_s', 9, 1e3)}", end="")
-        print(f"{cell('eager_mb', 11)}{cell('fused_mb', 9, form='.1f')}{cell('matrix_mb', 14)}", end="")
+        print(
+            f"{cell('ratio', 9, form='.1f')}{cell('eager_step_s', 11, 1e3)}{cell('fused_step_s', 9, 1e3)}",
+            end="",
+        )
+        print(
+            f"{cell('eager_mb', 11)}{cell('fused_mb', 9, form='.1f')}{cell('matrix_mb', 14)}",
+            end="",
+        )
         print(cell("difference", 12, form=".1e"))
 
 
 def main(arguments: list[str] | None = None) -> dict:
     """Train, measure, print and draw; returns what was measured."""
-    parser = argparse.ArgumentParser(description="SimCLR on real images with the eager and the fused NT-Xent loss.")
+    parser = argparse.ArgumentParser(
+        description="SimCLR on real images with the eager and the fused NT-Xent loss."
+    )
     parser.add_argument(
-        "--epochs", type=int, default=60, help="steps, the whole training set each (default %(default)s)"
+        "--epochs",
+        type=int,
+        default=60,
+        help="steps, the whole training set each (default %(default)s)",
     )
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=1437, help="training images to use (default: all %(default)s)")
     parser.add_argument(
-        "--copies", type=int, nargs="*", default=[2, 4, 8], help="augmented pairs of each image in larger batches"
+        "--images", type=int, default=1437, help="training images to use (default: all %(default)s)"
+    )
+    parser.add_argument(
+        "--copies",
+        type=int,
+        nargs="*",
+        default=[2, 4, 8],
+        help="augmented pairs of each image in larger batches",
     )
     parser.add_argument("--out", type=Path, default=Path("demo-simclr.png"))
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     backend = dispatch.select(None, device, torch.float32)
-    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads, fused backend: {backend}")
+    print(
+        f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads, fused backend: {backend}"
+    )
 
     train_images, y_train, test, y_test = digits(options.seed, device)
     train_images, y_train = train_images[: options.images], y_train[: options.images]
@@ -275,8 +333,14 @@ def main(arguments: list[str] | None = None) -> dict:
     models = {"raw pixels": None, "untrained encoder": network(options.seed).to(device)}
     models |= {f"SimCLR, {name}": run.model for name, run in runs.items()}
     tests = [(test, y_test), (perturbed, list(y_test) * DRAWS)]
-    accuracy = {name: knn_accuracy(model, train_images, y_train, tests) for name, model in models.items()}
-    measure = "allocator's peak" if device.type == "cuda" else "growth of the peak resident set of a fresh process"
+    accuracy = {
+        name: knn_accuracy(model, train_images, y_train, tests) for name, model in models.items()
+    }
+    measure = (
+        "allocator's peak"
+        if device.type == "cuda"
+        else "growth of the peak resident set of a fresh process"
+    )
     report(runs, accuracy, rows, measure)
     views = [augment(test[:10], generator) for _ in range(2)]
     draw(

@@ -42,7 +42,9 @@ def draw(path: Path, runs, accuracy, rows, views, features, labels, device) -> N
 def loss_curves(axes, runs) -> None:
     eager, fused = runs["eager"].losses, runs["fused"].losses
     steps = range(1, len(eager) + 1)
-    axes.plot(steps, eager, color=EAGER, linewidth=6, alpha=0.45, solid_capstyle="round", label="eager")
+    axes.plot(
+        steps, eager, color=EAGER, linewidth=6, alpha=0.45, solid_capstyle="round", label="eager"
+    )
     axes.plot(steps, fused, color=FUSED, linewidth=1.8, label="fused")
     axes.set(title="Both losses train alike", xlabel="step", ylabel="NT-Xent")
     axes.legend(frameon=False, loc="lower left")
@@ -72,10 +74,16 @@ def accuracy_bars(axes, accuracy) -> None:
 
 
 def image_grid(axes, views) -> None:
-    rows = [torch.cat([F.pad(image[0].cpu(), (1, 1, 1, 1)) for image in batch], dim=1) for batch in views]
+    rows = [
+        torch.cat([F.pad(image[0].cpu(), (1, 1, 1, 1)) for image in batch], dim=1)
+        for batch in views
+    ]
     axes.imshow(torch.cat(rows), cmap="gray_r", vmin=0, vmax=1)
     axes.set(title="Test images and two random views of each", xticks=[])
-    axes.set_yticks([10 * k + 4.5 for k in range(len(views))], ["image", *(f"view {k}" for k in range(1, len(views)))])
+    axes.set_yticks(
+        [10 * k + 4.5 for k in range(len(views))],
+        ["image", *(f"view {k}" for k in range(1, len(views)))],
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
@@ -83,8 +91,14 @@ def image_grid(axes, views) -> None:
 def cost(axes, rows, key, factor, unit, title) -> None:
     """One quantity against the batch size, with eager / fused at each size where both ran."""
     for name, color in (("eager", EAGER), ("fused", FUSED)):
-        points = [(row["N"], factor * max(row[f"{name}_{key}"], 1e-9)) for row in rows if f"{name}_{key}" in row]
-        axes.loglog(*zip(*points, strict=True), "o-", color=color, linewidth=2, markersize=6, label=name)
+        points = [
+            (row["N"], factor * max(row[f"{name}_{key}"], 1e-9))
+            for row in rows
+            if f"{name}_{key}" in row
+        ]
+        axes.loglog(
+            *zip(*points, strict=True), "o-", color=color, linewidth=2, markersize=6, label=name
+        )
     for row in rows:
         if f"eager_{key}" not in row:
             axes.annotate(
@@ -111,10 +125,22 @@ def projection(axes, features, labels) -> None:
 
     features, labels = F.normalize(features[:900], dim=1), torch.as_tensor(labels[:900])
     points = torch.from_numpy(TSNE(init="pca", random_state=0).fit_transform(features.numpy()))
-    axes.scatter(*points.T, c=[matplotlib.colormaps["tab10"](int(label)) for label in labels], s=9, linewidths=0)
+    axes.scatter(
+        *points.T,
+        c=[matplotlib.colormaps["tab10"](int(label)) for label in labels],
+        s=9,
+        linewidths=0,
+    )
     for digit in labels.unique().tolist():
         x, y = points[labels == digit].median(0).values.tolist()
-        box = {"boxstyle": "circle,pad=0.18", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-        axes.text(x, y, str(digit), ha="center", va="center", fontsize=12, fontweight="bold", bbox=box)
+        box = {
+            "boxstyle": "circle,pad=0.18",
+            "facecolor": "white",
+            "edgecolor": "none",
+            "alpha": 0.85,
+        }
+        axes.text(
+            x, y, str(digit), ha="center", va="center", fontsize=12, fontweight="bold", bbox=box
+        )
     axes.set(title="Fused features of perturbed test images (t-SNE)", xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -11,7 +11,9 @@ import torch
 REDUCTIONS = ("none", "mean", "sum")
 
 
-def embeddings(name: str, x, *, dim: int | None = None, at_least: int | None = None, like: tuple | None = None) -> None:
+def embeddings(
+    name: str, x, *, dim: int | None = None, at_least: int | None = None, like: tuple | None = None
+) -> None:
     """Floating tensor of `dim` (or `at_least`) dimensions, with the device and, outside autocast, the dtype of ``like = (name, tensor)``."""
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
@@ -20,12 +22,16 @@ def embeddings(name: str, x, *, dim: int | None = None, at_least: int | None = N
     if dim is not None and x.dim() != dim:
         raise ValueError(f"{name} must have {dim} dimensions, got shape {tuple(x.shape)}")
     if at_least is not None and x.dim() < at_least:
-        raise ValueError(f"{name} must have at least {at_least} dimensions, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have at least {at_least} dimensions, got shape {tuple(x.shape)}"
+        )
     if like is None:
         return
     other, reference = like
     if x.device != reference.device:
-        raise ValueError(f"{name} must be on the device of {other} ({reference.device}), got {x.device}")
+        raise ValueError(
+            f"{name} must be on the device of {other} ({reference.device}), got {x.device}"
+        )
     if x.dtype != reference.dtype and not in_autocast(x.device):
         raise TypeError(f"{name} must have the dtype of {other} ({reference.dtype}), got {x.dtype}")
 
@@ -41,7 +47,9 @@ def float32_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # it does not report what was set by the other one
-        return {"tf32": "high", "bf16": "medium"}.get(torch.backends.cuda.matmul.fp32_precision, "highest")
+        return {"tf32": "high", "bf16": "medium"}.get(
+            torch.backends.cuda.matmul.fp32_precision, "highest"
+        )
 
 
 def in_autocast(device: torch.device) -> bool:
@@ -51,7 +59,11 @@ def in_autocast(device: torch.device) -> bool:
 
 def outside_autocast(device: torch.device):
     """Context in which autocast is off for this device."""
-    return torch.autocast(device.type, enabled=False) if in_autocast(device) else contextlib.nullcontext()
+    return (
+        torch.autocast(device.type, enabled=False)
+        if in_autocast(device)
+        else contextlib.nullcontext()
+    )
 
 
 def readable() -> bool:
@@ -61,7 +73,9 @@ def readable() -> bool:
 
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:
     if x.shape != reference.shape:
-        raise ValueError(f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}")
+        raise ValueError(
+            f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}"
+        )
 
 
 def is_integer(x: torch.Tensor) -> bool:
@@ -71,17 +85,23 @@ def is_integer(x: torch.Tensor) -> bool:
 def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
     """Integer tensor broadcastable to `shape`, ``[..., rows]``."""
     if not isinstance(key, torch.Tensor) or not is_integer(key):
-        raise TypeError(f"{name} must be an integer tensor, got {getattr(key, 'dtype', type(key).__name__)}")
+        raise TypeError(
+            f"{name} must be an integer tensor, got {getattr(key, 'dtype', type(key).__name__)}"
+        )
     if key.device != device:
         raise ValueError(f"{name} must be on {device}, got {key.device}")
     if key.dim() == 0 or key.shape[-1] != shape[-1] or not broadcastable(key.shape, shape):
-        raise ValueError(f"{name} must be broadcastable to shape {tuple(shape)}, got {tuple(key.shape)}")
+        raise ValueError(
+            f"{name} must be broadcastable to shape {tuple(shape)}, got {tuple(key.shape)}"
+        )
 
 
 def array(name: str, x, shape: tuple, device: torch.device) -> None:
     """Real tensor of this shape on `device`, of any dtype."""
     if not isinstance(x, torch.Tensor) or x.is_complex():
-        raise TypeError(f"{name} must be a real tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+        raise TypeError(
+            f"{name} must be a real tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+        )
     if x.device != device:
         raise ValueError(f"{name} must be on {device}, got {x.device}")
     if x.shape != shape:
@@ -104,7 +124,9 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
         if value.device != device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on {device} or the CPU, got {value.device}")
         return
-    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymInt, torch.SymFloat)):
+    if isinstance(value, bool) or not isinstance(
+        value, (numbers.Real, torch.SymInt, torch.SymFloat)
+    ):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
@@ -123,7 +145,9 @@ def interval(name: str, value, low: float, high: float, *, closed: bool = True) 
 
 def index(name: str, value) -> None:
     """An integer or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))):
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))
+    ):
         raise TypeError(f"{name} must be an integer or None, got {type(value).__name__}")
 
 

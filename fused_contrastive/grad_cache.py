@@ -10,7 +10,9 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 
-def cached_step(encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequence[int], scaler=None):
+def cached_step(
+    encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequence[int], scaler=None
+):
     """Forward and backward of ``loss_fn(*(encoder(x) for encoder, x in zip(encoders, inputs)))`` with the activations of one chunk at a time.
 
     GradCache (Gao et al. 2021, arXiv:2101.06983): the inputs are encoded chunk by chunk without a graph, the loss of all embeddings and its
@@ -50,7 +52,10 @@ def cached_step(encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequen
     streams = _streams(encoders, inputs, chunk_size)
     buffers = _buffers([stream.encoder for stream in streams if stream.trained])
     broadcasts = [
-        (m, m.require_forward_param_sync)  # whether DistributedDataParallel's next forward sends rank 0's buffers
+        (
+            m,
+            m.require_forward_param_sync,
+        )  # whether DistributedDataParallel's next forward sends rank 0's buffers
         for m in set().union(*(stream.synchronizing for stream in streams))
         if hasattr(m, "require_forward_param_sync")
     ]
@@ -63,14 +68,31 @@ def cached_step(encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequen
     outputs = loss_fn(*embeddings)
     loss = outputs[0] if isinstance(outputs, tuple) else outputs
     if not isinstance(loss, torch.Tensor) or loss.dim():
-        found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise ValueError(f"loss_fn must return a 0-d tensor, or a tuple with one first, got {found}")
+        found = (
+            f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        )
+        raise ValueError(
+            f"loss_fn must return a 0-d tensor, or a tuple with one first, got {found}"
+        )
     (loss if scaler is None else scaler.scale(loss)).backward()
-    outputs, loss = tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, outputs), None
+    outputs, loss = (
+        tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, outputs),
+        None,
+    )
     gradients = [[x.grad for x in tree_flatten(e)[0]] for e in embeddings]
     del embeddings
-    jobs = [(s, g, i) for s, g in zip(streams, gradients, strict=True) if s.trained for i in range(len(s.starts))]
-    last = {m: job for job, (s, g, _) in enumerate(jobs) if any(x is not None for x in g) for m in s.synchronizing}
+    jobs = [
+        (s, g, i)
+        for s, g in zip(streams, gradients, strict=True)
+        if s.trained
+        for i in range(len(s.starts))
+    ]
+    last = {
+        m: job
+        for job, (s, g, _) in enumerate(jobs)
+        if any(x is not None for x in g)
+        for m in s.synchronizing
+    }
     for job, (stream, gradient, index) in enumerate(jobs):
         with contextlib.ExitStack() as stack:
             for module in stream.synchronizing:
@@ -90,13 +112,17 @@ class _Stream:
         self.leaves, self.spec = tree_flatten(dict(x) if isinstance(x, Mapping) else x)
         batched = [leaf for leaf in self.leaves if _is_batched(leaf)]
         if not batched:
-            raise TypeError(f"inputs[{number}] must be or hold a tensor with a batch dimension, got {type(x).__name__}")
+            raise TypeError(
+                f"inputs[{number}] must be or hold a tensor with a batch dimension, got {type(x).__name__}"
+            )
         rows = sorted({len(leaf) for leaf in batched})
         if len(rows) > 1:
             raise ValueError(f"inputs[{number}] must hold tensors of equally many rows, got {rows}")
         tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         if any(t.requires_grad and not t.is_leaf for t in tensors):
-            raise ValueError(f"inputs[{number}] must be detached: its graph cannot be gone through chunk by chunk")
+            raise ValueError(
+                f"inputs[{number}] must be detached: its graph cannot be gone through chunk by chunk"
+            )
         self.rows = rows[0]
         self.starts = range(0, max(self.rows, 1), size)
         if isinstance(encoder, nn.Module):
@@ -104,14 +130,18 @@ class _Stream:
         self.trained = not isinstance(encoder, nn.Module) or any(t.requires_grad for t in tensors)
         devices = {t.device for t in tensors}
         self.devices = sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)
-        self.synchronizing = set(_synchronizing(encoder)) if isinstance(encoder, nn.Module) else set()
+        self.synchronizing = (
+            set(_synchronizing(encoder)) if isinstance(encoder, nn.Module) else set()
+        )
         self.states = []
 
     def encode(self, index: int) -> tuple[list, object]:
         """What the encoder returns for a chunk, flattened."""
         start = self.starts[index]
         stop = min(start + self.size, self.rows)
-        x = tree_unflatten([leaf[start:stop] if _is_batched(leaf) else leaf for leaf in self.leaves], self.spec)
+        x = tree_unflatten(
+            [leaf[start:stop] if _is_batched(leaf) else leaf for leaf in self.leaves], self.spec
+        )
         if isinstance(x, dict):
             out = self.encoder(**x)
         else:
@@ -119,7 +149,11 @@ class _Stream:
         leaves, spec = tree_flatten(out)
         for leaf in leaves:
             if not _is_batched(leaf) or len(leaf) != stop - start:
-                found = f"shape {tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+                found = (
+                    f"shape {tuple(leaf.shape)}"
+                    if isinstance(leaf, torch.Tensor)
+                    else type(leaf).__name__
+                )
                 raise ValueError(
                     f"encoders[{self.number}] must return tensors with one row per row of its input ({stop - start}), got {found}"
                 )
@@ -132,15 +166,24 @@ class _Stream:
             self.states.append(_random_states(self.devices))
             leaves, spec = self.encode(index)
             chunks.append(leaves)
-        whole = [torch.cat(parts) if len(parts) > 1 else parts[0].detach() for parts in zip(*chunks, strict=True)]
-        return tree_unflatten([x.requires_grad_(self.trained and x.is_floating_point()) for x in whole], spec)
+        whole = [
+            torch.cat(parts) if len(parts) > 1 else parts[0].detach()
+            for parts in zip(*chunks, strict=True)
+        ]
+        return tree_unflatten(
+            [x.requires_grad_(self.trained and x.is_floating_point()) for x in whole], spec
+        )
 
     def backward(self, index: int, gradients: list) -> None:
         """Encode a chunk with its graph, the random numbers of the first time, and go backward."""
         with _replayed(self.states[index], self.devices):
             leaves, _ = self.encode(index)
         rows = slice(self.starts[index], self.starts[index] + self.size)
-        pairs = [(x, g[rows]) for x, g in zip(leaves, gradients, strict=True) if g is not None and x.requires_grad]
+        pairs = [
+            (x, g[rows])
+            for x, g in zip(leaves, gradients, strict=True)
+            if g is not None and x.requires_grad
+        ]
         if pairs:
             torch.autograd.backward(*zip(*pairs, strict=True))
 
@@ -157,21 +200,32 @@ def _streams(encoders, inputs, chunk_size) -> list[_Stream]:
         raise ValueError(
             f"encoders must be one callable or one per input, got {len(encoders)} for {len(inputs)} inputs"
         )
-    sizes = list(chunk_size) if isinstance(chunk_size, (tuple, list)) else [chunk_size] * len(inputs)
+    sizes = (
+        list(chunk_size) if isinstance(chunk_size, (tuple, list)) else [chunk_size] * len(inputs)
+    )
     if len(sizes) != len(inputs):
-        raise ValueError(f"chunk_size must be one number or one per input, got {len(sizes)} for {len(inputs)} inputs")
+        raise ValueError(
+            f"chunk_size must be one number or one per input, got {len(sizes)} for {len(inputs)} inputs"
+        )
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"chunk_size must be an integer, got {type(size).__name__}")
         if size < 1:
             raise ValueError(f"chunk_size must be positive, got {size}")
-    return [_Stream(*arguments) for arguments in zip(range(len(inputs)), encoders, inputs, sizes, strict=True)]
+    return [
+        _Stream(*arguments)
+        for arguments in zip(range(len(inputs)), encoders, inputs, sizes, strict=True)
+    ]
 
 
 def _buffers(encoders) -> list:
     """``(module, name, buffer, its value now)`` of every buffer of the modules among `encoders`."""
-    modules = {m: None for encoder in encoders if isinstance(encoder, nn.Module) for m in encoder.modules()}
-    return [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    modules = {
+        m: None for encoder in encoders if isinstance(encoder, nn.Module) for m in encoder.modules()
+    }
+    return [
+        (m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None
+    ]
 
 
 def _synchronizing(module: nn.Module) -> Iterator[nn.Module]:
@@ -185,7 +239,10 @@ def _synchronizing(module: nn.Module) -> Iterator[nn.Module]:
 
 def _random_states(devices) -> list[torch.Tensor]:
     """The states of the default generators of the CPU and of `devices`."""
-    return [torch.get_rng_state(), *(torch.get_device_module(d).get_rng_state(*_which(d)) for d in devices)]
+    return [
+        torch.get_rng_state(),
+        *(torch.get_device_module(d).get_rng_state(*_which(d)) for d in devices),
+    ]
 
 
 def _which(device: torch.device) -> tuple:

@@ -39,15 +39,23 @@ def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("similarity_heatmap draws with matplotlib, which is not installed") from error
+        raise ImportError(
+            "similarity_heatmap draws with matplotlib, which is not installed"
+        ) from error
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(values, vmin=-1.0, vmax=1.0, cmap="coolwarm", extent=(0, len(x2), len(x1), 0), aspect="auto")
+    image = axes.imshow(
+        values, vmin=-1.0, vmax=1.0, cmap="coolwarm", extent=(0, len(x2), len(x1), 0), aspect="auto"
+    )
     if max(values.shape) <= 16:
         for i, row in enumerate(values.tolist()):
             for j, value in enumerate(row):
                 axes.text(j + 0.5, i + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=8)
-    block = "" if values.shape == (len(x1), len(x2)) else f" (means of blocks, {values.shape[0]} x {values.shape[1]})"
+    block = (
+        ""
+        if values.shape == (len(x1), len(x2))
+        else f" (means of blocks, {values.shape[0]} x {values.shape[1]})"
+    )
     axes.set(xlabel="x2", ylabel="x1", title=f"cosine similarity{block}")
     figure.colorbar(image, ax=axes)
     return figure

@@ -62,7 +62,9 @@ class MemoryBank(nn.Module):
         self.wrap, self.fill = wrap, fill
         integers = {"dtype": torch.int64, "device": device}
         self.register_buffer("rows", torch.zeros(size, dim, dtype=dtype, device=device), persistent)
-        self.register_buffer("row_labels", torch.zeros(size, **integers) if labels else None, persistent)
+        self.register_buffer(
+            "row_labels", torch.zeros(size, **integers) if labels else None, persistent
+        )
         self.register_buffer("position", torch.zeros((), **integers), persistent)
         self.register_buffer("length", torch.zeros((), **integers), persistent)
         self.reset()
@@ -93,7 +95,9 @@ class MemoryBank(nn.Module):
         return None if self.row_labels is None else self.row_labels[: self._length].clone()
 
     @torch.no_grad()
-    def enqueue(self, keys: torch.Tensor, labels: torch.Tensor | None = None, *, group=None) -> None:
+    def enqueue(
+        self, keys: torch.Tensor, labels: torch.Tensor | None = None, *, group=None
+    ) -> None:
         """Write a batch over the oldest rows, in the bank's dtype, as it is (nothing is normalised).
 
         Unless its tail was dropped, row i of a batch of n is then row ``(position - n + i) % K``.
@@ -111,19 +115,27 @@ class MemoryBank(nn.Module):
         if keys.shape[1] != D:
             raise ValueError(f"keys must have shape [n, {D}], got {tuple(keys.shape)}")
         if keys.device != self.rows.device:
-            raise ValueError(f"keys must be on the device of the bank ({self.rows.device}), got {keys.device}")
+            raise ValueError(
+                f"keys must be on the device of the bank ({self.rows.device}), got {keys.device}"
+            )
         if (labels is None) != (self.row_labels is None):
             raise ValueError("labels must be given exactly when the bank keeps them (labels=True)")
         if labels is not None:
             checks.keys("labels", labels, keys.shape[:1], keys.device)
         check_group(group)
-        stores = ((self.rows, keys),) if labels is None else ((self.rows, keys), (self.row_labels, labels))
+        stores = (
+            ((self.rows, keys),)
+            if labels is None
+            else ((self.rows, keys), (self.row_labels, labels))
+        )
         batches = [gather_rows(batch.to(store.dtype), group) for store, batch in stores]
         n = len(batches[0])
         if self.wrap == "exact" and n and K % n:
             raise ValueError(f"keys must divide the bank's {K} rows evenly (wrap='exact'), got {n}")
         if self.wrap == "around" and n > K:
-            raise ValueError(f"keys must not outnumber the bank's {K} rows (wrap='around'), got {n}")
+            raise ValueError(
+                f"keys must not outnumber the bank's {K} rows (wrap='around'), got {n}"
+            )
         slots = self.position + torch.arange(min(n, K), device=keys.device)
         for (store, _), batch in zip(stores, batches, strict=True):
             batch = batch[:K]

@@ -44,7 +44,9 @@ def resolve_offset(kind: str, self_offset: int | None, one_set: bool) -> tuple[s
     return kind, offset
 
 
-def candidate_mask(kind, offset, stride, rows, columns, key_rows=None, key_columns=None) -> Tensor | None:
+def candidate_mask(
+    kind, offset, stride, rows, columns, key_rows=None, key_columns=None
+) -> Tensor | None:
     """Boolean mask of the candidates for row indices ``[m]`` against column indices ``[n]``.
 
     Keys are ``[..., m]`` and ``[..., n]``. Returns ``[m, n]`` (``[..., m, n]`` with keys), or None when all are
@@ -114,7 +116,9 @@ class Candidates(NamedTuple):
     def mask(self, m: int, n: int, device: torch.device) -> Tensor | None:
         """Where a matrix of m rows and n columns has candidates: ``[m, n]``, ``[G, m, n]`` with keys; None: everywhere."""
         rows, columns = torch.arange(m, device=device), torch.arange(n, device=device)
-        return candidate_mask(self.kind, self.offset, self.stride, rows, columns, self.key_a, self.key_b)
+        return candidate_mask(
+            self.kind, self.offset, self.stride, rows, columns, self.key_a, self.key_b
+        )
 
 
 class LogSumExp(NamedTuple):

@@ -28,14 +28,17 @@ BACKENDS = ("panels", "cpu", "triton", "cuda")
 
 def pytest_addoption(parser):
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.addoption("--device", default=default, help="where test inputs live (default here: %(default)s)")
+    parser.addoption(
+        "--device", default=default, help="where test inputs live (default here: %(default)s)"
+    )
 
 
 def pytest_ignore_collect(collection_path, config):
     """tests/peers needs the packages that `make test-peers` installs: it runs where it is asked for."""
     if collection_path == PEERS:
         return not any(
-            Path(str(argument).partition("::")[0]).resolve().is_relative_to(PEERS) for argument in config.args
+            Path(str(argument).partition("::")[0]).resolve().is_relative_to(PEERS)
+            for argument in config.args
         )
     return None
 
@@ -43,10 +46,15 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_configure(config):
     compiled = tempfile.TemporaryDirectory()
     config.add_cleanup(compiled.cleanup)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name  # graphs compiled for another version's ops are not found
-    config.addinivalue_line("markers", "no_poison: leave torch.empty as it is (tracing compilers see the patch)")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
+        compiled.name
+    )  # graphs compiled for another version's ops are not found
     config.addinivalue_line(
-        "markers", "interpreter(**values): the parameter values that the interpreter is asked to run"
+        "markers", "no_poison: leave torch.empty as it is (tracing compilers see the patch)"
+    )
+    config.addinivalue_line(
+        "markers",
+        "interpreter(**values): the parameter values that the interpreter is asked to run",
     )
 
 
@@ -116,7 +124,12 @@ def skip_unless_served(name: str, device: torch.device, dtype: torch.dtype = tor
 
 def host_kernels(name: str, device: torch.device, monkeypatch) -> None:
     """During this test the CUDA backend serves CPU tensors, by the host shim, where there is no GPU."""
-    if name == "cuda" and is_interpreted(name) and device.type == "cpu" and cuda_host.compiler() is not None:
+    if (
+        name == "cuda"
+        and is_interpreted(name)
+        and device.type == "cpu"
+        and cuda_host.compiler() is not None
+    ):
         monkeypatch.setitem(cuda.LIBRARIES, "cpu", cuda_host.load().operators)
 
 

@@ -26,7 +26,9 @@ PACKAGES = {
 def test_packages_are_imported_only_when_used():
     assert {*PACKAGES, "supcontrast"} == {*integrations.__all__}
     assert not any(
-        name in vars(integrations) for name in PACKAGES if f"{integrations.__name__}.{name}" not in sys.modules
+        name in vars(integrations)
+        for name in PACKAGES
+        if f"{integrations.__name__}.{name}" not in sys.modules
     )
 
 
@@ -47,7 +49,12 @@ def dense(features, weights, temperature, base_temperature, anchors):
     terms = []
     for view, sample in rows[: N * anchors]:
         others = [row for row in rows if row != (view, sample)]
-        s = torch.stack([features[sample, view].flatten() @ features[j, v].flatten() for v, j in others]) / temperature
+        s = (
+            torch.stack(
+                [features[sample, view].flatten() @ features[j, v].flatten() for v, j in others]
+            )
+            / temperature
+        )
         w = torch.stack([weights[sample, j] for _, j in others])
         total = w.sum()
         loss = (w * (s.logsumexp(0) - s)).sum() / (total if total >= 1e-6 else 1)
@@ -59,7 +66,10 @@ def compare(loss, features, weights, options, **arguments):
     temperature, base = options.get("temperature", 0.07), options.get("base_temperature", 0.07)
     anchors = 1 if options.get("contrast_mode") == "one" else features.shape[1]
     results = []
-    for function in (lambda x: loss(x, **arguments), lambda x: dense(x, weights, temperature, base, anchors)):
+    for function in (
+        lambda x: loss(x, **arguments),
+        lambda x: dense(x, weights, temperature, base, anchors),
+    ):
         x = features.clone().requires_grad_()
         value = function(x)
         results.append((value, *torch.autograd.grad(value, x)))
@@ -71,7 +81,11 @@ def features(*shape):
     return torch.nn.functional.normalize(x.flatten(2), dim=-1).view(shape)
 
 
-OPTIONS = ({}, {"temperature": 0.5}, {"contrast_mode": "one", "temperature": 0.2, "base_temperature": 0.1})
+OPTIONS = (
+    {},
+    {"temperature": 0.5},
+    {"contrast_mode": "one", "temperature": 0.2, "base_temperature": 0.1},
+)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -84,7 +98,9 @@ def test_supcontrast(shape, options):
     compare(loss, x, same, options, labels=labels)
     compare(loss, x, same, options, labels=labels[:, None].double())
     compare(loss, x, same, options, mask=same.bool())
-    weights = torch.rand(shape[0], shape[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights = torch.rand(
+        shape[0], shape[0], generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     weights[0] = 0
     compare(loss, x, weights, options, mask=weights)
     weights[1:3] *= 1e-9

@@ -44,7 +44,11 @@ def imported_modules(path: Path, nested: bool) -> set[str]:
                 inside = node.module.partition(".")[2]
                 names = [inside] if inside else [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
-            names = [a.name.partition(".")[2] for a in node.names if a.name.partition(".")[0] == "fused_contrastive"]
+            names = [
+                a.name.partition(".")[2]
+                for a in node.names
+                if a.name.partition(".")[0] == "fused_contrastive"
+            ]
         found |= {name.partition(".")[0] for name in names if name}
     return found
 
@@ -71,9 +75,12 @@ def test_backends_have_identical_signatures():
     ops += ("sigmoid_forward", "sigmoid_backward")
     ops += ("force_forward", "force_backward", "distance_sums", "distance_gradient")
     for name in ops:
-        schema = [a.name for a in getattr(__import__("torch").ops.fused_contrastive, name).default._schema.arguments][
-            :-1
-        ]
+        schema = [
+            a.name
+            for a in getattr(
+                __import__("torch").ops.fused_contrastive, name
+            ).default._schema.arguments
+        ][:-1]
         assert list(inspect.signature(getattr(panels, name)).parameters) == schema, name
     for backend in ("panels", "cpu", "triton", "cuda"):
         module = dispatch.module(backend)
@@ -108,16 +115,24 @@ def test_reference_has_the_signatures_of_the_losses():
     from fused_contrastive.reference import force as force_reference
 
     families = [(n, f, reference) for n, f in vars(losses).items() if n.endswith("_loss")]
-    families += [(n, vars(m)[n], force_reference) for m in (force, drift) for n in vars(m) if n in fc.__all__]
+    families += [
+        (n, vars(m)[n], force_reference) for m in (force, drift) for n in vars(m) if n in fc.__all__
+    ]
     for name, function, specification in families:
-        ours, theirs = (dict(inspect.signature(f).parameters) for f in (function, getattr(specification, name)))
+        ours, theirs = (
+            dict(inspect.signature(f).parameters) for f in (function, getattr(specification, name))
+        )
         ours.pop("backend")
         assert list(ours) == list(theirs), name
         for key, parameter in ours.items():
-            assert parameter.default == theirs[key].default and parameter.kind == theirs[key].kind, (name, key)
+            assert (
+                parameter.default == theirs[key].default and parameter.kind == theirs[key].kind
+            ), (name, key)
 
 
-@pytest.mark.parametrize("folder", ("fused_contrastive", "triton_kernels", "csrc", "tests", "bench", "examples"))
+@pytest.mark.parametrize(
+    "folder", ("fused_contrastive", "triton_kernels", "csrc", "tests", "bench", "examples")
+)
 def test_files_are_short(folder):
     """Under 400 lines each, none wider than 200 characters."""
     for path in sorted((REPOSITORY / folder).rglob("*")):

@@ -4,7 +4,13 @@ from .support import missing, refusal, status
 
 __all__ = ["refusal", "status"]
 
-FLAT = ("similarity_forward", "similarity_backward", "sigmoid_forward", "sigmoid_backward", "force_forward")
+FLAT = (
+    "similarity_forward",
+    "similarity_backward",
+    "sigmoid_forward",
+    "sigmoid_backward",
+    "force_forward",
+)
 """Functions that take the arguments of their op as they are."""
 
 if missing() is None:

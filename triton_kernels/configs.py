@@ -82,7 +82,9 @@ def architecture(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
 
 
-def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30, keyed: bool = False) -> Config:
+def select(
+    kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30, keyed: bool = False
+) -> Config:
     """The configuration of `kernel` for groups of M rows of D elements; `keyed`: candidates are decided by keys."""
     if kernel in _override:
         return _override[kernel]
@@ -94,7 +96,9 @@ def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30,
         return Config(128, 64, 64 if D <= 64 else 128, 8, 2)
     if kind == "half" and keyed:
         config = (
-            replace(config, block_m=64, block_n=64, num_warps=4) if arch == "gfx942" else replace(config, block_n=64)
+            replace(config, block_m=64, block_n=64, num_warps=4)
+            if arch == "gfx942"
+            else replace(config, block_n=64)
         )
     if kernel == "sigmoid_weight" and kind == "half" and arch == "sm_80" and D % config.block_k:
         config = replace(config, block_k=32)  # the loads of the last step would spill
@@ -110,11 +114,21 @@ def select(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30,
         wide = config.block_k if D <= 64 else 128
         if arch == "sm_100":
             return replace(config, block_k=wide, num_warps=8 if kernel == "pair_reduce" else 4)
-        return replace(config, block_m=64, block_k=wide, num_warps=4)  # two programs per multiprocessor
+        return replace(
+            config, block_m=64, block_k=wide, num_warps=4
+        )  # two programs per multiprocessor
     return config
 
 
-def run(kernel: str, arch: str, dtype: torch.dtype, D: int, M: int, keyed: bool, start: Callable[[Config], T]) -> T:
+def run(
+    kernel: str,
+    arch: str,
+    dtype: torch.dtype,
+    D: int,
+    M: int,
+    keyed: bool,
+    start: Callable[[Config], T],
+) -> T:
     """`start` with the configuration from the table; inside `autotune` with the fastest of its neighbours, timed once per entry."""
     config = select(kernel, arch, dtype, D, M, keyed)
     if not _tuning or kernel in _override or arch == "interpreter":
@@ -129,7 +143,11 @@ def neighbours(config: Config) -> list[Config]:
     """The configuration and what differs from it in the stages, the warps or the width of the tile."""
     return [
         config,
-        *(replace(config, num_stages=stages) for stages in (2, 3, 4) if stages != config.num_stages),
+        *(
+            replace(config, num_stages=stages)
+            for stages in (2, 3, 4)
+            if stages != config.num_stages
+        ),
         replace(config, num_warps=12 - config.num_warps),
         replace(config, block_n=192 - config.block_n),
     ]

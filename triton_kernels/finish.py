@@ -20,7 +20,15 @@ from .tile_math import (
 
 @triton.jit
 def _merge(
-    slots, planes, slot_stride, index, inside, count, ACC: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr
+    slots,
+    planes,
+    slot_stride,
+    index,
+    inside,
+    count,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     """(maximum, sum) over `count` slots, SLOTS at a time."""
     maximum = tl.full((BLOCK,), NEG_INF, ACC)
@@ -32,7 +40,9 @@ def _merge(
         sums = tl.load(pointers, mask=kept, other=0.0)
         maxima = tl.load(pointers + planes, mask=kept, other=NEG_INF)
         top = tl.max(maxima, 0)
-        maximum, total = fold(maximum, total, top, tl.sum(sums * tl.exp2(maxima - finite(top)[None, :]), 0))
+        maximum, total = fold(
+            maximum, total, top, tl.sum(sums * tl.exp2(maxima - finite(top)[None, :]), 0)
+        )
     return maximum, total
 
 
@@ -55,7 +65,9 @@ def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
 
 @triton.jit
 def _loss(lse, pos, ACC: tl.constexpr):
-    undefined = 0.0 * (pos + tl.maximum(lse, 0.0))  # NaN where cross entropy is: an infinite positive or candidate
+    undefined = 0.0 * (
+        pos + tl.maximum(lse, 0.0)
+    )  # NaN where cross entropy is: an infinite positive or candidate
     return softplus((lse - pos).to(ACC)) + undefined.to(ACC)
 
 
@@ -80,7 +92,9 @@ def finish_forward(
     row_slots = tl.cdiv(N, super_rows) + (1 if SYMMETRIC else 0)
     stride = G.to(tl.int64) * M
     planes = stride * row_slots
-    maximum, total = _merge(slots + group * M, planes, stride, index, inside, row_slots, ACC, BLOCK, SLOTS)
+    maximum, total = _merge(
+        slots + group * M, planes, stride, index, inside, row_slots, ACC, BLOCK, SLOTS
+    )
     lse = _log_sum(maximum, total)
     _store_sum(rows + group * M + index, stride, lse, inside, ACC)
     if row_max is not None:
@@ -95,7 +109,15 @@ def finish_forward(
         col_stride = G.to(tl.int64) * N
         col_base = slots + 2 * planes + group * N
         maximum, total = _merge(
-            col_base, col_stride * col_slots, col_stride, column, known, col_slots, ACC, BLOCK, SLOTS
+            col_base,
+            col_stride * col_slots,
+            col_stride,
+            column,
+            known,
+            col_slots,
+            ACC,
+            BLOCK,
+            SLOTS,
         )
         col_lse = _log_sum(maximum, total)
         _store_sum(cols + group * N + column, col_stride, col_lse, known, ACC)
@@ -112,7 +134,9 @@ def finish_forward(
         shift = tl.zeros((BLOCK,), ACC)
         if bias is not None:
             shift = tl.load(bias + group * N + column, mask=inside, other=0.0) * LOG2E
-        target = tl.fma(target, tl.load(scale) * LOG2E, shift).to(tl.float64) * LN2  # scaled as in pair_reduce
+        target = (
+            tl.fma(target, tl.load(scale) * LOG2E, shift).to(tl.float64) * LN2
+        )  # scaled as in pair_reduce
         tl.store(pos + group * M + index, target, mask=inside)
         value = _loss(lse, target, ACC)
         if cols is not None:
@@ -136,7 +160,9 @@ def finish_weighted(
     slots += group * M
     maximum = tl.full((BLOCK,), NEG_INF, ACC)
     for s in range(0, splits):
-        maximum = tl.maximum(maximum, tl.load(slots + (splits + s) * stride + index, mask=inside, other=NEG_INF))
+        maximum = tl.maximum(
+            maximum, tl.load(slots + (splits + s) * stride + index, mask=inside, other=NEG_INF)
+        )
     shift = finite(maximum)
     total = tl.zeros((BLOCK,), ACC)
     for s in range(0, splits):
@@ -216,7 +242,19 @@ def finish_backward(
     if (inv is not None) or (radial is not None):
         for k in range(0, D, BLOCK_K):
             total = _pulled(
-                gradient_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K, ACC, NEAR, FAR, BLOCK_K
+                gradient_rows,
+                near,
+                far,
+                near_pull,
+                far_pull,
+                factor,
+                k,
+                D,
+                EVEN_K,
+                ACC,
+                NEAR,
+                FAR,
+                BLOCK_K,
             )
             if radial is not None:
                 inner += tl.sum(load_rows(x_rows, k, D, BLOCK_K, EVEN_K).to(ACC) * total, 1)
@@ -232,11 +270,27 @@ def finish_backward(
         for k in range(0, D, BLOCK_K):
             features = k + tl.arange(0, BLOCK_K)
             total = _pulled(
-                gradient_rows, near, far, near_pull, far_pull, factor, k, D, EVEN_K, ACC, NEAR, FAR, BLOCK_K
+                gradient_rows,
+                near,
+                far,
+                near_pull,
+                far_pull,
+                factor,
+                k,
+                D,
+                EVEN_K,
+                ACC,
+                NEAR,
+                FAR,
+                BLOCK_K,
             )
             if inv is not None:
                 u = load_rows(given_rows, k, D, BLOCK_K, EVEN_K).to(ACC) * length[:, None]
                 total -= tangent[:, None] * u
             value = total * outer[:, None]
             kept = inside[:, None] & (features < D)[None, :]
-            tl.store(targets[:, None] + features[None, :], round_to(value, dx.dtype.element_ty, INTERPRET), mask=kept)
+            tl.store(
+                targets[:, None] + features[None, :],
+                round_to(value, dx.dtype.element_ty, INTERPRET),
+                mask=kept,
+            )

@@ -50,7 +50,17 @@ def force_forward(
     options = {"SELF": self_logit, "FLOOR": floor, "DENOMINATOR": denominator, "CLIP": clip}
     if not is_small(x):
         return _forward_by_tiles(
-            x, inverse_temperatures, scale, _given(weight), rows, negatives, all_rows, mask, rms, separate, options
+            x,
+            inverse_temperatures,
+            scale,
+            _given(weight),
+            rows,
+            negatives,
+            all_rows,
+            mask,
+            rms,
+            separate,
+            options,
         )
     new = inverse_temperatures.new_empty
     force = new((K if separate else 1, G, rows, D))
@@ -110,7 +120,10 @@ class Tiles:
 
     def __init__(self, x: torch.Tensor):
         G, P, D = x.shape
-        self.x, self.config = x.contiguous(), force_configs.tiles(x.dtype, configs.architecture(x.device))
+        self.x, self.config = (
+            x.contiguous(),
+            force_configs.tiles(x.dtype, configs.architecture(x.device)),
+        )
         self.features = ceil_div(D, self.config.block_k) * self.config.block_k
         self.LD = ceil_div(P, self.config.block_n) * self.config.block_n
         self.points = x.new_zeros((G, self.features, self.LD), dtype=accumulation_dtype(x.dtype))
@@ -129,7 +142,9 @@ class Tiles:
     def new(self, *shape: int) -> torch.Tensor:
         return self.points.new_empty(shape)
 
-    def launch(self, kernel, M: int, plan: tuple[int, int, int], *arguments, num_warps: int, **constants) -> None:
+    def launch(
+        self, kernel, M: int, plan: tuple[int, int, int], *arguments, num_warps: int, **constants
+    ) -> None:
         """A kernel without a product."""
         block_m, splits, _ = plan
         launch(
@@ -197,7 +212,18 @@ class Tiles:
         lse = exact.to(out.dtype)
         return torch.stack([lse, (exact - lse).masked_fill_(~lse.isfinite(), 0.0).to(out.dtype)])
 
-    def sums(self, factors, lse_rows, lse_cols, weight, rows: int, negatives: int, rms: bool, apart: bool, options):
+    def sums(
+        self,
+        factors,
+        lse_rows,
+        lse_cols,
+        weight,
+        rows: int,
+        negatives: int,
+        rms: bool,
+        apart: bool,
+        options,
+    ):
         """(shift, sums, extra): extra is with `rms` log sum of (d A)^2 ``[K, G]`` in float64, with `apart` the shifts over the points that do not
         equal the row, else None."""
         (_, K, G), P = factors.shape, self.x.shape[1]
@@ -217,7 +243,18 @@ class Tiles:
             extra = extra.amax(0)
         return *_merged_sums(out[:, 0], out[:, 1]), extra
 
-    def forces(self, factors, lse_rows, lse_cols, terms, weight, rows: int, negatives: int, separate: bool, options):
+    def forces(
+        self,
+        factors,
+        lse_rows,
+        lse_cols,
+        terms,
+        weight,
+        rows: int,
+        negatives: int,
+        separate: bool,
+        options,
+    ):
         (_, K, G), (_, P, D) = factors.shape, self.x.shape
         plan = self.split(rows, P)
         out = self.new(plan[1], K if separate else 1, G, rows, D)
@@ -246,7 +283,12 @@ def _forward_by_tiles(
     P = x.shape[1]
     tiles = Tiles(x)
     if scale is None:
-        scale = tiles.distance_sums(None, P, options["CLIP"]).sum(1, dtype=torch.float64).to(tiles.points.dtype) / P**2
+        scale = (
+            tiles.distance_sums(None, P, options["CLIP"])
+            .sum(1, dtype=torch.float64)
+            .to(tiles.points.dtype)
+            / P**2
+        )
     else:
         scale = scale.clone()
     factors = _factors(inverse_temperatures, scale)
@@ -254,14 +296,18 @@ def _forward_by_tiles(
     C = R if all_rows else tiles.lse(factors, P, rows, mask, options["CLIP"])
     row_lse = R if R.shape[3] == rows else R[..., :rows].contiguous()
     apart = separate and not rms
-    shift, sums, extra = tiles.sums(factors, R if rms else row_lse, C, weight, rows, negatives, rms, apart, options)
+    shift, sums, extra = tiles.sums(
+        factors, R if rms else row_lse, C, weight, rows, negatives, rms, apart, options
+    )
     if rms:
         norm = extra / 2 - math.log(P) - scale.double().masked_fill(scale == 0, 1.0).log()
     elif apart:
         norm = finite((shift + extra.flip(0)).amax((0, 3)))
     else:
         norm = torch.zeros_like(factors[0])
-    room = finite(norm).double().unsqueeze(2) - shift.flip(0)  # as unit_and_excess in force_common.py
+    room = finite(norm).double().unsqueeze(2) - shift.flip(
+        0
+    )  # as unit_and_excess in force_common.py
     level = shift.where(~(shift > room + ROOM.value), (room + ROOM.value).to(shift.dtype))
     unit = (level - room).exp().masked_fill((norm == -math.inf).unsqueeze(2), 0.0).to(scale.dtype)
     terms = torch.stack([finite(level), torch.stack([-unit[0] * sums[1], unit[1] * sums[0]])])

@@ -35,7 +35,9 @@ def transpose_points(
     for k in range(0, features, BLOCK_K):
         columns = k + tl.arange(0, BLOCK_K)
         kept = (places < P)[:, None] & (columns < D)[None, :]
-        tile = tl.load(x + places.to(tl.int64)[:, None] * D + columns[None, :], mask=kept, other=0.0).to(ACC)
+        tile = tl.load(
+            x + places.to(tl.int64)[:, None] * D + columns[None, :], mask=kept, other=0.0
+        ).to(ACC)
         tl.store(points + columns.to(tl.int64)[:, None] * BLOCK + places[None, :], tl.trans(tile))
     tl.debug_barrier()  # the whole group is there for every thread
 
@@ -81,7 +83,9 @@ def group_distances(
     total = tl.zeros((BLOCK_M,), ACC)
     for first in range(0, P, BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)
-        d = tile_distances(points, first, 0, features, BLOCK_N, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
+        d = tile_distances(
+            points, first, 0, features, BLOCK_N, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K
+        )
         tl.store(distances + i[:, None] * BLOCK_N + j[None, :], d)
         total += tl.sum(tl.where((i < P)[:, None] & (j < P)[None, :], d, 0.0), 1)
     tl.debug_barrier()  # they are there for every thread
@@ -151,11 +155,26 @@ def group_sums(
         i = first + tl.arange(0, BLOCK_M)
         d = tl.load(distances + i[:, None] * BLOCK_N + j[None, :])
         a = group_affinities(
-            d, i, lse_rows, lse_cols, row_lows, column_lows, high, low, P, count, SELF, FLOOR, DENOMINATOR, BLOCK_N
+            d,
+            i,
+            lse_rows,
+            lse_cols,
+            row_lows,
+            column_lows,
+            high,
+            low,
+            P,
+            count,
+            SELF,
+            FLOOR,
+            DENOMINATOR,
+            BLOCK_N,
         )
         if RMS:
             top, square = square_sums(d, a)
-            norm_top, norm_sum = merge(norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0))
+            norm_top, norm_sum = merge(
+                norm_top, norm_sum, tl.where(i < P, top, NEG_INF), tl.where(i < P, square, 0.0)
+            )
         _, top_n, top_p, sum_n, sum_p = side_sums(a, j < negatives, w, weight is not None)
         kept = i < rows
         tl.store(shift + i, top_n, mask=kept)
@@ -164,7 +183,9 @@ def group_sums(
         tl.store(sums + side + i, sum_p, mask=kept)
         if SEPARATE and not RMS:
             apart_n, apart_p = tops_apart(d, a, j < negatives)
-            norm_top = tl.maximum(norm_top, tl.where(kept, tl.maximum(top_n + apart_p, top_p + apart_n), NEG_INF))
+            norm_top = tl.maximum(
+                norm_top, tl.where(kept, tl.maximum(top_n + apart_p, top_p + apart_n), NEG_INF)
+            )
     norm = tl.zeros((), ACC)
     rest = tl.zeros((), ACC)
     if RMS:
@@ -178,7 +199,9 @@ def group_sums(
 
 
 @triton.jit
-def group_terms(shift, sums, side, norm, rest, terms, rows, ACC: tl.constexpr, BLOCK_N: tl.constexpr):
+def group_terms(
+    shift, sums, side, norm, rest, terms, rows, ACC: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """terms ``[2 (level, coefficient), 2 (side of the column), BLOCK_N]`` of one group and temperature, such that a weight is the
     coefficient times ``exp(a - level)``."""
     i = tl.arange(0, BLOCK_N)
@@ -190,7 +213,9 @@ def group_terms(shift, sums, side, norm, rest, terms, rows, ACC: tl.constexpr, B
     level_p, lost_p = level_of(top_p, excess)
     tl.store(terms + i, level_n)
     tl.store(terms + BLOCK_N + i, level_p)
-    tl.store(terms + 2 * BLOCK_N + i, -unit * lost_n * tl.load(sums + side + i, mask=kept, other=0.0))
+    tl.store(
+        terms + 2 * BLOCK_N + i, -unit * lost_n * tl.load(sums + side + i, mask=kept, other=0.0)
+    )
     tl.store(terms + 3 * BLOCK_N + i, unit * lost_p * tl.load(sums + i, mask=kept, other=0.0))
 
 
@@ -199,7 +224,9 @@ def group_weights(d, a, i, weight, terms, P, negatives, BLOCK_N: tl.constexpr):
     """What the coordinates less those of the row are multiplied with in the force on the points i of a group, at one temperature."""
     j = tl.arange(0, BLOCK_N)
     negative = (j < negatives)[None, :]
-    e = tl.exp(a - tl.where(negative, tl.load(terms + i)[:, None], tl.load(terms + BLOCK_N + i)[:, None]))
+    e = tl.exp(
+        a - tl.where(negative, tl.load(terms + i)[:, None], tl.load(terms + BLOCK_N + i)[:, None])
+    )
     terms += 2 * BLOCK_N
     e *= tl.where(negative, tl.load(terms + i)[:, None], tl.load(terms + BLOCK_N + i)[:, None])
     if weight is not None:
@@ -281,7 +308,15 @@ def force_group(
         tl.store(log_norm + place, norm + rest)
         tl.debug_barrier()  # so are its shifts and sums
         group_terms(
-            shift + place * rows, sums + place * rows, side, norm, rest, terms + 4 * k * BLOCK_N, rows, ACC, BLOCK_N
+            shift + place * rows,
+            sums + place * rows,
+            side,
+            norm,
+            rest,
+            terms + 4 * k * BLOCK_N,
+            rows,
+            ACC,
+            BLOCK_N,
         )
     tl.debug_barrier()  # so are all terms
     weights = distances  # of the rows whose distances have been read

@@ -37,7 +37,14 @@ def place_of_program(M, N, split_columns, BLOCK_M: tl.constexpr):
     i = pid % programs // splits * BLOCK_M
     j_begin = split * split_columns
     j_end = tl.minimum(j_begin + split_columns, N)
-    return (pid // programs).to(tl.int64), (tl.num_programs(0) // programs).to(tl.int64), split, i, j_begin, j_end
+    return (
+        (pid // programs).to(tl.int64),
+        (tl.num_programs(0) // programs).to(tl.int64),
+        split,
+        i,
+        j_begin,
+        j_end,
+    )
 
 
 @triton.jit
@@ -182,7 +189,21 @@ def force_sums(
         t_n, u_n, t_p, u_p, t_s, u_s = none, zero, none, zero, none, zero
         for k in range(K):
             a = tile_affinities(
-                d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N, SELF, FLOOR, DENOMINATOR
+                d,
+                rows,
+                columns,
+                factors,
+                lse_rows,
+                lse_cols,
+                k,
+                K,
+                g,
+                G,
+                M,
+                N,
+                SELF,
+                FLOOR,
+                DENOMINATOR,
             )
             if RMS:
                 shift, square = square_sums(d, a)
@@ -256,7 +277,21 @@ def force_rows(
         for k in range(K):
             place = (k * G + g) * M
             a = tile_affinities(
-                d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N, SELF, FLOOR, DENOMINATOR
+                d,
+                rows,
+                columns,
+                factors,
+                lse_rows,
+                lse_cols,
+                k,
+                K,
+                g,
+                G,
+                M,
+                N,
+                SELF,
+                FLOOR,
+                DENOMINATOR,
             )
             level_n = tl.load(terms + place + rows, mask=rows < M, other=0.0)
             level_p = tl.load(terms + K * G * M + place + rows, mask=rows < M, other=0.0)

@@ -137,7 +137,12 @@ def unit_and_excess(shift_n, shift_p, high, low, ACC: tl.constexpr):
     """(unit, excess) of rows: weights are ``unit * exp(a - shift + excess)``. The unit is ``exp(shift_n + shift_p - norm - excess)``, the
     norm ``high + low``, 0 where it is -inf, and accurate for any exponent; the excess is 0 unless the shifts are those of equal points whose
     affinities far exceed all others': the unit stays finite."""
-    exponent = shift_n.to(tl.float64) + shift_p.to(tl.float64) - finite(high).to(tl.float64) - low.to(tl.float64)
+    exponent = (
+        shift_n.to(tl.float64)
+        + shift_p.to(tl.float64)
+        - finite(high).to(tl.float64)
+        - low.to(tl.float64)
+    )
     excess = tl.where(exponent > ROOM, exponent - ROOM, 0.0).to(ACC)
     exponent = (exponent - excess.to(tl.float64)) * LOG2E
     exponent = tl.where(exponent < -20000.0, -20000.0, exponent)
@@ -158,7 +163,9 @@ def level_of(shift, excess):
 def tops_apart(d, a, negative):
     """Largest a of a row's negative and positive columns that do not equal the row."""
     a = tl.where(d == 0.0, NEG_INF, a)
-    return tl.max(tl.where(negative[None, :], a, NEG_INF), 1), tl.max(tl.where(negative[None, :], NEG_INF, a), 1)
+    return tl.max(tl.where(negative[None, :], a, NEG_INF), 1), tl.max(
+        tl.where(negative[None, :], NEG_INF, a), 1
+    )
 
 
 @triton.jit
@@ -204,7 +211,9 @@ def add_products(
         left = tl.load(w + i[:, None] * BLOCK_N + columns[None, :])
         if QUARTERED:
             columns = quartered(columns, BLOCK_N)
-        places = (start + columns).to(tl.int64)[:, None] * y_row + features.to(tl.int64)[None, :] * y_column
+        places = (start + columns).to(tl.int64)[:, None] * y_row + features.to(tl.int64)[
+            None, :
+        ] * y_column
         right = tl.load(y + places, mask=kept, other=0.0)
         total = multiply(left, right, total, PRECISION, INTERPRET)
     return total

@@ -62,7 +62,9 @@ def fused_rows(
         e = tl.exp2(s - finite(top)[:, None])
         row_sum = tl.fma(row_sum, fade, tl.sum(e, 1))
         row_max = top
-        total = multiply(round_to(e, y.dtype, INTERPRET), y, total * fade[:, None], PRECISION, INTERPRET)
+        total = multiply(
+            round_to(e, y.dtype, INTERPRET), y, total * fade[:, None], PRECISION, INTERPRET
+        )
     place = split * row_plane + group * M + rows
     tl.store(slots + place, row_sum, mask=rows < M)
     tl.store(slots + splits * row_plane + place, row_max, mask=rows < M)

@@ -52,10 +52,16 @@ def weighted_sums(
     W is `pair_weight`'s; with `unit` (float16) the results are multiples of it. `symmetric`: W is symmetric, ``col_terms`` are the
     row terms and half of it is computed; one set without symmetry gets ``(W + W^T) x`` as the first result.
     """
-    sum_bias = torch.zeros((x.shape[0], y.shape[1]), dtype=scale.dtype, device=x.device) if need_bias else None
+    sum_bias = (
+        torch.zeros((x.shape[0], y.shape[1]), dtype=scale.dtype, device=x.device)
+        if need_bias
+        else None
+    )
 
     def panel(g, i, j, workspace):
-        shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        shifted = (
+            offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        )
         w = panel_of_weights(
             x[g, i], y[g, j], bias if bias is None else bias[g, j], key_a if key_a is None else key_a[g, i],
             key_b if key_b is None else key_b[g, j], scale, row_terms[g, i],

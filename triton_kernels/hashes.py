@@ -16,7 +16,10 @@ def kernel_hashes() -> dict[str, str]:
     docstrings and layout do not count.
     """
     device, constants = _definitions()
-    used = {name: _names(node) & (device.keys() | constants.keys()) - {name} for name, (node, _) in device.items()}
+    used = {
+        name: _names(node) & (device.keys() | constants.keys()) - {name}
+        for name, (node, _) in device.items()
+    }
     called = set().union(*used.values())
     hashes = {}
     for name in sorted(device.keys() - called):
@@ -28,7 +31,9 @@ def kernel_hashes() -> dict[str, str]:
             if current not in reached:
                 reached.add(current)
                 pending += used.get(current, ())
-        code = "\n".join(device[part][1] if part in device else constants[part] for part in sorted(reached))
+        code = "\n".join(
+            device[part][1] if part in device else constants[part] for part in sorted(reached)
+        )
         hashes[name] = hashlib.sha256(code.encode()).hexdigest()[:16]
     return hashes
 
@@ -45,7 +50,9 @@ def _definitions() -> tuple[dict[str, tuple[ast.FunctionDef, str]], dict[str, st
                 if node.name in device:
                     raise ValueError(f"two device functions are named {node.name}")
                 device[node.name] = node, _code(ast.get_source_segment(source, node))
-            elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("tl.constexpr("):
+            elif isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(
+                "tl.constexpr("
+            ):
                 constants[ast.unparse(node.targets[0])] = ast.unparse(node)
     return device, constants
 
@@ -62,7 +69,9 @@ def _code(source: str) -> str:
             continue
         if fresh and token.type == tokenize.STRING:
             continue
-        fresh = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT) or (fresh and not token.string)
+        fresh = token.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT) or (
+            fresh and not token.string
+        )
         indentation = token.type in (tokenize.INDENT, tokenize.DEDENT)
         kept.append(tokenize.tok_name[token.type] if indentation else token.string)
     return " ".join(kept)

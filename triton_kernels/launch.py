@@ -72,7 +72,9 @@ def precision(dtype: torch.dtype, arch: str) -> str:
     return "tf32x3" if guard.register_operands_are_safe(arch) else "ieee"
 
 
-def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constants) -> None:
+def launch(
+    kernel, programs: int, *arguments, num_warps: int = 4, num_stages: int = 1, **constants
+) -> None:
     """Start `programs` instances on the device of the first argument, on its current stream. No host synchronisation.
 
     Fusing of multiplications and additions is pinned to what the source says: its default differs between Triton versions.
@@ -84,4 +86,10 @@ def launch(kernel, programs: int, *arguments, num_warps: int = 4, num_stages: in
             return
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](*arguments, num_warps=num_warps, num_stages=num_stages, enable_fp_fusion=False, **constants)
+        kernel[(programs,)](
+            *arguments,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            enable_fp_fusion=False,
+            **constants,
+        )

@@ -30,7 +30,9 @@ def _logits(
     if RESIDENT:
         s = multiply(x, y, tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
     else:
-        s = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
+        s = products(
+            a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
+        )
     shift = tl.zeros((BLOCK_N,), ACC)
     if bias is not None:
         columns = j + tl.arange(0, BLOCK_N)
@@ -186,7 +188,11 @@ def pair_reduce(
     if NORMALIZED:
         limit = tl.abs(logit_scale) * 1.01
     else:
-        limit = tl.load(bound + g * 3) * tl.load(bound + g * 3 + (0 if SYMMETRIC else 1)) * tl.abs(logit_scale)
+        limit = (
+            tl.load(bound + g * 3)
+            * tl.load(bound + g * 3 + (0 if SYMMETRIC else 1))
+            * tl.abs(logit_scale)
+        )
     a += group * M * D
     b += group * N * D
     if bias is not None:

@@ -46,14 +46,18 @@ def pair_weight(
         col_index = tl.minimum(columns, N - 1)
         a_rows = row_pointers(a + group * M * D, i, BLOCK_M, M, D)
         b_rows = row_pointers(b + group * N * D, j, BLOCK_N, N, D)
-        d = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
+        d = products(
+            a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
+        )
         scale2 = tl.load(scale) * LOG2E
         bias2 = tl.zeros((BLOCK_N,), ACC)
         if bias is not None:
             bias2 = tl.load(bias + group * N + col_index) * LOG2E
         row_pair = _load_terms(row_terms + group * M * 2, row_index)
         row_level, row_weight = tl.split(row_pair)
-        s = tl.fma(d, scale2, bias2[None, :])  # rounded as in pair_reduce: a row's weights sum to its coefficient
+        s = tl.fma(
+            d, scale2, bias2[None, :]
+        )  # rounded as in pair_reduce: a row's weights sum to its coefficient
         factor = tl.full((1,), 1.0, ACC)
         if unit is not None:
             largest = tl.load(unit)

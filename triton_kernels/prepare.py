@@ -50,7 +50,11 @@ def _prepare_rows(
             features = k + tl.arange(0, BLOCK_K)
             part = load_rows(pointers, k, D, BLOCK_K, EVEN_K).to(ACC) * factor[:, None]
             kept = inside[:, None] & (features < D)[None, :]
-            tl.store(targets[:, None] + features[None, :], round_to(part, hat.dtype.element_ty, INTERPRET), mask=kept)
+            tl.store(
+                targets[:, None] + features[None, :],
+                round_to(part, hat.dtype.element_ty, INTERPRET),
+                mask=kept,
+            )
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -82,7 +86,9 @@ def prepare(
         if bias is not None:
             columns = first + tl.arange(0, BLOCK)
             size = tl.abs(tl.load(bias + group * N + columns, mask=columns < N, other=0.0))
-            removed = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) == float("-inf")
+            removed = tl.load(bias + group * N + columns, mask=columns < N, other=0.0) == float(
+                "-inf"
+            )
             _raise_bound(bound + g * 3 + 2, tl.max(tl.where(removed, 0.0, _kept(size)), 0))
 
 
@@ -117,7 +123,9 @@ def prepare_backward(
             col_lse = _load_sum(cols + group * N + column, plane * N, inside)
             weight += _undefined(col_lse, target)
             col_pull = weight * sigmoid(col_lse - target)
-            _store_terms(col_terms + group * N * 2, column, inside, _logaddexp(col_lse, target), weight)
+            _store_terms(
+                col_terms + group * N * 2, column, inside, _logaddexp(col_lse, target), weight
+            )
         row_pull = weight * sigmoid(lse - target)
         total = row_pull
         largest = tl.abs(row_pull)
@@ -132,13 +140,17 @@ def prepare_backward(
         if cols is not None:
             inside_column = column < N
             col_lse = _load_sum(cols + group * N + column, plane * N, inside_column)
-            col_weight = tl.load(g_cols + group * N + column, mask=inside_column, other=0.0).to(tl.float64)
+            col_weight = tl.load(g_cols + group * N + column, mask=inside_column, other=0.0).to(
+                tl.float64
+            )
             largest = tl.maximum(largest, tl.abs(col_weight))
             _store_terms(col_terms + group * N * 2, column, inside_column, col_lse, col_weight)
     _store_terms(row_terms + group * M * 2, index, inside, lse, weight)
     if unit is not None:
         finite_size = tl.where(largest < float("inf"), largest, 0.0)
-        _raise_bound(unit, tl.max(tl.where(finite_size > 0.0, tl.maximum(finite_size, 1e-30), 0.0), 0))
+        _raise_bound(
+            unit, tl.max(tl.where(finite_size > 0.0, tl.maximum(finite_size, 1e-30), 0.0), 0)
+        )
 
 
 @triton.jit

@@ -41,11 +41,26 @@ def sigmoid_forward(
         return torch.empty(shape if present else (0,), dtype=dtype, device=a.device)
 
     rounded = normalize or a.dtype != dtype
-    a_hat, b_hat = empty(rounded, G, M, D, dtype=dtype), empty(rounded and not one_set, G, N, D, dtype=dtype)
+    a_hat, b_hat = (
+        empty(rounded, G, M, D, dtype=dtype),
+        empty(rounded and not one_set, G, N, D, dtype=dtype),
+    )
     a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
     if rounded:
         bound = torch.zeros(G * BOUNDS, dtype=torch.float32, device=a.device)
-        prepare_sets(a, None if one_set else b, None, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype)
+        prepare_sets(
+            a,
+            None if one_set else b,
+            None,
+            a_hat,
+            b_hat,
+            a_inv,
+            b_inv,
+            bound,
+            normalize,
+            rounded,
+            dtype,
+        )
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded else b)
     rows, pos, row_max = empty(True, G, M), empty(positive >= 0, G, M), empty(extrema, G, M)
@@ -110,8 +125,12 @@ def sigmoid_backward(
 
     def panel(g, i, j, workspace):
         kind, offset, stride = candidates
-        shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
-        key_rows, key_columns = (None if key is None else key[g, part] for key, part in zip(keys, (i, j), strict=True))
+        shifted = (
+            offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        )
+        key_rows, key_columns = (
+            None if key is None else key[g, part] for key, part in zip(keys, (i, j), strict=True)
+        )
         w, partial = _panel_of_weights(
             x[g, i], y[g, j], key_rows, key_columns, scale, row_terms[g, i], unit, kind, shifted, stride, sign,
             need_bias, workspace,
@@ -132,7 +151,20 @@ def sigmoid_backward(
         )  # fmt: skip
     if need_b:
         db, other = finish_set(
-            sum_b, y, x, b, b_inv, pull, scale, unit, positive, False, True, 1.0, True, need_scale and not from_a
+            sum_b,
+            y,
+            x,
+            b,
+            b_inv,
+            pull,
+            scale,
+            unit,
+            positive,
+            False,
+            True,
+            1.0,
+            True,
+            need_scale and not from_a,
         )
         radial = other if radial is None else radial
     if need_bias:
@@ -142,7 +174,9 @@ def sigmoid_backward(
     return da, db, radial.sum() if need_scale else none, sums if need_bias else none
 
 
-def _panel_of_weights(x, y, key_a, key_b, scale, row_terms, unit, kind, offset, stride, sign, need_sums, workspace):
+def _panel_of_weights(
+    x, y, key_a, key_b, scale, row_terms, unit, kind, offset, stride, sign, need_sums, workspace
+):
     """One panel ``[G, m, n]`` of W in `workspace`, and its row sums by tile. Operands are contiguous, or rows of a single group."""
     (G, M, D), N = x.shape, y.shape[1]
     arch = configs.architecture(x.device)
@@ -154,7 +188,9 @@ def _panel_of_weights(x, y, key_a, key_b, scale, row_terms, unit, kind, offset, 
     def start(config: configs.Config):
         sums = None
         if need_sums:
-            sums = torch.empty((ceil_div(N, config.block_n), G, M), dtype=scale.dtype, device=x.device)
+            sums = torch.empty(
+                (ceil_div(N, config.block_n), G, M), dtype=scale.dtype, device=x.device
+            )
         launch(
             sigmoid_weight,
             G * ceil_div(M, config.block_m) * ceil_div(N, config.block_n),

@@ -89,9 +89,13 @@ def sigmoid_reduce(
                 y = tl.trans(load_rows(b_rows, 0, D, BLOCK_K, EVEN_K))
                 t = multiply(x, y, tl.zeros((BLOCK_M, BLOCK_N), ACC), PRECISION, INTERPRET)
             else:
-                t = products(a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K)
+                t = products(
+                    a_rows, b_rows, D, ACC, PRECISION, INTERPRET, EVEN_K, BLOCK_M, BLOCK_N, BLOCK_K
+                )
             t = tl.fma(t, scale2, shift[:, None])
-            t = mask_tile(t, NEG_INF, i, j, key_a, key_b, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N)
+            t = mask_tile(
+                t, NEG_INF, i, j, key_a, key_b, M, N, offset, stride, KIND, BLOCK_M, BLOCK_N
+            )
             row_sum += tl.sum(_softplus2(t), 1)
             if EXTREMA:
                 row_max = tl.maximum(row_max, tl.max(t, 1))
@@ -124,7 +128,9 @@ def sigmoid_finish(
         kept = (slot < slot_count)[:, None] & inside[None, :]
         total += tl.sum(tl.load(pointers, mask=kept, other=0.0), 0)
         if row_max is not None:
-            top = tl.maximum(top, tl.max(tl.load(pointers + slot_count * stride, mask=kept, other=NEG_INF), 0))
+            top = tl.maximum(
+                top, tl.max(tl.load(pointers + slot_count * stride, mask=kept, other=NEG_INF), 0)
+            )
     total *= LN2
     if row_max is not None:
         tl.store(row_max + group * M + index, top * LN2, mask=inside)
@@ -139,14 +145,18 @@ def sigmoid_finish(
         shift = tl.zeros((BLOCK,), ACC)
         if row_bias is not None:
             shift = tl.load(row_bias + group * M + index, mask=inside, other=0.0) * (LOG2E * SIGN)
-        target = tl.fma(target, tl.load(scale) * (LOG2E * SIGN), shift) * LN2  # scaled as in sigmoid_reduce
+        target = (
+            tl.fma(target, tl.load(scale) * (LOG2E * SIGN), shift) * LN2
+        )  # scaled as in sigmoid_reduce
         tl.store(pos + group * M + index, target * SIGN, mask=inside)
         total += softplus(-target)
     tl.store(rows + group * M + index, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=["M"])
-def sigmoid_terms(g, row_bias, pos, row_terms, pull, unit, M, SIGN: tl.constexpr, BLOCK: tl.constexpr):
+def sigmoid_terms(
+    g, row_bias, pos, row_terms, pull, unit, M, SIGN: tl.constexpr, BLOCK: tl.constexpr
+):
     """``row_terms [G, M, 2]``: (row_bias in base 2, g), both times SIGN; ``pull [G, M]``: minus the weight of the positive; `unit`: the largest |g|.
 
     One program per BLOCK rows of one group; O(M) bytes.
@@ -211,4 +221,14 @@ def sigmoid_weight(
         row_plane = (tl.num_programs(0) // tiles).to(tl.int64) * M
         tl.store(sums + tile_j * row_plane + group * M + rows, tl.sum(w, 1), mask=rows < M)
     ld = tl.cdiv(N, 16) * 16
-    _store(panel + group * M * ld, ld, round_to(w, panel.dtype.element_ty, INTERPRET), i, j, M, N, BLOCK_M, BLOCK_N)
+    _store(
+        panel + group * M * ld,
+        ld,
+        round_to(w, panel.dtype.element_ty, INTERPRET),
+        i,
+        j,
+        M,
+        N,
+        BLOCK_M,
+        BLOCK_N,
+    )

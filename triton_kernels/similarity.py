@@ -62,12 +62,27 @@ def similarity_forward(
         return torch.empty(shape if present else (0,), dtype=dtype, device=a.device)
 
     rounded = normalize or a.dtype != dtype
-    a_hat, b_hat = empty(rounded, G, M, D, dtype=dtype), empty(rounded and not one_set, G, N, D, dtype=dtype)
+    a_hat, b_hat = (
+        empty(rounded, G, M, D, dtype=dtype),
+        empty(rounded and not one_set, G, N, D, dtype=dtype),
+    )
     a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
     bound = torch.empty(G * BOUNDS, dtype=torch.float32, device=a.device)
     if not normalize or bias is not None:
         bound.zero_()
-    prepare_sets(a, None if one_set else b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype)
+    prepare_sets(
+        a,
+        None if one_set else b,
+        bias,
+        a_hat,
+        b_hat,
+        a_inv,
+        b_inv,
+        bound,
+        normalize,
+        rounded,
+        dtype,
+    )
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded else b)
 
@@ -79,8 +94,25 @@ def similarity_forward(
     if weighted and fits_fused_rows(x):
         weighted_rows(*arguments, rows, row_max, mean, kind, offset, stride)
     else:
-        slots, super_rows = _reduce(*arguments, bound, kind, offset, stride, one_set, columns, normalize, extrema)
-        _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set)
+        slots, super_rows = _reduce(
+            *arguments, bound, kind, offset, stride, one_set, columns, normalize, extrema
+        )
+        _finish(
+            slots,
+            x,
+            y,
+            bias,
+            scale,
+            rows,
+            cols,
+            pos,
+            loss,
+            row_max,
+            col_max,
+            positive,
+            super_rows,
+            one_set,
+        )
         if weighted:
             mean = _weighted_mean(*arguments, rows, kind, offset, stride)
     return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
@@ -137,7 +169,9 @@ def _reduce(
     return configs.run("pair_reduce", arch, x.dtype, D, M, kind in KEYED, start)
 
 
-def _finish(slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set):
+def _finish(
+    slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set
+):
     (G, M, D), N = x.shape, y.shape[1]
     launch(
         finish_forward,
@@ -189,9 +223,26 @@ def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, of
 
 def _weighted_mean(x, y, bias, key_a, key_b, scale, rows, kind, offset, stride):
     """Softmax-weighted mean of the columns by panels, for any D."""
-    row_terms, _, _, unit = _terms(torch.ones_like(rows[0]), None, rows, None, None, 0, x.dtype, y.shape[1])
+    row_terms, _, _, unit = _terms(
+        torch.ones_like(rows[0]), None, rows, None, None, 0, x.dtype, y.shape[1]
+    )
     mean, _, _ = weighted_sums(
-        x, y, bias, key_a, key_b, scale, row_terms, None, unit, kind, offset, stride, False, True, False, False
+        x,
+        y,
+        bias,
+        key_a,
+        key_b,
+        scale,
+        row_terms,
+        None,
+        unit,
+        kind,
+        offset,
+        stride,
+        False,
+        True,
+        False,
+        False,
     )
     return mean if unit is None else mean.mul_(unit / HALF_RANGE.value)
 
@@ -232,7 +283,9 @@ def similarity_backward(
     if mean.numel() and not need_b and not need_bias:
         sum_a, sum_b, dbias = mean * g_rows.unsqueeze(-1), None, None
     else:
-        row_terms, col_terms, pull, unit = _terms(g_rows, present(g_cols), rows, cols, pos, positive, x.dtype, N)
+        row_terms, col_terms, pull, unit = _terms(
+            g_rows, present(g_cols), rows, cols, pos, positive, x.dtype, N
+        )
         sum_a, sum_b, dbias = weighted_sums(
             x, y, bias, key_a, key_b, scale, row_terms, row_terms if one_set else col_terms, unit, kind, offset, stride,
             one_set, from_a, need_b, need_bias,
@@ -246,7 +299,20 @@ def similarity_backward(
     db = (a if one_set else b).new_empty(0)
     if need_b:
         db, other = finish_set(
-            sum_b, y, x, b, b_inv, pull, scale, unit, positive, False, True, 1.0, True, need_scale and not from_a
+            sum_b,
+            y,
+            x,
+            b,
+            b_inv,
+            pull,
+            scale,
+            unit,
+            positive,
+            False,
+            True,
+            1.0,
+            True,
+            need_scale and not from_a,
         )
         radial = other if radial is None else radial
     if need_bias:
@@ -255,7 +321,9 @@ def similarity_backward(
     return da, db, dscale, dbias if need_bias else scale.new_empty(0)
 
 
-def finish_set(gradient, x, y, given, inv, pull, scale, unit, positive, near, far, share, need_x, need_scale):
+def finish_set(
+    gradient, x, y, given, inv, pull, scale, unit, positive, near, far, share, need_x, need_scale
+):
     """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or None)."""
     (G, X, D), Y = x.shape, y.shape[1]
     programs = G * ceil_div(X, ROWS)

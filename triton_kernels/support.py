@@ -22,7 +22,13 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 @functools.cache
 def triton_version() -> tuple[int, int] | None:
     """(major, minor) of the installed Triton, None without one."""
-    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows"):
+    for name in (
+        "triton",
+        "pytorch-triton",
+        "pytorch-triton-rocm",
+        "triton-rocm",
+        "triton-windows",
+    ):
         try:
             found = re.match(r"(\d+)\.(\d+)", importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:

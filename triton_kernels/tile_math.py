@@ -34,7 +34,9 @@ def multiply(x, y, total, PRECISION: tl.constexpr, INTERPRET: tl.constexpr):
     """``total + x @ y``. The interpreter would multiply bfloat16 payloads as integers, and float32 with a rounding that depends on
     the shape of the tile: it multiplies in float64."""
     if INTERPRET:
-        product = tl.dot(x.to(tl.float64), y.to(tl.float64), input_precision="ieee", out_dtype=tl.float64)
+        product = tl.dot(
+            x.to(tl.float64), y.to(tl.float64), input_precision="ieee", out_dtype=tl.float64
+        )
         return total + product.to(total.dtype)
     return tl.dot(x, y, total, input_precision=PRECISION, out_dtype=total.dtype)
 
@@ -70,10 +72,14 @@ def mask_tile(
         if (low <= 0) & (high >= 0):
             x = tl.where((rows + offset)[:, None] == columns[None, :], fill, x)
     elif KIND == "not_pair":
-        lift = ((i + BLOCK_M) // stride + 2) * stride  # makes the operand positive: division rounds towards zero
+        lift = (
+            (i + BLOCK_M) // stride + 2
+        ) * stride  # makes the operand positive: division rounds towards zero
         diagonal = (high + lift) // stride * stride - lift  # the last multiple up to high
         if diagonal >= low:
-            for d in range((low + lift + stride - 1) // stride * stride - lift, diagonal + 1, stride):
+            for d in range(
+                (low + lift + stride - 1) // stride * stride - lift, diagonal + 1, stride
+            ):
                 x = tl.where((rows + (offset + d))[:, None] == columns[None, :], fill, x)
     elif KIND != "all":
         row_keys = tl.load(key_a + rows, mask=rows < M, other=0)
@@ -94,7 +100,11 @@ def round_to(x, DTYPE: tl.constexpr, INTERPRET: tl.constexpr):
     """x in DTYPE, rounded to nearest even (the interpreter cuts float32 to bfloat16)."""
     if INTERPRET and DTYPE == tl.bfloat16 and x.dtype == tl.float32:
         bits = x.to(tl.uint32, bitcast=True)
-        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.uint32).to(tl.float32, bitcast=True)
+        nearest = (
+            ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000)
+            .to(tl.uint32)
+            .to(tl.float32, bitcast=True)
+        )
         x = tl.where(x == x, nearest, x)
     return x.to(DTYPE)
 

@@ -33,7 +33,9 @@ IGNORED = re.compile(r"setmaxnreg.{0,40}ignored", re.IGNORECASE)
 
 
 def load_build():
-    spec = importlib.util.spec_from_file_location("fused_contrastive_cuda_build", ROOT / "csrc/cuda/build.py")
+    spec = importlib.util.spec_from_file_location(
+        "fused_contrastive_cuda_build", ROOT / "csrc/cuda/build.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -47,7 +49,9 @@ def cuobjdump() -> str | None:
     beside = Path(build.nvcc()).resolve().parent / "cuobjdump"
     spec = importlib.util.find_spec("triton")
     bundled = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec else beside
-    return next((str(path) for path in (beside, bundled) if path.exists()), shutil.which("cuobjdump"))
+    return next(
+        (str(path) for path in (beside, bundled) if path.exists()), shutil.which("cuobjdump")
+    )
 
 
 def run(*command: str) -> str:
@@ -60,9 +64,12 @@ def run(*command: str) -> str:
 def readable(symbol: str) -> str:
     """``pair_reduce Half bf16 128x128`` of a mangled kernel name."""
     name = re.search(
-        r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|(?:force|sigmoid)_\w+?)I", symbol
+        r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|(?:force|sigmoid)_\w+?)I",
+        symbol,
     )
-    policy = re.search(r"\d(Half|Tf32|Fma|F64|Warpgroup)(?:I(?:NS_\d(bf16|3f16|f16)|Lb(\d))?)?", symbol)
+    policy = re.search(
+        r"\d(Half|Tf32|Fma|F64|Warpgroup)(?:I(?:NS_\d(bf16|3f16|f16)|Lb(\d))?)?", symbol
+    )
     shape = re.search(r"5ShapeILi(\d+)ELi(\d+)E", symbol)
     element = re.search(r"NS_(?:4(bf16)|3(f16))E", symbol)
     parts = [name[1] if name else symbol]
@@ -81,7 +88,9 @@ def readable(symbol: str) -> str:
         return " ".join([*parts, *(["rms"] if "Lb1E" in symbol else [])])
     variant = re.search(r"EL[bi](\d+)EEEv", symbol)
     if variant:
-        parts.append("keys" if parts[0] in MULTIPLYING[:2] + MULTIPLYING[3:] and variant[1] == "1" else "")
+        parts.append(
+            "keys" if parts[0] in MULTIPLYING[:2] + MULTIPLYING[3:] and variant[1] == "1" else ""
+        )
         if parts[0] == "fused_rows":
             parts.append(f"{variant[1]} chunks")
     return " ".join(filter(None, parts))
@@ -128,12 +137,24 @@ def shared_bytes(folder: Path) -> dict[str, int]:
     for label, element in (("bf16", "bf16"), ("f16", "f16"), ("f32", "float"), ("f64", "double")):
         for name in ("distances", "log_sums", "affinities", "weights", "inverses"):
             lines.append(f'  printf("force_{name} {label}=%d\\n", RowView<{element}>::SHARED);')
-        lines.append(f"  ForceParams {label}_group{{}};\n  {label}_group.P = {64 if label == 'f64' else 128};")
+        lines.append(
+            f"  ForceParams {label}_group{{}};\n  {label}_group.P = {64 if label == 'f64' else 128};"
+        )
         for name in (f"force_group {label} 128 points", f"force_group_gradient {label}"):
-            lines.append(f'  printf("{name}=%d\\n", int(Group<{element}, 4>::shared_bytes({label}_group)));')
+            lines.append(
+                f'  printf("{name}=%d\\n", int(Group<{element}, 4>::shared_bytes({label}_group)));'
+            )
     lines.append("}")
     probe.write_text("\n".join(lines))
-    run(build.nvcc(), "-std=c++17", f"-I{build.HERE}", "-arch=sm_90a", str(probe), "-o", str(folder / "shared"))
+    run(
+        build.nvcc(),
+        "-std=c++17",
+        f"-I{build.HERE}",
+        "-arch=sm_90a",
+        str(probe),
+        "-o",
+        str(folder / "shared"),
+    )
     printed = run(str(folder / "shared")).strip().splitlines()
     return {label: int(value) for label, _, value in (line.partition("=") for line in printed)}
 
@@ -142,7 +163,16 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
     """One row per kernel of this source."""
     cubin = folder / f"{source.stem}.{arch}.cubin"
     target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    log = run(build.nvcc(), *build.NVCC_FLAGS[:2], "-Xptxas=-v", target, "-cubin", str(source), "-o", str(cubin))
+    log = run(
+        build.nvcc(),
+        *build.NVCC_FLAGS[:2],
+        "-Xptxas=-v",
+        target,
+        "-cubin",
+        str(source),
+        "-o",
+        str(cubin),
+    )
     code = {}
     for part in run(cuobjdump(), "-sass", str(cubin)).split("Function : ")[1:]:
         symbol, _, body = part.partition("\n")
@@ -186,15 +216,20 @@ def write_record(result: dict[str, dict | None]) -> None:
     passed = {
         place: entry
         for place, entry in sorted(result.items())
-        if entry and not any(objections(row, place.rpartition("sm_")[2]) for row in entry["kernels"])
+        if entry
+        and not any(objections(row, place.rpartition("sm_")[2]) for row in entry["kernels"])
     }
     RECORD.write_text(json.dumps(passed, indent=1) + "\n")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gates.cuda", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gates.cuda", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
-    parser.add_argument("--jobs", type=int, default=2, help="compilations at a time (default %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="compilations at a time (default %(default)s)"
+    )
     options = parser.parse_args()
     if build.nvcc() is None or cuobjdump() is None:
         print("needs nvcc and cuobjdump (CUDA's or that of Triton's wheel)", file=sys.stderr)
@@ -218,7 +253,9 @@ def main() -> int:
             place, source, arch, stamp = item
             rows = inspect(source, arch, folder)
             for row in rows:
-                row["shared_bytes"] = next((v for k, v in shared.items() if row["kernel"].startswith(k + " ")), 0)
+                row["shared_bytes"] = next(
+                    (v for k, v in shared.items() if row["kernel"].startswith(k + " ")), 0
+                )
                 row["shared_bytes"] = shared.get(row["kernel"], row["shared_bytes"])
             return place, stamp | {"kernels": rows}
 

@@ -64,7 +64,22 @@ def step_force(backend, s: ForceScenario) -> None:
     if s.kind == "drift":
         weight = meta(s.G, s.P)
         backend.distance_sums(x, weight, rows, 1e-8)
-        backend.force_forward(x, inverse, scale, weight, rows, rows, False, True, floor, floor, none, 1e-8, False, True)
+        backend.force_forward(
+            x,
+            inverse,
+            scale,
+            weight,
+            rows,
+            rows,
+            False,
+            True,
+            floor,
+            floor,
+            none,
+            1e-8,
+            False,
+            True,
+        )
     elif s.kind == "field":
         options = (False, True, none, none, math.log(1e-12), 0.0, False, False)
         backend.force_forward(x, inverse, scale, None, rows, rows, *options)

@@ -58,4 +58,6 @@ def step_sigmoid(backend, s: SigmoidScenario) -> None:
     operands = (a, b, scale, row_bias, key_a, None if b is None else key_b)
     candidates = (s.kind, 0, 1, 0 if s.kind == "not_self" else -1, s.sign, s.normalize)
     rows, pos, _, *prepared = backend.sigmoid_forward(*operands, *candidates, s.extrema, dtype)
-    backend.sigmoid_backward(rows, *operands, pos, *prepared, *candidates, dtype, True, b is not None, True, True)
+    backend.sigmoid_backward(
+        rows, *operands, pos, *prepared, *candidates, dtype, True, b is not None, True, True
+    )

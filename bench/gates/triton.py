@@ -90,10 +90,22 @@ SCENARIOS = (
     Scenario("nt_xent", "float64", 2048, 512),
     Scenario("clip", "bfloat16", 8192, 512, 8192, kind="not_self", normalize=False, columns=True),
     Scenario("clip, bias", "float32", 8192, 512, 8192, kind="not_self", bias=True, columns=True),
-    Scenario("keys, bias", "bfloat16", 4096, 512, 8192, kind="same_key", bias=True, columns=True, paired=False),
+    Scenario(
+        "keys, bias",
+        "bfloat16",
+        4096,
+        512,
+        8192,
+        kind="same_key",
+        bias=True,
+        columns=True,
+        paired=False,
+    ),
     Scenario("keys", "bfloat16", 8192, 64, kind="other_key", paired=False),
     Scenario("queue", "bfloat16", 1024, 64, 65536, kind="all", weighted=True, paired=False),
-    Scenario("queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False),
+    Scenario(
+        "queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False
+    ),
     Scenario("queue", "bfloat16", 1024, 512, 65536, kind="all", weighted=True, paired=False),
     Scenario("queue, learnt", "bfloat16", 1024, 64, 65536, kind="all", paired=False),
     Scenario("queue, learnt", "bfloat16", 1024, 128, 65536, kind="all", bias=True, paired=False),
@@ -129,13 +141,25 @@ class Case:
         sizes = ("BLOCK_M", "BLOCK_N", "BLOCK", "BLOCK_K", "BLOCK_D")
         blocks = [constants[name] for name in sizes if name in constants]
         parts = [element, "x".join(map(str, blocks)), f"{self.num_warps}w{self.num_stages}s"]
-        parts += [str(constants[name]) for name in ("KIND", "PRECISION") if constants.get(name, "ieee") != "ieee"]
-        flags = ("SYMMETRIC", "MIRROR", "COLUMNS", "RESIDENT", "EXTREMA") if self.kernel in MULTIPLYING else ()
+        parts += [
+            str(constants[name])
+            for name in ("KIND", "PRECISION")
+            if constants.get(name, "ieee") != "ieee"
+        ]
+        flags = (
+            ("SYMMETRIC", "MIRROR", "COLUMNS", "RESIDENT", "EXTREMA")
+            if self.kernel in MULTIPLYING
+            else ()
+        )
         flags += ("MEAN", "RMS", "SEPARATE", "MASK")
         parts += [f"K{constants['K']}"] if "K" in constants else []
         parts += [name.lower() for name in flags if constants.get(name) is True]
         parts += ["ragged"] * (constants.get("EVEN_K") is False)
-        parts += [name for name in ("bias", "row_bias", "unit") if name in types and self.kernel in MULTIPLYING]
+        parts += [
+            name
+            for name in ("bias", "row_bias", "unit")
+            if name in types and self.kernel in MULTIPLYING
+        ]
         return " ".join(filter(None, parts))
 
 
@@ -209,7 +233,8 @@ def cases(arch: str) -> list[Case]:
                 if name in ("D", "features", "LD") and value % 16 == 0:
                     divisible.append(name)
         plain = {
-            name: str(value) if isinstance(value, tl.dtype) else value for name, value in sorted(constants.items())
+            name: str(value) if isinstance(value, tl.dtype) else value
+            for name, value in sorted(constants.items())
         }
         case = Case(
             started.kernel.__name__, started.kernel.fn.__module__, arch, tuple(signature), tuple(divisible),
@@ -237,15 +262,23 @@ def compile_case(case: Case) -> Outcome:
     constants = {name: types[value] if name == "ACC" else value for name, value in case.constants}
     signature = dict(case.signature) | dict.fromkeys(constants, "constexpr")
     signature = {name: signature[name] for name in kernel.arg_names}
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in case.divisible}
+    attributes = {
+        (kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in case.divisible
+    }
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": False}
+    options = {
+        "num_warps": case.num_warps,
+        "num_stages": case.num_stages,
+        "enable_fp_fusion": False,
+    }
     log, started = io.StringIO(), time.monotonic()
     triton.knobs.nvidia.dump_ptxas_log = True
     try:
         with tempfile.TemporaryDirectory() as cache, contextlib.redirect_stdout(log):
             triton.knobs.cache.dir = cache
-            compiled = triton.compile(source, target=GPUTarget(*TARGETS[case.arch]), options=options)
+            compiled = triton.compile(
+                source, target=GPUTarget(*TARGETS[case.arch]), options=options
+            )
     except Exception as error:  # whatever the compiler raises is the result
         return Outcome(failures=[f"does not compile: {type(error).__name__}: {str(error)[-400:]}"])
     outcome = inspect(case, compiled, log.getvalue())
@@ -266,10 +299,13 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
     else:
         code = compiled.asm["amdgcn"]
         number = {
-            name: int(value) for name, value in re.findall(r"\.(\w+):\s*(\d+)", code[code.find("amdhsa.kernels") :])
+            name: int(value)
+            for name, value in re.findall(r"\.(\w+):\s*(\d+)", code[code.find("amdhsa.kernels") :])
         }
         outcome.registers = number["vgpr_count"]
-        outcome.spilled_bytes = 4 * number["vgpr_spill_count"] + number["private_segment_fixed_size"]
+        outcome.spilled_bytes = (
+            4 * number["vgpr_spill_count"] + number["private_segment_fixed_size"]
+        )
     found = [name for name in MATRIX[case.arch] if name in code]
     outcome.matrix = " ".join(found)
     outcome.failures += missing_matrix(case, found)
@@ -278,7 +314,9 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
     if outcome.spilled_bytes:
         outcome.failures.append(f"spills {outcome.spilled_bytes} bytes")
     if outcome.shared_bytes > SHARED_KIB[case.arch] * 1024:
-        outcome.failures.append(f"{outcome.shared_bytes} bytes of shared memory, {SHARED_KIB[case.arch]} KiB there")
+        outcome.failures.append(
+            f"{outcome.shared_bytes} bytes of shared memory, {SHARED_KIB[case.arch]} KiB there"
+        )
     return outcome
 
 
@@ -287,7 +325,9 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
     constants, types = dict(case.constants), dict(case.signature)
     operand = "a" if case.kernel in MULTIPLYING else FORCE_PRODUCTS.get(case.kernel)
     element = None if operand is None else types[operand][1:]
-    if element is None or (element == "fp32" and constants["PRECISION"] == "ieee" and case.arch != "gfx942"):
+    if element is None or (
+        element == "fp32" and constants["PRECISION"] == "ieee" and case.arch != "gfx942"
+    ):
         return []
     if not found:
         return ["no matrix instructions"]
@@ -335,11 +375,19 @@ def line(case: Case, outcome: Outcome, state: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gates.triton", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gates.triton", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
-    parser.add_argument("--check", action="store_true", help="compile nothing: fail where the record is not current")
-    parser.add_argument("--arch", choices=TARGETS, action="append", help="only this target (repeatable)")
-    parser.add_argument("--jobs", type=int, default=2, help="compilations at a time (default %(default)s)")
+    parser.add_argument(
+        "--check", action="store_true", help="compile nothing: fail where the record is not current"
+    )
+    parser.add_argument(
+        "--arch", choices=TARGETS, action="append", help="only this target (repeatable)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="compilations at a time (default %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if launch.is_interpreted():
         print("the kernels are interpreted here: unset TRITON_INTERPRET", file=sys.stderr)
@@ -351,13 +399,22 @@ def main(arguments: list[str] | None = None) -> int:
     record = {} if options.all else read_record()
 
     def stamp(case: Case) -> dict:
-        return {"kernel": case.kernel, "arch": case.arch, "configuration": case.label, "hash": hashes[case.kernel]} | {
-            "triton": triton.__version__
-        }
+        return {
+            "kernel": case.kernel,
+            "arch": case.arch,
+            "configuration": case.label,
+            "hash": hashes[case.kernel],
+        } | {"triton": triton.__version__}
 
-    known = {c.key: record[c.key] for c in everything if c.key in record and record[c.key].items() >= stamp(c).items()}
+    known = {
+        c.key: record[c.key]
+        for c in everything
+        if c.key in record and record[c.key].items() >= stamp(c).items()
+    }
     todo = [case for case in everything if case.key not in known]
-    print(f"{len(everything)} kernels and configurations, {len(todo)} to compile, Triton {triton.__version__}")
+    print(
+        f"{len(everything)} kernels and configurations, {len(todo)} to compile, Triton {triton.__version__}"
+    )
     print(
         f"{'target':7} {'kernel':16} {'configuration':58} {'regs':>4} {'KiB':>4} {'matrix instructions':26} {'':8}  verdict"
     )
@@ -370,7 +427,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(line(case, Outcome(failures=["not in the record"]), ""))
         print(f"{len(todo)} not current" if todo else "all pass")
         return 1 if todo else 0
-    others = {} if options.arch is None else {k: v for k, v in read_record().items() if v["arch"] not in archs}
+    others = (
+        {}
+        if options.arch is None
+        else {k: v for k, v in read_record().items() if v["arch"] not in archs}
+    )
     for case, outcome in run(todo, options.jobs):
         print(line(case, outcome, f"{outcome.seconds:.1f} s"), flush=True)
         failed += bool(outcome.failures)
@@ -387,7 +448,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_record(record: dict[str, dict]) -> None:
     ordered = dict(
-        sorted(record.items(), key=lambda item: (item[1]["arch"], item[1]["kernel"], item[1]["configuration"]))
+        sorted(
+            record.items(),
+            key=lambda item: (item[1]["arch"], item[1]["kernel"], item[1]["configuration"]),
+        )
     )
     RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
 

@@ -68,10 +68,18 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
     p.add_argument("--part", choices=PARTS, help="one part alone (default: both, verify first)")
-    p.add_argument("--quick", action="store_true", help="the two-minute version; its results are not for committing")
-    p.add_argument("--out", type=Path, help="folder of the JSON (default: bench/results; quick: bench/out)")
     p.add_argument(
-        "--seconds", type=float, help=f"budget of each part (default: {SECONDS:.0f}; quick: {QUICK_SECONDS:.0f})"
+        "--quick",
+        action="store_true",
+        help="the two-minute version; its results are not for committing",
+    )
+    p.add_argument(
+        "--out", type=Path, help="folder of the JSON (default: bench/results; quick: bench/out)"
+    )
+    p.add_argument(
+        "--seconds",
+        type=float,
+        help=f"budget of each part (default: {SECONDS:.0f}; quick: {QUICK_SECONDS:.0f})",
     )
     return p
 
@@ -94,7 +102,9 @@ def describe() -> dict:
     return described
 
 
-def rates(device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 30, seconds: float = 3.0) -> dict:
+def rates(
+    device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 30, seconds: float = 3.0
+) -> dict:
     """Bare rates of this GPU: device copy in GB/s (bytes read and written) and n-cubed products in TFLOP/s."""
     device = device or torch.device("cuda")
     dtypes = ("bf16", "tf32", "fp32")
@@ -102,9 +112,13 @@ def rates(device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 
     work["copy"] = Copy(nbytes, device)
     for contender in work.values():
         contender(2)
-    samples = interleave(work, seconds, {name: sum(contender()) for name, contender in work.items()}, most=15)
+    samples = interleave(
+        work, seconds, {name: sum(contender()) for name, contender in work.items()}, most=15
+    )
     median = {name: quartiles(seconds_of(taken, "forward"))[1] for name, taken in samples.items()}
-    measured = {f"gemm_{name}_tflops": round(work[name].flops / median[name] / 1e12, 3) for name in dtypes}
+    measured = {
+        f"gemm_{name}_tflops": round(work[name].flops / median[name] / 1e12, 3) for name in dtypes
+    }
     measured["copy_gb_per_s"] = round(work["copy"].moved / median["copy"] / 1e9, 1)
     del work
     if device.type == "cuda":
@@ -115,9 +129,17 @@ def rates(device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 
 def verify(run: Run, quick: bool) -> None:
     """The tests, then compute-sanitizer."""
     if not run.tests_done():
-        run_tests(run, run.left() - (0 if quick else SANITIZER_SECONDS), QUICK_TESTS if quick else ("tests",))
+        run_tests(
+            run,
+            run.left() - (0 if quick else SANITIZER_SECONDS),
+            QUICK_TESTS if quick else ("tests",),
+        )
     said = run.result["sanitizer"]
-    if not quick and not all(small_case.decided(said.get(tool, "")) for tool in small_case.TOOLS) and run.left() > 30:
+    if (
+        not quick
+        and not all(small_case.decided(said.get(tool, "")) for tool in small_case.TOOLS)
+        and run.left() > 30
+    ):
         print("\ncompute-sanitizer on a small case", flush=True)
         run.result["sanitizer"] = small_case.sanitize(min(SANITIZER_SECONDS, run.left()), said)
         run.write()
@@ -142,7 +164,10 @@ def main(arguments: list[str] | None = None) -> int:
         built = f"torch {torch.__version__} {cuda}"
         print(f"no GPU to run on: torch.cuda.is_available() is False ({built})", file=sys.stderr)
         return 2
-    budget, began = options.seconds or (QUICK_SECONDS if options.quick else SECONDS), time.monotonic()
+    budget, began = (
+        options.seconds or (QUICK_SECONDS if options.quick else SECONDS),
+        time.monotonic(),
+    )
     complete_package()
     library = gpu_library.ready(torch.cuda.get_device_capability(), BUILD_SHARE * budget)
     print(f"CUDA library: {library}", flush=True)
@@ -171,14 +196,19 @@ def conclude(run: Run) -> int:
         print(f"{name}: {verdict} ({state['tests']} tests)")
     tests = result["tests"]
     if tests:
-        print(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
+        print(
+            f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped"
+        )
         for failure in tests["failures"][:10]:
             message = failure["message"].strip().splitlines() or [""]
             print(f"  {failure['test']}: {message[-1][:200]}")
     for tool, said in result["sanitizer"].items():
         print(f"{tool}: {said}")
     if result["rows"]:
-        print(report.plot(result, run.path.with_suffix(".png")) or f"plot: {run.path.with_suffix('.png').name}")
+        print(
+            report.plot(result, run.path.with_suffix(".png"))
+            or f"plot: {run.path.with_suffix('.png').name}"
+        )
     print(
         f"results: {run.path.name}{'' if result['complete'] else ' (not complete: the same command goes on with it)'}"
     )

@@ -91,7 +91,9 @@ def pytest_configure(config):
     from fused_contrastive.backends import cuda
 
     cuda.status()  # loads the library where there is one
-    cuda.LIBRARIES.update({device: Recorder(operators) for device, operators in cuda.LIBRARIES.items()})
+    cuda.LIBRARIES.update(
+        {device: Recorder(operators) for device, operators in cuda.LIBRARIES.items()}
+    )
     try:
         from triton import knobs
     except ImportError:
@@ -101,16 +103,26 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     """Only tests with inputs on the device that are not recorded already; those of Triton and CUDA kernels first."""
-    done = set(json.loads(earlier(Path(os.environ[LOG])).read_text())) if LOG in os.environ else set()
+    done = (
+        set(json.loads(earlier(Path(os.environ[LOG])).read_text())) if LOG in os.environ else set()
+    )
     chosen = [item for item in items if "device" in item.fixturenames and item.nodeid not in done]
     if len(chosen) < len(items):
         kept = set(chosen)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
 
     def rank(item) -> int:
-        named = {str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()}
+        named = {
+            str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()
+        }
         ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(
-            ("_kernels.py", "cuda_backend.py", "cuda_force.py", "cuda_sigmoid.py", "triton_sigmoid.py")
+            (
+                "_kernels.py",
+                "cuda_backend.py",
+                "cuda_force.py",
+                "cuda_sigmoid.py",
+                "triton_sigmoid.py",
+            )
         )
         return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
 

@@ -39,7 +39,11 @@ def entries(result: dict) -> list[dict]:
     of the tiled kernels and the products, GB/s of `prepare` (embeddings read, normalised ones written)."""
     found = []
     for row in result["rows"]:
-        if row["pass"] != "full" or row["backend"] not in ("triton", "cuda") or not row.get("kernels"):
+        if (
+            row["pass"] != "full"
+            or row["backend"] not in ("triton", "cuda")
+            or not row.get("kernels")
+        ):
             continue
         sums: dict[str, float] = {}
         for name, microseconds in row["kernels"]:
@@ -55,7 +59,11 @@ def entries(result: dict) -> list[dict]:
             elif kernel == "prepare" and microseconds:
                 rows = sum(shape[-2] for shape in loss.embeddings(size) + loss.constants(size))
                 rate = 2 * BYTES[row["dtype"]] * rows * size.D / microseconds / 1e3
-                of = rate / result["rates"]["copy_gb_per_s"] if result["rates"].get("copy_gb_per_s") else None
+                of = (
+                    rate / result["rates"]["copy_gb_per_s"]
+                    if result["rates"].get("copy_gb_per_s")
+                    else None
+                )
             place = {name: row[name] for name in ("loss", "N", "K", "D", "dtype", "backend")}
             found.append({**place, "kernel": kernel, "us": microseconds, "rate": rate, "of": of})
     return found

@@ -24,13 +24,19 @@ print(getattr(import_module("fused_contrastive._C_cuda"), "SOURCES", "unknown"))
 
 def made_of() -> str:
     """Hash of the sources of the library that the package would load, by a process of its own; "" where none loads."""
-    done = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def architectures(capability: tuple[int, int]) -> tuple[str, ...]:
     """What to compile for a GPU: its own code where there is some, else all of it and PTX."""
-    own = tuple(name for name in build.ARCHITECTURES if name.rstrip("a") == f"{capability[0]}{capability[1]}")
+    own = tuple(
+        name
+        for name in build.ARCHITECTURES
+        if name.rstrip("a") == f"{capability[0]}{capability[1]}"
+    )
     return own or build.ARCHITECTURES
 
 
@@ -72,11 +78,15 @@ def ready(capability: tuple[int, int], seconds: float, library: Path = LIBRARY) 
     if status != 0:
         library.unlink(missing_ok=True)  # not of these sources, or not for this GPU
         draft.unlink(missing_ok=True)
-        return f"unavailable: did not build ({'out of time' if status is None else f'exit {status}'})"
+        return (
+            f"unavailable: did not build ({'out of time' if status is None else f'exit {status}'})"
+        )
     os.replace(draft, library)
     if made_of() != wanted:
         return "unavailable: built, but does not load"
-    return f"built for sm_{', sm_'.join(names)} in {time.monotonic() - began:.0f} s, sources {wanted}"
+    return (
+        f"built for sm_{', sm_'.join(names)} in {time.monotonic() - began:.0f} s, sources {wanted}"
+    )
 
 
 def main(target: str, *names: str) -> int:

@@ -35,7 +35,9 @@ def _states(path: Path) -> dict[str, dict]:
             state["kernels"] = sorted({*state["kernels"], phase["kernel"]})
         if "outcome" not in phase:
             continue
-        if phase["outcome"] == "failed" or (phase["outcome"] == "skipped" and state["outcome"] == "passed"):
+        if phase["outcome"] == "failed" or (
+            phase["outcome"] == "skipped" and state["outcome"] == "passed"
+        ):
             state["outcome"] = phase["outcome"]
         state["message"] = state["message"] or without_paths(phase.get("message", ""))
         state["ended"] |= phase["when"] not in (
@@ -65,9 +67,14 @@ def unpacked(lines: dict[str, str]) -> dict[str, dict]:
 def summary(outcomes: dict[str, dict]) -> dict:
     """Counts, the failures with their messages, and how often each reason to skip was given."""
     counts = {
-        name: sum(state["outcome"] == name for state in outcomes.values()) for name in ("passed", "failed", "skipped")
+        name: sum(state["outcome"] == name for state in outcomes.values())
+        for name in ("passed", "failed", "skipped")
     }
-    failures = [{"test": test, "message": s["message"]} for test, s in outcomes.items() if s["outcome"] == "failed"]
+    failures = [
+        {"test": test, "message": s["message"]}
+        for test, s in outcomes.items()
+        if s["outcome"] == "failed"
+    ]
     skips: dict[str, int] = {}
     for state in outcomes.values():
         if state["outcome"] == "skipped":
@@ -81,5 +88,10 @@ def kernels(outcomes: dict[str, dict], hashes: dict[str, str]) -> dict[str, dict
     for name, source in hashes.items():
         users = [state["outcome"] for state in outcomes.values() if name in state["kernels"]]
         passed = "passed" in users and "failed" not in users
-        states[name] = {"hash": source, "passed": passed, "tests": len(users), "failed": users.count("failed")}
+        states[name] = {
+            "hash": source,
+            "passed": passed,
+            "tests": len(users),
+            "failed": users.count("failed"),
+        }
     return states

@@ -51,8 +51,12 @@ def fingerprint(described: dict) -> str:
     versions = [described[name] for name in ("torch", "triton")] + [
         gpu.get(name) for name in ("name", "driver", "ptxas")
     ]
-    there = [name for name, status in described["backends"].items() if status.startswith("available")]
-    return environment.digest(("fused_contrastive", "triton_kernels", "csrc/cuda"), repr((versions, there)))
+    there = [
+        name for name, status in described["backends"].items() if status.startswith("available")
+    ]
+    return environment.digest(
+        ("fused_contrastive", "triton_kernels", "csrc/cuda"), repr((versions, there))
+    )
 
 
 class Run:
@@ -64,7 +68,9 @@ class Run:
         self.scratch = Path(tempfile.mkdtemp(prefix="bench-gpu-"))
 
     @classmethod
-    def opened(cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda") -> Run:
+    def opened(
+        cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda"
+    ) -> Run:
         """The newest result in `folder` of these sources on this GPU, else a new one named `stem` and the date."""
         holds_for = fingerprint(described)
         for path in sorted(folder.glob(f"{stem}[0-9]*.json"), reverse=True):
@@ -73,7 +79,15 @@ class Run:
                 print(f"going on with {path.name}", flush=True)
                 return cls(result, path, device)
         result = report.new_result("gpu", command, described)
-        result.update(fingerprint=holds_for, rates={}, tests=None, tests_of="", kernels={}, sanitizer={}, swept=False)
+        result.update(
+            fingerprint=holds_for,
+            rates={},
+            tests=None,
+            tests_of="",
+            kernels={},
+            sanitizer={},
+            swept=False,
+        )
         result.update(given_up=[], outcomes={})
         run = cls(result, unused(folder, stem + result["date"]), device)
         run.write()
@@ -99,7 +113,9 @@ class Run:
         """Sizes of a stage still to be measured, by loss."""
         known = {*self.result["compile_seconds"], *self.result["given_up"]}
         wanted = {
-            loss: [s for s in map(parse_size, stage.sizes) if key(loss, s, stage.dtypes) not in known]
+            loss: [
+                s for s in map(parse_size, stage.sizes) if key(loss, s, stage.dtypes) not in known
+            ]
             for loss in stage.losses.split(",")
         }
         return {loss: sizes for loss, sizes in wanted.items() if sizes}
@@ -111,7 +127,9 @@ def unused(folder: Path, stem: str) -> Path:
     return next(folder / f"{name}.json" for name in names if not (folder / f"{name}.json").exists())
 
 
-def child(command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None) -> int | None:
+def child(
+    command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None
+) -> int | None:
     """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None when it was out of time, HUNG when
     `log` had long ceased to grow."""
     environ = {
@@ -120,7 +138,9 @@ def child(command: list[str], limit: float, extra: dict[str, str], poll, log: Pa
         "PYTHONUNBUFFERED": "1",
         **extra,
     }
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environ, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=environ, start_new_session=True
+    )
     began = grown = time.monotonic()
     size = 0
     try:
@@ -146,7 +166,9 @@ def run_rows(run: Run, stage: Stage) -> None:
     what the budget ends is left to the next run."""
     for loss, sizes in run.missing(stage).items():
         while sizes and run.left() > 15:
-            print(f"\n{loss} {stage.dtypes} {' '.join(map(str, sizes))}: {stage.backends}", flush=True)
+            print(
+                f"\n{loss} {stage.dtypes} {' '.join(map(str, sizes))}: {stage.backends}", flush=True
+            )
             part = run.scratch / f"{loss}-{stage.dtypes}-{sizes[0]}.json"
             share = stage.sampling * len(sizes) / len(stage.sizes)
             command = [
@@ -154,15 +176,30 @@ def run_rows(run: Run, stage: Stage) -> None:
                 "--dtypes", stage.dtypes, "--backends", stage.backends, "--seconds", f"{min(share, run.left() / 3):.1f}",
                 "--out", str(part.with_suffix("")), "--brief",
             ]  # fmt: skip
-            earlier = {name: run.result[name].copy() for name in ("rows", "unavailable", "compile_seconds")}
+            earlier = {
+                name: run.result[name].copy() for name in ("rows", "unavailable", "compile_seconds")
+            }
             limit = min(run.left(), 30 + SECONDS_OF_A_SIZE * len(sizes))
             status = child(command, limit, {}, partial(merge_part, run, part, earlier))
-            sizes = [size for size in sizes if key(loss, size, stage.dtypes) not in run.result["compile_seconds"]]
+            sizes = [
+                size
+                for size in sizes
+                if key(loss, size, stage.dtypes) not in run.result["compile_seconds"]
+            ]
             if status == 0 or not sizes or (status is None and run.left() <= 1):
                 break
-            reason = f"not finished in {limit:.0f} s" if status is None else f"the process ended with {status}"
+            reason = (
+                f"not finished in {limit:.0f} s"
+                if status is None
+                else f"the process ended with {status}"
+            )
             size = sizes.pop(0)
-            place = {"loss": loss, "backend": stage.backends, "dtype": stage.dtypes, **size._asdict()}
+            place = {
+                "loss": loss,
+                "backend": stage.backends,
+                "dtype": stage.dtypes,
+                **size._asdict(),
+            }
             run.result["unavailable"].append({**place, "reason": reason})
             run.result["given_up"].append(key(loss, size, stage.dtypes))
             run.write()
@@ -173,7 +210,9 @@ def merge_part(run: Run, part: Path, earlier: dict) -> None:
     if part.exists():
         read = json.loads(part.read_text())
         for name, value in earlier.items():
-            run.result[name] = {**value, **read[name]} if isinstance(value, dict) else value + read[name]
+            run.result[name] = (
+                {**value, **read[name]} if isinstance(value, dict) else value + read[name]
+            )
         run.write()
 
 
@@ -184,7 +223,9 @@ def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -
     end = time.monotonic() + min(limit, run.left())
     hashes = environment.kernel_hashes()
     earlier = test_log.unpacked(run.result["outcomes"])
-    options = f"--device {run.device} -p bench.gpu.device_tests -p no:cacheprovider -q --tb=short".split()
+    options = (
+        f"--device {run.device} -p bench.gpu.device_tests -p no:cacheprovider -q --tb=short".split()
+    )
     parallel = ["-n", str(WORKERS)] if WORKERS > 1 and importlib.util.find_spec("xdist") else []
 
     def merge(new: dict[str, dict]) -> None:
@@ -200,8 +241,20 @@ def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -
     while (left := end - time.monotonic()) > 5:
         log, part = run.scratch / f"tests-{part}.jsonl", part + 1
         device_tests.earlier(log).write_text(json.dumps(list(earlier)))
-        command = ["-m", "pytest", *(suspects or selection), *options, *([] if suspects else parallel)]
-        status = child(command, left, {device_tests.LOG: str(log)}, lambda log=log: merge(test_log.read(log)), log)
+        command = [
+            "-m",
+            "pytest",
+            *(suspects or selection),
+            *options,
+            *([] if suspects else parallel),
+        ]
+        status = child(
+            command,
+            left,
+            {device_tests.LOG: str(log)},
+            lambda log=log: merge(test_log.read(log)),
+            log,
+        )
         ended, begun = test_log.read(log), test_log.unfinished(log)
         all_run = status in (0, 1, 5)
         if not all_run and status is not None and len(begun) == 1:
@@ -214,7 +267,11 @@ def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -
         earlier |= ended
         if status is None or (all_run and not suspects) or not (ended or begun or all_run):
             break
-        suspects = list(begun) if len(begun) > 1 else [test for test in suspects if test not in earlier and not all_run]
+        suspects = (
+            list(begun)
+            if len(begun) > 1
+            else [test for test in suspects if test not in earlier and not all_run]
+        )
     if run.result["tests"]:
         complete = not suspects and (status in (0, 1) or (status == 5 and bool(earlier)))
         run.result["tests"].update(complete=complete, exit_status=status)

@@ -48,7 +48,9 @@ def force_steps(a, b) -> None:
     groups = [x.unflatten(0, (3, -1)) for x in (a, b)]
     for positive, negative in (groups, (torch.cat([a, b]), torch.cat([a, b])[:120])):
         for normalizer in ("dist_affinity_rms", "force_rms"):
-            loss = fc.contrastive_force_loss(positive, negative, (0.1, 0.2), normalizer=normalizer, backend="cuda")
+            loss = fc.contrastive_force_loss(
+                positive, negative, (0.1, 0.2), normalizer=normalizer, backend="cuda"
+            )
             torch.autograd.grad(loss.sum(), (a, b))
     fc.drift_loss(groups[1], groups[0], backend="cuda")
 
@@ -58,7 +60,9 @@ def sanitizer() -> str | None:
     from ..gates.cuda import build
 
     nvcc = build.nvcc()
-    beside = shutil.which("compute-sanitizer", path=str(Path(nvcc).resolve().parent)) if nvcc else None
+    beside = (
+        shutil.which("compute-sanitizer", path=str(Path(nvcc).resolve().parent)) if nvcc else None
+    )
     return beside or shutil.which("compute-sanitizer")
 
 
@@ -77,7 +81,9 @@ def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
             os.killpg(process.pid, signal.SIGKILL)
             raise
     lines = [(output.strip().splitlines() or [""])[-1].strip("= ") for output in outputs]
-    return process.returncode, {name: without_paths(line) for name, line in zip(pipes, lines, strict=True)}
+    return process.returncode, {
+        name: without_paths(line) for name, line in zip(pipes, lines, strict=True)
+    }
 
 
 def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, str]:
@@ -89,7 +95,14 @@ def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, s
     if tool is None:
         return said | dict.fromkeys(left, "not run: no compute-sanitizer here")
     for name in left:
-        command = [tool, f"--tool={name}", f"--error-exitcode={FAULTS}", sys.executable, "-m", "bench.gpu.small_case"]
+        command = [
+            tool,
+            f"--tool={name}",
+            f"--error-exitcode={FAULTS}",
+            sys.executable,
+            "-m",
+            "bench.gpu.small_case",
+        ]
         share = limit / len(left)
         try:
             status, last = _run(command, share)
@@ -99,7 +112,9 @@ def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, s
             said[name] = f"not run: {error.strerror}"
         else:
             verdict = {0: "passed", FAULTS: f"failed: exit {FAULTS}, {last['stdout']}"}
-            said[name] = verdict.get(status, f"not run: exit {status}, {last['stderr'] or last['stdout']}")
+            said[name] = verdict.get(
+                status, f"not run: exit {status}, {last['stderr'] or last['stdout']}"
+            )
     return said
 
 

@@ -63,10 +63,13 @@ def kernel_hashes() -> dict[str, str]:
             "sigmoid": ("sigmoid_library.cpp", ("cuda/sigmoid.py", "cuda/_tiles.py")),
         }.get(family, ("library.cpp", ("cuda/__init__.py", "cuda/_tiles.py")))
         paths = [package / name for name in (*modules, "tiled/plan.py")]
-        return source_hash(HERE / host).encode() + b"".join(path.read_bytes() for path in paths if path.exists())
+        return source_hash(HERE / host).encode() + b"".join(
+            path.read_bytes() for path in paths if path.exists()
+        )
 
     hashes = {
-        f"cuda/{source.stem}": source_hash(source).encode() + launching(source.stem.partition("_")[0])
+        f"cuda/{source.stem}": source_hash(source).encode()
+        + launching(source.stem.partition("_")[0])
         for source in sources()
     }
     return {name: hashlib.sha256(made_of).hexdigest()[:16] for name, made_of in hashes.items()}
@@ -80,12 +83,18 @@ def architectures(source: Path, names: tuple[str, ...] = ARCHITECTURES) -> tuple
 def targets(source: Path, names: tuple[str, ...]) -> list[str]:
     names = architectures(source, names)
     flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
-    return flags if names == ("90a",) else [*flags, f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}"]
+    return (
+        flags
+        if names == ("90a",)
+        else [*flags, f"-gencode=arch=compute_{names[0]},code=compute_{names[0]}"]
+    )
 
 
 def release() -> str:
     """Version of nvcc."""
-    printed = subprocess.run([nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [nvcc(), "--version"], capture_output=True, text=True, check=True
+    ).stdout
     return re.search(r"V([\d.]+)", printed)[1]
 
 
@@ -110,9 +119,20 @@ def build(
     library.parent.mkdir(parents=True, exist_ok=True)
     compiler = release()
     root = Path(torch.__file__).parent
-    include = [root / "include", root / "include/torch/csrc/api/include", sysconfig.get_paths()["include"]]
-    torch_flags = ["-DUSE_CUDA", "-DPy_LIMITED_API=0x030a0000", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    torch_flags += [f"-DFUSED_CONTRASTIVE_SOURCES={library_hash()}", *(f"-I{path}" for path in include)]
+    include = [
+        root / "include",
+        root / "include/torch/csrc/api/include",
+        sysconfig.get_paths()["include"],
+    ]
+    torch_flags = [
+        "-DUSE_CUDA",
+        "-DPy_LIMITED_API=0x030a0000",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    ]
+    torch_flags += [
+        f"-DFUSED_CONTRASTIVE_SOURCES={library_hash()}",
+        *(f"-I{path}" for path in include),
+    ]
 
     def compile_one(source: Path) -> str:
         flags = targets(source, names) if source.suffix == ".cu" else torch_flags
@@ -120,13 +140,25 @@ def build(
         target = folder / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.o"
         if not target.exists():
             part = target.with_suffix(".part.o")
-            subprocess.run([nvcc(), *NVCC_FLAGS, *flags, "-c", str(source), "-o", str(part)], check=True)
+            subprocess.run(
+                [nvcc(), *NVCC_FLAGS, *flags, "-c", str(source), "-o", str(part)], check=True
+            )
             for stale in folder.glob(f"{source.stem}-????????????????.o"):
                 stale.unlink()
             part.rename(target)
         return str(target)
 
     with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*host_sources(), *(sources() if chosen is None else chosen)]))
-    linker = ["-Xlinker=-s,--no-as-needed,--exclude-libs,ALL", f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    subprocess.run([nvcc(), "-shared", "-cudart=static", *objects, "-o", str(library), *linker], check=True)
+        objects = list(
+            pool.map(compile_one, [*host_sources(), *(sources() if chosen is None else chosen)])
+        )
+    linker = [
+        "-Xlinker=-s,--no-as-needed,--exclude-libs,ALL",
+        f"-L{root / 'lib'}",
+        "-ltorch",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
+    subprocess.run(
+        [nvcc(), "-shared", "-cudart=static", *objects, "-o", str(library), *linker], check=True
+    )

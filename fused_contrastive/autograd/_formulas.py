@@ -34,7 +34,9 @@ def is_plain() -> bool:
 
 def first_derivative_context():
     """What a backward pass calls the backward op in: where its result is not differentiated, below autograd, which saves a little."""
-    return below_autograd() if is_plain() and not torch.is_grad_enabled() else contextlib.nullcontext()
+    return (
+        below_autograd() if is_plain() and not torch.is_grad_enabled() else contextlib.nullcontext()
+    )
 
 
 def register_formula(op, formula: type) -> None:
@@ -48,7 +50,9 @@ def register_formula(op, formula: type) -> None:
     formula.forward = staticmethod(forward)
 
     def call(*arguments):
-        if is_transformed() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        if is_transformed() or (
+            torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        ):
             with enable_single_level_autograd_function():
                 return formula.apply(*arguments)
         with below_autograd():
@@ -95,7 +99,9 @@ def refuse_transforms(*tensors) -> None:
 
 def refuse_export(*tensors) -> None:
     """For losses whose gradients an exported program would not have: raises where they may be wanted."""
-    differentiable = torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors)
+    differentiable = torch.is_grad_enabled() and any(
+        isinstance(x, torch.Tensor) and x.requires_grad for x in tensors
+    )
     if differentiable and torch.compiler.is_exporting():
         raise NotImplementedError(
             "an exported program would not have the gradient of this fused loss: export under torch.no_grad(), or use backend='eager'"
@@ -132,8 +138,14 @@ def gradient_formula(backward, second, first: int, options: int, flags: int) -> 
     class Gradient(Formula):
         @staticmethod
         def setup_context(ctx, inputs, outputs):
-            ctx.options, ctx.computed, ctx.backend = inputs[options:flags], inputs[flags:-1], inputs[-1]
-            ctx.mark_non_differentiable(*(x for x, computed in zip(outputs, ctx.computed, strict=True) if not computed))
+            ctx.options, ctx.computed, ctx.backend = (
+                inputs[options:flags],
+                inputs[flags:-1],
+                inputs[-1],
+            )
+            ctx.mark_non_differentiable(
+                *(x for x, computed in zip(outputs, ctx.computed, strict=True) if not computed)
+            )
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*inputs[:options])
             ctx.save_for_forward(*inputs[:options])
@@ -141,19 +153,31 @@ def gradient_formula(backward, second, first: int, options: int, flags: int) -> 
         @staticmethod
         def backward(ctx, *tangents):
             needed = ctx.needs_input_grad[: first + 4]
-            found = second(*tangents, *ctx.saved_tensors, *ctx.options, *needed[first:], ctx.backend)
+            found = second(
+                *tangents, *ctx.saved_tensors, *ctx.options, *needed[first:], ctx.backend
+            )
             return *only(needed, found), *[None] * (flags + 1 - first)
 
         @staticmethod
         def jvp(ctx, *tangents):
-            saved, t_upstream, t_operands = ctx.saved_tensors, tangents[:first], tangents[first : first + 4]
+            saved, t_upstream, t_operands = (
+                ctx.saved_tensors,
+                tangents[:first],
+                tangents[first : first + 4],
+            )
             rest, parts = (*ctx.options, *ctx.computed, ctx.backend), []
             if any(t is not None for t in t_operands):
                 parts.append(second(*t_operands, *saved, *rest)[first:])
             if any(t is not None for t in t_upstream):
-                upstream = (torch.zeros_like(g) if t is None else t for g, t in zip(saved, t_upstream, strict=False))
+                upstream = (
+                    torch.zeros_like(g) if t is None else t
+                    for g, t in zip(saved, t_upstream, strict=False)
+                )
                 parts.append(backward(*upstream, *saved[first:], *rest))
-            return only(ctx.computed, [sum(part) for part in zip(*parts, strict=True)] if parts else [None] * 4)
+            return only(
+                ctx.computed,
+                [sum(part) for part in zip(*parts, strict=True)] if parts else [None] * 4,
+            )
 
     return Gradient
 
@@ -174,11 +198,20 @@ def second_formula(backward, second, first: int, options: int, flags: int) -> ty
         def backward(ctx, *upstream):
             if any(g is not None for g in upstream[first:]):
                 unavailable("third")
-            tangents, given, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:after], ctx.saved_tensors[after:]
-            upstream = [torch.zeros_like(x) if g is None else g for g, x in zip(upstream, given, strict=False)]
+            tangents, given, saved = (
+                ctx.saved_tensors[:4],
+                ctx.saved_tensors[4:after],
+                ctx.saved_tensors[after:],
+            )
+            upstream = [
+                torch.zeros_like(x) if g is None else g
+                for g, x in zip(upstream, given, strict=False)
+            ]
             needed = ctx.needs_input_grad
             of_tangents = backward(*upstream, *saved, *ctx.options, *needed[:4], ctx.backend)
-            of_operands = second(*tangents, *upstream, *saved, *ctx.options, *needed[after : after + 4], ctx.backend)
+            of_operands = second(
+                *tangents, *upstream, *saved, *ctx.options, *needed[after : after + 4], ctx.backend
+            )
             return (
                 *only(needed[:4], of_tangents),
                 *[None] * first,

@@ -30,7 +30,9 @@ class Sigmoid(Formula):
 
     @staticmethod
     def remember(ctx, inputs, outputs):
-        *operands, kind, offset, stride, positive, sign, normalize, _extrema, dtype, backend = inputs
+        *operands, kind, offset, stride, positive, sign, normalize, _extrema, dtype, backend = (
+            inputs
+        )
         _rows, pos, row_max, *prepared = outputs
         ctx.mark_non_differentiable(pos, row_max, *prepared)
         ctx.set_materialize_grads(False)
@@ -53,11 +55,15 @@ class Sigmoid(Formula):
     def jvp(ctx, *tangents):
         saved, needs = ctx.saved_tensors, (False,) * 4
         g = saved[2].new_zeros(saved[0].shape[:2])
-        t_rows, *_ = sigmoid_ops.sigmoid_second(*tangents[:4], g, *saved, *ctx.options, *needs, ctx.backend)
+        t_rows, *_ = sigmoid_ops.sigmoid_second(
+            *tangents[:4], g, *saved, *ctx.options, *needs, ctx.backend
+        )
         return t_rows, *[None] * 6
 
 
-register_derivatives(sigmoid_ops.sigmoid_forward, sigmoid_ops.sigmoid_backward, sigmoid_ops.sigmoid_second, Sigmoid)
+register_derivatives(
+    sigmoid_ops.sigmoid_forward, sigmoid_ops.sigmoid_backward, sigmoid_ops.sigmoid_second, Sigmoid
+)
 
 
 class DirectSigmoid(torch.autograd.Function):
@@ -117,7 +123,19 @@ def sigmoid_sum(
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
         return SigmoidResult(
             *reference.sigmoid_sum(
-                a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema
+                a,
+                b,
+                scale,
+                row_bias,
+                key_a,
+                key_b,
+                kind,
+                offset,
+                stride,
+                positive,
+                sign,
+                normalize,
+                extrema,
             )
         )
     name = dispatch.select(backend, a.device, dtype, D, "sigmoid")
@@ -139,4 +157,6 @@ def sigmoid_sum(
     def restore(x, present):
         return x.reshape(*lead, M) if present else None
 
-    return SigmoidResult(rows.reshape(*lead, M), restore(pos, positive >= 0), restore(row_max, extrema))
+    return SigmoidResult(
+        rows.reshape(*lead, M), restore(pos, positive >= 0), restore(row_max, extrema)
+    )

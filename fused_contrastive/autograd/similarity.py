@@ -34,7 +34,19 @@ class Similarity(Formula):
 
     @staticmethod
     def remember(ctx, inputs, outputs):
-        *operands, kind, offset, stride, positive, normalize, columns, _extrema, _weighted, dtype, backend = inputs
+        (
+            *operands,
+            kind,
+            offset,
+            stride,
+            positive,
+            normalize,
+            columns,
+            _extrema,
+            _weighted,
+            dtype,
+            backend,
+        ) = inputs
         rows, cols, pos, loss, row_max, col_max, *prepared = outputs
         constant = (rows, cols) if positive >= 0 else (loss,) if columns else (cols, loss)
         ctx.mark_non_differentiable(*constant, pos, row_max, col_max, *prepared)
@@ -52,14 +64,18 @@ class Similarity(Formula):
         if positive >= 0:
             g_rows, g_cols = g_loss, None
         else:
-            g_rows, g_cols = (g[0] if g is not None and g.numel() else None for g in (g_rows, g_cols))
+            g_rows, g_cols = (
+                g[0] if g is not None and g.numel() else None for g in (g_rows, g_cols)
+            )
         if g_rows is None:
             g_rows = torch.zeros_like(rows[0])
         if g_cols is None:
             g_cols = nothing_upstream(cols, positive)
         needed = ctx.needs_input_grad[:4]
         with first_derivative_context():
-            gradients = ops.similarity_backward(g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend)
+            gradients = ops.similarity_backward(
+                g_rows, g_cols, *saved, *ctx.options, *needed, ctx.backend
+            )
         return *only(needed, gradients), *[None] * 12
 
     @staticmethod
@@ -67,10 +83,14 @@ class Similarity(Formula):
         saved, positive = ctx.saved_tensors, ctx.options[3]
         upstream = (torch.zeros_like(saved[6][0]), nothing_upstream(saved[7], positive))
         needs = (False,) * 4
-        d_rows, d_cols, *_ = ops.similarity_second(*tangents[:4], *upstream, *saved, *ctx.options, *needs, ctx.backend)
+        d_rows, d_cols, *_ = ops.similarity_second(
+            *tangents[:4], *upstream, *saved, *ctx.options, *needs, ctx.backend
+        )
         if positive >= 0:
             return None, None, None, d_rows, *[None] * 7
-        in_two_parts = (torch.stack([d, torch.zeros_like(d)]) if d.numel() else None for d in (d_rows, d_cols))
+        in_two_parts = (
+            torch.stack([d, torch.zeros_like(d)]) if d.numel() else None for d in (d_rows, d_cols)
+        )
         return *in_two_parts, *[None] * 9
 
 
@@ -79,7 +99,9 @@ def nothing_upstream(cols, positive: int) -> torch.Tensor:
     return cols.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
 
 
-register_derivatives(ops.similarity_forward, ops.similarity_backward, ops.similarity_second, Similarity)
+register_derivatives(
+    ops.similarity_forward, ops.similarity_backward, ops.similarity_second, Similarity
+)
 
 
 class DirectSimilarity(torch.autograd.Function):
@@ -125,7 +147,9 @@ def inverse_scale(temperature, like: torch.Tensor) -> torch.Tensor:
     """``1 / temperature`` as `as_scalar` gives it."""
     if isinstance(temperature, torch.Tensor):
         return as_scalar(temperature, like).reciprocal()
-    if not isinstance(temperature, (int, float)):  # NumPy's float32, say, would be divided in its own precision
+    if not isinstance(
+        temperature, (int, float)
+    ):  # NumPy's float32, say, would be divided in its own precision
         temperature = float(temperature)
     return as_scalar(1.0 / temperature, like)
 
@@ -162,7 +186,19 @@ def similarity(
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
         return Result(
             *reference.similarity(
-                a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
+                a,
+                b,
+                scale,
+                bias,
+                key_a,
+                key_b,
+                kind,
+                offset,
+                stride,
+                positive,
+                normalize,
+                columns,
+                extrema,
             )
         )
     name = dispatch.select(backend, a.device, dtype, D, "one_set" if b is None else "two_sets")
@@ -172,7 +208,12 @@ def similarity(
     if b is None and (bias is not None or offset not in (0, NO_SELF)):  # not symmetric
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
-    weighted = fixed and a.requires_grad and (bias is None or not bias.requires_grad) and torch.is_grad_enabled()
+    weighted = (
+        fixed
+        and a.requires_grad
+        and (bias is None or not bias.requires_grad)
+        and torch.is_grad_enabled()
+    )
     call = DirectSimilarity.apply if is_plain() else ops.similarity_forward
     rows, cols, pos, loss, row_max, col_max, *_ = call(
         a.reshape(-1, M, D),
@@ -248,7 +289,9 @@ def similarity_logsumexp(
     if b is not None:
         checks.embeddings("b", b, at_least=2, like=("a", a))
         if b.shape[:-2] != a.shape[:-2] or b.shape[-1] != a.shape[-1]:
-            raise ValueError(f"b must have shape [..., N, D] matching a {tuple(a.shape)}, got {tuple(b.shape)}")
+            raise ValueError(
+                f"b must have shape [..., N, D] matching a {tuple(a.shape)}, got {tuple(b.shape)}"
+            )
     M, lead = a.shape[-2], a.shape[:-2]
     N = M if b is None else b.shape[-2]
     checks.number("scale", scale, a.device)
@@ -259,10 +302,14 @@ def similarity_logsumexp(
         if bias.device != a.device:
             raise ValueError(f"bias must be on the device of a ({a.device}), got {bias.device}")
         if bias.shape[-1] != N or not checks.broadcastable(bias.shape, (*lead, N)):
-            raise ValueError(f"bias must be broadcastable to shape {(*lead, N)}, got {tuple(bias.shape)}")
+            raise ValueError(
+                f"bias must be broadcastable to shape {(*lead, N)}, got {tuple(bias.shape)}"
+            )
     checks.index("pair_stride", pair_stride)
     checks.index("self_offset", self_offset)
-    if (pair_stride is not None) != (candidates == "not_pair") or (pair_stride is not None and pair_stride < 1):
+    if (pair_stride is not None) != (candidates == "not_pair") or (
+        pair_stride is not None and pair_stride < 1
+    ):
         raise ValueError(
             f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}"
         )
@@ -273,7 +320,9 @@ def similarity_logsumexp(
         if b is not None:
             checks.keys("key_b", key_b, (*lead, N), a.device)
     elif key_a is not None or key_b is not None:
-        raise ValueError(f"key_a and key_b need candidates in {KEYED}, got candidates={candidates!r}")
+        raise ValueError(
+            f"key_a and key_b need candidates in {KEYED}, got candidates={candidates!r}"
+        )
     kind, offset = resolve_offset(candidates, self_offset, b is None)
     result = similarity(
         a, b, as_scalar(scale, a), bias=bias, key_a=key_a, key_b=key_b, kind=kind, offset=offset,

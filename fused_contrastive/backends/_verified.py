@@ -26,13 +26,20 @@ def outcomes(folder: Path | None = None) -> list[Outcome]:
     for path in (folder or RESULTS).glob("gpu-*.json"):
         try:
             result = json.loads(path.read_text())
-            when, gpu = (str(result["date"]), str(result["time"])), str(result["environment"]["gpu"]["name"])
+            when, gpu = (
+                (str(result["date"]), str(result["time"])),
+                str(result["environment"]["gpu"]["name"]),
+            )
             kernels = list(result["kernels"].items())
             finished = (result.get("tests") or {}).get("complete") is True
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
         for name, state in kernels:
-            if isinstance(state, dict) and state.get("tests") and isinstance(state.get("hash"), str):
+            if (
+                isinstance(state, dict)
+                and state.get("tests")
+                and isinstance(state.get("hash"), str)
+            ):
                 passed = state.get("passed") is True
                 if finished or not passed:
                     found.append(Outcome(when, gpu, name, state["hash"], passed))
@@ -41,7 +48,11 @@ def outcomes(folder: Path | None = None) -> list[Outcome]:
 
 def newest(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, Outcome]:
     """The last outcome of each kernel whose source was the one that it is now."""
-    return {outcome.kernel: outcome for outcome in recorded if outcome.source == hashes.get(outcome.kernel)}
+    return {
+        outcome.kernel: outcome
+        for outcome in recorded
+        if outcome.source == hashes.get(outcome.kernel)
+    }
 
 
 def verified(hashes: dict[str, str]) -> str:

@@ -14,7 +14,13 @@ import torch
 
 from .panels.force import force_backward  # noqa: F401
 
-FLAT = ("similarity_forward", "similarity_backward", "sigmoid_forward", "sigmoid_backward", "force_forward")
+FLAT = (
+    "similarity_forward",
+    "similarity_backward",
+    "sigmoid_forward",
+    "sigmoid_backward",
+    "force_forward",
+)
 """Functions that take the arguments of their op as they are."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -26,16 +32,18 @@ def _built_for(path: Path) -> str:
     """The torch version in the library's mark, read without loading it: another version's may not even load."""
     content = path.read_bytes()
     start = content.find(_MARK) + len(_MARK)
-    return content[start : content.index(b";", start)].decode() if start >= len(_MARK) else "an unknown version"
+    return (
+        content[start : content.index(b";", start)].decode()
+        if start >= len(_MARK)
+        else "an unknown version"
+    )
 
 
 def _load() -> str | None:
     """Load the library; the reason where that is not possible."""
     spec = importlib.util.find_spec(_LIBRARY)
     if spec is None or spec.origin is None:
-        return (
-            "the extension was not built (install with --no-build-isolation where torch and a C++ compiler are present)"
-        )
+        return "the extension was not built (install with --no-build-isolation where torch and a C++ compiler are present)"
     built, here = _built_for(Path(spec.origin)), torch.__version__.partition("+")[0]
     if built != here:
         return f"built for torch {built}, this is torch {here}: install again with --no-build-isolation"
@@ -52,7 +60,10 @@ if _reason is None and not hasattr(torch.ops.fused_contrastive_cpu, "sigmoid_bac
 if _reason is None:
     _ops = torch.ops.fused_contrastive_cpu
     _forward, _backward, _force = _ops.forward.default, _ops.backward.default, _ops.force.default
-    _sigmoid_forward, _sigmoid_backward = _ops.sigmoid_forward.default, _ops.sigmoid_backward.default
+    _sigmoid_forward, _sigmoid_backward = (
+        _ops.sigmoid_forward.default,
+        _ops.sigmoid_backward.default,
+    )
     distance_sums, distance_gradient = _ops.distance_sums.default, _ops.distance_gradient.default
 
 
@@ -69,7 +80,11 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def status() -> str:
     """``"available: <ISA>"`` or ``"unavailable: <reason>"``."""
-    return f"unavailable: {_reason}" if _reason is not None else f"available: {torch.ops.fused_contrastive_cpu.isa()}"
+    return (
+        f"unavailable: {_reason}"
+        if _reason is not None
+        else f"available: {torch.ops.fused_contrastive_cpu.isa()}"
+    )
 
 
 def similarity_forward(*arguments):

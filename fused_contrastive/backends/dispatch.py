@@ -42,7 +42,11 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def select(
-    name: str | None, device: torch.device, dtype: torch.dtype, D: int | None = None, op: str = "two_sets"
+    name: str | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    D: int | None = None,
+    op: str = "two_sets",
 ) -> str:
     """The backend that serves this call: `name` if given, else the one of `use_backend`, else the device's default, which on a GPU is
     the one measured to be faster for this D and op ("one_set", "two_sets").
@@ -56,12 +60,18 @@ def select(
     return _resolve(name or _forced, device, dtype, D, op)
 
 
-def _preference(device: torch.device, dtype: torch.dtype, D: int | None, op: str) -> tuple[str, ...]:
+def _preference(
+    device: torch.device, dtype: torch.dtype, D: int | None, op: str
+) -> tuple[str, ...]:
     """The device's defaults, first the one that is fastest at the least measured D that is not below this one (else at the largest)."""
     order = _PREFERENCE.get(device.type, ("panels",))
     if not FASTEST or type(D) is not int or device.type != "cuda" or torch.version.hip is not None:
         return order
-    place = ("{}.{}".format(*torch.cuda.get_device_capability(device)), op, str(dtype).removeprefix("torch."))
+    place = (
+        "{}.{}".format(*torch.cuda.get_device_capability(device)),
+        op,
+        str(dtype).removeprefix("torch."),
+    )
     measured = FASTEST.get(place)
     if not measured:
         return order
@@ -69,7 +79,9 @@ def _preference(device: torch.device, dtype: torch.dtype, D: int | None, op: str
     return (best, *(name for name in order if name != best))
 
 
-def _resolve(name: str | None, device: torch.device, dtype: torch.dtype, D: int | None, op: str) -> str:
+def _resolve(
+    name: str | None, device: torch.device, dtype: torch.dtype, D: int | None, op: str
+) -> str:
     if name is None:
         reasons = []
         for preferred in _preference(device, dtype, D, op):
@@ -77,7 +89,10 @@ def _resolve(name: str | None, device: torch.device, dtype: torch.dtype, D: int 
             if reason is None:
                 return preferred
             reasons.append(f"{preferred!r}: {reason}")
-        warnings.warn(f"the slower backend 'panels' serves {dtype} on {device}: {'; '.join(reasons)}", stacklevel=2)
+        warnings.warn(
+            f"the slower backend 'panels' serves {dtype} on {device}: {'; '.join(reasons)}",
+            stacklevel=2,
+        )
         return "panels"
     check_name(name)
     reason = refusal(name, device, dtype)
@@ -86,7 +101,9 @@ def _resolve(name: str | None, device: torch.device, dtype: torch.dtype, D: int 
     return name
 
 
-_resolve._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, less its import of all of Dynamo (2 s)
+_resolve._dynamo_marked_constant = (
+    True  # torch.compiler.assume_constant_result, less its import of all of Dynamo (2 s)
+)
 
 
 def check_name(name: str) -> None:
@@ -106,7 +123,10 @@ def backends() -> dict[str, str]:
     >>> fused_contrastive.backends()["panels"]
     'available: any device'
     """
-    report = {"eager": "available: any device (dense reference, by name only)", "panels": "available: any device"}
+    report = {
+        "eager": "available: any device (dense reference, by name only)",
+        "panels": "available: any device",
+    }
     for name in _MODULES:
         if name == "panels":
             continue

@@ -45,7 +45,11 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
     None: they are."""
     first = tensors[0]
     for x in tensors:
-        if not isinstance(x, torch.Tensor) or x.layout != torch.strided or not x.is_floating_point():
+        if (
+            not isinstance(x, torch.Tensor)
+            or x.layout != torch.strided
+            or not x.is_floating_point()
+        ):
             return "inputs that are not dense floating-point tensors"
         if x.dim() != dim or x.shape[-1] != first.shape[-1]:
             return f"inputs of shapes {', '.join(str(tuple(x.shape)) for x in tensors)}"
@@ -75,7 +79,9 @@ def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch
     return value
 
 
-def in_dtype_of(x: torch.Tensor, loss: torch.Tensor, operations: Callable | None = None) -> torch.Tensor:
+def in_dtype_of(
+    x: torch.Tensor, loss: torch.Tensor, operations: Callable | None = None
+) -> torch.Tensor:
     """The loss in the dtype that the package's operations would have given it: that of the inputs; inside autocast, whose choice depends on the
     device, that of `operations` on one row, or float32."""
     if not checks.in_autocast(x.device):

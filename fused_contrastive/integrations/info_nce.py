@@ -14,12 +14,21 @@ peer = package("info_nce", "info-nce-pytorch")
 __all__ = ["InfoNCE", "info_nce"]
 
 
-def info_nce(query, positive_key, negative_keys=None, temperature=0.1, reduction="mean", negative_mode="unpaired"):
+def info_nce(
+    query,
+    positive_key,
+    negative_keys=None,
+    temperature=0.1,
+    reduction="mean",
+    negative_mode="unpaired",
+):
     """As `info_nce.info_nce`: ``[N, D]`` queries and positive keys, ``[M, D]`` or (paired) ``[N, M, D]`` negative keys."""
     reason = _reason(query, positive_key, negative_keys, temperature, reduction, negative_mode)
     if reason is not None:
         falls_back("info_nce.info_nce", reason)
-        return peer.info_nce(query, positive_key, negative_keys, temperature, reduction, negative_mode)
+        return peer.info_nce(
+            query, positive_key, negative_keys, temperature, reduction, negative_mode
+        )
     loss = losses.info_nce_loss(
         query,
         positive_key,
@@ -31,7 +40,9 @@ def info_nce(query, positive_key, negative_keys=None, temperature=0.1, reduction
     return in_dtype_of(query, loss)
 
 
-def _reason(query, positive_key, negative_keys, temperature, reduction, negative_mode) -> str | None:
+def _reason(
+    query, positive_key, negative_keys, temperature, reduction, negative_mode
+) -> str | None:
     reason = mismatch(query, positive_key)
     if reason is None and query.shape != positive_key.shape:
         reason = "query and positive_key of different lengths"
@@ -39,7 +50,9 @@ def _reason(query, positive_key, negative_keys, temperature, reduction, negative
         if negative_mode not in ("unpaired", "paired"):
             return f"negative_mode={negative_mode!r}"
         paired = negative_mode == "paired"
-        reason = mismatch(negative_keys, dim=3 if paired else 2) or mismatch(query, negative_keys.flatten(0, -2))
+        reason = mismatch(negative_keys, dim=3 if paired else 2) or mismatch(
+            query, negative_keys.flatten(0, -2)
+        )
         if reason is None and paired and len(negative_keys) != len(query):
             reason = "query and paired negative_keys of different lengths"
     if reason is None and number(temperature, query, divisor=True) is None:
@@ -53,4 +66,6 @@ class InfoNCE(peer.InfoNCE):
     """As `info_nce.InfoNCE`: ``InfoNCE(temperature)(query, positive_key, negative_keys)``."""
 
     def forward(self, query, positive_key, negative_keys=None):
-        return info_nce(query, positive_key, negative_keys, self.temperature, self.reduction, self.negative_mode)
+        return info_nce(
+            query, positive_key, negative_keys, self.temperature, self.reduction, self.negative_mode
+        )

@@ -37,14 +37,18 @@ class Views:
         """NT-Xent of this process's rows, ``[2, n]``."""
         views = len(self.all) // 2
         places = (views + self.start, self.start)
-        return torch.stack([self._against_all(z, positive=p).loss for z, p in zip(self.own, places, strict=True)])
+        return torch.stack(
+            [self._against_all(z, positive=p).loss for z, p in zip(self.own, places, strict=True)]
+        )
 
     def log_sums(self) -> torch.Tensor:
         """The log-sum-exp of each row's logits with all rows that are no view of its own sample, ``[2, n]``."""
         if self.gathered:
             return torch.stack([self._against_all(z).rows for z in self.own])
         z = torch.cat(self.own)
-        result = similarity(z, None, self.scale, kind="not_pair", stride=max(len(z) // 2, 1), dtype=self.dtype)
+        result = similarity(
+            z, None, self.scale, kind="not_pair", stride=max(len(z) // 2, 1), dtype=self.dtype
+        )
         return result.rows.view(2, -1)
 
     def _against_all(self, z: torch.Tensor, positive: int = -1):
@@ -75,7 +79,9 @@ class NTXentLoss(peer.NTXentLoss):
         if self.memory_bank.size[0]:
             unit0, unit1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
             unit1, negatives = self.memory_bank.forward(unit1, update=unit0.requires_grad)
-            loss = losses.info_nce_loss(unit0, unit1, negatives.to(out0.device).T, temperature, normalize=False)
+            loss = losses.info_nce_loss(
+                unit0, unit1, negatives.to(out0.device).T, temperature, normalize=False
+            )
         elif self.gather_distributed and dist.world_size() > 1:
             loss = Views(out0, out1, temperature, True).cross_entropy().mean()
         else:
@@ -104,7 +110,9 @@ class DCLLoss(peer.DCLLoss):
         loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
         for view, log_sum in enumerate(views.log_sums()):
             if self.weight_fn:
-                anchor, partner = (F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view])
+                anchor, partner = (
+                    F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view]
+                )
                 weights = self.weight_fn(anchor, partner)
                 weighted, like = positive * weights, like.to((like * weights).dtype)
             loss = loss + 0.5 * (log_sum - weighted).mean()
@@ -125,12 +133,18 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
         reason = mismatch(z_a, z_b)
         if reason is None and (z_a.shape != z_b.shape or len(z_a) < 2):
             reason = f"views of {len(z_a)} and {len(z_b)} samples"
-        if reason is None and (getattr(self.lambda_param, "ndim", 0) or number(self.lambda_param, z_a) is None):
+        if reason is None and (
+            getattr(self.lambda_param, "ndim", 0) or number(self.lambda_param, z_a) is None
+        ):
             reason = f"lambda_param={self.lambda_param}"
         if reason is not None:
             falls_back("lightly.BarlowTwinsLoss", reason)
             return super().forward(z_a, z_b)
-        group = torch.distributed.group.WORLD if self.gather_distributed and dist.world_size() > 1 else None
+        group = (
+            torch.distributed.group.WORLD
+            if self.gather_distributed and dist.world_size() > 1
+            else None
+        )
         loss = losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
         loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
         return loss.to((loss.detach() * self.lambda_param).dtype)

@@ -35,18 +35,24 @@ class ClipLoss(peer.ClipLoss):
     """As `open_clip.ClipLoss`: ``ClipLoss(local_loss, gather_with_grad, cache_labels, rank, world_size)(image_features, text_features,
     logit_scale, logit_bias, output_dict)``, ``[N, D]`` twice."""
 
-    def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False):
+    def forward(
+        self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False
+    ):
         reason = reason_against(image_features, text_features, logit_scale, logit_bias)
         if reason is not None:
             falls_back("open_clip.ClipLoss", reason)
-            return super().forward(image_features, text_features, logit_scale, logit_bias, output_dict)
+            return super().forward(
+                image_features, text_features, logit_scale, logit_bias, output_dict
+            )
         scale = number(logit_scale, image_features)
         if self.world_size == 1:
             total = losses.clip_loss(image_features, text_features, scale)
         else:
             images, texts = self._gather(image_features, text_features)
             if self.local_loss:
-                total = self._rows(image_features, texts, scale) + self._rows(text_features, images, scale)
+                total = self._rows(image_features, texts, scale) + self._rows(
+                    text_features, images, scale
+                )
                 total = total / 2
             else:
                 total = losses.clip_loss(images, texts, scale)
@@ -65,7 +71,9 @@ class ClipLoss(peer.ClipLoss):
     def _rows(self, own: torch.Tensor, everything: torch.Tensor, scale) -> torch.Tensor:
         """The mean cross entropy of this process's rows against those of all processes."""
         place = len(own) * self.rank
-        result = similarity(own, everything, as_scalar(scale, own), kind="not_self", offset=place, positive=place)
+        result = similarity(
+            own, everything, as_scalar(scale, own), kind="not_self", offset=place, positive=place
+        )
         return result.loss.mean()
 
 
@@ -77,11 +85,15 @@ class SigLipLoss(peer.SigLipLoss):
     """As `open_clip.SigLipLoss`: ``SigLipLoss(cache_labels, rank, world_size, dist_impl)(image_features, text_features, logit_scale, logit_bias,
     output_dict)``, ``[N, D]`` twice."""
 
-    def _loss(self, image_features, text_features, logit_scale, logit_bias=None, negative_only=False):
+    def _loss(
+        self, image_features, text_features, logit_scale, logit_bias=None, negative_only=False
+    ):
         reason = reason_against(image_features, text_features, logit_scale, logit_bias)
         if reason is not None:
             falls_back("open_clip.SigLipLoss", reason)
-            return super()._loss(image_features, text_features, logit_scale, logit_bias, negative_only)
+            return super()._loss(
+                image_features, text_features, logit_scale, logit_bias, negative_only
+            )
         scale = number(logit_scale, image_features)
         bias = 0.0 if logit_bias is None else number(logit_bias, image_features)
         if negative_only:
@@ -89,4 +101,6 @@ class SigLipLoss(peer.SigLipLoss):
             loss = sigmoid_sum(image_features, text_features, scale, bias).rows.mean()
         else:
             loss = losses.siglip_loss(image_features, text_features, scale, bias)
-        return in_dtype_of(image_features, loss, lambda x: F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum())
+        return in_dtype_of(
+            image_features, loss, lambda x: F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum()
+        )

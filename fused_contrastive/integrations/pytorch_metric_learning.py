@@ -51,7 +51,9 @@ class ListedDots(torch.autograd.Function):
     def backward(ctx, g):
         a, b, i, j = ctx.saved_tensors
         da, db = torch.zeros_like(a), torch.zeros_like(b)
-        for x, y, w in zip(i.split(CHUNK), j.split(CHUNK), g.unsqueeze(1).split(CHUNK), strict=True):
+        for x, y, w in zip(
+            i.split(CHUNK), j.split(CHUNK), g.unsqueeze(1).split(CHUNK), strict=True
+        ):
             da.index_add_(0, x, w * b[y])
             db.index_add_(0, y, w * a[x])
         return da, db, None, None
@@ -59,7 +61,9 @@ class ListedDots(torch.autograd.Function):
 
 def listed_logsumexp(logits: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
     """Log-sum-exp ``[rows]`` of the logits of each row, −inf where there are none."""
-    largest = logits.new_full((rows,), float("-inf")).scatter_reduce(0, row, logits.detach(), "amax")
+    largest = logits.new_full((rows,), float("-inf")).scatter_reduce(
+        0, row, logits.detach(), "amax"
+    )
     total = logits.new_zeros(rows).index_add(0, row, (logits - largest[row]).exp())
     return largest + total.log()
 
@@ -84,7 +88,16 @@ class Comparison:
             return self.scale * product(self.q, self.r.T)[i, j]
         return self.scale * ListedDots.apply(self.q, self.r, i, j)
 
-    def stream(self, function, key_a: torch.Tensor, key_b: torch.Tensor, kind: str, offset: int, *more, **options):
+    def stream(
+        self,
+        function,
+        key_a: torch.Tensor,
+        key_b: torch.Tensor,
+        kind: str,
+        offset: int,
+        *more,
+        **options,
+    ):
         """`similarity` or `sigmoid_sum` of all pairs that the keys choose."""
         b = None if self.same and key_a is key_b else self.r
         key_b = None if b is None else key_b
@@ -104,10 +117,14 @@ class Labelled:
         ordered, self.order = self.ref_labels.sort(stable=True)
         self.first = torch.searchsorted(ordered, self.labels)
         self.size = torch.searchsorted(ordered, self.labels, right=True) - self.first
-        self.ref_first = self.first if self.exclude else torch.searchsorted(ordered, self.ref_labels)
+        self.ref_first = (
+            self.first if self.exclude else torch.searchsorted(ordered, self.ref_labels)
+        )
         self.count = self.size - 1 if self.exclude else self.size
         self.positives = int(self.count.sum())
-        self.negatives = len(labels) * len(ref_labels) - self.positives - (len(labels) if self.exclude else 0)
+        self.negatives = (
+            len(labels) * len(ref_labels) - self.positives - (len(labels) if self.exclude else 0)
+        )
 
     def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
         """All pairs of row and positive, in the library's order."""
@@ -181,16 +198,24 @@ class Streaming:
 
 
 def distance_reason(distance) -> str | None:
-    if type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity) or distance.power != 1:
+    if (
+        type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity)
+        or distance.power != 1
+    ):
         return f"distance={type(distance).__name__}, power={getattr(distance, 'power', None)}"
     return None
 
 
 def tuple_reason(indices_tuple, rows: int, columns: int) -> str | None:
     sizes = (rows, columns) * 2 if len(indices_tuple) == 4 else (rows, columns, columns)
-    if len(indices_tuple) not in (3, 4) or not all(isinstance(x, torch.Tensor) for x in indices_tuple):
+    if len(indices_tuple) not in (3, 4) or not all(
+        isinstance(x, torch.Tensor) for x in indices_tuple
+    ):
         return "an indices_tuple that is not of three or four tensors"
-    if indices_tuple[0].shape != indices_tuple[1].shape or indices_tuple[-2].shape != indices_tuple[-1].shape:
+    if (
+        indices_tuple[0].shape != indices_tuple[1].shape
+        or indices_tuple[-2].shape != indices_tuple[-1].shape
+    ):
         return "an indices_tuple of different lengths"
     for x, size in zip(indices_tuple, sizes, strict=True):
         if (
@@ -210,7 +235,9 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
         negative = compared.stream(similarity, *keys, "other_key", NO_SELF).rows
         many = labelled.positives > LISTED * sum(map(len, keys))
         if many and self._takes_the_mean() and self._cannot_saturate(compared):
-            total = compared.stream(sigmoid_sum, *keys, "same_key", labelled.offset, -negative, sign=-1).rows.sum()
+            total = compared.stream(
+                sigmoid_sum, *keys, "same_key", labelled.offset, -negative, sign=-1
+            ).rows.sum()
             return total / labelled.positives, None, "already_reduced", compared.scale.new_zeros(())
         return self._terms(compared, negative, *labelled.pairs())
 
@@ -218,9 +245,16 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
         negative = listed_logsumexp(compared.listed(a2, n), a2, len(compared.q))
         return self._terms(compared, negative, a1, p)
 
-    def _terms(self, compared: Comparison, negative: torch.Tensor, a: torch.Tensor, p: torch.Tensor):
+    def _terms(
+        self, compared: Comparison, negative: torch.Tensor, a: torch.Tensor, p: torch.Tensor
+    ):
         terms = one_positive(negative[a], compared.listed(a, p))
-        return -torch.logaddexp(-terms, self._floor(compared)), (a, p), "pos_pair", terms.new_zeros(())
+        return (
+            -torch.logaddexp(-terms, self._floor(compared)),
+            (a, p),
+            "pos_pair",
+            terms.new_zeros(()),
+        )
 
     def _operations(self, z: torch.Tensor) -> torch.Tensor:
         return torch.log(torch.exp(z @ z.T / self.temperature))
@@ -231,7 +265,11 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
     def _cannot_saturate(self, compared: Comparison) -> bool:
         """Whether that is lost in rounding, whatever the embeddings."""
-        if compared.dtype == torch.float16 or not self.distance.normalize_embeddings or self.distance.p != 2:
+        if (
+            compared.dtype == torch.float16
+            or not self.distance.normalize_embeddings
+            or self.distance.p != 2
+        ):
             return False
         if isinstance(self.temperature, torch.Tensor):
             return False
@@ -241,7 +279,9 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
         """Whether the terms are averaged, and nothing counts them."""
         reducer = self.reducer
         if type(reducer) is reducers.MultipleReducers:
-            reducer = reducer.reducers["loss"] if "loss" in reducer.reducers else reducer.default_reducer
+            reducer = (
+                reducer.reducers["loss"] if "loss" in reducer.reducers else reducer.default_reducer
+            )
         return type(reducer) is reducers.MeanReducer and not reducer.collect_stats
 
 
@@ -250,11 +290,20 @@ class SupConLoss(Streaming, peer.SupConLoss):
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
         indices = c_f.torch_arange_from_size(compared.q)
-        mean = compared.scale * (compared.q * labelled.sums(compared.r)).sum(1) / labelled.count.clamp_min(1)
+        mean = (
+            compared.scale
+            * (compared.q * labelled.sums(compared.r)).sum(1)
+            / labelled.count.clamp_min(1)
+        )
         beside = self._beside(compared, mean, labelled.exclude)
         if compared.same and labelled.exclude:
-            z, temperature = compared.q.to(compared.dtype), number(self.temperature, compared.q, divisor=True)
-            terms = losses.sup_con_loss(z, labelled.labels, temperature, normalize=False, reduction="none")
+            z, temperature = (
+                compared.q.to(compared.dtype),
+                number(self.temperature, compared.q, divisor=True),
+            )
+            terms = losses.sup_con_loss(
+                z, labelled.labels, temperature, normalize=False, reduction="none"
+            )
             return terms, indices, "element", beside
         rest = compared.stream(similarity, *labelled.single_keys(), "other_key", NO_SELF).rows
         terms = torch.where(labelled.count == 1, one_positive(rest, mean), rest - mean)
@@ -263,16 +312,23 @@ class SupConLoss(Streaming, peer.SupConLoss):
     def _listed(self, compared: Comparison, a1, p, a2, n):
         rows, columns = len(compared.q), len(compared.r)
         positive, negative = (torch.unique(i.long() * columns + j) for i, j in ((a1, p), (a2, n)))
-        assert not torch.isin(positive, negative).any(), "Each pair should be either be positive or negative"
+        assert not torch.isin(positive, negative).any(), (
+            "Each pair should be either be positive or negative"
+        )
         logits = [compared.listed(x // columns, x % columns) for x in (positive, negative)]
         positive, negative = (x // columns for x in (positive, negative))
         count = torch.bincount(positive, minlength=rows)
         mean = logits[0].new_zeros(rows).index_add(0, positive, logits[0]) / count.clamp_min(1)
-        mean = mean + 0 * (compared.q @ compared.r.sum(0)).detach()  # NaN where any logit of the row, listed or not, is
+        mean = (
+            mean + 0 * (compared.q @ compared.r.sum(0)).detach()
+        )  # NaN where any logit of the row, listed or not, is
         rest = listed_logsumexp(logits[1], negative, rows)
         everything = torch.logaddexp(rest, listed_logsumexp(logits[0], positive, rows))
         terms = torch.where(count == 1, one_positive(rest, mean), everything - mean)
-        indices, beside = c_f.torch_arange_from_size(compared.q), self._beside(compared, mean, compared.same)
+        indices, beside = (
+            c_f.torch_arange_from_size(compared.q),
+            self._beside(compared, mean, compared.same),
+        )
         return terms.masked_fill(count == 0, 0.0), indices, "element", beside
 
     @staticmethod
@@ -304,7 +360,9 @@ class NPairsLoss(peer.NPairsLoss):
         self.distance.reset_stats()
         q, r = self.distance.maybe_normalize(anchors), self.distance.maybe_normalize(positives)
         self.distance.set_default_stats(anchors, positives, q, r)
-        terms = in_dtype_of(embeddings, losses.n_pairs_loss(q, r, normalize=False, reduction="none"))
+        terms = in_dtype_of(
+            embeddings, losses.n_pairs_loss(q, r, normalize=False, reduction="none")
+        )
         return {"loss": {"losses": terms, "indices": anchor, "reduction_type": "element"}}
 
     @staticmethod

@@ -50,12 +50,16 @@ class Batch:
             columns=columns, dtype=self.dtype,
         )  # fmt: skip
 
-    def log_sums(self, directions: set[str], in_batch: float, own: float) -> dict[str, list[torch.Tensor]]:
+    def log_sums(
+        self, directions: set[str], in_batch: float, own: float
+    ) -> dict[str, list[torch.Tensor]]:
         """For each direction the log-sum-exps ``[n]`` that make up its denominator, less the positive. `in_batch` and `own` are the hardness
         of the negatives of other queries and of the query's own hard negatives."""
         sums: dict[str, list[torch.Tensor]] = {name: [] for name in directions}
         documents = self.documents
-        if "doc_to_query" in directions and self.local and not in_batch:  # both directions in one pass
+        if (
+            "doc_to_query" in directions and self.local and not in_batch
+        ):  # both directions in one pass
             both = self.others(self.own_queries, documents[0], columns=True)
             sums["query_to_doc"].append(both.rows)
             sums["doc_to_query"].append(both.cols)
@@ -63,7 +67,9 @@ class Batch:
         elif "doc_to_query" in directions:
             sums["doc_to_query"].append(self.others(self.own_positives, self.queries).rows)
         if documents:
-            sums["query_to_doc"].append(self.others(self.own_queries, torch.cat(documents), in_batch).rows)
+            sums["query_to_doc"].append(
+                self.others(self.own_queries, torch.cat(documents), in_batch).rows
+            )
         for hard in self.documents[1:]:
             cosine = (self.own_queries * hard[self.rows]).sum(1)
             sums["query_to_doc"].append(self.scale * cosine + own * cosine.detach())
@@ -83,7 +89,9 @@ def together(log_sums: list[torch.Tensor]) -> torch.Tensor:
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
     """As `sentence_transformers.losses.MultipleNegativesRankingLoss`: ``[B, D]`` embeddings of queries, positives and hard negatives."""
 
-    def compute_loss_from_embeddings(self, embeddings: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    def compute_loss_from_embeddings(
+        self, embeddings: list[torch.Tensor], labels: torch.Tensor
+    ) -> torch.Tensor:
         reason = self._reason(embeddings)
         if reason is not None:
             falls_back("sentence_transformers.MultipleNegativesRankingLoss", reason)
@@ -104,11 +112,20 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
         if self.partition_mode == "joint":
             # a softmax that counts the positive once per direction that holds it: softplus(lse - pos - log count) + log count
             count = math.log(len({"query_to_doc", "doc_to_query"} & sums.keys()))
-            loss = one_positive(together([x for terms in sums.values() for x in terms]), positive + count) + count
+            loss = (
+                one_positive(
+                    together([x for terms in sums.values() for x in terms]), positive + count
+                )
+                + count
+            )
         else:
-            loss = sum(one_positive(together(terms), positive) for terms in sums.values()) / len(sums)
+            loss = sum(one_positive(together(terms), positive) for terms in sums.values()) / len(
+                sums
+            )
         return in_dtype_of(
-            embeddings[0], loss.mean(), lambda x: torch.logsumexp(self.similarity_fct(x, x) * self.scale, 1)
+            embeddings[0],
+            loss.mean(),
+            lambda x: torch.logsumexp(self.similarity_fct(x, x) * self.scale, 1),
         )
 
     def _reason(self, embeddings) -> str | None:

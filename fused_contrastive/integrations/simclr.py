@@ -45,7 +45,9 @@ class NT_Xent(peer.NT_Xent):
             falls_back("simclr.NT_Xent", reason)
             return super().forward(z_i, z_j)
         views = unit(torch.cat((z_i, z_j))).chunk(2)
-        loss = losses.nt_xent_loss(*views, number(self.temperature, z_i, divisor=True), normalize=False)
+        loss = losses.nt_xent_loss(
+            *views, number(self.temperature, z_i, divisor=True), normalize=False
+        )
         return in_dtype_of(z_i, loss)
 
     def _reason(self, z_i, z_j) -> str | None:

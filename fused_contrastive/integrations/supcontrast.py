@@ -45,7 +45,9 @@ class SupConLoss(nn.Module):
         if labels is not None:
             labels = labels.contiguous().view(-1).to(features.device)
             if len(labels) != len(features):
-                raise ValueError(f"labels must be {len(features)}, one for each of features, got {len(labels)}")
+                raise ValueError(
+                    f"labels must be {len(features)}, one for each of features, got {len(labels)}"
+                )
             if not is_integer(labels):
                 labels = labels.unique(return_inverse=True)[1]
         if self.contrast_mode not in ("all", "one"):
@@ -58,7 +60,9 @@ class SupConLoss(nn.Module):
         )  # fmt: skip
         if mask is not None:
             views = features.shape[1]
-            total = views * (mask.tril(-1).sum(1) + mask.triu(1).sum(1)) + (views - 1) * mask.diagonal()
+            total = (
+                views * (mask.tril(-1).sum(1) + mask.triu(1).sum(1)) + (views - 1) * mask.diagonal()
+            )
             loss = loss.mean(1) if loss.dim() == 2 else loss
             loss = (loss * torch.where(total < SMALL, total, 1.0)).mean()
         return (self.temperature / self.base_temperature) * loss

@@ -34,7 +34,9 @@ def negatives(a, b, scale, hardness=0.0, *, extrema=False, **arguments) -> Resul
         result = similarity(*softened, scale + hardness, **arguments)
         if result.rows.requires_grad and not torch.compiler.is_compiling():
             options = {name: x for name, x in arguments.items() if name != "bias"}
-            rows, cols = Hardened.apply(result.rows, result.cols, a, b, scale, arguments.get("bias"), hardness, options)
+            rows, cols = Hardened.apply(
+                result.rows, result.cols, a, b, scale, arguments.get("bias"), hardness, options
+            )
             result = result._replace(rows=rows, cols=cols)
     if extrema:
         with torch.no_grad():
@@ -71,11 +73,19 @@ class Hardened(torch.autograd.Function):
             return g_rows, g_cols, *[None] * 6
         a, b, scale, bias = operands = ctx.saved_tensors
         result = hardened(a, b, scale, ctx.hardness, ctx.options | {"bias": bias})
-        outputs = [(x, g) for x, g in ((result.rows, g_rows), (result.cols, g_cols)) if g is not None]
+        outputs = [
+            (x, g) for x, g in ((result.rows, g_rows), (result.cols, g_cols)) if g is not None
+        ]
         needed = [x for x, need in zip(operands, ctx.needs_input_grad[2:6], strict=True) if need]
         x, g = zip(*outputs, strict=True)
         found = iter(torch.autograd.grad(x, needed, g, create_graph=True, allow_unused=True))
-        return None, None, *(next(found) if need else None for need in ctx.needs_input_grad[2:6]), None, None
+        return (
+            None,
+            None,
+            *(next(found) if need else None for need in ctx.needs_input_grad[2:6]),
+            None,
+            None,
+        )
 
 
 def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch.Tensor:
@@ -92,7 +102,9 @@ def sum_over_negatives(x, rows: int, kind: str, key_a=None, key_b=None) -> torch
     if x.dim() == 3:
         return x.masked_fill((key_a == key_b).unsqueeze(-1), 0.0).sum(-2, keepdim=True)
     key_a, key_b = key_a.long(), (key_a if key_b is None else key_b).long()
-    wide = x.double() if x.device.type in ("cpu", "cuda") else x  # what is left of a sum without its largest class
+    wide = (
+        x.double() if x.device.type in ("cpu", "cuda") else x
+    )  # what is left of a sum without its largest class
     order = key_b.sort().values
     classes = torch.zeros_like(wide).index_add(0, torch.searchsorted(order, key_b), wide)
     place = torch.searchsorted(order, key_a).clamp_max(x.shape[0] - 1)
@@ -159,7 +171,15 @@ def one_direction(
     found already."""
     if found is None:
         found = lse_and_largest(
-            a, b, scale, options, candidates, bias=bias, extrema=metrics, dtype=dtype, backend=backend
+            a,
+            b,
+            scale,
+            options,
+            candidates,
+            bias=bias,
+            extrema=metrics,
+            dtype=dtype,
+            backend=backend,
         )[0]
     lse, largest = found
     pos = scale * product if own_bias is None else scale * product + own_bias.to(scale.dtype)
@@ -173,7 +193,17 @@ def lse_and_largest(a, b, scale, options: Options, candidates, **arguments):
     """Of the rows, and of the columns (None without), the log-sum-exp of the negatives and, with `extrema`, the largest."""
     kind, key_a, key_b = candidates
     stride = max(a.shape[-2] // 2, 1) if b is None else 1
-    result = negatives(a, b, scale, options.hardness, kind=kind, stride=stride, key_a=key_a, key_b=key_b, **arguments)
+    result = negatives(
+        a,
+        b,
+        scale,
+        options.hardness,
+        kind=kind,
+        stride=stride,
+        key_a=key_a,
+        key_b=key_b,
+        **arguments,
+    )
     return (result.rows, result.row_max), (result.cols, result.col_max)
 
 
@@ -201,7 +231,9 @@ def in_batch(
 
     def own(x):
         """What belongs to the columns, of each row's positive."""
-        return None if x is None else x[: a.shape[0]] if target is None else x.index_select(0, target)
+        return (
+            None if x is None else x[: a.shape[0]] if target is None else x.index_select(0, target)
+        )
 
     dtype, a, b = matrix_dtype(a), exact_rows(a, normalize), exact_rows(b, normalize)
     product = dot(a, own(b), scale)
@@ -209,12 +241,29 @@ def in_batch(
     found = (None, None)
     if both and bias is None:  # one pass for both
         found = lse_and_largest(
-            a, b, scale, options, forward, columns=True, extrema=metrics, dtype=dtype, backend=backend
+            a,
+            b,
+            scale,
+            options,
+            forward,
+            columns=True,
+            extrema=metrics,
+            dtype=dtype,
+            backend=backend,
         )
     of_a, of_b = bias if both and bias is not None else (None, bias)
     more = {"metrics": metrics, "dtype": dtype, "backend": backend}
     loss, rank = one_direction(
-        a, b, product, scale, options, forward, bias=of_b, own_bias=own(of_b), found=found[0], **more
+        a,
+        b,
+        product,
+        scale,
+        options,
+        forward,
+        bias=of_b,
+        own_bias=own(of_b),
+        found=found[0],
+        **more,
     )
     if not both:
         return Outcome(loss, scale * product, unit, (rank,))

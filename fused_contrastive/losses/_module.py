@@ -26,7 +26,9 @@ class Loss(nn.Module):
 def own_number(name: str, value, *, divisor: bool = False) -> None:
     """A finite number; a tensor would be neither learned nor saved nor moved with the module."""
     if isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a number, got a tensor: pass learnable=True to learn it, or call the function")
+        raise TypeError(
+            f"{name} must be a number, got a tensor: pass learnable=True to learn it, or call the function"
+        )
     checks.number(name, value, torch.device("cpu"), divisor=divisor)
 
 

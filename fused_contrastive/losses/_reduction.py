@@ -28,7 +28,9 @@ class Outcome(NamedTuple):
             return loss
 
         def mean(x):
-            return reference.reduce(x.to(loss.dtype), "mean", None if weights is None else weights.detach())
+            return reference.reduce(
+                x.to(loss.dtype), "mean", None if weights is None else weights.detach()
+            )
 
         pos = self.pos.detach()
         shares = [mean(hits(own.detach(), largest)) for own, largest in self.ranks]
@@ -81,4 +83,6 @@ def as_read(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if z.dtype == dtype:
         return z
     fixed = z.detach()
-    return z + (fixed.to(dtype).to(z.dtype) - fixed)  # exact: they differ by less than a factor of two, or one is 0
+    return z + (
+        fixed.to(dtype).to(z.dtype) - fixed
+    )  # exact: they differ by less than a factor of two, or one is 0

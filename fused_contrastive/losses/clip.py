@@ -64,5 +64,7 @@ def clip_loss(
     )  # fmt: skip
     if logit_bias is not None:
         logit_bias = as_scalar(logit_bias, image_features)
-        outcome = outcome._replace(loss=outcome.loss + 0.0 * logit_bias, pos=outcome.pos + logit_bias.detach())
+        outcome = outcome._replace(
+            loss=outcome.loss + 0.0 * logit_bias, pos=outcome.pos + logit_bias.detach()
+        )
     return outcome.reduced(reduction, metrics, weights)

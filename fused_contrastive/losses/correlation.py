@@ -61,7 +61,8 @@ class Correlation(torch.autograd.Function):
             scratch = columns[0].clone()  # fresh memory costs more than what is done in it
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
             lack = (
-                scratch.copy_(a).sub_(b).square_().mean(0) + EPS * (factor_a.square() + factor_b.square())
+                scratch.copy_(a).sub_(b).square_().mean(0)
+                + EPS * (factor_a.square() + factor_b.square())
             ) / -2  # mean(a b) - 1
             gap = (lack * (K / N) + (K / N - 1)) / world
             if (not samples) if torch.compiler.is_exporting() else (F < 2 * world * K):
@@ -102,11 +103,16 @@ class Correlation(torch.autograd.Function):
             else:
                 p, q, *others = kept
                 F = a.shape[1]  # what p and q are divided by for a product in half precision
-                weight, products = share**2 * g[1] * F, zip((q / F, p / F), others or (a, b), strict=True)
+                weight, products = (
+                    share**2 * g[1] * F,
+                    zip((q / F, p / F), others or (a, b), strict=True),
+                )
                 diagonal = diagonal - share * g[1] * (1 + gap)
             gradients, scratch = [], a.clone()
             sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
-            for (x, y, factor, z), pair, need in zip(sides, products, ctx.needs_input_grad, strict=False):
+            for (x, y, factor, z), pair, need in zip(
+                sides, products, ctx.needs_input_grad, strict=False
+            ):
                 if not need:
                     gradients.append(None)
                     continue
@@ -167,7 +173,9 @@ def correlation_loss(
     """
     _check(z1, z2, lamb, scale_loss, group, backend)
     if z1.shape[1] == 1:
-        raise ValueError(f"z1 must have more than one feature to have a variance, got shape {tuple(z1.shape)}")
+        raise ValueError(
+            f"z1 must have more than one feature to have a variance, got shape {tuple(z1.shape)}"
+        )
     if z1.numel() == 0 or dispatch.is_eager(backend):
         return reference.correlation_loss(z1, z2, lamb, scale_loss, group=group)
     return _loss(z1, z2, lamb, scale_loss, True, group)
@@ -192,7 +200,9 @@ def barlow_twins_loss(
     """
     _check(z1, z2, lamb, scale_loss, group, backend)
     if z1.shape[0] == 1:
-        raise ValueError(f"z1 must have more than one row to have a variance, got shape {tuple(z1.shape)}")
+        raise ValueError(
+            f"z1 must have more than one row to have a variance, got shape {tuple(z1.shape)}"
+        )
     if z1.numel() == 0 or dispatch.is_eager(backend):
         return reference.barlow_twins_loss(z1, z2, lamb, scale_loss, group=group)
     return _loss(z1, z2, lamb, scale_loss, False, group)

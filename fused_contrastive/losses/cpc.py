@@ -33,7 +33,9 @@ def cpc_loss(
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     check_vectors(predictions, predictions.shape[1], (predictions.shape[1],), keys, weights, None)
     if dispatch.is_eager(backend):
-        return reference.cpc_loss(predictions, latents, keys=keys, weights=weights, reduction=reduction)
+        return reference.cpc_loss(
+            predictions, latents, keys=keys, weights=weights, reduction=reduction
+        )
     result = similarity(
         predictions, latents, as_scalar(1.0, predictions), kind="not_self" if keys is None else "other_key", key_a=keys,
         key_b=keys, positive=0, extrema=True, backend=backend,

@@ -36,9 +36,18 @@ def dcl_loss(
     _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics)
     if dispatch.is_eager(backend):
         return reference.dcl_loss(
-            z1, z2, temperature, normalize=normalize, keys=keys, weights=weights, reduction=reduction, metrics=metrics
+            z1,
+            z2,
+            temperature,
+            normalize=normalize,
+            keys=keys,
+            weights=weights,
+            reduction=reduction,
+            metrics=metrics,
         )
-    return _decoupled(z1, z2, temperature, None, normalize, keys, weights, reduction, metrics, backend)
+    return _decoupled(
+        z1, z2, temperature, None, normalize, keys, weights, reduction, metrics, backend
+    )
 
 
 def dclw_loss(
@@ -73,7 +82,9 @@ def dclw_loss(
             z1, z2, temperature, sigma, normalize=normalize, keys=keys, weights=weights, reduction=reduction,
             metrics=metrics,
         )  # fmt: skip
-    return _decoupled(z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics, backend)
+    return _decoupled(
+        z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics, backend
+    )
 
 
 def _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics):

@@ -25,7 +25,10 @@ def share(lse, own):
 def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
     """``W b`` and ``Wᵀ a``, ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i, P and Q the row and column softmax of ``<x_i, y_j>`` over them, with the
     log-sum-exps `lse`: one backward op, in which the features stand beside the teacher's, each before zeros."""
-    left, right = torch.cat([x, a, torch.zeros_like(b)], 1)[None], torch.cat([y, torch.zeros_like(a), b], 1)[None]
+    left, right = (
+        torch.cat([x, a, torch.zeros_like(b)], 1)[None],
+        torch.cat([y, torch.zeros_like(a), b], 1)[None],
+    )
     empty = a.new_empty(0)
     hats = [empty if v.dtype == dtype else v.to(dtype) for v in (left, right)]
     of_left, of_right, *_ = ops.similarity_backward(
@@ -44,7 +47,10 @@ class TeacherRows(torch.autograd.Function):
     def forward(a, b, x, y, own, dtype, backend):
         products, shares, sums = [], [], []
         for rows, columns, mine, others in ((x, y, a, b), (y, x, b, a)):
-            padded, beside = torch.cat([rows, torch.zeros_like(others)], 1), torch.cat([columns, others], 1)
+            padded, beside = (
+                torch.cat([rows, torch.zeros_like(others)], 1),
+                torch.cat([columns, others], 1),
+            )
             lse, *_, mean = ops.similarity_forward(
                 padded[None], beside[None], a.new_ones(()), None, None, None, *OTHERS, False, False, False, True, dtype, backend
             )  # fmt: skip
@@ -69,11 +75,25 @@ class TeacherRows(torch.autograd.Function):
 def traced_rows(a, b, x, y, own, dtype, backend):
     """What `TeacherRows` returns first, in operations with derivatives: exported programs keep no formulas of Python."""
     lse = ops.similarity_forward(
-        x[None], y[None], a.new_ones(()), None, None, None, *OTHERS, False, True, False, False, dtype, backend
+        x[None],
+        y[None],
+        a.new_ones(()),
+        None,
+        None,
+        None,
+        *OTHERS,
+        False,
+        True,
+        False,
+        False,
+        dtype,
+        backend,
     )[:2]
     p, q = (share(one, own) for one in lse)
     nothing = torch.zeros_like(own)
-    of_a, of_b = (teacher_sums(a, b, x, y, lse, g, h, dtype, backend) for g, h in ((p, nothing), (nothing, q)))
+    of_a, of_b = (
+        teacher_sums(a, b, x, y, lse, g, h, dtype, backend) for g, h in ((p, nothing), (nothing, q))
+    )
     return (a * of_a[0]).sum(1), (b * of_b[1]).sum(1), p, q
 
 
@@ -84,10 +104,24 @@ class TeacherTotal(torch.autograd.Function):
     @staticmethod
     def forward(a, b, x, y, own, w, dtype, backend):
         lse = ops.similarity_forward(
-            x[None], y[None], a.new_ones(()), None, None, None, *OTHERS, False, True, False, False, dtype, backend
+            x[None],
+            y[None],
+            a.new_ones(()),
+            None,
+            None,
+            None,
+            *OTHERS,
+            False,
+            True,
+            False,
+            False,
+            dtype,
+            backend,
         )[:2]
         p, q = (share(one, own) for one in lse)
-        of_a, of_b = (z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend))
+        of_a, of_b = (
+            z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend)
+        )
         return (a * of_a).sum(1), p, q, of_a, of_b, *lse
 
     @staticmethod
@@ -132,11 +166,20 @@ def distill_clip_loss(
         ``[N]`` with ``reduction="none"``, else a scalar: ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``.
     """
     two_sets("image_features", image_features, "text_features", text_features)
-    two_sets("teacher_image_features", teacher_image_features, "teacher_text_features", teacher_text_features)
-    checks.embeddings("teacher_image_features", teacher_image_features, like=("image_features", image_features))
+    two_sets(
+        "teacher_image_features",
+        teacher_image_features,
+        "teacher_text_features",
+        teacher_text_features,
+    )
+    checks.embeddings(
+        "teacher_image_features", teacher_image_features, like=("image_features", image_features)
+    )
     N = image_features.shape[0]
     if teacher_image_features.shape[0] != N:
-        raise ValueError(f"teacher_image_features must have {N} rows, got shape {tuple(teacher_image_features.shape)}")
+        raise ValueError(
+            f"teacher_image_features must have {N} rows, got shape {tuple(teacher_image_features.shape)}"
+        )
     checks.number("logit_scale", logit_scale, image_features.device)
     checks.number("teacher_logit_scale", teacher_logit_scale, image_features.device)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
@@ -148,7 +191,9 @@ def distill_clip_loss(
             image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale,
             weights=weights, reduction=reduction,
         )  # fmt: skip
-    refuse_transforms(image_features, text_features, logit_scale, teacher_image_features, teacher_text_features)
+    refuse_transforms(
+        image_features, text_features, logit_scale, teacher_image_features, teacher_text_features
+    )
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
     a = as_read(
         scale * image_features.to(scale.dtype), dtype
@@ -161,13 +206,17 @@ def distill_clip_loss(
         own = dot(x, y, scale)
     name = dispatch.select(backend, a.device, dtype, a.shape[1] + x.shape[1], "two_sets")
     one, pos = as_scalar(1.0, image_features), dot(a, b, scale)
-    result = similarity(a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend)
+    result = similarity(
+        a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend
+    )
     student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
     exporting = torch.compiler.is_exporting()
     if exporting or reduction == "none" or (weights is not None and weights.requires_grad):
         teacher = traced_rows if exporting else TeacherRows.apply
         of_rows, of_columns, p, q, *_ = teacher(a, b, x, y, own, dtype, name)
-        return reference.reduce(student + ((p + q) * pos - (of_rows + of_columns)) / 2, reduction, weights)
+        return reference.reduce(
+            student + ((p + q) * pos - (of_rows + of_columns)) / 2, reduction, weights
+        )
     weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
     terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)
     total = (weights * student + (weights * (p + q) * pos - terms) / 2).sum()

@@ -30,7 +30,9 @@ class Drift(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         force, s_in, gen = ctx.saved_tensors
-        d = (g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))).to(gen.dtype)
+        d = (g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))).to(
+            gen.dtype
+        )
         if torch.is_grad_enabled():  # create_graph=True
             (d,) = FirstDerivative.apply(1, d, g, gen)
         return d, None, None
@@ -41,9 +43,13 @@ def _weight(name, weight, points_name, points):
         return
     checks.embeddings(name, weight, dim=2)
     if weight.shape != points.shape[:2]:
-        raise ValueError(f"{name} must have shape {tuple(points.shape[:2])} ({points_name}), got {tuple(weight.shape)}")
+        raise ValueError(
+            f"{name} must have shape {tuple(points.shape[:2])} ({points_name}), got {tuple(weight.shape)}"
+        )
     if weight.device != points.device:
-        raise ValueError(f"{name} must be on the device of {points_name} ({points.device}), got {weight.device}")
+        raise ValueError(
+            f"{name} must be on the device of {points_name} ({points.device}), got {weight.device}"
+        )
 
 
 def drift_loss(
@@ -80,7 +86,9 @@ def drift_loss(
             continue
         checks.embeddings(name, x, dim=3, like=("gen", gen))
         if x.shape[0] != gen.shape[0] or x.shape[2] != gen.shape[2]:
-            raise ValueError(f"{name} must have shape [G, n, D] matching gen {tuple(gen.shape)}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} must have shape [G, n, D] matching gen {tuple(gen.shape)}, got {tuple(x.shape)}"
+            )
     _weight("weight_gen", weight_gen, "gen", gen)
     _weight("weight_positive", weight_positive, "positive", positive)
     if negative is None and weight_negative is not None:
@@ -88,17 +96,28 @@ def drift_loss(
     _weight("weight_negative", weight_negative, "negative", negative)
     check_temperatures(temperatures)
     if any(isinstance(value, torch.Tensor) for value in temperatures):
-        raise TypeError("temperatures must be numbers, got a tensor: nothing here is differentiable in them")
+        raise TypeError(
+            "temperatures must be numbers, got a tensor: nothing here is differentiable in them"
+        )
     inverse = inverse_temperatures(temperatures, gen)
     if backend is not None:
         dispatch.check_name(backend)
-    weights = {"weight_gen": weight_gen, "weight_positive": weight_positive, "weight_negative": weight_negative}
+    weights = {
+        "weight_gen": weight_gen,
+        "weight_positive": weight_positive,
+        "weight_negative": weight_negative,
+    }
     gen = gen.to(inverse.dtype)
     if gen.numel() == 0:  # means over nothing
         nan = gen.detach().sum() + math.nan
-        return (gen * gen).mean((1, 2)), {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
+        return (gen * gen).mean((1, 2)), {
+            "scale": nan,
+            **{f"loss_{t}": nan.clone() for t in temperatures},
+        }
     if dispatch.is_eager(backend):
-        return force_reference.drift_loss(gen, positive, negative, temperatures=temperatures, **weights)
+        return force_reference.drift_loss(
+            gen, positive, negative, temperatures=temperatures, **weights
+        )
     refuse_transforms(gen, positive, negative)
     refuse_export(gen)
     parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
@@ -118,13 +137,20 @@ def drift_loss(
     fields = fields * (log_norm.exp() / s_in)[:, :, None, None]
     squares = (fields * fields).mean((1, 2, 3))
     force = (fields / squares.clamp_min(1e-8).sqrt()[:, None, None, None]).sum(0)
-    info = {"scale": scale, **{f"loss_{t}": f for t, f in zip(temperatures, squares.unbind(), strict=True)}}
+    info = {
+        "scale": scale,
+        **{f"loss_{t}": f for t, f in zip(temperatures, squares.unbind(), strict=True)},
+    }
     return Drift.apply(gen, force, s_in), info
 
 
 @torch.no_grad()
 def drift_field(
-    gen: torch.Tensor, positive: torch.Tensor, temperature: float | torch.Tensor = 0.05, *, backend: str | None = None
+    gen: torch.Tensor,
+    positive: torch.Tensor,
+    temperature: float | torch.Tensor = 0.05,
+    *,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """The drift of each sample as in the published toy notebook (drifting_model_demo.ipynb): raw distances, nothing normalised.
 

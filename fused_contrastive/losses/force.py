@@ -53,7 +53,13 @@ class Force(torch.autograd.Function):
         gradients = force_ops.force_backward(g, *saved, *ctx.options)
         if torch.is_grad_enabled():  # create_graph=True
             gradients = FirstDerivative.apply(2, *gradients, g, *saved[:2])
-        return (*(d if need else None for d, need in zip(gradients, ctx.needs_input_grad, strict=False)), *[None] * 6)
+        return (
+            *(
+                d if need else None
+                for d, need in zip(gradients, ctx.needs_input_grad, strict=False)
+            ),
+            *[None] * 6,
+        )
 
 
 class ForceLoss(torch.autograd.Function):
@@ -90,7 +96,11 @@ class ForceLoss(torch.autograd.Function):
             dscale = -(pull * x[:, : ctx.rows]).sum((1, 2)) / scale
         if ctx.needs_input_grad[0]:
             P = x.shape[1]
-            dx = force_ops.distance_gradient(dscale / P**2, x, ctx.backend) if ctx.attached else torch.zeros_like(x)
+            dx = (
+                force_ops.distance_gradient(dscale / P**2, x, ctx.backend)
+                if ctx.attached
+                else torch.zeros_like(x)
+            )
             dx[:, : ctx.rows] += pull.to(dx.dtype)
         if not ctx.needs_input_grad[1]:
             dscale = None
@@ -126,7 +136,9 @@ def check_options(mask_self, normalizer, affinity_floor) -> float:
 def check_temperatures(temperatures) -> None:
     """A sequence that is not empty."""
     if isinstance(temperatures, str) or not isinstance(temperatures, Sequence):
-        raise TypeError(f"temperatures must be a sequence of numbers, got {type(temperatures).__name__}")
+        raise TypeError(
+            f"temperatures must be a sequence of numbers, got {type(temperatures).__name__}"
+        )
     if not temperatures:
         raise ValueError("temperatures must not be empty")
 
@@ -185,8 +197,14 @@ def contrastive_force(
     if negative.numel() == 0 or positive.numel() == 0:
         return nothing(negative, positive, inverse_scale(temperature, negative)).to(dtype)
     if dispatch.is_eager(backend):
-        options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
-        return force_reference.contrastive_force(positive, negative, temperature, **options).to(dtype)
+        options = {
+            "mask_self": mask_self,
+            "normalizer": normalizer,
+            "affinity_floor": affinity_floor,
+        }
+        return force_reference.contrastive_force(positive, negative, temperature, **options).to(
+            dtype
+        )
     refuse_transforms(positive, negative, temperature)
     refuse_export(positive, negative, temperature)
     x = torch.cat([groups(negative).to(dtype), groups(positive).to(dtype)], 1)
@@ -259,7 +277,15 @@ def contrastive_force_loss(
         refuse_export(positive, negative, scale)
         name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
         loss, *_ = ForceLoss.apply(
-            x, scale, inverse, negative.shape[-2], mask_self == "softmax", floor, normalizer, not detach_scale, name
+            x,
+            scale,
+            inverse,
+            negative.shape[-2],
+            mask_self == "softmax",
+            floor,
+            normalizer,
+            not detach_scale,
+            name,
         )
         loss = loss.reshape(negative.shape)
     return force_reference.reduce(loss, reduction)
@@ -273,7 +299,9 @@ def _given_scale(scale, lead, like: torch.Tensor) -> torch.Tensor | None:
         if not scale.is_floating_point():
             raise TypeError(f"scale must be a number or a floating-point tensor, got {scale.dtype}")
         if not checks.broadcastable(scale.shape, lead):
-            raise ValueError(f"scale must be broadcastable to shape {tuple(lead)}, got {tuple(scale.shape)}")
+            raise ValueError(
+                f"scale must be broadcastable to shape {tuple(lead)}, got {tuple(scale.shape)}"
+            )
         if scale.device != like.device and (scale.dim() > 0 or scale.device.type != "cpu"):
             raise ValueError(f"scale must be on {like.device}, got {scale.device}")
         return scale.to(like.device, like.dtype).expand(lead).reshape(-1)

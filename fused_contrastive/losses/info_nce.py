@@ -60,10 +60,14 @@ def info_nce_loss(
     if negative_keys is not None:
         if symmetric:
             raise ValueError("symmetric=True needs in-batch negatives: negative_keys must be None")
-        checks.embeddings("negative_keys", negative_keys, dim=3 if paired else 2, like=("query", query))
+        checks.embeddings(
+            "negative_keys", negative_keys, dim=3 if paired else 2, like=("query", query)
+        )
         if negative_keys.shape[-1] != query.shape[-1] or (paired and negative_keys.shape[0] != N):
             expected = f"[{N}, K, {query.shape[1]}]" if paired else f"[K, {query.shape[1]}]"
-            raise ValueError(f"negative_keys must have shape {expected}, got {tuple(negative_keys.shape)}")
+            raise ValueError(
+                f"negative_keys must have shape {expected}, got {tuple(negative_keys.shape)}"
+            )
         columns = (N, 1 + negative_keys.shape[1]) if paired else (N + negative_keys.shape[0],)
     check_vectors(query, N, columns, keys, weights, bias)
     if dispatch.is_eager(backend):
@@ -82,7 +86,8 @@ def info_nce_loss(
         return outcome.reduced(reduction, metrics, weights)
     dtype, plain = matrix_dtype(query), not any(options) and keys is None and bias is None
     query, positive_key, negative_keys = (
-        (rounded if plain else exact_rows)(x, normalize) for x in (query, positive_key, negative_keys)
+        (rounded if plain else exact_rows)(x, normalize)
+        for x in (query, positive_key, negative_keys)
     )
     product = dot(query, positive_key, scale)
     key_a, key_b = _apart(keys, N, paired)

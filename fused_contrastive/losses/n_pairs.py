@@ -65,10 +65,16 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
     if not isinstance(target, torch.Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
     if target.device != anchors.device:
-        raise ValueError(f"target must be on the device of anchors ({anchors.device}), got {target.device}")
+        raise ValueError(
+            f"target must be on the device of anchors ({anchors.device}), got {target.device}"
+        )
     if target.shape == (B, B) and target.dim() == 2:
-        if checks.readable() and not torch.equal(target, torch.eye(B, dtype=target.dtype, device=target.device)):
-            raise ValueError("target must be the identity where it is a matrix; pass other pairings as an index vector")
+        if checks.readable() and not torch.equal(
+            target, torch.eye(B, dtype=target.dtype, device=target.device)
+        ):
+            raise ValueError(
+                "target must be the identity where it is a matrix; pass other pairings as an index vector"
+            )
         return None
     if target.shape != (B,) or not checks.is_integer(target):
         raise ValueError(

@@ -64,7 +64,9 @@ def multiple_negatives_ranking_loss(
     if negative_keys is not None:
         checks.embeddings("negative_keys", negative_keys, dim=3, like=("query", query))
         if negative_keys.shape[0] != N or negative_keys.shape[-1] != D:
-            raise ValueError(f"negative_keys must have shape [{N}, H, {D}], got {tuple(negative_keys.shape)}")
+            raise ValueError(
+                f"negative_keys must have shape [{N}, H, {D}], got {tuple(negative_keys.shape)}"
+            )
     options = check_options(0.0, 0.0, hardness)
     check_vectors(query, N, (N,), keys, weights, None)
     if dispatch.is_eager(backend):
@@ -95,7 +97,11 @@ def multiple_negatives_ranking_loss(
         times = 1 if b is None else b.shape[0] // max(N, 1)
         candidates = {"kind": "not_pair" if times > 1 else "not_self", "stride": max(N, 1)}
         if keys is not None:
-            candidates = {"kind": "other_key", "key_a": keys, "key_b": None if b is None else keys.repeat(times)}
+            candidates = {
+                "kind": "other_key",
+                "key_a": keys,
+                "key_b": None if b is None else keys.repeat(times),
+            }
         return negatives(a, b, scale, hardness, columns=columns, **candidates, **more)
 
     from_docs = "doc_to_query" in directions
@@ -105,7 +111,10 @@ def multiple_negatives_ranking_loss(
         own = docs[N:].reshape(H, N, D).transpose(0, 1)
         result = negatives(query.unsqueeze(1), own, scale, of_own, **more)
         forward.append((result.rows.squeeze(1), result.row_max.squeeze(1) if metrics else None))
-    for direction, a, b in (("query_to_query", query, None), ("doc_to_doc", positive_key, docs if H else None)):
+    for direction, a, b in (
+        ("query_to_query", query, None),
+        ("doc_to_doc", positive_key, docs if H else None),
+    ):
         if direction in directions:
             result = others(a, b)
             forward.append((result.rows, result.row_max))
@@ -116,12 +125,20 @@ def multiple_negatives_ranking_loss(
     elif from_docs:
         backward = [(first.cols[:N], first.col_max[:N] if metrics else None)]
     pos = scale * dot(query, positive_key, scale)
-    softmaxes = [forward, backward] if backward and partition == "per_direction" else [forward + backward]
-    twice = math.log(2) if backward and partition == "joint" else 0.0  # the positive pair in both directions
-    losses = [twice + one_positive(merged([lse for lse, _ in parts]) - twice, pos) for parts in softmaxes]
+    softmaxes = (
+        [forward, backward] if backward and partition == "per_direction" else [forward + backward]
+    )
+    twice = (
+        math.log(2) if backward and partition == "joint" else 0.0
+    )  # the positive pair in both directions
+    losses = [
+        twice + one_positive(merged([lse for lse, _ in parts]) - twice, pos) for parts in softmaxes
+    ]
     ranks = ()
     if metrics:
-        ranks = tuple((pos, torch.stack([largest for _, largest in parts]).amax(0)) for parts in softmaxes)
+        ranks = tuple(
+            (pos, torch.stack([largest for _, largest in parts]).amax(0)) for parts in softmaxes
+        )
     outcome = Outcome(sum(losses) / len(losses), pos, scale if normalize else None, ranks)
     return outcome.reduced(reduction, metrics, weights)
 
@@ -140,7 +157,9 @@ def check_directions(directions, partition: str, hardness_mode: str) -> None:
         or not set(directions) <= set(DIRECTIONS)
         or "query_to_doc" not in directions
     ):
-        raise ValueError(f"directions must be a tuple of {DIRECTIONS}, the first among them, got {directions!r}")
+        raise ValueError(
+            f"directions must be a tuple of {DIRECTIONS}, the first among them, got {directions!r}"
+        )
     if partition == "per_direction" and set(directions) & {"query_to_query", "doc_to_doc"}:
         raise ValueError(
             f"partition='per_direction' needs the positive pair in every direction: only 'query_to_doc' and 'doc_to_query', "

@@ -43,7 +43,9 @@ def siglip_loss(
     checks.number("logit_bias", logit_bias, image_features.device)
     checks.choice("reduction", reduction, checks.REDUCTIONS)
     checks.flags(metrics=metrics)
-    check_vectors(image_features, image_features.shape[0], (image_features.shape[0],), keys, weights, None)
+    check_vectors(
+        image_features, image_features.shape[0], (image_features.shape[0],), keys, weights, None
+    )
     if dispatch.is_eager(backend):
         return reference.siglip_loss(
             image_features, text_features, logit_scale, logit_bias, keys=keys, weights=weights, reduction=reduction,

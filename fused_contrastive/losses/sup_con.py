@@ -74,7 +74,9 @@ def sup_con_loss(
         form = _one_pair if labels is None and batch.views == 2 else form
         (loss, largest), count = form(batch, metrics), batch.count
     matched = (count != 0).expand_as(loss)
-    loss = loss.masked_fill(~matched, float("inf") if positives == "in" and not skip_unmatched else 0.0)
+    loss = loss.masked_fill(
+        ~matched, float("inf") if positives == "in" and not skip_unmatched else 0.0
+    )
     terms = count.expand_as(loss) if positives == "pairs" else matched if skip_unmatched else None
 
     def by_sample(x):
@@ -89,15 +91,21 @@ def sup_con_loss(
     with torch.no_grad():
         hit, mean, count = _metrics(batch, largest)
         unit = batch.scale if normalize else 1.0
-        accuracy = reference.weighted_reduce(by_sample(hit.to(loss.dtype)), "mean", weights, by_sample(count > 0))
-        similarity = reference.weighted_reduce(by_sample(count * mean / unit), "mean", weights, by_sample(count))
+        accuracy = reference.weighted_reduce(
+            by_sample(hit.to(loss.dtype)), "mean", weights, by_sample(count > 0)
+        )
+        similarity = reference.weighted_reduce(
+            by_sample(count * mean / unit), "mean", weights, by_sample(count)
+        )
     return loss, {"accuracy": accuracy, "positive_similarity": similarity}
 
 
 def _check(features, labels, temperature, positives, positive_weights, weights):
     checks.embeddings("features", features)
     if features.dim() not in (2, 3) or (features.dim() == 3 and features.shape[1] == 0):
-        raise ValueError(f"features must have shape [N, D] or [N, V, D] with V >= 1, got {tuple(features.shape)}")
+        raise ValueError(
+            f"features must have shape [N, D] or [N, V, D] with V >= 1, got {tuple(features.shape)}"
+        )
     N, device = features.shape[0], features.device
     checks.number("temperature", temperature, device, divisor=True)
     checks.choice("positives", positives, ("out", "in", "pairs"))
@@ -128,10 +136,17 @@ class Batch:
         views = features.unsqueeze(0) if features.dim() == 2 else features.transpose(0, 1)
         self.views, self.samples, _ = views.shape
         self.anchors = self.views if contrast_mode == "all" else 1
-        self.scale, self.dtype, self.backend = inverse_scale(temperature, views), matrix_dtype(views), backend
+        self.scale, self.dtype, self.backend = (
+            inverse_scale(temperature, views),
+            matrix_dtype(views),
+            backend,
+        )
         self.by_views, self.order = labels is None, None
         if labels is None:
-            self.index, size = None, torch.ones(self.samples, dtype=torch.int64, device=views.device)
+            self.index, size = (
+                None,
+                torch.ones(self.samples, dtype=torch.int64, device=views.device),
+            )
         else:
             labels, self.order = labels.to(torch.int64).sort(stable=True)
             self.index, size = classes(labels)
@@ -155,7 +170,9 @@ class Batch:
             a, b, self.scale, key_a=None if key is None else key[: a.shape[0]], key_b=key_b, kind=kind,
             stride=max(self.samples, 1), dtype=self.dtype, backend=self.backend, **options,
         )  # fmt: skip
-        return type(result)(*(None if x is None else x.view(self.anchors, self.samples) for x in result))
+        return type(result)(
+            *(None if x is None else x.view(self.anchors, self.samples) for x in result)
+        )
 
     @property
     def key(self) -> torch.Tensor:
@@ -189,8 +206,12 @@ class Batch:
         center = (self.sums(self.z) / (self.count + 1).unsqueeze(1)).detach()
         z = as_read(self.z - center, self.dtype)
         a = z[: self.anchors]
-        column = self.scale * (z * center).sum(-1)  # s_ij is <a_i, z_j> + column_j and what is constant in j
-        others = self.scale * (a * (self.sums(z) - a)).sum(-1) + self.sums(column.unsqueeze(-1)).squeeze(-1)
+        column = self.scale * (z * center).sum(
+            -1
+        )  # s_ij is <a_i, z_j> + column_j and what is constant in j
+        others = self.scale * (a * (self.sums(z) - a)).sum(-1) + self.sums(
+            column.unsqueeze(-1)
+        ).squeeze(-1)
         mean = (others - column[: self.anchors]) / self.count.clamp_min(1)
         if self.by_views:
             lse = reference.masked_logsumexp(self.view_logits(z) + column.T, -1)
@@ -252,14 +273,18 @@ def _in(batch: Batch, metrics: bool):
         positive = reference.masked_logsumexp(batch.view_logits(), -1)
     else:
         positive = batch.compare("same_key", batch.key).rows
-    return one_positive(negative.rows, positive.masked_fill(batch.count == 0, 0.0)), negative.row_max
+    return one_positive(
+        negative.rows, positive.masked_fill(batch.count == 0, 0.0)
+    ), negative.row_max
 
 
 def _pairs(batch: Batch, metrics: bool):
     """The sum over the positives of softplus(lse_neg - s)."""
     negative = batch.negatives(metrics)
     if not batch.by_views:
-        sums = batch.compare("same_key", batch.key, function=sigmoid_sum, row_bias=-negative.rows.flatten(), sign=-1)
+        sums = batch.compare(
+            "same_key", batch.key, function=sigmoid_sum, row_bias=-negative.rows.flatten(), sign=-1
+        )
         return sums.rows, negative.row_max
     logits = batch.view_logits()
     others = logits.isneginf()

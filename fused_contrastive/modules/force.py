@@ -51,7 +51,13 @@ class DriftLoss(nn.Module):
         super().__init__()
         self.options = {"temperatures": own_temperatures(temperatures), "backend": backend}
 
-    def forward(self, gen: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor | None = None, **weights):
+    def forward(
+        self,
+        gen: torch.Tensor,
+        positive: torch.Tensor,
+        negative: torch.Tensor | None = None,
+        **weights,
+    ):
         return drift.drift_loss(gen, positive, negative, **weights, **self.options)
 
     def extra_repr(self) -> str:

@@ -27,7 +27,12 @@ class SupConLoss(TemperatureLoss):
         weights: torch.Tensor | None = None,
     ):  # fmt: skip
         return losses.sup_con_loss(
-            features, labels, self.temperature, positive_weights=positive_weights, weights=weights, **self.options
+            features,
+            labels,
+            self.temperature,
+            positive_weights=positive_weights,
+            weights=weights,
+            **self.options,
         )
 
 
@@ -61,4 +66,6 @@ class DCLWLoss(TemperatureLoss):
         )  # fmt: skip
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
-        return losses.dclw_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)
+        return losses.dclw_loss(
+            z1, z2, self.temperature, keys=keys, weights=weights, **self.options
+        )

@@ -50,7 +50,9 @@ class InfoNCELoss(TemperatureLoss):
         weights=None, bias=None,
     ):  # fmt: skip
         tensors = {"keys": keys, "weights": weights, "bias": bias}
-        return losses.info_nce_loss(query, positive_key, negative_keys, self.temperature, **tensors, **self.options)
+        return losses.info_nce_loss(
+            query, positive_key, negative_keys, self.temperature, **tensors, **self.options
+        )
 
 
 class ClipLoss(Loss):
@@ -71,7 +73,9 @@ class ClipLoss(Loss):
             backend=backend,
         )  # fmt: skip
         if learnable != (logit_scale is not None):
-            raise ValueError(f"logit_scale must be given exactly when learnable=True, got {logit_scale}")
+            raise ValueError(
+                f"logit_scale must be given exactly when learnable=True, got {logit_scale}"
+            )
         if learnable:
             own_number("logit_scale", logit_scale)
             if logit_scale <= 0:
@@ -84,17 +88,28 @@ class ClipLoss(Loss):
         weights=None, bias=None,
     ):  # fmt: skip
         if self.learnable == (logit_scale is not None):
-            raise ValueError("logit_scale must be passed to forward exactly when the module does not learn it")
+            raise ValueError(
+                "logit_scale must be passed to forward exactly when the module does not learn it"
+            )
         scale = self.log_logit_scale.exp() if self.learnable else logit_scale
         tensors = {"keys": keys, "weights": weights, "bias": bias}
-        return losses.clip_loss(image_features, text_features, scale, logit_bias, **tensors, **self.options)
+        return losses.clip_loss(
+            image_features, text_features, scale, logit_bias, **tensors, **self.options
+        )
 
 
 class NPairsLoss(Loss):
     """Module form of `n_pairs_loss`: ``NPairsLoss()(anchors, positives)``, with `keys`, `weights` and `bias` as keyword arguments."""
 
     def __init__(
-        self, *, normalize=True, label_smoothing=0.0, margin=0.0, reduction="mean", metrics=False, backend=None
+        self,
+        *,
+        normalize=True,
+        label_smoothing=0.0,
+        margin=0.0,
+        reduction="mean",
+        metrics=False,
+        backend=None,
     ):
         check_options(label_smoothing, margin)
         super().__init__(

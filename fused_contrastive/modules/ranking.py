@@ -30,7 +30,13 @@ class MultipleNegativesRankingLoss(TemperatureLoss):
         weights=None,
     ):  # fmt: skip
         return losses.multiple_negatives_ranking_loss(
-            query, positive_key, negative_keys, self.temperature, keys=keys, weights=weights, **self.options
+            query,
+            positive_key,
+            negative_keys,
+            self.temperature,
+            keys=keys,
+            weights=weights,
+            **self.options,
         )
 
 

@@ -20,7 +20,14 @@ class SigLipLoss(Loss):
     """
 
     def __init__(
-        self, logit_scale=None, logit_bias=None, *, reduction="mean", metrics=False, backend=None, learnable=False
+        self,
+        logit_scale=None,
+        logit_bias=None,
+        *,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
     ):
         super().__init__(reduction=reduction, metrics=metrics, backend=backend)
         for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
@@ -41,8 +48,12 @@ class SigLipLoss(Loss):
     ):  # fmt: skip
         for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
             if self.learnable == (value is not None):
-                raise ValueError(f"{name} must be passed to forward exactly when the module does not learn it")
+                raise ValueError(
+                    f"{name} must be passed to forward exactly when the module does not learn it"
+                )
         if self.learnable:
             logit_scale, logit_bias = self.log_logit_scale.exp(), self.logit_bias
         tensors = {"keys": keys, "weights": weights}
-        return losses.siglip_loss(image_features, text_features, logit_scale, logit_bias, **tensors, **self.options)
+        return losses.siglip_loss(
+            image_features, text_features, logit_scale, logit_bias, **tensors, **self.options
+        )

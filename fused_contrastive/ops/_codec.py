@@ -113,7 +113,12 @@ def sigmoid_forward(function, arguments) -> tuple[Tensor, ...]:
     candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
     problem = SigmoidProblem(a, b, scale, row_bias, candidates, positive, sign, normalize, dtype)
     rows, pos, row_max, prepared = function(problem, extrema)
-    return rows, _or_empty(pos, scale), _or_empty(row_max, scale), *_flat_prepared(prepared, problem)
+    return (
+        rows,
+        _or_empty(pos, scale),
+        _or_empty(row_max, scale),
+        *_flat_prepared(prepared, problem),
+    )
 
 
 def _sigmoid_saved(arguments) -> tuple[Tensor, SigmoidProblem, SigmoidSaved, Needs]:

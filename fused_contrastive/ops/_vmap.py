@@ -16,9 +16,14 @@ def folding_rule(op, output_dimensions: tuple):
 
     def rule(info, mapped, *arguments):
         with_scale = "need_scale" in names and arguments[names.index("need_scale")]
-        if with_scale or any(m is not None and d is None for m, d in zip(mapped, input_dimensions, strict=True)):
+        if with_scale or any(
+            m is not None and d is None for m, d in zip(mapped, input_dimensions, strict=True)
+        ):
             return repeat(op, info.batch_size, mapped, arguments)
-        folded = (fold(x, m, d, info.batch_size) for x, m, d in zip(arguments, mapped, input_dimensions, strict=True))
+        folded = (
+            fold(x, m, d, info.batch_size)
+            for x, m, d in zip(arguments, mapped, input_dimensions, strict=True)
+        )
         outputs = op(*folded)
         present = [x.numel() > 0 for x in outputs]
         return (
@@ -40,13 +45,20 @@ def fold(x, mapped: int | None, dimension: int | None, size: int):
         x = x.unsqueeze(dimension).expand(*x.shape[:dimension], size, *x.shape[dimension:])
     else:
         x = x.movedim(mapped, dimension)
-    return x.flatten(dimension, dimension + 1).contiguous()  # an expanded dimension flattens to a view of stride 0
+    return x.flatten(
+        dimension, dimension + 1
+    ).contiguous()  # an expanded dimension flattens to a view of stride 0
 
 
 def repeat(op, size: int, mapped: tuple, arguments: tuple):
     """One call for each element, outputs stacked; absent ones stay so."""
     calls = [
-        op(*(x if m is None else x.select(m, n).contiguous() for x, m in zip(arguments, mapped, strict=True)))
+        op(
+            *(
+                x if m is None else x.select(m, n).contiguous()
+                for x, m in zip(arguments, mapped, strict=True)
+            )
+        )
         for n in range(size)
     ]
     outputs = list(zip(*calls, strict=True))

@@ -59,7 +59,9 @@ LIBRARY.define(
     "force_backward(Tensor g, Tensor x, Tensor inverse_temperature, Tensor log_norm, Tensor lse, Tensor shift, "
     "Tensor sums, SymInt rows, bool mask, float floor, bool rms, str backend) -> (Tensor, Tensor)"
 )
-LIBRARY.define("distance_sums(Tensor x, Tensor? weight, SymInt rows, float clip, str backend) -> Tensor")
+LIBRARY.define(
+    "distance_sums(Tensor x, Tensor? weight, SymInt rows, float clip, str backend) -> Tensor"
+)
 LIBRARY.define("distance_gradient(Tensor g, Tensor x, str backend) -> Tensor")
 
 for _name in ("force_forward", "force_backward", "distance_sums", "distance_gradient"):

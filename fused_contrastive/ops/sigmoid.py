@@ -56,7 +56,9 @@ _GRADIENTS = (
     + ", Tensor" * 3
 )
 LIBRARY.define(f"sigmoid_backward({_GRADIENTS})")
-LIBRARY.define(f"sigmoid_second(Tensor? t_a, Tensor? t_b, Tensor? t_scale, Tensor? t_bias, {_GRADIENTS}, Tensor)")
+LIBRARY.define(
+    f"sigmoid_second(Tensor? t_a, Tensor? t_b, Tensor? t_scale, Tensor? t_bias, {_GRADIENTS}, Tensor)"
+)
 
 implement("sigmoid_forward")
 implement("sigmoid_backward")
@@ -112,7 +114,9 @@ def _(
     t_a, t_b, t_scale, t_bias, g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
     kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias, backend,
 ):  # fmt: skip
-    return scale.new_empty(a.shape[:2]), *_gradients(a, b, scale, need_a, need_b, need_scale, need_bias)
+    return scale.new_empty(a.shape[:2]), *_gradients(
+        a, b, scale, need_a, need_b, need_scale, need_bias
+    )
 
 
 register_vmap(sigmoid_forward, *[0] * 7)

@@ -8,10 +8,16 @@ import torch.nn.functional as F
 from ..problem import KEYED, candidate_mask, resolve_offset
 
 
-def similarity(a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema):
+def similarity(
+    a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
+):
     """Dense form of functions.similarity, in the accumulation dtype of `scale`: ``(rows, cols, loss, pos, row_max, col_max)``."""
     x = F.normalize(a.to(scale.dtype), dim=-1) if normalize else a.to(scale.dtype)
-    y = x if b is None else (F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype))
+    y = (
+        x
+        if b is None
+        else (F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype))
+    )
     key_b = key_a if b is None else key_b
     s = scale * (x @ y.transpose(-1, -2))
     if bias is not None:
@@ -56,7 +62,19 @@ def similarity_logsumexp(
         scale = torch.full((), scale, dtype=a.dtype, device=a.device)
     scale = scale.to(a.device, a.dtype)
     result = similarity(
-        a, b, scale, bias, key_a, key_b, kind, offset, pair_stride or 1, -1, normalize, return_columns, False
+        a,
+        b,
+        scale,
+        bias,
+        key_a,
+        key_b,
+        kind,
+        offset,
+        pair_stride or 1,
+        -1,
+        normalize,
+        return_columns,
+        False,
     )
     return result[:2] if return_columns else result[0]
 
@@ -72,7 +90,9 @@ def reduce(loss: torch.Tensor, reduction: str, weights: torch.Tensor | None = No
     return loss if reduction == "none" else getattr(loss, reduction)()
 
 
-def with_metrics(loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None):
+def with_metrics(
+    loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None
+):
     """``loss`` reduced, and with `metrics` the dictionary of top-1 accuracy and mean positive similarity, that of the positives in `plain`
     (None: `logits`)."""
     loss = reduce(loss, reduction, weights)
@@ -80,10 +100,15 @@ def with_metrics(loss, reduction, logits, target, metrics, similarity_of=None, *
         return loss
     with torch.no_grad():
         target = target.unsqueeze(-1)
-        positive, plain = (x.gather(-1, target).squeeze(-1) for x in (logits, logits if plain is None else plain))
+        positive, plain = (
+            x.gather(-1, target).squeeze(-1) for x in (logits, logits if plain is None else plain)
+        )
         hit = (positive >= maximum(logits.scatter(-1, target, float("-inf")), -1)).to(loss.dtype)
         similarity = plain if similarity_of is None else similarity_of(plain)
-        accuracy, mean = reduce(hit, "mean", weights), reduce(similarity.to(loss.dtype), "mean", weights)
+        accuracy, mean = (
+            reduce(hit, "mean", weights),
+            reduce(similarity.to(loss.dtype), "mean", weights),
+        )
     return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
@@ -93,5 +118,7 @@ def both_directions(forward, backward, reduction, target, metrics, plain=None, w
     one = with_metrics(loss, reduction, forward[1], target, metrics, plain=plain, weights=weights)
     if not metrics:
         return one
-    two = with_metrics(backward[0], reduction, backward[1], target, True, plain=plain, weights=weights)
+    two = with_metrics(
+        backward[0], reduction, backward[1], target, True, plain=plain, weights=weights
+    )
     return one[0], {name: (one[1][name] + two[1][name]) / 2 for name in one[1]}

@@ -12,7 +12,9 @@ import torch
 from ..checks import accumulation_dtype
 
 
-def contrastive_force(positive, negative, temperature, *, mask_self="sum", normalizer=None, affinity_floor=0.0):
+def contrastive_force(
+    positive, negative, temperature, *, mask_self="sum", normalizer=None, affinity_floor=0.0
+):
     """Dense form: ``[..., M, D]`` in the accumulation dtype."""
     dtype = accumulation_dtype(torch.promote_types(positive.dtype, negative.dtype))
     points = torch.cat([negative, positive], -2).to(dtype)
@@ -66,7 +68,9 @@ def contrastive_force_loss(
     points = points / scale
     rows = points[..., :M, :]
     with torch.no_grad():
-        target = rows + sum(_force(points, M, t, mask_self, normalizer, affinity_floor) for t in temperatures)
+        target = rows + sum(
+            _force(points, M, t, mask_self, normalizer, affinity_floor) for t in temperatures
+        )
     return reduce((rows - target) ** 2, reduction)
 
 
@@ -81,7 +85,9 @@ def drift_loss(
     """Dense form of the published training code."""
     dtype = accumulation_dtype(gen.dtype)
     gen = gen.to(dtype)
-    parts, weights = drift_columns(gen, positive, negative, weight_gen, weight_positive, weight_negative)
+    parts, weights = drift_columns(
+        gen, positive, negative, weight_gen, weight_positive, weight_negative
+    )
     n, S = gen.shape[1:]
     with torch.no_grad():
         y, w = torch.cat(parts, 1), torch.cat(weights, 1).unsqueeze(1)
@@ -109,7 +115,11 @@ def drift_columns(gen, positive, negative, weight_gen, weight_positive, weight_n
     """The sets ``gen, negative, positive`` and their weights ``[G, n]``, in the dtype of `gen`, absent ones left out."""
     sets = [(gen, weight_gen), (negative, weight_negative), (positive, weight_positive)]
     parts = [x.detach().to(gen.dtype) for x, _ in sets if x is not None]
-    weights = [gen.new_ones(x.shape[:2]) if w is None else w.detach().to(gen.dtype) for x, w in sets if x is not None]
+    weights = [
+        gen.new_ones(x.shape[:2]) if w is None else w.detach().to(gen.dtype)
+        for x, w in sets
+        if x is not None
+    ]
     return parts, weights
 
 

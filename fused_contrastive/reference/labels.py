@@ -36,11 +36,18 @@ def sup_con_loss(
     if positive_weights is None:
         key = torch.arange(N, device=z.device) if labels is None else labels
         positive_weights = key[:, None] == key
-    mask = positive_weights.to(torch.promote_types(z.dtype, torch.float32)).repeat(len(anchors) // max(N, 1), V) * other
+    mask = (
+        positive_weights.to(torch.promote_types(z.dtype, torch.float32)).repeat(
+            len(anchors) // max(N, 1), V
+        )
+        * other
+    )
     positive, total = mask != 0, mask.sum(1)
     matched = total != 0
     if positives == "out":
-        log_prob = logits - masked_logsumexp(logits.masked_fill(~other, float("-inf")), 1).unsqueeze(1)
+        log_prob = logits - masked_logsumexp(
+            logits.masked_fill(~other, float("-inf")), 1
+        ).unsqueeze(1)
         loss = -(mask * log_prob).sum(1) / total.masked_fill(~matched, 1.0)
         loss = loss.masked_fill(~matched, 0.0)
     elif positives == "in":
@@ -48,9 +55,13 @@ def sup_con_loss(
         loss = everything - masked_logsumexp(logits.masked_fill(~positive, float("-inf")), 1)
         loss = loss.masked_fill(~matched, 0.0 if skip_unmatched else float("inf"))
     else:
-        negatives = masked_logsumexp(logits.masked_fill(positive | ~other, float("-inf")), 1).unsqueeze(1)
+        negatives = masked_logsumexp(
+            logits.masked_fill(positive | ~other, float("-inf")), 1
+        ).unsqueeze(1)
         loss = (torch.logaddexp(negatives, logits) - logits).masked_fill(~positive, 0.0).sum(1)
-    terms = total if positives == "pairs" else matched if skip_unmatched else torch.ones_like(matched)
+    terms = (
+        total if positives == "pairs" else matched if skip_unmatched else torch.ones_like(matched)
+    )
 
     def by_sample(x):
         return x.view(V, N).T if features.dim() == 3 and contrast_mode == "all" else x
@@ -62,18 +73,41 @@ def sup_con_loss(
         best = maximum(logits.masked_fill(~positive, float("-inf")), 1)
         hit = best >= maximum(logits.masked_fill(~other, float("-inf")), 1)
         plain = (logits * temperature if normalize else logits).masked_fill(~positive, 0.0).sum(1)
-        accuracy = weighted_reduce(by_sample((hit & matched).to(loss.dtype)), "mean", weights, by_sample(matched))
-        mean = weighted_reduce(by_sample(plain.to(loss.dtype)), "mean", weights, by_sample(positive.sum(1)))
+        accuracy = weighted_reduce(
+            by_sample((hit & matched).to(loss.dtype)), "mean", weights, by_sample(matched)
+        )
+        mean = weighted_reduce(
+            by_sample(plain.to(loss.dtype)), "mean", weights, by_sample(positive.sum(1))
+        )
     return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
-def dcl_loss(z1, z2, temperature=0.1, *, normalize=True, keys=None, weights=None, reduction="mean", metrics=False):
+def dcl_loss(
+    z1,
+    z2,
+    temperature=0.1,
+    *,
+    normalize=True,
+    keys=None,
+    weights=None,
+    reduction="mean",
+    metrics=False,
+):
     """DCL (Yeh et al. 2022, eq. 6): NT-Xent without the positive in the denominator."""
     return _decoupled(z1, z2, temperature, None, normalize, keys, weights, reduction, metrics)
 
 
 def dclw_loss(
-    z1, z2, temperature=0.1, sigma=0.5, *, normalize=True, keys=None, weights=None, reduction="mean", metrics=False
+    z1,
+    z2,
+    temperature=0.1,
+    sigma=0.5,
+    *,
+    normalize=True,
+    keys=None,
+    weights=None,
+    reduction="mean",
+    metrics=False,
 ):
     """DCLW (Yeh et al. 2022): DCL with the positives weighted by ``2 - B softmax(<z1, z2> / sigma)``, a constant."""
     return _decoupled(z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics)

@@ -28,7 +28,13 @@ def nt_xent_loss(
         hardness=hardness, tau_plus=tau_plus,
     )  # fmt: skip
     return with_metrics(
-        loss, reduction, logits, target, metrics, plain=similarities if normalize else plain, weights=weights
+        loss,
+        reduction,
+        logits,
+        target,
+        metrics,
+        plain=similarities if normalize else plain,
+        weights=weights,
     )
 
 
@@ -44,7 +50,9 @@ def info_nce_loss(
     N = len(query)
     own = None if keys is None else keys[:, 0] if keys.dim() == 2 else keys[:N]
     if negative_keys is None or negative_mode == "in_batch":
-        columns = positive_key if negative_keys is None else torch.cat([positive_key, negative_keys])
+        columns = (
+            positive_key if negative_keys is None else torch.cat([positive_key, negative_keys])
+        )
         similarities = query @ columns.T
         target = torch.arange(N, device=query.device)
     else:
@@ -52,7 +60,8 @@ def info_nce_loss(
         if negative_mode == "unpaired":
             negative = query @ negative_keys.T
             keys, bias = (
-                None if x is None else torch.cat([x[:N, None], x[N:].expand(N, -1)], dim=1) for x in (keys, bias)
+                None if x is None else torch.cat([x[:N, None], x[N:].expand(N, -1)], dim=1)
+                for x in (keys, bias)
             )
         else:
             negative = (query.unsqueeze(1) @ negative_keys.transpose(1, 2)).squeeze(1)
@@ -66,7 +75,9 @@ def info_nce_loss(
     shown = similarities if normalize else plain
     forward = cross_entropy(plain, target, similarities=similarities, **options)
     if not symmetric:
-        return with_metrics(forward[0], reduction, forward[1], target, metrics, plain=shown, weights=weights)
+        return with_metrics(
+            forward[0], reduction, forward[1], target, metrics, plain=shown, weights=weights
+        )
     backward = cross_entropy(plain.T, target, similarities=similarities.T, **options)
     return both_directions(forward, backward, reduction, target, metrics, shown, weights)
 
@@ -87,7 +98,9 @@ def clip_loss(
         "label_smoothing": label_smoothing, "hardness": hardness,
     }  # fmt: skip
     forward = cross_entropy(plain, target, bias=of_texts, similarities=similarities, **options)
-    backward = cross_entropy(plain.T, target, bias=of_images, similarities=similarities.T, **options)
+    backward = cross_entropy(
+        plain.T, target, bias=of_images, similarities=similarities.T, **options
+    )
     return both_directions(forward, backward, reduction, target, metrics, plain, weights)
 
 
@@ -118,6 +131,8 @@ def cpc_loss(predictions, latents, *, keys=None, weights=None, reduction="mean")
     excluded = other_equal_keys(keys, keys, target)
     logits = logits if excluded is None else logits.masked_fill(excluded, float("-inf"))
     target, weights = target.expand(steps, B), None if weights is None else weights.expand(steps, B)
-    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(
+        target.shape
+    )
     loss, metrics = with_metrics(loss, reduction, logits, target, True, weights=weights)
     return loss, metrics["accuracy"]

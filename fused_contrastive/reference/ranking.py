@@ -14,11 +14,20 @@ def multiple_negatives_ranking_loss(
 ):  # fmt: skip
     """The mean over the softmaxes of ``logsumexp(candidates) - positive logit`` (sentence-transformers)."""
     N = len(query)
-    docs = positive_key if negative_keys is None else torch.cat([positive_key, *negative_keys.unbind(1)])
+    docs = (
+        positive_key
+        if negative_keys is None
+        else torch.cat([positive_key, *negative_keys.unbind(1)])
+    )
     if normalize:
         query, positive_key, docs = (F.normalize(x, dim=1) for x in (query, positive_key, docs))
-    keys, times = torch.arange(N, device=query.device) if keys is None else keys, len(docs) // max(N, 1)
-    same = keys.unsqueeze(1) == keys.repeat(times)  # of rows and documents, and in the first N columns of queries
+    keys, times = (
+        torch.arange(N, device=query.device) if keys is None else keys,
+        len(docs) // max(N, 1),
+    )
+    same = keys.unsqueeze(1) == keys.repeat(
+        times
+    )  # of rows and documents, and in the first N columns of queries
     mine = torch.eye(N, dtype=torch.bool, device=query.device)
     positive = F.pad(mine, (0, len(docs) - N))
     own = mine.repeat(1, times) & ~positive
@@ -26,26 +35,45 @@ def multiple_negatives_ranking_loss(
     logits = {"query_to_doc": similarities / temperature}
     excluded = {"query_to_doc": same & ~own & ~positive}
     if "query_to_query" in directions:
-        logits["query_to_query"], excluded["query_to_query"] = query @ query.T / temperature, same[:, :N]
+        logits["query_to_query"], excluded["query_to_query"] = (
+            query @ query.T / temperature,
+            same[:, :N],
+        )
     if "doc_to_query" in directions:
-        logits["doc_to_query"], excluded["doc_to_query"] = positive_key @ query.T / temperature, same[:, :N] & ~mine
+        logits["doc_to_query"], excluded["doc_to_query"] = (
+            positive_key @ query.T / temperature,
+            same[:, :N] & ~mine,
+        )
     if "doc_to_doc" in directions:
         logits["doc_to_doc"], excluded["doc_to_doc"] = positive_key @ docs.T / temperature, same
     logits = {name: s.masked_fill(excluded[name], float("-inf")) for name, s in logits.items()}
     plain, pos = dict(logits), logits["query_to_doc"].diagonal()
     if hardness:
-        penalised = {"all_negatives": ~positive, "in_batch_negatives": ~own & ~positive, "hard_negatives": own}
+        penalised = {
+            "all_negatives": ~positive,
+            "in_batch_negatives": ~own & ~positive,
+            "hard_negatives": own,
+        }
         penalty = hardness * similarities.detach() * penalised[hardness_mode]
         logits["query_to_doc"] = logits["query_to_doc"] + penalty
-    softmaxes = list(logits.values()) if partition == "per_direction" else [torch.cat(list(logits.values()), 1)]
+    softmaxes = (
+        list(logits.values())
+        if partition == "per_direction"
+        else [torch.cat(list(logits.values()), 1)]
+    )
     loss = reduce(sum(s.logsumexp(1) - pos for s in softmaxes) / len(softmaxes), reduction, weights)
     if not metrics:
         return loss
     with torch.no_grad():
         others = {
-            name: s.masked_fill(mine if s.shape[1] == N else positive, float("-inf")) for name, s in plain.items()
+            name: s.masked_fill(mine if s.shape[1] == N else positive, float("-inf"))
+            for name, s in plain.items()
         }
-        others = list(others.values()) if partition == "per_direction" else [torch.cat(list(others.values()), 1)]
+        others = (
+            list(others.values())
+            if partition == "per_direction"
+            else [torch.cat(list(others.values()), 1)]
+        )
         shares = [reduce((pos >= maximum(s, 1)).to(loss.dtype), "mean", weights) for s in others]
         mean = reduce(similarities.diagonal() if normalize else pos, "mean", weights)
     return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": mean}
@@ -59,6 +87,7 @@ def distill_clip_loss(
     student = logit_scale * image_features @ text_features.T
     teacher = (teacher_logit_scale * teacher_image_features @ teacher_text_features.T).detach()
     forward, backward = (
-        -(t.softmax(1) * s.log_softmax(1)).sum(1) for s, t in ((student, teacher), (student.T, teacher.T))
+        -(t.softmax(1) * s.log_softmax(1)).sum(1)
+        for s, t in ((student, teacher), (student.T, teacher.T))
     )
     return reduce((forward + backward) / 2, reduction, weights)

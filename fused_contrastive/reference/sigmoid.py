@@ -10,10 +10,16 @@ from ._cross_entropy import other_equal_keys
 from ._dense import maximum, with_metrics
 
 
-def sigmoid_sum(a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema):
+def sigmoid_sum(
+    a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema
+):
     """Dense form of sigmoid.sigmoid_sum, in the accumulation dtype of `scale`: ``(rows, pos, row_max)``."""
     x = F.normalize(a.to(scale.dtype), dim=-1) if normalize else a.to(scale.dtype)
-    y = x if b is None else (F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype))
+    y = (
+        x
+        if b is None
+        else (F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype))
+    )
     key_b = key_a if b is None else key_b
     logits = scale * (x @ y.transpose(-1, -2))
     if row_bias is not None:
@@ -40,5 +46,8 @@ def siglip_loss(
     pairs = -F.logsigmoid(labels * logits)
     excluded = other_equal_keys(keys, keys, target)
     if excluded is not None:
-        pairs, logits = pairs.masked_fill(excluded, 0.0), logits.masked_fill(excluded, float("-inf"))
+        pairs, logits = (
+            pairs.masked_fill(excluded, 0.0),
+            logits.masked_fill(excluded, float("-inf")),
+        )
     return with_metrics(pairs.sum(-1), reduction, logits, target, metrics, weights=weights)

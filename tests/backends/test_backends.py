@@ -38,12 +38,17 @@ def test_every_backend_is_reported_with_a_reason():
 
 def test_cpu_backend_where_there_is_a_compiler():
     """A machine that can build the native kernels must have them; FUSED_CONTRASTIVE_BUILD=none says otherwise."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))), None)
+    compiler = next(
+        filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))),
+        None,
+    )
     if compiler is None:
         pytest.skip("no C++ compiler here")
     if os.environ.get("FUSED_CONTRASTIVE_BUILD") == "none":
         pytest.skip("FUSED_CONTRASTIVE_BUILD=none")
-    assert fc.backends()["cpu"].startswith("available"), f"{compiler} is here, but: {fc.backends()['cpu']}"
+    assert fc.backends()["cpu"].startswith("available"), (
+        f"{compiler} is here, but: {fc.backends()['cpu']}"
+    )
 
 
 def test_triton_backend_where_there_is_triton():
@@ -71,7 +76,9 @@ def test_triton_serves_cpu_tensors_only_in_the_interpreter():
 def test_default_choice():
     """The native kernels on the CPU, Triton on the GPU, panels elsewhere and wherever the first choice cannot serve."""
     native = dispatch.refusal("cpu", torch.device("cpu"), torch.float32) is None
-    assert dispatch.select(None, torch.device("cpu"), torch.float32) == ("cpu" if native else "panels")
+    assert dispatch.select(None, torch.device("cpu"), torch.float32) == (
+        "cpu" if native else "panels"
+    )
     assert dispatch.select(None, torch.device("meta"), torch.float32) == "panels"
     if torch.cuda.is_available():
         assert dispatch.select(None, torch.device("cuda"), torch.bfloat16) == "triton"
@@ -79,16 +86,33 @@ def test_default_choice():
 
 def test_the_faster_backend_serves_a_gpu(monkeypatch):
     """By the table of measurements; what it does not hold, or cannot serve, goes in the default order."""
-    table = {("9.0", "one_set", "bfloat16"): {128: "cuda", 512: "triton"}, ("9.0", "two_sets", "float32"): {64: "cuda"}}
+    table = {
+        ("9.0", "one_set", "bfloat16"): {128: "cuda", 512: "triton"},
+        ("9.0", "two_sets", "float32"): {64: "cuda"},
+    }
     gpu, refused = torch.device("cuda"), set()
     monkeypatch.setattr(dispatch, "FASTEST", table)
-    monkeypatch.setattr(dispatch, "refusal", lambda name, *a: "none here" if name in refused else None)
+    monkeypatch.setattr(
+        dispatch, "refusal", lambda name, *a: "none here" if name in refused else None
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.version, "hip", None)
-    for D, name in ((1, "cuda"), (128, "cuda"), (129, "triton"), (4096, "triton"), (None, "triton")):
+    for D, name in (
+        (1, "cuda"),
+        (128, "cuda"),
+        (129, "triton"),
+        (4096, "triton"),
+        (None, "triton"),
+    ):
         assert dispatch.select(None, gpu, torch.bfloat16, D, "one_set") == name
-    assert dispatch.select(None, gpu, torch.bfloat16, 64) == dispatch.select(None, gpu, torch.float16, 64) == "triton"
-    assert dispatch.select(None, gpu, torch.float32, 4096) == "cuda", "beyond the largest measured D"
+    assert (
+        dispatch.select(None, gpu, torch.bfloat16, 64)
+        == dispatch.select(None, gpu, torch.float16, 64)
+        == "triton"
+    )
+    assert dispatch.select(None, gpu, torch.float32, 4096) == "cuda", (
+        "beyond the largest measured D"
+    )
     assert dispatch.select("triton", gpu, torch.float32, 64) == "triton"
     symbolic = type("SymInt", (int,), {})(64)
     assert dispatch.select(None, gpu, torch.float32, symbolic) == "triton"
@@ -102,7 +126,9 @@ def test_the_faster_backend_serves_a_gpu(monkeypatch):
 def test_the_choice_compiles_for_a_dynamic_dimension():
     """Static D is looked up; a symbolic one is left symbolic: no graph break, no recompilation for each D."""
     seen = []
-    compiled = torch.compile(lambda x: fc.nt_xent_loss(x, x + 1, backend=None), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x: fc.nt_xent_loss(x, x + 1, backend=None), fullgraph=True, backend="aot_eager"
+    )
     original = dispatch._preference
 
     def note(*arguments):
@@ -141,7 +167,9 @@ def test_use_backend(monkeypatch, device):
 
 def test_use_eager(monkeypatch, device):
     """The dense reference, in every public function."""
-    monkeypatch.setattr(dispatch, "select", lambda *a: pytest.fail("eager must not reach a streaming backend"))
+    monkeypatch.setattr(
+        dispatch, "select", lambda *a: pytest.fail("eager must not reach a streaming backend")
+    )
     z = torch.randn(4, 3, device=device)
     with fc.use_backend("eager"):
         for loss in (

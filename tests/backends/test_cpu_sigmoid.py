@@ -9,7 +9,9 @@ from test_cpu_similarity import isa, poisoned  # noqa: F401
 
 from fused_contrastive.backends import cpu as native
 
-pytestmark = pytest.mark.skipif(native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status())
+pytestmark = pytest.mark.skipif(
+    native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status()
+)
 
 SIZES = ((1, 1), (2, 3), (33, 31), (64, 64), (129, 65), (70, 200), (7, 700), (700, 5))
 
@@ -55,13 +57,20 @@ def test_any_thread_count(use, dtype):
 @pytest.mark.parametrize("sign", (1, -1))
 def test_terms(sign, isa):  # noqa: F811
     """softplus and sigmoid, one term a row, from -120 to 1e6: to 3 ulp and the logit's own rounding, zero below the smallest number."""
-    x = torch.cat([torch.linspace(-85, 85, 4001), torch.tensor([-1e6, -120.0, 0.0, 1e-8, -1e-8, 120.0, 1e6])])
+    x = torch.cat(
+        [torch.linspace(-85, 85, 4001), torch.tensor([-1e6, -120.0, 0.0, 1e-8, -1e-8, 120.0, 1e6])]
+    )
     for dtype, eps in ((torch.float32, 2**-24), (torch.float64, 2**-53)):
         a = torch.ones(len(x), 1, dtype=dtype)
         row_bias = x.to(dtype, copy=True).requires_grad_()
         use = Use("all", sign=sign)
         out = use.apply(
-            {"a": a, "b": torch.zeros(1, 1, dtype=dtype), "scale": torch.ones((), dtype=dtype), "row_bias": row_bias},
+            {
+                "a": a,
+                "b": torch.zeros(1, 1, dtype=dtype),
+                "scale": torch.ones((), dtype=dtype),
+                "row_bias": row_bias,
+            },
             "cpu",
         )
         out.rows.sum().backward()

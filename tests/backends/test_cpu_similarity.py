@@ -13,7 +13,9 @@ from fused_contrastive import problem as candidates
 from fused_contrastive import similarity_logsumexp
 from fused_contrastive.backends import cpu as native
 
-pytestmark = pytest.mark.skipif(native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status())
+pytestmark = pytest.mark.skipif(
+    native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status()
+)
 
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 
@@ -78,17 +80,26 @@ def test_tiles_without_equal_keys(sizes, scale, poisoned):
     check(call, 1e-10)
     check(replace(call, extrema=True), 1e-10)
     if sizes[1] is not None:
-        for more in ({"columns": True}, {"bias": "padding"}, {"columns": True, "bias": "values", "extrema": True}):
+        for more in (
+            {"columns": True},
+            {"bias": "padding"},
+            {"columns": True, "bias": "values", "extrema": True},
+        ):
             check(replace(call, **more), 1e-10)
         check(replace(call, weighted=True), 1e-10)
         outputs, (da, db, *_) = check(call, 1e-10)
-        for needs, index, expected in (((True, False, False, False), 0, da), ((False, True, False, False), 1, db)):
+        for needs, index, expected in (
+            ((True, False, False, False), 0, da),
+            ((False, True, False, False), 1, db),
+        ):
             assert_close("one side", call.backward(outputs, needs)[index], expected, 1e-12)
 
 
 POSITIVES = {
     "nt_xent": Call(M=130, kind="not_pair", stride=65, positive=65),
-    "clip": Call(M=150, N=150, kind="not_self", positive=0, columns=True, normalize=False, scale=0.5),
+    "clip": Call(
+        M=150, N=150, kind="not_self", positive=0, columns=True, normalize=False, scale=0.5
+    ),
     "in_batch": Call(M=90, N=200, kind="not_self", offset=3, positive=3),
     "more_rows": Call(M=200, N=70, kind="all", positive=5),
     "one_set": Call(M=70, kind="not_self", positive=1),
@@ -121,7 +132,9 @@ def test_widths_and_groups(M, D, columns, poisoned):
     for dtype, tolerance in TOLERANCE.items():
         if D < 15 and dtype.itemsize == 2:
             continue  # rounding moves the few coordinates off the unit circle: no common tolerance
-        check(Call(G=3, M=M, N=45, D=D, kind="not_self", columns=columns, dtype=dtype), 2 * tolerance)
+        check(
+            Call(G=3, M=M, N=45, D=D, kind="not_self", columns=columns, dtype=dtype), 2 * tolerance
+        )
         if not columns:
             check(Call(G=3, M=M, D=D, kind="not_self", dtype=dtype), 2 * tolerance)
 
@@ -130,7 +143,10 @@ def test_widths_and_groups(M, D, columns, poisoned):
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "cpc"])
 def test_every_isa(isa, case, dtype, poisoned):
     check(replace(POSITIVES[case], dtype=dtype))
-    check(replace(POSITIVES[case], dtype=dtype, D=33, scale=POSITIVES[case].scale * 40), 4 * TOLERANCE[dtype])
+    check(
+        replace(POSITIVES[case], dtype=dtype, D=33, scale=POSITIVES[case].scale * 40),
+        4 * TOLERANCE[dtype],
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
@@ -138,7 +154,9 @@ def test_every_isa(isa, case, dtype, poisoned):
 @pytest.mark.parametrize("sizes", [(1, 300), (40, 30), (130, 1000)], ids=str)
 @pytest.mark.parametrize("bias", [None, "padding"])
 def test_weighted(sizes, scale, dtype, bias, poisoned):
-    call = Call(M=sizes[0], N=sizes[1], kind="all", weighted=True, scale=scale, dtype=dtype, bias=bias)
+    call = Call(
+        M=sizes[0], N=sizes[1], kind="all", weighted=True, scale=scale, dtype=dtype, bias=bias
+    )
     outputs, _ = check(call, TOLERANCE[dtype] * (4 if scale > 100 else 1))
     saved = call.backward(outputs, (True, False, True, False))
     without = call.backward((*outputs[:-1], outputs[-1].new_empty(0)), (True, False, True, False))
@@ -165,7 +183,9 @@ def test_extrema(case, poisoned):
 def test_equal_pairs_have_equal_logits():
     """Where every embedding is the same, the positive is exactly the largest candidate."""
     for dtype in TOLERANCE:
-        call = Call(M=150, N=150, D=70, kind="not_self", positive=0, columns=True, extrema=True, dtype=dtype)
+        call = Call(
+            M=150, N=150, D=70, kind="not_self", positive=0, columns=True, extrema=True, dtype=dtype
+        )
         x = torch.randn(1, 1, 70).expand(1, 150, 70).to(dtype)
         outputs = call.forward((x, x.clone(), *call.inputs[2:]))
         assert torch.equal(outputs[2], outputs[4]) and torch.equal(outputs[2], outputs[5])
@@ -220,7 +240,9 @@ def test_extreme_scales(case, scale, dtype, poisoned):
 
 def test_converged_training():
     """Views 0.3 sigma apart, N = 1024, D = 64, T = 0.02, float32: the gradient keeps its relative accuracy."""
-    call = Call(M=1024, D=64, kind="not_pair", stride=512, positive=512, scale=50.0, dtype=torch.float32)
+    call = Call(
+        M=1024, D=64, kind="not_pair", stride=512, positive=512, scale=50.0, dtype=torch.float32
+    )
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(512, 64, generator=generator)
     x = torch.cat([z, z + 0.3 * torch.randn(512, 64, generator=generator)])[None]
@@ -231,7 +253,9 @@ def test_converged_training():
     )[0]
     inputs = (x, *call.inputs[1:])
     got = call.backward(
-        call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 1024), 1 / 1024), torch.empty(0))
+        call.forward(inputs),
+        inputs=inputs,
+        upstream=(torch.full((1, 1024), 1 / 1024), torch.empty(0)),
     )[0]
     assert (got.double() - want).norm() < 2e-5 * want.norm()
 
@@ -262,17 +286,23 @@ def test_strides_and_input_types(poisoned):
     wide = torch.randn(2, 60, 50).as_strided((2, 50, 24), (3000, 1, 50)).copy_(a)
     spaced = torch.randn(2, 60, 48)[:, :, ::2].copy_(b)
     other = call.forward((wide, spaced, *rest))
-    for x, y in zip(outputs + gradients, other + call.backward(other, inputs=(wide, spaced, *rest)), strict=True):
+    for x, y in zip(
+        outputs + gradients, other + call.backward(other, inputs=(wide, spaced, *rest)), strict=True
+    ):
         assert torch.equal(x, y)
     expanded = a[:, :1].expand(2, 50, 24)
-    assert torch.equal(call.forward((expanded, b, *rest))[0], call.forward((expanded.contiguous(), b, *rest))[0])
+    assert torch.equal(
+        call.forward((expanded, b, *rest))[0], call.forward((expanded.contiguous(), b, *rest))[0]
+    )
     for dtype, given in (
         (torch.bfloat16, torch.float32),
         (torch.float32, torch.bfloat16),
         (torch.float64, torch.float32),
     ):
         for normalize in (True, False):
-            check(replace(call, dtype=dtype, input_dtype=given, normalize=normalize, scale=0.3), 3e-2)
+            check(
+                replace(call, dtype=dtype, input_dtype=given, normalize=normalize, scale=0.3), 3e-2
+            )
 
 
 def test_zero_rows():
@@ -281,7 +311,9 @@ def test_zero_rows():
     a = call.inputs[0].clone()
     a[0, 3] = 0.0
     exact = a.clone().requires_grad_()
-    want = torch.autograd.grad((dense(call, exact, *call.inputs[1:])["rows"] * call.upstream()[0]).sum(), exact)[0]
+    want = torch.autograd.grad(
+        (dense(call, exact, *call.inputs[1:])["rows"] * call.upstream()[0]).sum(), exact
+    )[0]
     inputs = (a, *call.inputs[1:])
     got = call.backward(call.forward(inputs), inputs=inputs)[0]
     for rows in (3, slice(0, 3), slice(4, None)):

@@ -26,12 +26,18 @@ def scalar():
 
 
 LOSSES = {
-    "nt_xent": lambda a, b, c, t, **o: fused_contrastive.nt_xent_loss(a, b, t, reduction="none", **o),
-    "info_nce": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, None, t, reduction="none", **o),
+    "nt_xent": lambda a, b, c, t, **o: fused_contrastive.nt_xent_loss(
+        a, b, t, reduction="none", **o
+    ),
+    "info_nce": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(
+        a, b, None, t, reduction="none", **o
+    ),
     "symmetric": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(
         a, b, None, t, symmetric=True, reduction="none", **o
     ),
-    "queue": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(a, b, c, t, reduction="none", **o),
+    "queue": lambda a, b, c, t, **o: fused_contrastive.info_nce_loss(
+        a, b, c, t, reduction="none", **o
+    ),
     "clip": lambda a, b, c, t, **o: fused_contrastive.clip_loss(a, b, 1 / t, reduction="none", **o),
     "n_pairs": lambda a, b, c, t, **o: fused_contrastive.n_pairs_loss(a, b, reduction="none", **o),
 }
@@ -46,7 +52,9 @@ def test_losses(loss, n):
     expected = function(a, b, c, t, backend="eager")
     assert torch.allclose(function(a, b, c, t, backend="cuda"), expected, rtol=1e-12, atol=1e-12)
     fast = n > 10
-    assert torch.autograd.gradcheck(lambda *x: function(*x, backend="cuda"), (a, b, c, t), fast_mode=fast, atol=1e-6)
+    assert torch.autograd.gradcheck(
+        lambda *x: function(*x, backend="cuda"), (a, b, c, t), fast_mode=fast, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("columns", [False, True])
@@ -85,8 +93,12 @@ def test_converged_float16(margin, size):
         gradients = {}
         for name in ("eager", "cuda"):
             a, b = z.clone().requires_grad_(), z.clone().requires_grad_()
-            loss = fused_contrastive.info_nce_loss(a, b, None, 1 / margin, symmetric=symmetric, backend=name)
-            gradients[name] = torch.autograd.grad(loss, (a, b), torch.tensor(size, device=loss.device))
+            loss = fused_contrastive.info_nce_loss(
+                a, b, None, 1 / margin, symmetric=symmetric, backend=name
+            )
+            gradients[name] = torch.autograd.grad(
+                loss, (a, b), torch.tensor(size, device=loss.device)
+            )
         for expected, found in zip(gradients["eager"], gradients["cuda"], strict=True):
             assert torch.allclose(found, expected, rtol=2e-2, atol=1e-6), (expected, found)
 
@@ -104,7 +116,9 @@ class Launches(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if name == "to" and out is not args[0]:  # below autograd a conversion arrives whole
             self.names.append("_to_copy")
-        elif not (func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison):
+        elif not (
+            func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison
+        ):
             self.names.append(name)
         return out
 
@@ -141,7 +155,10 @@ def test_gradients_of_one_element(loss):
     """The upstream gradient of a mean is one element for all rows, that of the others one each."""
     inputs = points(9, 5), points(9, 5, seed=1), points(4, 5, seed=2), scalar()
     gradients = []
-    for upstream in (torch.tensor(0.7).double().to(Call.device).expand, lambda *shape: torch.full(shape, 0.7).double()):
+    for upstream in (
+        torch.tensor(0.7).double().to(Call.device).expand,
+        lambda *shape: torch.full(shape, 0.7).double(),
+    ):
         total = LOSSES[loss](*inputs, backend="cuda")
         upstream = upstream(*total.shape).to(total.device)
         gradients.append(torch.autograd.grad(total, inputs, upstream, allow_unused=True))
@@ -151,7 +168,13 @@ def test_gradients_of_one_element(loss):
 
 @pytest.mark.parametrize(
     ("driver", "runtime", "refused"),
-    [(0, 13000, False), (12080, 13000, True), (13000, 13020, False), (14010, 13000, False), (13020, 12080, False)],
+    [
+        (0, 13000, False),
+        (12080, 13000, True),
+        (13000, 13020, False),
+        (14010, 13000, False),
+        (13020, 12080, False),
+    ],
 )
 def test_the_driver_must_know_the_runtime(driver, runtime, refused):
     reason = cuda.driver_refusal(driver, runtime)
@@ -163,7 +186,10 @@ def test_the_driver_must_know_the_runtime(driver, runtime, refused):
 def test_a_library_that_cannot_run_here_is_not_used(monkeypatch):
     monkeypatch.setattr(cuda, "LIBRARIES", {})
     for library, reason in (
-        (types.SimpleNamespace(versions=lambda: (12080, 13000)), "the NVIDIA driver serves CUDA 12.8"),
+        (
+            types.SimpleNamespace(versions=lambda: (12080, 13000)),
+            "the NVIDIA driver serves CUDA 12.8",
+        ),
         (types.SimpleNamespace(), "older than this package"),
         (None, "not built"),
     ):
@@ -176,7 +202,9 @@ def test_more_blocks_than_a_launch_takes():
     x = torch.zeros(1, device=Call.device).expand(1 << 30, 65, 1)
     none = x.new_empty(0)
     with pytest.raises(RuntimeError, match="2\\^31 - 1 blocks"):
-        cuda.LIBRARIES[Call.device.type].prepare(x, None, None, none, none, none, none, none, none, True)
+        cuda.LIBRARIES[Call.device.type].prepare(
+            x, None, None, none, none, none, none, none, none, True
+        )
 
 
 @pytest.fixture

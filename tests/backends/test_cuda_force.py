@@ -55,11 +55,17 @@ class Force:
     def inputs(self):
         generator = torch.Generator().manual_seed(self.seed)
         accumulate = accumulation_dtype(self.dtype)
-        x = torch.randn(self.G, self.P, self.D, generator=generator, dtype=torch.float64).to(self.dtype)
+        x = torch.randn(self.G, self.P, self.D, generator=generator, dtype=torch.float64).to(
+            self.dtype
+        )
         inverse = 1 / torch.linspace(0.1, 0.5, self.K, dtype=torch.float64)
         size = 1.0 if self.scale is None else self.scale
-        scale = None if self.scale is None else torch.linspace(size, 2 * size, self.G).to(accumulate)
-        weight = torch.randn(self.G, self.P, generator=generator, dtype=torch.float64).to(accumulate)
+        scale = (
+            None if self.scale is None else torch.linspace(size, 2 * size, self.G).to(accumulate)
+        )
+        weight = torch.randn(self.G, self.P, generator=generator, dtype=torch.float64).to(
+            accumulate
+        )
         return x, inverse.to(accumulate), scale, weight if self.weight else None
 
     def run(self, inputs=None):
@@ -68,10 +74,19 @@ class Force:
 
     def expected(self, inputs=None):
         inputs = self.inputs if inputs is None else inputs
-        return force_panels.force_forward(*(x if x is None else x.double() for x in inputs), *self.arguments)
+        return force_panels.force_forward(
+            *(x if x is None else x.double() for x in inputs), *self.arguments
+        )
 
 
-DRIFT = {"all_rows": False, "mask": True, "self_logit": -6.9, "floor": -6.9, "clip": 1e-8, "separate": True}
+DRIFT = {
+    "all_rows": False,
+    "mask": True,
+    "self_logit": -6.9,
+    "floor": -6.9,
+    "clip": 1e-8,
+    "separate": True,
+}
 CASES = {
     "one_temperature": Force(K=1, scale=1.0, negatives=30),
     "mean_distance": Force(G=3),
@@ -137,8 +152,22 @@ def test_sizes(sizes, columns, way):
     P, D, rows, negatives = sizes
     for G in (1, 3):
         for options in ({}, {"mask": True}, {"separate": True}):
-            dtype = torch.float32 if "separate" in options else torch.float64  # more of it fits into shared memory
-            check(Force(G, P, D, 2, rows, negatives, 1.0, options=options | {"all_rows": not columns}, dtype=dtype))
+            dtype = (
+                torch.float32 if "separate" in options else torch.float64
+            )  # more of it fits into shared memory
+            check(
+                Force(
+                    G,
+                    P,
+                    D,
+                    2,
+                    rows,
+                    negatives,
+                    1.0,
+                    options=options | {"all_rows": not columns},
+                    dtype=dtype,
+                )
+            )
     if not columns:
         check(Force(1, P, D, 2, rows, negatives, options={"rms": True}))
 
@@ -179,7 +208,9 @@ def test_more_points_than_lanes_hold(monkeypatch):
     choose(monkeypatch, "groups")
     check(Force(2, 135, 5, 2, 70, 80, dtype=torch.float32))
     check(Force(1, 132, 5, 2, 132, 132, 1.0, dtype=torch.bfloat16, options={"all_rows": False}))
-    check(Force(2, 90, 5, 3, 70, 80, 3.0, weight=True, options=DRIFT, dtype=torch.float32))  # two panels of each
+    check(
+        Force(2, 90, 5, 3, 70, 80, 3.0, weight=True, options=DRIFT, dtype=torch.float32)
+    )  # two panels of each
 
 
 @pytest.mark.parametrize("case", ["rms", "drift_weighted", "columns_mean"])
@@ -199,7 +230,12 @@ def test_panels_of_a_small_workspace(case, monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("weight", [False, True])
 def test_distance_sums(dtype, weight, way):
-    for G, P, D, rows, clip in ((2, 70, 19, 70, 0.0), (1, 3, 1, 2, 1.0), (3, 130, 40, 65, 1e-8), (1, 1, 1, 1, 0.25)):
+    for G, P, D, rows, clip in (
+        (2, 70, 19, 70, 0.0),
+        (1, 3, 1, 2, 1.0),
+        (3, 130, 40, 65, 1e-8),
+        (1, 1, 1, 1, 0.25),
+    ):
         call = Force(G, P, D, weight=weight, dtype=dtype)
         x, _, _, w = call.inputs
         x[0, -1] = x[0, 0]
@@ -218,7 +254,12 @@ def test_distance_gradient(dtype, way):
         got = cuda.distance_gradient(*move((g, x), Call.device)).cpu()
         assert got.dtype == dtype
         want = force_panels.distance_gradient(g.double(), x.double())
-        close("dx", got, want, {torch.bfloat16: 4e-3, torch.float16: 5e-4}.get(dtype, TOLERANCE[dtype]))
+        close(
+            "dx",
+            got,
+            want,
+            {torch.bfloat16: 4e-3, torch.float16: 5e-4}.get(dtype, TOLERANCE[dtype]),
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -228,7 +269,9 @@ def test_duplicated_points(dtype, way):
     x, inverse, *rest = call.inputs
     x = torch.cat([x[:, :24], x[:, :24]], 1)
     for factor in (1.0, 30.0, 2000.0):
-        log_norm = check(call, 1e-10 if dtype == torch.float64 else 3e-4, (x, inverse * factor, *rest))[1]
+        log_norm = check(
+            call, 1e-10 if dtype == torch.float64 else 3e-4, (x, inverse * factor, *rest)
+        )[1]
         assert log_norm.isfinite().all()
     assert log_norm.max() < -1000  # no exponential of it: exp(-1000) is 0
 
@@ -274,7 +317,9 @@ def test_long_sums(way):
 
 @pytest.mark.parametrize("where", ["x", "weight", "scale", "inverse"])
 def test_not_a_number_in_not_a_number_out(where, way):
-    call = Force(2, 40, 5, 2, 20, 25, 1.0, weight=True, options={"all_rows": False}, dtype=torch.float32)
+    call = Force(
+        2, 40, 5, 2, 20, 25, 1.0, weight=True, options={"all_rows": False}, dtype=torch.float32
+    )
     inputs = dict(zip(("x", "inverse", "scale", "weight"), call.inputs, strict=True))
     inputs[where] = inputs[where].clone()
     inputs[where].view(-1)[0] = math.nan
@@ -314,7 +359,9 @@ def test_the_order_of_threads_does_not_matter(case, way, device):
         g = torch.ones(2, dtype=accumulation_dtype(dtype), device=Call.device)
         for order in (1, 2, 0):
             options(order, 0, 0)
-            results.append((*call.run(), cuda.distance_gradient(g, x), cuda.distance_sums(x, None, 30, 0.0)))
+            results.append(
+                (*call.run(), cuda.distance_gradient(g, x), cuda.distance_sums(x, None, 30, 0.0))
+            )
         for other in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
         results.clear()
@@ -352,7 +399,14 @@ def test_launches(dtype, monkeypatch):
     found = launches(replace(CASES["rms"], dtype=dtype))
     assert found == [*mean, "force_log_sums", "force_affinities", "force_norms", *last]
     found = launches(replace(CASES["drift"], dtype=dtype, G=1))
-    assert found == ["clone", "force_log_sums", "force_log_sums", "force_affinities", "force_norms", *last]
+    assert found == [
+        "clone",
+        "force_log_sums",
+        "force_log_sums",
+        "force_affinities",
+        "force_norms",
+        *last,
+    ]
     found = launches(replace(CASES["one_temperature"], dtype=dtype))
     assert found == ["clone", "force_log_sums", "force_affinities", "new_zeros", "zero_", *last]
     choose(monkeypatch, "parts")
@@ -372,11 +426,18 @@ def test_which_way_is_taken():
 def test_losses(normalizer, way):
     """The public functions: values of the dense reference, gradients of finite differences."""
     generator = torch.Generator().manual_seed(5)
-    a, b = (torch.randn(2, n, 3, generator=generator, dtype=torch.float64).to(Call.device) for n in (5, 4))
+    a, b = (
+        torch.randn(2, n, 3, generator=generator, dtype=torch.float64).to(Call.device)
+        for n in (5, 4)
+    )
     a.requires_grad_(), b.requires_grad_()
     temperatures = (0.3, 0.5)
-    loss = fused_contrastive.contrastive_force_loss(a, b, temperatures, normalizer=normalizer, backend="cuda")
-    want = fused_contrastive.contrastive_force_loss(a, b, temperatures, normalizer=normalizer, backend="eager")
+    loss = fused_contrastive.contrastive_force_loss(
+        a, b, temperatures, normalizer=normalizer, backend="cuda"
+    )
+    want = fused_contrastive.contrastive_force_loss(
+        a, b, temperatures, normalizer=normalizer, backend="eager"
+    )
     assert torch.allclose(loss, want, rtol=1e-10, atol=1e-12)
     for x, y in zip(*(torch.autograd.grad(out.sum(), (a, b)) for out in (loss, want)), strict=True):
         assert torch.allclose(x, y, rtol=1e-9, atol=1e-11)
@@ -389,4 +450,6 @@ def test_losses(normalizer, way):
             loss, info = drift.drift_loss(b, a, c, temperatures=temperatures, backend=name)
             found = (loss, info["scale"], drift.drift_field(b, a, 0.4, backend=name))
             want = found if name == "cuda" else want
-        assert all(torch.allclose(x, y, rtol=1e-8, atol=1e-10) for x, y in zip(found, want, strict=True))
+        assert all(
+            torch.allclose(x, y, rtol=1e-8, atol=1e-10) for x, y in zip(found, want, strict=True)
+        )

@@ -10,19 +10,25 @@ from test_cuda_force import Force, way  # noqa: F401
 
 @pytest.mark.parametrize("weight", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"mask": True}, {"separate": True}, {"separate": True, "mask": True}, {"rms": True}], ids=str
+    "options",
+    [{}, {"mask": True}, {"separate": True}, {"separate": True, "mask": True}, {"rms": True}],
+    ids=str,
 )
 def test_rows_that_equal_points_of_either_side(options, weight, way):  # noqa: F811
     """Sites of many equal points, 60 or 120 temperatures apart, or one such site far from points that are spread: the forces of the former
     are exact relative to themselves, also where float32 does not hold the ratio of an affinity to that of equal points."""
     weight = weight and not options.get("rms")
-    negative, positive = (torch.arange(3).repeat_interleave(torch.tensor(n)) for n in ((18, 18, 24), (6, 12, 18)))
+    negative, positive = (
+        torch.arange(3).repeat_interleave(torch.tensor(n)) for n in ((18, 18, 24), (6, 12, 18))
+    )
     order = torch.randperm(len(negative), generator=torch.Generator().manual_seed(0))
     place = torch.cat([negative[order], positive])
     call = Force(1, 96, 5, 2, 50, 60, 1.0, weight, options, torch.float32)
     _, inverse, scale, weights = call.inputs
     inverse = torch.tensor([1.0, 0.9]).to(inverse)
-    spread = torch.randn(96, 5, generator=torch.Generator().manual_seed(1)) * (place > 0).unsqueeze(1)
+    spread = torch.randn(96, 5, generator=torch.Generator().manual_seed(1)) * (place > 0).unsqueeze(
+        1
+    )
     for distance, apart in ((60.0, 0.0), (60.0, 1.0), (120.0, 0.0)):
         if distance > 100 and not options.keys() & {"separate", "rms"}:
             continue  # the forces themselves are less than float32 holds

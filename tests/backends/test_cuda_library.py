@@ -46,7 +46,9 @@ print(library.SOURCES, *library.versions() if hasattr(library, "versions") else 
 def loaded(library: Path) -> list[str]:
     """Hash of the sources that a library says it is made of, versions of CUDA that the driver and its runtime are; loaded in a process of
     its own, which checks its operators."""
-    done = subprocess.run([sys.executable, "-c", LOAD, str(library), *OPERATORS], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(library), *OPERATORS], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -55,17 +57,27 @@ def check_symbols(library: Path) -> None:
     """Nothing of torch's C++ interface, which changes from release to release: only the stable C functions."""
     if shutil.which("nm") is None:
         return
-    printed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+    )
     names = re.findall(r"\b[Uw] ([\w.]+)", printed.stdout)
-    assert "aoti_torch_get_current_cuda_stream" in names and any(name.startswith("torch_") for name in names)
+    assert "aoti_torch_get_current_cuda_stream" in names and any(
+        name.startswith("torch_") for name in names
+    )
     assert not [name for name in names if re.match(r"_ZN?K?(St)?\d*(2at|3c10|5torch)", name)]
-    assert not [name for name in names if name.startswith("cuda")], "the CUDA runtime is linked statically"
+    assert not [name for name in names if name.startswith("cuda")], (
+        "the CUDA runtime is linked statically"
+    )
 
 
 def test_the_compile_gate_has_passed():
     """Every kernel source, as it is, for every architecture: else run ``python -m bench.gates.cuda``."""
     record = json.loads(compile_gate_cuda.RECORD.read_text())
-    places = {f"{source.stem} sm_{arch}": source for source in build.sources() for arch in build.architectures(source)}
+    places = {
+        f"{source.stem} sm_{arch}": source
+        for source in build.sources()
+        for arch in build.architectures(source)
+    }
     assert set(record) == set(places)
     for place, source in places.items():
         arch = place.rpartition("sm_")[2]
@@ -86,7 +98,10 @@ def test_builds_and_loads_without_a_gpu(tmp_path):
     tables.write_text("\n".join([*headers, "namespace fused_contrastive {", *lines, "}"]))
     library = tmp_path / "_C_cuda.abi3.so"
     folder = Path(build.HERE).parents[1] / "build/cuda_library_test"
-    kernels = [*(build.HERE / f"{name}.cu" for name in ("prepare", "finish", "sigmoid_finish")), tables]
+    kernels = [
+        *(build.HERE / f"{name}.cu" for name in ("prepare", "finish", "sigmoid_finish")),
+        tables,
+    ]
     build.build(library, folder, jobs=2, names=("80",), chosen=kernels)
     sources, driver, runtime = loaded(library)
     assert sources == build.library_hash()
@@ -97,15 +112,24 @@ def test_builds_and_loads_without_a_gpu(tmp_path):
 def test_the_installed_library():
     spec = importlib.util.find_spec("fused_contrastive._C_cuda")
     if spec is None:
-        pytest.skip("not built: FUSED_CONTRASTIVE_BUILD=cuda pip install takes about 200 s of one core")
+        pytest.skip(
+            "not built: FUSED_CONTRASTIVE_BUILD=cuda pip install takes about 200 s of one core"
+        )
     library = Path(spec.origin)
     made_of = loaded(library)[0]
     check_symbols(library)
     if made_of != build.library_hash():
-        pytest.skip("built from other sources than these (FUSED_CONTRASTIVE_BUILD=cuda pip install builds it anew)")
+        pytest.skip(
+            "built from other sources than these (FUSED_CONTRASTIVE_BUILD=cuda pip install builds it anew)"
+        )
     if not torch.cuda.is_available():
-        assert "the library is loaded, but there is no GPU here" in fused_contrastive.backends()["cuda"]
+        assert (
+            "the library is loaded, but there is no GPU here"
+            in fused_contrastive.backends()["cuda"]
+        )
     if (cuobjdump := shutil.which("cuobjdump")) is not None:
-        printed = subprocess.run([cuobjdump, "-lelf", "-lptx", str(library)], capture_output=True, text=True).stdout
+        printed = subprocess.run(
+            [cuobjdump, "-lelf", "-lptx", str(library)], capture_output=True, text=True
+        ).stdout
         assert set(re.findall(r"sm_(\w+)\.cubin", printed)) <= set(build.ARCHITECTURES)
         assert re.search(r"sm_\w+\.ptx", printed)

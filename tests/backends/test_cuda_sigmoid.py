@@ -46,7 +46,16 @@ def test_strips_of_tiles(tiles, way, device, monkeypatch):
     dtype, tolerance = way
     unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
-    check(Use("not_self", offset=3), "cuda", 3 * unit + 10, 5 * unit + 3, 8, dtype, device, 2 * tolerance)
+    check(
+        Use("not_self", offset=3),
+        "cuda",
+        3 * unit + 10,
+        5 * unit + 3,
+        8,
+        dtype,
+        device,
+        2 * tolerance,
+    )
 
 
 @pytest.mark.parametrize("use", (PLUS, replace(MINUS, lead=(2,))), ids=str)

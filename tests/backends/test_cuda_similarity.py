@@ -109,7 +109,9 @@ def test_positive(case, scale):
 
 
 @pytest.mark.parametrize("bias", ["values", "padding"])
-@pytest.mark.parametrize("case", [name for name, call in (POSITIVES | CASES).items() if call.positive < 0 or call.N])
+@pytest.mark.parametrize(
+    "case", [name for name, call in (POSITIVES | CASES).items() if call.positive < 0 or call.N]
+)
 def test_bias(case, bias):
     call = (POSITIVES | CASES)[case]
     bias = "values" if call.positive >= 0 else bias
@@ -131,7 +133,9 @@ def test_precisions(case, precision):
 def test_widths_and_groups(D, precision):
     name, dtype = precision
     if D < 15 and name in ("bf16", "fp16", "tf32"):
-        dtype = torch.float64  # rounding moves the few coordinates off the unit circle: no common tolerance
+        dtype = (
+            torch.float64
+        )  # rounding moves the few coordinates off the unit circle: no common tolerance
     tolerance = TOLERANCE[name] if dtype != torch.float64 else 1e-12
     check(Call(G=2, M=45, N=70, D=D, kind="not_self", columns=True, dtype=dtype), 2 * tolerance)
     check(Call(G=3, M=45, D=D, kind="not_self", dtype=dtype), 2 * tolerance)
@@ -157,7 +161,17 @@ def test_rows_at_any_address(D, precision):
 def test_weighted(D, scale, precision):
     """`fused_rows` up to D = 128 (float64: 64), panels above."""
     name, dtype = precision
-    call = Call(G=2, M=70, N=200, D=D, kind="not_self", weighted=True, scale=scale, dtype=dtype, bias="padding")
+    call = Call(
+        G=2,
+        M=70,
+        N=200,
+        D=D,
+        kind="not_self",
+        weighted=True,
+        scale=scale,
+        dtype=dtype,
+        bias="padding",
+    )
     tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
     outputs, _ = check(call, tolerance)
     saved = call.backward(outputs, (True, False, True, False))
@@ -195,7 +209,9 @@ def forward(call, tolerance):
     want = contract.dense(call, *call.inputs)
     for name, got in zip(contract.NAMES, call.forward(), strict=True):
         if name in want and got.numel():
-            contract.assert_close(name, got[0] if name in ("rows", "cols") else got, want[name], tolerance)
+            contract.assert_close(
+                name, got[0] if name in ("rows", "cols") else got, want[name], tolerance
+            )
 
 
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "cpc"])
@@ -239,12 +255,16 @@ def test_extreme_scales(case, scale):
 def test_weights_sum_to_one(columns, scale, precision):
     """However large the logits: what rounding a log-sum-exp loses is not lost, and levels of weights are exact."""
     name, dtype = precision
-    call = Call(G=40, M=1, N=90, kind="all", columns=columns, bias="values", scale=scale, dtype=dtype)
+    call = Call(
+        G=40, M=1, N=90, kind="all", columns=columns, bias="values", scale=scale, dtype=dtype
+    )
     outputs = call.forward()
     g_rows, g_cols = (torch.ones_like(x) for x in call.upstream())
     sums = call.backward(outputs, upstream=(g_rows, g_cols))[3].sum(1)
     expected = 1.0 + g_cols.shape[-1] if columns else 1.0
-    assert (sums / expected - 1).abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(name, 2e-6)
+    assert (sums / expected - 1).abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(
+        name, 2e-6
+    )
 
 
 @pytest.mark.parametrize("scale", [20.0, 1e4])
@@ -252,9 +272,9 @@ def test_derivatives_by_the_logits_sum_to_zero(scale, precision):
     """With a positive, however large the logits: its pull is the sum of the weights."""
     name, dtype = precision
     call = Call(G=40, M=1, N=90, positive=0, bias="values", scale=scale, dtype=dtype)
-    sums = call.backward(call.forward(), upstream=(torch.ones(40, 1, dtype=call.inputs[2].dtype), torch.zeros(0)))[
-        3
-    ].sum(1)
+    sums = call.backward(
+        call.forward(), upstream=(torch.ones(40, 1, dtype=call.inputs[2].dtype), torch.zeros(0))
+    )[3].sum(1)
     assert sums.abs().max() < {"bf16": 4e-3, "fp16": 1e-3, "fp64": 1e-14}.get(name, 2e-6)
 
 
@@ -263,20 +283,32 @@ def test_converged_training(precision):
     """Views 0.3 sigma apart at T = 0.02: the gradient keeps its relative accuracy (against the oracle on the same rounded rows)."""
     name, dtype = precision
     call = Call(
-        M=200, D=64, kind="not_pair", stride=100, positive=100, scale=50.0, dtype=dtype, input_dtype=torch.float32
+        M=200,
+        D=64,
+        kind="not_pair",
+        stride=100,
+        positive=100,
+        scale=50.0,
+        dtype=dtype,
+        input_dtype=torch.float32,
     )
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(100, 64, generator=generator)
     x = torch.cat([z, z + 0.3 * torch.randn(100, 64, generator=generator)])[None]
     exact = x.double().requires_grad_()
     want = torch.autograd.grad(
-        contract.dense(call, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(), exact
+        contract.dense(call, exact, None, torch.tensor(50.0), None, None, None)["loss"].mean(),
+        exact,
     )[0]
     inputs = (x, *call.inputs[1:])
-    got = call.backward(call.forward(inputs), inputs=inputs, upstream=(torch.full((1, 200), 1 / 200), torch.zeros(0)))[
-        0
-    ]
-    assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[name] * want.norm()
+    got = call.backward(
+        call.forward(inputs),
+        inputs=inputs,
+        upstream=(torch.full((1, 200), 1 / 200), torch.zeros(0)),
+    )[0]
+    assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[
+        name
+    ] * want.norm()
 
 
 @pytest.mark.parametrize("D", [8, 24, 64])
@@ -287,7 +319,9 @@ def test_no_bias_of_float32_logits(D, precision):
     noise, b = call.inputs[:2]
     a = b + noise
     rows = call.forward((a, *call.inputs[1:]))[0].double().sum(0)[0]
-    want = (a.double() @ b.double().mT)[0, :, 0] * torch.tensor(1 / math.log(2)).double() * math.log(2)
+    want = (
+        (a.double() @ b.double().mT)[0, :, 0] * torch.tensor(1 / math.log(2)).double() * math.log(2)
+    )
     assert abs((rows - want) @ want / (want @ want)) < 0.25 * 2**-24
 
 
@@ -336,7 +370,9 @@ def test_infinite_logits(case, value, monkeypatch):
 def test_the_norm_of_one_row_overflows(place, monkeypatch):
     """Its square is infinite, its logits are not: no bound, so the sums are shifted, whichever thread had the row."""
     monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
-    call = Call(M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32)
+    call = Call(
+        M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32
+    )
     a = torch.ones(1, 64, 8)
     a[0, place] = 1e20
     b = torch.full((1, 48, 8), 1e-19)
@@ -355,7 +391,9 @@ def test_zero_rows():
     inputs = (a, *call.inputs[1:])
     outputs = call.forward(inputs)
     da = call.backward(outputs, inputs=inputs)[0]
-    assert outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6  # not projected: G / 1e-12
+    assert (
+        outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6
+    )  # not projected: G / 1e-12
 
 
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed", "weighted"])
@@ -372,7 +410,14 @@ def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypat
         call = replace(POSITIVES[case], dtype=dtype, M=2 * unit + 6, D=136, stride=unit + 3)
         call = call if call.N is None else replace(call, N=call.M)
     results = []
-    for order, copies_at_once, products_at_once in ((1, 0, 1), (3, 1, 0), (2, 1, 0), (4, 1, 0), (3, 0, 1), (0, 0, 0)):
+    for order, copies_at_once, products_at_once in (
+        (1, 0, 1),
+        (3, 1, 0),
+        (2, 1, 0),
+        (4, 1, 0),
+        (3, 0, 1),
+        (0, 0, 0),
+    ):
         options(order, copies_at_once, products_at_once)
         outputs = call.forward()
         results.append((*outputs, *call.backward(outputs)))

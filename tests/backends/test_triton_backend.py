@@ -61,13 +61,21 @@ def test_launches_of_one_nt_xent_step(device):
     a, _, scale, _, _, _ = operands
     with launch.recording(run=False) as launches, Operations() as operations:
         out = backend.similarity_forward(*operands, *call.options, False, False, False, F32)
-        assert [started.kernel.__name__ for started in launches] == ["prepare", "pair_reduce", "finish_forward"]
+        assert [started.kernel.__name__ for started in launches] == [
+            "prepare",
+            "pair_reduce",
+            "finish_forward",
+        ]
         assert operations.names == []
         launches.clear()
         backend.similarity_backward(
             out[3], out[1], a, None, scale, None, None, None, *out[:3], *out[6:], *call.options, F32, True, False, True, False
         )  # fmt: skip
-    assert [started.kernel.__name__ for started in launches] == ["prepare_backward", "pair_weight", "finish_backward"]
+    assert [started.kernel.__name__ for started in launches] == [
+        "prepare_backward",
+        "pair_weight",
+        "finish_backward",
+    ]
     assert operations.names == ["bmm", "sum"]
 
 
@@ -75,13 +83,20 @@ def test_kernels_have_few_arguments(device):
     """At most 15 runtime arguments each."""
     skip_unless_served("triton", device, F32)
     with launch.recording(run=False) as launches:
-        for call in (Call(kind="not_pair", stride=25, positive=25), Call(N=40, columns=True, bias=True)):
+        for call in (
+            Call(kind="not_pair", stride=25, positive=25),
+            Call(N=40, columns=True, bias=True),
+        ):
             call = replace(call, dtype=F32)
-            out = backend.similarity_forward(*call.draw(device), *call.options, call.columns, True, False, F32)
+            out = backend.similarity_forward(
+                *call.draw(device), *call.options, call.columns, True, False, F32
+            )
             del out
         a, b, scale, bias, _, _ = Call(30, 40, dtype=F32).draw(device)
         terms = a.new_empty(1, 30, 2)
-        gradients.weighted_sums(a, b, bias, None, None, scale, terms, None, None, "all", 0, 1, False, True, True, True)
+        gradients.weighted_sums(
+            a, b, bias, None, None, scale, terms, None, None, "all", 0, 1, False, True, True, True
+        )
     assert {"prepare", "pair_reduce", "finish_forward", "pair_weight"} == {
         started.kernel.__name__ for started in launches
     }
@@ -103,7 +118,9 @@ def test_resolved_offsets_mean_the_same(kind):
         assert all(abs(value) <= 2**30 for value in resolved[1:])
 
 
-@pytest.mark.parametrize(("G", "M", "N"), [(1, 100, 100), (3, 40, 900), (2, 900, 40), (50, 8, 8), (1, 5000, 3000)])
+@pytest.mark.parametrize(
+    ("G", "M", "N"), [(1, 100, 100), (3, 40, 900), (2, 900, 40), (50, 8, 8), (1, 5000, 3000)]
+)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("budget", [4096, 1 << 20, 1 << 30])
 def test_panels_cover_the_matrix_once(G, M, N, symmetric, budget, monkeypatch):
@@ -125,7 +142,9 @@ def test_autotune_times_once_and_only_on_request(monkeypatch):
     timed, used = [], []
     monkeypatch.setattr(configs, "_fastest", {})
     monkeypatch.setattr(
-        configs, "measure", lambda work: (work(), timed.append(used.pop()), len(timed) == 2)[2] and -1.0
+        configs,
+        "measure",
+        lambda work: (work(), timed.append(used.pop()), len(timed) == 2)[2] and -1.0,
     )
     table = configs.select("pair_weight", "sm_90", BF16, 512)
 
@@ -159,7 +178,9 @@ def test_refusals_say_why(monkeypatch):
 def test_products_from_registers_wait_for_a_safe_assembler(monkeypatch, device):
     """kernels.md 4.1: on sm_90 an older ptxas gets neither fused_rows nor three-term tf32."""
     monkeypatch.setattr(guard, "ptxas_version", lambda capability: (12, 9))
-    assert not guard.register_operands_are_safe("sm_90") and guard.register_operands_are_safe("sm_80")
+    assert not guard.register_operands_are_safe("sm_90") and guard.register_operands_are_safe(
+        "sm_80"
+    )
     assert "ptxas 12.9" in guard.status()
     with configs.assume("sm_90"):
         assert launch.precision(F32, "sm_90") == "ieee"
@@ -214,7 +235,14 @@ def test_hashes_follow_the_code_only(tmp_path):
         )
         == original
     )
-    changed = hashes_of(lambda text: text.replace("return tl.maximum(x, 0.0) + log1p", "return log1p"))
-    assert {name for name in original if original[name] != changed[name]} == {"finish_forward", "sigmoid_finish"}
-    changed = hashes_of(lambda text: text.replace("DIRECT = tl.constexpr(60.0)", "DIRECT = tl.constexpr(50.0)"))
+    changed = hashes_of(
+        lambda text: text.replace("return tl.maximum(x, 0.0) + log1p", "return log1p")
+    )
+    assert {name for name in original if original[name] != changed[name]} == {
+        "finish_forward",
+        "sigmoid_finish",
+    }
+    changed = hashes_of(
+        lambda text: text.replace("DIRECT = tl.constexpr(60.0)", "DIRECT = tl.constexpr(50.0)")
+    )
     assert {name for name in original if original[name] != changed[name]} == {"pair_reduce"}

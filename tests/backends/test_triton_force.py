@@ -55,7 +55,11 @@ class Call:
 
     def draw(self, device, dtype=F64):
         generator = torch.Generator().manual_seed(1)
-        x = torch.randn(self.G, self.P, self.D, generator=generator, dtype=F64).mul(self.spread).to(device, dtype)
+        x = (
+            torch.randn(self.G, self.P, self.D, generator=generator, dtype=F64)
+            .mul(self.spread)
+            .to(device, dtype)
+        )
         accumulate = F64 if dtype == F64 else F32
         weight = torch.randn(self.G, self.P, generator=generator, dtype=F64).to(device, accumulate)
         inverse = 1 / torch.tensor(TEMPERATURES[: self.K], dtype=accumulate, device=device)
@@ -89,7 +93,16 @@ CALLS = (
     DRIFT,
     replace(DRIFT, weight=False, K=1, G=2, separate=False, rows=23),
     replace(DRIFT, rows=1, K=3, D=17),
-    Call(rows=16, negatives=16, all_rows=False, mask=True, denominator=math.log(1e-12), K=1, P=64, D=16),
+    Call(
+        rows=16,
+        negatives=16,
+        all_rows=False,
+        mask=True,
+        denominator=math.log(1e-12),
+        K=1,
+        P=64,
+        D=16,
+    ),
     Call(rows=20, negatives=20, P=33, all_rows=False, denominator=-2.0, weight=True, clip=0.3),
     Call(P=1, rows=1, negatives=1, mask=True, G=3, D=1),
     Call(P=2, rows=1, negatives=1, mask=True, rms=True),
@@ -105,7 +118,9 @@ def regime(request, monkeypatch):
 
 
 def truth(call, operands):
-    return force_panels.force_forward(*(x if x is None else x.to(F64) for x in operands), *call.options)
+    return force_panels.force_forward(
+        *(x if x is None else x.to(F64) for x in operands), *call.options
+    )
 
 
 def compare(found, expected, tolerance):
@@ -114,7 +129,10 @@ def compare(found, expected, tolerance):
         assert not ours.isnan().any() or theirs.isnan().any(), name
         size = theirs[theirs.isfinite()].abs().max().item() if theirs.isfinite().any() else 0.0
         torch.testing.assert_close(
-            ours.to(F64), theirs, rtol=tolerance, atol=tolerance * (size if name in ("force", "sums") else 1 + size)
+            ours.to(F64),
+            theirs,
+            rtol=tolerance,
+            atol=tolerance * (size if name in ("force", "sums") else 1 + size),
         )
 
 
@@ -159,11 +177,19 @@ def test_duplicates_and_cold_temperatures(mask, regime, device):
     assert found[1].isfinite().all() and found[1].max() < -100
     assert not expected[0].any() or found[0].any()
     for name, ours, theirs in zip(NAMES, found, expected, strict=True):
-        size = 0 if theirs.numel() == 0 else theirs.abs().max() if name in ("force", "sums") else 1 + theirs.abs().max()
+        size = (
+            0
+            if theirs.numel() == 0
+            else theirs.abs().max()
+            if name in ("force", "sums")
+            else 1 + theirs.abs().max()
+        )
         assert ((ours.to(F64) - theirs).abs() <= 2e-4 * size).all(), name
 
 
-@pytest.mark.parametrize("options", [{"rms": True}, {"separate": True}, {"separate": True, "mask": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"rms": True}, {"separate": True}, {"separate": True, "mask": True}], ids=str
+)
 def test_points_equal_to_both_sides(options, regime, device):
     """Every row equals points of either side; all others are 70 temperatures away or more. Each row's force is right."""
     skip_unless_served("triton", device, F32)
@@ -177,7 +203,9 @@ def test_points_equal_to_both_sides(options, regime, device):
     found, expected = triton_kernels.force_forward(*operands, *call.options), truth(call, operands)
     assert (found[1] - expected[1]).abs() < 1e-4
     size = expected[0].abs().amax(-1, keepdim=True)
-    assert (size > 1e-25).sum() > 8 and ((found[0].to(F64) - expected[0]).abs() <= 2e-4 * size + 1e-36).all()
+    assert (size > 1e-25).sum() > 8 and (
+        (found[0].to(F64) - expected[0]).abs() <= 2e-4 * size + 1e-36
+    ).all()
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -225,8 +253,12 @@ def test_distances(G, P, D, rows, dtype, regime, device):
     tolerance = 1e-4 if dtype == F32 else 1e-10
     close = {"rtol": tolerance, "atol": tolerance * P}
     for w, clip in ((None, 0.0), (weight, 0.3)):
-        expected = force_panels.distance_sums(x.to(F64), None if w is None else w.to(F64), rows, clip)
-        torch.testing.assert_close(triton_kernels.distance_sums(x, w, rows, clip).to(F64), expected, **close)
+        expected = force_panels.distance_sums(
+            x.to(F64), None if w is None else w.to(F64), rows, clip
+        )
+        torch.testing.assert_close(
+            triton_kernels.distance_sums(x, w, rows, clip).to(F64), expected, **close
+        )
     expected = force_panels.distance_gradient(g.to(F64), x.to(F64))
     found = triton_kernels.distance_gradient(g, x)
     assert found.dtype == dtype
@@ -262,4 +294,6 @@ def test_splits_of_the_columns(device, monkeypatch):
         operands = call.draw(device)
         for programs in (1, 6, 10**6):
             monkeypatch.setattr(force, "PROGRAMS", programs)
-            compare(triton_kernels.force_forward(*operands, *call.options), truth(call, operands), 1e-10)
+            compare(
+                triton_kernels.force_forward(*operands, *call.options), truth(call, operands), 1e-10
+            )

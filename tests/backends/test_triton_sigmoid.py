@@ -78,7 +78,10 @@ def test_launches(device):
     named = USES[0].draw(20, 20, 6, F32, device)
     with launch.recording() as launches:
         out = USES[0].apply(named, "triton")
-        assert [started.kernel.__name__ for started in launches] == ["sigmoid_reduce", "sigmoid_finish"]
+        assert [started.kernel.__name__ for started in launches] == [
+            "sigmoid_reduce",
+            "sigmoid_finish",
+        ]
         launches.clear()
         out.rows.sum().backward()
     names = [started.kernel.__name__ for started in launches]

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 TILE = Config(32, 32, 32)
 
 
-def check(call, device, tolerance, spread=1.0, g=None, need=(True, True, True, True), operands=None):
+def check(
+    call, device, tolerance, spread=1.0, g=None, need=(True, True, True, True), operands=None
+):
     skip_unless_served("triton", device, call.dtype)
     operands = call.draw(device, spread) if operands is None else operands
     results, truth = run(call, operands, g, need), dense(call, operands, g)
@@ -83,7 +85,9 @@ def test_values_and_gradients(call, device):
         check(call, device, 2e-12 if abs(call.scale) < 300 else 2e-11)
 
 
-@pytest.mark.parametrize(("M", "N", "D"), [(1, 1, 1), (1, 40, 5), (40, 1, 17), (33, 2, 1), (16, 32, 16), (17, 33, 40)])
+@pytest.mark.parametrize(
+    ("M", "N", "D"), [(1, 1, 1), (1, 40, 5), (40, 1, 17), (33, 2, 1), (16, 32, 16), (17, 33, 40)]
+)
 def test_shapes_at_and_off_the_tile_borders(M, N, D, device):
     with small_tiles(device):
         check(Call(M, N, D, columns=True, extrema=True, normalize=D > 1), device, 2e-12)
@@ -118,14 +122,19 @@ def test_dtypes(call, dtype, device):
 @pytest.mark.parametrize("scale", [1e4, -1e4, 1000.0, 1e-3])
 def test_any_size_of_logits(scale, device):
     """Logits of 1e4 in float32: the error of lse is that of rounding the logits."""
-    for call in (Call(kind="not_pair", stride=25, scale=scale), Call(N=40, columns=True, extrema=True, scale=scale)):
+    for call in (
+        Call(kind="not_pair", stride=25, scale=scale),
+        Call(N=40, columns=True, extrema=True, scale=scale),
+    ):
         call = replace(call, dtype=F32)
         skip_unless_served("triton", device, F32)
         operands = call.draw(device)
         with small_tiles(device):
             results, truth = run(call, operands), dense(call, operands)
         for name in {"rows", "cols", "row_max", "col_max"} & set(results):
-            assert (results[name].cpu() - truth[name]).abs().max() <= max(4e-7 * abs(scale), 2e-6), name
+            assert (results[name].cpu() - truth[name]).abs().max() <= max(
+                4e-7 * abs(scale), 2e-6
+            ), name
         assert error(results["da"], truth["da"]) < 1e-2
 
 
@@ -134,7 +143,9 @@ def test_any_size_of_logits(scale, device):
 def test_accurate_relative_to_itself_when_converged(temperature, columns, device):
     """Views 0.3 sigma apart: losses down to 1e-16 and gradients that eager float32 loses are right to 1e-5."""
     one = Call(96, D=64, kind="not_pair", stride=48, positive=48, scale=1 / temperature, dtype=F32)
-    two = Call(64, 64, 64, kind="not_self", positive=0, columns=True, scale=1 / temperature, dtype=F32)
+    two = Call(
+        64, 64, 64, kind="not_self", positive=0, columns=True, scale=1 / temperature, dtype=F32
+    )
     with small_tiles(device):
         call = two if columns else one
         results = check(call, device, 3e-5, spread=0.3, g=torch.ones(1, call.M, device=device))
@@ -178,9 +189,17 @@ def test_several_panels(call, device, monkeypatch):
 @pytest.mark.parametrize("scale", [5.0, 500.0])
 def test_super_tiles_of_several_tiles(super_rows, scale, device, monkeypatch):
     unit = max(configs.select("pair_reduce", configs.architecture(device), F64, 24).block_n, 32)
-    monkeypatch.setattr(similarity, "super_tile", lambda *_: super_rows * (1 if device.type == "cpu" else unit // 32))
+    monkeypatch.setattr(
+        similarity,
+        "super_tile",
+        lambda *_: super_rows * (1 if device.type == "cpu" else unit // 32),
+    )
     with small_tiles(device):
-        check(Call(131, kind="not_pair", stride=60, positive=7, scale=scale, extrema=scale > 100), device, 2e-11)
+        check(
+            Call(131, kind="not_pair", stride=60, positive=7, scale=scale, extrema=scale > 100),
+            device,
+            2e-11,
+        )
         check(Call(70, 131, columns=True, scale=scale), device, 2e-11)
 
 
@@ -191,10 +210,13 @@ def test_fused_rows_in_float64_over_several_splits(device):
     a, b, scale, bias, _, _ = call.draw(device)
     truth = dense(replace(call, normalize=False, extrema=True), (a, b, scale, bias, None, None))
     rows, row_max, mean = (
-        torch.full(s, float("nan"), dtype=F64, device=device) for s in ((2, 1, 40), (1, 40), (1, 40, 24))
+        torch.full(s, float("nan"), dtype=F64, device=device)
+        for s in ((2, 1, 40), (1, 40), (1, 40, 24))
     )
     with configs.override(fused_rows=Config(32, 32, 32, 8, 1)):
-        similarity.weighted_rows(a, b, bias, None, None, scale, rows, row_max, mean, "not_self", 4, 1)
+        similarity.weighted_rows(
+            a, b, bias, None, None, scale, rows, row_max, mean, "not_self", 4, 1
+        )
     for name, value in {"rows": rows[0], "row_max": row_max, "mean": mean}.items():
         assert error(value, truth[name]) < 1e-12
 
@@ -207,12 +229,15 @@ def test_mean_spares_the_backward_pass(device):
         check(call, device, 2e-12, need=(True, False, True, False))
     backward = [started.kernel.__name__ for started in launches]
     assert (
-        backward[-1] == "finish_backward" and "prepare_backward" not in backward[backward.index("finish_forward") + 3 :]
+        backward[-1] == "finish_backward"
+        and "prepare_backward" not in backward[backward.index("finish_forward") + 3 :]
     )
 
 
 @pytest.mark.parametrize(
-    "need", list(itertools.product((False, True), repeat=4)), ids=lambda n: "".join("FT"[x] for x in n)
+    "need",
+    list(itertools.product((False, True), repeat=4)),
+    ids=lambda n: "".join("FT"[x] for x in n),
 )
 def test_only_what_is_needed(need, device):
     """Any subset of the gradients, each the same as all together."""
@@ -220,7 +245,9 @@ def test_only_what_is_needed(need, device):
     skip_unless_served("triton", device, F64)
     operands = call.draw(device)
     everything, some = run(call, operands), run(call, operands, need=need)
-    assert {name for name in GRADIENTS if name in some} == {name for name, n in zip(GRADIENTS, need, strict=True) if n}
+    assert {name for name in GRADIENTS if name in some} == {
+        name for name, n in zip(GRADIENTS, need, strict=True) if n
+    }
     for name in GRADIENTS:
         if name in some:
             torch.testing.assert_close(some[name], everything[name], rtol=1e-12, atol=1e-14)
@@ -232,7 +259,9 @@ def test_rows_without_candidates(device):
     key_a[:, :9], key_b[:, 20:] = 100, 200
     with small_tiles(device):
         results = check(call, device, 2e-12, operands=[a, b, scale, bias, key_a, key_b])
-    assert (results["rows"][:, :9] == float("-inf")).all() and (results["cols"][:, 20:] == float("-inf")).all()
+    assert (results["rows"][:, :9] == float("-inf")).all() and (
+        results["cols"][:, 20:] == float("-inf")
+    ).all()
     assert (results["da"][:, :9] == 0).all() and (results["db"][:, 20:] == 0).all()
 
 
@@ -241,7 +270,11 @@ def test_a_positive_alone_costs_nothing(device):
     call = Call(2, kind="not_pair", stride=1, positive=1)
     skip_unless_served("triton", device, F64)
     results = run(call, call.draw(device))
-    assert (results["rows"] == float("-inf")).all() and (results["loss"] == 0).all() and (results["da"] == 0).all()
+    assert (
+        (results["rows"] == float("-inf")).all()
+        and (results["loss"] == 0).all()
+        and (results["da"] == 0).all()
+    )
 
 
 def test_zero_and_duplicate_rows(device):
@@ -261,7 +294,9 @@ def test_zero_and_duplicate_rows(device):
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_bad_numbers_in_bad_numbers_out(bad, normalize, scale, device):
-    call = Call(40, kind="not_pair", stride=20, positive=20, normalize=normalize, scale=scale, dtype=F32)
+    call = Call(
+        40, kind="not_pair", stride=20, positive=20, normalize=normalize, scale=scale, dtype=F32
+    )
     skip_unless_served("triton", device, F32)
     operands = call.draw(device)
     operands[0][0, 7, 3] = bad
@@ -296,7 +331,10 @@ def test_any_strides(device):
     call = Call(40, 40, kind="not_self", positive=0, columns=True, bias=True, G=2)
     skip_unless_served("triton", device, F64)
     operands = call.draw(device)
-    strided = [x if x is None or not x.dim() else x.transpose(0, -1).contiguous().transpose(0, -1) for x in operands]
+    strided = [
+        x if x is None or not x.dim() else x.transpose(0, -1).contiguous().transpose(0, -1)
+        for x in operands
+    ]
     assert not strided[0].is_contiguous()
     one, other = run(call, operands), run(call, strided)
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -156,9 +156,14 @@ def test_the_command_line_writes_json_markdown_and_plot(tmp_path, capsys):
         "0.1",
         "--no-memory",
     ]
-    assert cli.main([*arguments, "--sizes", "16x8", "--out", str(out)]) == 2  # the queue needs NxKxD
+    assert (
+        cli.main([*arguments, "--sizes", "16x8", "--out", str(out)]) == 2
+    )  # the queue needs NxKxD
     assert "NxKxD" in capsys.readouterr().err
-    assert cli.main(["--losses", "nt_xent", *arguments[2:], "--sizes", "16x8,34x5", "--out", str(out)]) == 0
+    assert (
+        cli.main(["--losses", "nt_xent", *arguments[2:], "--sizes", "16x8,34x5", "--out", str(out)])
+        == 0
+    )
     result = json.loads((tmp_path / "tiny.json").read_text())
     report.validate(result)
     assert result["complete"]
@@ -166,7 +171,9 @@ def test_the_command_line_writes_json_markdown_and_plot(tmp_path, capsys):
     assert {(r["N"], r["D"], r["backend"], r["pass"]) for r in result["rows"]} == {
         (N, D, backend, which) for N, D in ((16, 8), (34, 5)) for backend in ("eager", "panels") for which in ("forward", "backward", "full")
     }  # fmt: skip
-    assert all(r["ms"] > 0 and r["rounds"] >= 5 and r["gradient_error"] < 1e-5 for r in result["rows"])
+    assert all(
+        r["ms"] > 0 and r["rounds"] >= 5 and r["gradient_error"] < 1e-5 for r in result["rows"]
+    )
     assert {entry["reason"] for entry in result["unavailable"]} == {"tf32 needs a CUDA device"}
     assert result["environment"]["threads"] == torch.get_num_threads()
     page = (tmp_path / "tiny.md").read_text()
@@ -181,11 +188,15 @@ def test_a_failing_contender_is_reported_and_the_others_go_on(monkeypatch):
         raise RuntimeError("no C++ compiler\nand a long trace")
 
     monkeypatch.setattr(
-        rows.contenders, "function", lambda loss, name: refuse if name == "compile" else LOSSES[loss].eager
+        rows.contenders,
+        "function",
+        lambda loss, name: refuse if name == "compile" else LOSSES[loss].eager,
     )
     group = rows.Group("nt_xent", Size(16, 0, 4), (("eager", "fp32"), ("compile", "fp32")))
     measured = rows.run_group(group, rows.Plan(torch.device("cpu")), 0.0)
-    assert [entry["reason"] for entry in measured["unavailable"]] == ["RuntimeError: no C++ compiler"]
+    assert [entry["reason"] for entry in measured["unavailable"]] == [
+        "RuntimeError: no C++ compiler"
+    ]
     assert {row["backend"] for row in measured["rows"]} == {"eager"}
     assert all(row["x_compile"] is None for row in measured["rows"])
 
@@ -195,12 +206,16 @@ def test_a_wrong_gradient_gives_no_row(monkeypatch):
         return 2 * LOSSES["nt_xent"].eager(z1, z2)
 
     monkeypatch.setattr(
-        rows.contenders, "function", lambda loss, name: doubled if name == "panels" else LOSSES[loss].eager
+        rows.contenders,
+        "function",
+        lambda loss, name: doubled if name == "panels" else LOSSES[loss].eager,
     )
     group = rows.Group("nt_xent", Size(16, 0, 4), (("eager", "fp32"), ("panels", "fp32")))
     measured = rows.run_group(group, rows.Plan(torch.device("cpu")), 0.0)
     assert {row["backend"] for row in measured["rows"]} == {"eager"}
-    assert [entry["reason"] for entry in measured["unavailable"]] == ["wrong gradient: relative error 1.0e+00"]
+    assert [entry["reason"] for entry in measured["unavailable"]] == [
+        "wrong gradient: relative error 1.0e+00"
+    ]
     errors = {
         ("eager", "bf16"): 1e-3,
         ("a", "bf16"): 9e-3,
@@ -219,7 +234,9 @@ def test_dense_contenders_are_refused_where_they_would_exhaust_memory(monkeypatc
     assert rows.contenders.too_large("nt_xent", "eager", tight, "bf16") is None
     assert rows.contenders.too_large("nt_xent", "panels", large, "fp32") is None
     measured = rows.run_group(
-        rows.Group("nt_xent", large, (("eager", "fp32"), ("panels", "fp32"))), rows.Plan(torch.device("cpu")), 0.0
+        rows.Group("nt_xent", large, (("eager", "fp32"), ("panels", "fp32"))),
+        rows.Plan(torch.device("cpu")),
+        0.0,
     )
     assert {row["backend"]: row["x_eager"] for row in measured["rows"]} == {"panels": None}
 
@@ -237,7 +254,10 @@ def test_validate_names_what_is_missing():
 
 @pytest.mark.skipif(memory.unsupported() is not None, reason=str(memory.unsupported()))
 def test_resident_peak_sees_the_dense_matrix():
-    jobs = [("nt_xent", name, Size(N, 0, 16), "fp32", "full") for name, N in (("eager", 2048), ("unknown", 2050))]
+    jobs = [
+        ("nt_xent", name, Size(N, 0, 16), "fp32", "full")
+        for name, N in (("eager", 2048), ("unknown", 2050))
+    ]
     peaks = memory.measure(jobs, 120)
     matrix = 4 * 2048 * 2048
     assert matrix <= peaks[jobs[0]] < 12 * matrix
@@ -246,7 +266,9 @@ def test_resident_peak_sees_the_dense_matrix():
 
 def result_file(folder, name, kind, day, **extra):
     result = report.new_result(
-        kind, f"python -m bench {name}", {**environment.describe(torch.device("cpu")), "gpu": extra.pop("gpu", None)}
+        kind,
+        f"python -m bench {name}",
+        {**environment.describe(torch.device("cpu")), "gpu": extra.pop("gpu", None)},
     )
     result.update(rows=synthetic_rows(), date=day, **extra)
     (folder / f"{name}.json").write_text(json.dumps(result))
@@ -269,7 +291,9 @@ def test_readme_tables_come_from_the_newest_result(tmp_path):
     lines = [" ".join(line.split()) for line in new.splitlines()]
     assert "| 1000 | 100 | fp32 | 4000 | 2000 | 400 | 10.0 | 5.00 | 1.00 | - | - |" in lines
     assert readme.generated(new, tmp_path) == new
-    assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith("not yet measured\n<!-- /bench:accuracy -->\n")
+    assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith(
+        "not yet measured\n<!-- /bench:accuracy -->\n"
+    )
     with pytest.raises(ValueError, match="bench:cpu"):
         readme.generated("no markers", tmp_path)
 
@@ -290,8 +314,15 @@ def test_predictions_stand_beside_measurements(tmp_path):
     unmeasured = [" ".join(line.split()) for line in readme.kernels(tmp_path).splitlines()]
     nothing = "not yet measured on a GPU"
     assert f"| pair_reduce | 128 | 380 - 480 TFLOP/s | {nothing} | {nothing} |" in unmeasured
-    assert unmeasured[-1].startswith("Kernels that no GPU has run as they are") and "`cuda/prepare`" in unmeasured[-1]
-    row = next(r for r in synthetic_rows() if r["pass"] == "full") | {"N": 16384, "D": 128, "dtype": "bf16"}
+    assert (
+        unmeasured[-1].startswith("Kernels that no GPU has run as they are")
+        and "`cuda/prepare`" in unmeasured[-1]
+    )
+    row = next(r for r in synthetic_rows() if r["pass"] == "full") | {
+        "N": 16384,
+        "D": 128,
+        "dtype": "bf16",
+    }
     card = {"name": "H200", "driver": "1", "cuda": "13"}
     states = {
         name: {"hash": h, "passed": name != "cuda/finish", "tests": 1}
@@ -355,19 +386,30 @@ def test_device_tests_skip_what_an_earlier_process_recorded(tmp_path, monkeypatc
     log = tmp_path / "tests.jsonl"
     monkeypatch.setenv(device_tests.LOG, str(log))
     device_tests.earlier(log).write_text(json.dumps(["done"]))
-    items = [Item("done", "device"), Item("left", "device", "backend"), Item("host only", "tmp_path")]
+    items = [
+        Item("done", "device"),
+        Item("left", "device", "backend"),
+        Item("host only", "tmp_path"),
+    ]
     device_tests.pytest_collection_modifyitems(Config, items)
     assert [item.nodeid for item in items] == ["left"]
 
 
 def test_results_name_no_folders(monkeypatch, tmp_path):
     reason = f"cannot import name 'x' ({tmp_path}/a/launch.py), and/or 1/2 of {tmp_path}/b.so"
-    assert environment.without_paths(reason) == "cannot import name 'x' (launch.py), and/or 1/2 of b.so"
-    monkeypatch.setattr("sys.argv", ["bench", "--quick", "--out", str(tmp_path / "x"), "--device", "cpu"])
+    assert (
+        environment.without_paths(reason)
+        == "cannot import name 'x' (launch.py), and/or 1/2 of b.so"
+    )
+    monkeypatch.setattr(
+        "sys.argv", ["bench", "--quick", "--out", str(tmp_path / "x"), "--device", "cpu"]
+    )
     assert environment.command_line("bench") == "python -m bench --quick --device cpu"
 
 
 def test_names_of_devices():
     assert environment.slug("NVIDIA H200") == "h200"
-    assert environment.slug("Intel(R) Xeon(R) Platinum 8488C @ 2.4GHz") == "intel-xeon-platinum-8488c"
+    assert (
+        environment.slug("Intel(R) Xeon(R) Platinum 8488C @ 2.4GHz") == "intel-xeon-platinum-8488c"
+    )
     assert set(cli.contenders.KNOWN) == set(dispatch.NAMES) - {"eager"}

@@ -23,7 +23,12 @@ def gate(*arguments, code=None):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = ["-m", "bench.gates.triton", *arguments] if code is None else ["-c", code]
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -67,13 +72,15 @@ def compiled(code, shared=1024, log_registers=100):
 
 def case(kernel="pair_weight", arch="sm_90", element="bf16", **constants):
     constants = {"BLOCK_M": 128, "PRECISION": "ieee"} | constants
-    return compile_gate.Case(kernel, "", arch, (("a", f"*{element}"),), (), tuple(constants.items()), 8, 3)
+    return compile_gate.Case(
+        kernel, "", arch, (("a", f"*{element}"),), (), tuple(constants.items()), 8, 3
+    )
 
 
-LOG = (
-    "ptxas info : Used 100 registers\n    0 bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads\n{more}"
+LOG = "ptxas info : Used 100 registers\n    0 bytes stack frame, {spill} bytes spill stores, 0 bytes spill loads\n{more}"
+WGMMA = (
+    "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f2}, %rd1, %rd2, p, 1, 1, 0, 1;"
 )
-WGMMA = "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f2}, %rd1, %rd2, p, 1, 1, 0, 1;"
 FROM_REGISTERS = "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f2}, {%r1, %r2}, %rd2, p, 1, 1, 1;"
 
 
@@ -85,7 +92,9 @@ FROM_REGISTERS = "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f
         (
             case(),
             WGMMA,
-            {"more": "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"},
+            {
+                "more": "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+            },
             "serialised",
         ),
         (case(), FROM_REGISTERS, {}, "from registers"),
@@ -99,7 +108,9 @@ FROM_REGISTERS = "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f
     ],
 )
 def test_objections(chosen, code, log, objection):
-    outcome = compile_gate.inspect(chosen, compiled(code), LOG.format(**{"spill": 0, "more": ""} | log))
+    outcome = compile_gate.inspect(
+        chosen, compiled(code), LOG.format(**{"spill": 0, "more": ""} | log)
+    )
     assert outcome.registers == 100
     assert (objection is None) == (not outcome.failures), outcome.failures
     assert objection is None or objection in outcome.failures[0]
@@ -107,5 +118,9 @@ def test_objections(chosen, code, log, objection):
 
 def test_shared_memory_limit():
     limit = compile_gate.SHARED_KIB["sm_90"] * 1024
-    assert not compile_gate.inspect(case(), compiled(WGMMA, limit), LOG.format(spill=0, more="")).failures
-    assert compile_gate.inspect(case(), compiled(WGMMA, limit + 1), LOG.format(spill=0, more="")).failures
+    assert not compile_gate.inspect(
+        case(), compiled(WGMMA, limit), LOG.format(spill=0, more="")
+    ).failures
+    assert compile_gate.inspect(
+        case(), compiled(WGMMA, limit + 1), LOG.format(spill=0, more="")
+    ).failures

@@ -20,8 +20,13 @@ class ForceCase(NamedTuple):
     def draw(self, n, d, dtype, device, seed=0):
         generator = torch.Generator().manual_seed(seed)
         shape = (self.groups, n if self.groups > 1 else 5 * n, d)
-        sets = [torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype) for _ in range(2)]
-        return {name: x.requires_grad_() for name, x in zip(("positive", "negative"), sets, strict=True)}
+        sets = [
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+            for _ in range(2)
+        ]
+        return {
+            name: x.requires_grad_() for name, x in zip(("positive", "negative"), sets, strict=True)
+        }
 
     def loss(self, inputs, backend, reduction="mean"):
         return self.function(inputs["positive"], inputs["negative"], backend).mean()
@@ -35,7 +40,11 @@ FORCE = {
 }
 CASES = {case.name: case for case in cases.LOSSES if case.target is None}
 """Those with a target copy an index vector to the device in every call."""
-CASES |= {f"{name}-{groups}": ForceCase(function, groups) for name, function in FORCE.items() for groups in (1, 40)}
+CASES |= {
+    f"{name}-{groups}": ForceCase(function, groups)
+    for name, function in FORCE.items()
+    for groups in (1, 40)
+}
 NAMES = list(CASES)
 
 

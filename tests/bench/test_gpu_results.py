@@ -51,7 +51,12 @@ def test_outcomes_give_the_kernels_that_passed(tmp_path):
 
 def test_gpu_status_follows_the_hashes(tmp_path, monkeypatch):
     def run(name, day, time="", gpu="G", complete=True, **kernels):
-        result = {"date": day, "time": time, "environment": {"gpu": {"name": gpu}}, "kernels": kernels}
+        result = {
+            "date": day,
+            "time": time,
+            "environment": {"gpu": {"name": gpu}},
+            "kernels": kernels,
+        }
         result["tests"] = {"complete": complete}
         (tmp_path / f"gpu-{name}.json").write_text(json.dumps(result))
 
@@ -67,8 +72,23 @@ def test_gpu_status_follows_the_hashes(tmp_path, monkeypatch):
         changed=state("old"),
         idle=state("i", tests=0, passed=False),
     )
-    run("a-newer", "2025-02-01", "10:00:00", "H", same=state("s"), worse=state("w", passed=False), better=state("b"))
-    run("unfinished", "2025-03-01", complete=False, worse=state("w"), better=state("b"), fresh=state("f"))
+    run(
+        "a-newer",
+        "2025-02-01",
+        "10:00:00",
+        "H",
+        same=state("s"),
+        worse=state("w", passed=False),
+        better=state("b"),
+    )
+    run(
+        "unfinished",
+        "2025-03-01",
+        complete=False,
+        worse=state("w"),
+        better=state("b"),
+        fresh=state("f"),
+    )
     hashes = {"same": "s", "worse": "w", "better": "b", "changed": "new", "idle": "i", "fresh": "f"}
     monkeypatch.setattr(verification, "RESULTS", tmp_path)
     assert gpu_status.status(hashes, verification.outcomes()) == {
@@ -81,7 +101,11 @@ def test_gpu_status_follows_the_hashes(tmp_path, monkeypatch):
     }
     assert verification.verified(hashes) == "2 of 6 kernels verified on H"
     assert verification.verified({"same": "s"}) == "all kernels verified on H"
-    assert verification.verified({"worse": "w"}) == verification.verified({}) == "not verified on a GPU"
+    assert (
+        verification.verified({"worse": "w"})
+        == verification.verified({})
+        == "not verified on a GPU"
+    )
 
 
 def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, monkeypatch):
@@ -92,7 +116,17 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
         "m": {"tests": 1, "hash": "m"},
         "n": {"hash": "n", "passed": True},
     }
-    contents = ["", "{", "[]", "null", "7", '"text"', "{}", json.dumps(whole), json.dumps({**whole, "kernels": [1]})]
+    contents = [
+        "",
+        "{",
+        "[]",
+        "null",
+        "7",
+        '"text"',
+        "{}",
+        json.dumps(whole),
+        json.dumps({**whole, "kernels": [1]}),
+    ]
     contents += [
         json.dumps({**whole, "environment": {"gpu": None}, "kernels": {}}),
         json.dumps({**whole, "kernels": entries}),
@@ -119,7 +153,11 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
 )
 def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch, file, family):
     """Those of the file's own family."""
-    for folder in ("csrc/cuda", "fused_contrastive/backends/cuda", "fused_contrastive/backends/tiled"):
+    for folder in (
+        "csrc/cuda",
+        "fused_contrastive/backends/cuda",
+        "fused_contrastive/backends/tiled",
+    ):
         (tmp_path / folder).mkdir(parents=True)
         for path in (environment.ROOT / folder).glob("*.*"):
             if path.suffix != ".so":
@@ -131,8 +169,15 @@ def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch
     after = environment.kernel_hashes()
     assert before.keys() == after.keys()
     changed = {name for name in before if before[name] != after[name]}
-    families = {name: name.partition("/")[2].partition("_")[0] for name in before if name.startswith("cuda/")}
-    of = {name: found if found in ("force", "sigmoid") else "similarity" for name, found in families.items()}
+    families = {
+        name: name.partition("/")[2].partition("_")[0]
+        for name in before
+        if name.startswith("cuda/")
+    }
+    of = {
+        name: found if found in ("force", "sigmoid") else "similarity"
+        for name, found in families.items()
+    }
     assert changed == {name for name in before if of.get(name) == family}
 
 
@@ -145,22 +190,52 @@ def test_the_table_of_faster_backends(tmp_path):
     hashes = {"pair_reduce": "t", "cuda/tiles": "c"}
 
     def kernels(**changed):
-        return {name: {"hash": source, "passed": True, "tests": 1, **changed} for name, source in hashes.items()}
+        return {
+            name: {"hash": source, "passed": True, "tests": 1, **changed}
+            for name, source in hashes.items()
+        }
 
     def row(backend, ms, D=128, dtype="bf16", loss="nt_xent", N=1024, which="full"):
-        return {"loss": loss, "backend": backend, "dtype": dtype, "N": N, "K": 0, "D": D, "pass": which, "ms": ms}
+        return {
+            "loss": loss,
+            "backend": backend,
+            "dtype": dtype,
+            "N": N,
+            "K": 0,
+            "D": D,
+            "pass": which,
+            "ms": ms,
+        }
 
     def write(*rows, day="2025-01-02", name="h", **changed):
-        result = {"date": day, "time": "", "environment": {"gpu": {"name": "H", "capability": "9.0"}}}
+        result = {
+            "date": day,
+            "time": "",
+            "environment": {"gpu": {"name": "H", "capability": "9.0"}},
+        }
         result |= {"kernels": kernels(**changed), "rows": rows, "tests": {"complete": True}}
         (tmp_path / f"gpu-{name}.json").write_text(json.dumps(result))
 
     assert fastest.table(tmp_path, hashes) == {}
     write(
-        *(row("triton", 2.0), row("cuda", 1.0), row("eager", 0.1), row("cuda", 9.0, which="backward")),
+        *(
+            row("triton", 2.0),
+            row("cuda", 1.0),
+            row("eager", 0.1),
+            row("cuda", 9.0, which="backward"),
+        ),
         *(row("triton", 8.0, N=4096), row("cuda", 10.0, N=4096)),  # 16 against 10 in the product
-        *(row("triton", 1.0, 512), row("cuda", 2.0, 512), row("cuda", 0.1, 512, "tf32"), row("cuda", 1.0, 64, "fp32")),
-        *(row("triton", 3.0, loss="clip"), row("cuda", 1.0, loss="clip"), row("cuda", 1.0, loss="info_nce_queue")),
+        *(
+            row("triton", 1.0, 512),
+            row("cuda", 2.0, 512),
+            row("cuda", 0.1, 512, "tf32"),
+            row("cuda", 1.0, 64, "fp32"),
+        ),
+        *(
+            row("triton", 3.0, loss="clip"),
+            row("cuda", 1.0, loss="clip"),
+            row("cuda", 1.0, loss="info_nce_queue"),
+        ),
         *(
             row("triton", 3.0, 256, loss="info_nce"),
             row("triton", 3.0, 256, loss="clip"),
@@ -177,7 +252,10 @@ def test_the_table_of_faster_backends(tmp_path):
     empty = "FASTEST: dict = {}\n"
     module = {}
     exec(fastest.generated(empty, found), module)
-    assert module["FASTEST"] == found and fastest.generated(fastest.generated(empty, found), {}) == empty
+    assert (
+        module["FASTEST"] == found
+        and fastest.generated(fastest.generated(empty, found), {}) == empty
+    )
     changed = fastest.table(tmp_path, {**hashes, "cuda/tiles": "changed"})
     assert {backend for backends in changed.values() for backend in backends.values()} == {"triton"}
     write(row("triton", 1.0), row("cuda", 2.0), day="2025-01-03", name="failed", passed=False)

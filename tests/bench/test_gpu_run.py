@@ -60,7 +60,9 @@ def test_a_run_goes_on_with_the_result_of_the_same_sources(tmp_path, monkeypatch
     first = opened(tmp_path)
     assert opened(tmp_path).path == first.path
     assert opened(tmp_path, torch="9.9").path != first.path
-    assert opened(tmp_path, backends={"cuda": "available: GPU"}).path != first.path, "what was skipped can run now"
+    assert opened(tmp_path, backends={"cuda": "available: GPU"}).path != first.path, (
+        "what was skipped can run now"
+    )
     (tmp_path / "gpu-g-quick-2099-01-01.json").write_text(first.path.read_text())
     assert opened(tmp_path).path == first.path, "the quick version has results of its own"
     monkeypatch.setattr(environment, "digest", lambda folders, more="": "other sources")
@@ -89,12 +91,16 @@ def test_a_sweep_ends_with_its_budget_goes_on_and_repeats_nothing(tmp_path, monk
 
 def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):
     run = opened(tmp_path)
-    stage = gpu.Stage("nt_xent", "fp32", ("15x4", "16x4"), 0.1, "eager,panels")  # an odd N ends the process with 2
+    stage = gpu.Stage(
+        "nt_xent", "fp32", ("15x4", "16x4"), 0.1, "eager,panels"
+    )  # an odd N ends the process with 2
     gpu.run_rows(run, stage)
     written = json.loads(run.path.read_text())
     report.validate(written)
     assert {row["N"] for row in written["rows"]} == {16}
-    assert [(entry["N"], entry["reason"]) for entry in written["unavailable"]] == [(15, "the process ended with 2")]
+    assert [(entry["N"], entry["reason"]) for entry in written["unavailable"]] == [
+        (15, "the process ended with 2")
+    ]
     assert written["given_up"] == ["nt_xent 15x4 fp32"] and not run.missing(stage)
 
 
@@ -114,11 +120,16 @@ def test_tests_recorded_are_not_run_again(tmp_path, monkeypatch):
     again = opened(tmp_path)  # another machine: the file is all there is
     again.result["tests"]["complete"] = False
     gpu.run_tests(again, 120, chosen)
-    assert again.result["tests"] == {**tests, "exit_status": 5} and again.result["outcomes"] == run.result["outcomes"]
+    assert (
+        again.result["tests"] == {**tests, "exit_status": 5}
+        and again.result["outcomes"] == run.result["outcomes"]
+    )
     monkeypatch.setattr(gpu_run, "child", lambda *a: None)
     again.result["tests"]["complete"] = False
     gpu.run_tests(again, 120, chosen)
-    assert again.result["tests"]["passed"] == tests["passed"], "a process that records nothing takes nothing away"
+    assert again.result["tests"]["passed"] == tests["passed"], (
+        "a process that records nothing takes nothing away"
+    )
     again = opened(tmp_path)
     again.result["tests"]["complete"] = True
     monkeypatch.setattr(gpu_run, "child", lambda *a: pytest.fail("run again"))
@@ -163,7 +174,10 @@ def test_a_test_that_dies_or_hangs_has_failed_and_the_others_run(tmp_path, monke
         "last": "passed sound",
     }
     assert run.result["tests"]["complete"] and run.result["tests"]["failed"] == 3
-    assert {name: state["passed"] for name, state in run.result["kernels"].items()} == {"deadly": False, "sound": True}
+    assert {name: state["passed"] for name, state in run.result["kernels"].items()} == {
+        "deadly": False,
+        "sound": True,
+    }
 
 
 def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monkeypatch):
@@ -179,13 +193,22 @@ def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monk
         elif chosen == ["bad", "slow"]:
             lines, status = [("bad", False)], -11
         else:
-            lines, status = [(test, True) for test in ("slow", "z") if test not in done and test in (*chosen, "z")], 0
+            lines, status = (
+                [
+                    (test, True)
+                    for test in ("slow", "z")
+                    if test not in done and test in (*chosen, "z")
+                ],
+                0,
+            )
             lines = [line for line in lines if chosen == ["tests"] or line[0] in chosen]
         with open(log, "a") as file:
             for test, ended in lines:
                 file.write(json.dumps({"test": test, "started": True}) + "\n")
                 if ended:
-                    file.write(json.dumps({"test": test, "outcome": "passed", "when": "teardown"}) + "\n")
+                    file.write(
+                        json.dumps({"test": test, "outcome": "passed", "when": "teardown"}) + "\n"
+                    )
         return status
 
     monkeypatch.setattr(gpu_run, "child", child)
@@ -206,7 +229,9 @@ def test_the_library_is_taken_or_built(tmp_path, monkeypatch):
     def child(command, limit, extra, poll):
         assert command[:2] == ["-m", "bench.gpu.library"] and limit == 100
         built.append(tuple(command[3:]))
-        monkeypatch.setattr(gpu_library.build, "build", lambda path, folder, names: path.write_bytes(b"ELF"))
+        monkeypatch.setattr(
+            gpu_library.build, "build", lambda path, folder, names: path.write_bytes(b"ELF")
+        )
         present[0] = wanted
         return gpu_library.main(*command[2:])
 
@@ -222,10 +247,14 @@ def test_the_library_is_taken_or_built(tmp_path, monkeypatch):
         "of one architecture, and another's"
     )
     assert gpu_library.ready((9, 0), 100, library) == f"prebuilt, sources {wanted}"
-    assert gpu_library.ready((8, 9), 100, library).startswith("built for sm_80, sm_86, sm_90a, sm_100, sm_120 in")
+    assert gpu_library.ready((8, 9), 100, library).startswith(
+        "built for sm_80, sm_86, sm_90a, sm_100, sm_120 in"
+    )
     present[0] = "other"
     assert gpu_library.ready((9, 0), 100, library).startswith("built for"), "of other sources"
-    assert built[1:] == [("80", "90a"), everything, everything], "an architecture that is there stays"
+    assert built[1:] == [("80", "90a"), everything, everything], (
+        "an architecture that is there stays"
+    )
     library.write_bytes(b"ELF of setup.py, which records nothing")
     assert gpu_library.ready((10, 0), 100, library) == f"prebuilt, sources {wanted}"
     for status, said in ((None, "out of time"), (1, "exit 1")):
@@ -267,10 +296,19 @@ def test_the_clock_starts_before_the_library_is_built(tmp_path, monkeypatch):
 
 def test_every_operator_has_a_source():
     x = types.SimpleNamespace(dtype=torch.bfloat16, is_cuda=False, itemsize=2)
-    names = {device_tests.source_of(name, (x,)) for name in ("prepare", "terms", "finish_forward", "pair_reduce")}
+    names = {
+        device_tests.source_of(name, (x,))
+        for name in ("prepare", "terms", "finish_forward", "pair_reduce")
+    }
     for dtype in (torch.float16, torch.float64):
-        names.add(device_tests.source_of("pair_weight", (types.SimpleNamespace(dtype=dtype, is_cuda=False),)))
-    names |= {device_tests.source_of("fused_rows", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+        names.add(
+            device_tests.source_of(
+                "pair_weight", (types.SimpleNamespace(dtype=dtype, is_cuda=False),)
+            )
+        )
+    names |= {
+        device_tests.source_of("fused_rows", (torch.ones(1), float32)) for float32 in (0, 1, 2)
+    }
     none = types.SimpleNamespace(dtype=torch.int64)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         x = types.SimpleNamespace(dtype=dtype)
@@ -280,7 +318,9 @@ def test_every_operator_has_a_source():
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         x = types.SimpleNamespace(dtype=dtype, is_cuda=False, itemsize=2)
         names.add(device_tests.source_of("sigmoid_weight", (x,)))
-    names |= {device_tests.source_of("sigmoid_reduce", (torch.ones(1), float32)) for float32 in (0, 1, 2)}
+    names |= {
+        device_tests.source_of("sigmoid_reduce", (torch.ones(1), float32)) for float32 in (0, 1, 2)
+    }
     assert names | {"cuda/tiles_sm90", "cuda/sigmoid_sm90"} == {
         name for name in environment.kernel_hashes() if name.startswith("cuda/")
     }
@@ -298,7 +338,13 @@ def test_the_plugin_notes_launches(monkeypatch):
 def test_gpu_status_covers_the_cuda_kernels(capsys):
     assert gpu_status.main() == 0
     names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
-    assert {"cuda/prepare", "cuda/finish", "cuda/tiles_bf16", "cuda/tiles_sm90", "pair_reduce"} <= names
+    assert {
+        "cuda/prepare",
+        "cuda/finish",
+        "cuda/tiles_bf16",
+        "cuda/tiles_sm90",
+        "pair_reduce",
+    } <= names
 
 
 def test_compute_sanitizer(tmp_path, monkeypatch):
@@ -314,12 +360,17 @@ def test_compute_sanitizer(tmp_path, monkeypatch):
         (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors"),
         (1, "not run: exit 1, no driver.so"),
     ):
-        does(f"echo 'no /usr/lib/driver.so' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}")
+        does(
+            f"echo 'no /usr/lib/driver.so' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}"
+        )
         assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, verdict)
     does("sleep 60 & wait")  # a process of its own that keeps the pipes open
     began = time.monotonic()
     said = small_case.sanitize(0.4, {"memcheck": "passed"})
-    assert said == {"memcheck": "passed", "racecheck": "not finished in 0 s"} and time.monotonic() - began < 30
+    assert (
+        said == {"memcheck": "passed", "racecheck": "not finished in 0 s"}
+        and time.monotonic() - began < 30
+    )
     run = opened(tmp_path / "results")
     monkeypatch.setattr(run, "tests_done", lambda: True)
     run.result["sanitizer"] = said
@@ -346,7 +397,12 @@ def test_the_small_case_reaches_every_kernel(monkeypatch):
 
 def test_bare_rates():
     measured = gpu.rates(torch.device("cpu"), 64, 1 << 16, 0.01)
-    assert set(measured) == {"gemm_bf16_tflops", "gemm_tf32_tflops", "gemm_fp32_tflops", "copy_gb_per_s"}
+    assert set(measured) == {
+        "gemm_bf16_tflops",
+        "gemm_tf32_tflops",
+        "gemm_fp32_tflops",
+        "copy_gb_per_s",
+    }
 
 
 def test_kernels_alone_against_bare_rates():
@@ -357,7 +413,15 @@ def test_kernels_alone_against_bare_rates():
         ("nvjet_tst_256x128", 300.0),
         ("elementwise_kernel", 1.0),
     ]
-    place = {"loss": "nt_xent", "N": 10000, "K": 0, "D": 250, "dtype": "bf16", "pass": "full", "backend": "cuda"}
+    place = {
+        "loss": "nt_xent",
+        "N": 10000,
+        "K": 0,
+        "D": 250,
+        "dtype": "bf16",
+        "pass": "full",
+        "backend": "cuda",
+    }
     result = {
         "rows": [{**place, "kernels": kernels}, {**place, "backend": "eager", "kernels": kernels}],
         "rates": rates(),
@@ -367,15 +431,31 @@ def test_kernels_alone_against_bare_rates():
     assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
     assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
     assert found["prepare"]["rate"] == pytest.approx(1000.0)
-    force = {"loss": "contrastive_force", "N": 500, "K": 10, "D": 100, "dtype": "fp32", "pass": "full"}
-    launched = [("void fused_contrastive::force_weights<float>(ForceParams)", 100.0), ("ampere_sgemm_128x64", 100.0)]
+    force = {
+        "loss": "contrastive_force",
+        "N": 500,
+        "K": 10,
+        "D": 100,
+        "dtype": "fp32",
+        "pass": "full",
+    }
+    launched = [
+        ("void fused_contrastive::force_weights<float>(ForceParams)", 100.0),
+        ("ampere_sgemm_128x64", 100.0),
+    ]
     both = [{**force, "backend": backend, "kernels": launched} for backend in ("cuda", "triton")]
-    found = {(e["backend"], e["kernel"]): e for e in kernel_table.entries({"rows": both, "rates": rates()})}
+    found = {
+        (e["backend"], e["kernel"]): e
+        for e in kernel_table.entries({"rows": both, "rates": rates()})
+    }
     cells = 10 * 1000**2 * 100  # 5000 rows against the 1000 points of their group: half of that
     assert found["cuda", "force_weights"]["rate"] == pytest.approx(3 * cells / 2 / 100e-6 / 1e12)
     assert found["cuda", "product"]["of"] == pytest.approx(3 * cells / 100e-6 / 1e12 / 50)
     assert found["triton", "force_weights"]["rate"] is None, "other launches than those counted"
-    assert "250 TFLOP/s" in kernel_table.markdown(result) and "no" not in kernel_table.markdown(result)[:2]
+    assert (
+        "250 TFLOP/s" in kernel_table.markdown(result)
+        and "no" not in kernel_table.markdown(result)[:2]
+    )
     assert kernel_table.markdown({"rows": [], "rates": {}}) == "No profiled kernels."
 
 
@@ -383,7 +463,14 @@ def test_the_end_of_a_run(tmp_path, capsys):
     run = opened(tmp_path)
     run.result["library"] = "prebuilt"
     run.result["tests_of"] = environment.digest(("tests",))
-    tests = {"passed": 3, "failed": 0, "skipped": 1, "failures": [], "skip_reasons": {}, "complete": True}
+    tests = {
+        "passed": 3,
+        "failed": 0,
+        "skipped": 1,
+        "failures": [],
+        "skip_reasons": {},
+        "complete": True,
+    }
     run.result["tests"] = tests
     assert gpu.conclude(run) == 0
     assert "the same command goes on with it" in capsys.readouterr().out
@@ -394,6 +481,8 @@ def test_the_end_of_a_run(tmp_path, capsys):
         assert gpu.conclude(run) == 1
         run.result["sanitizer"] = {tool: "not run: exit 1"}
         assert gpu.conclude(run) == 0
-    run.result.update(sanitizer={}, tests={**tests, "failed": 1, "failures": [{"test": "t", "message": "wrong"}]})
+    run.result.update(
+        sanitizer={}, tests={**tests, "failed": 1, "failures": [{"test": "t", "message": "wrong"}]}
+    )
     assert gpu.conclude(run) == 1
     assert "t: wrong" in capsys.readouterr().out

@@ -70,7 +70,19 @@ def compile_library(library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, sources()))
         part = Path(folder, library.name)
-        run([compiler(), "-shared", *objects, "-o", str(part), f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"])
+        run(
+            [
+                compiler(),
+                "-shared",
+                *objects,
+                "-o",
+                str(part),
+                f"-L{root / 'lib'}",
+                "-ltorch_cpu",
+                "-ltorch",
+                "-lc10",
+            ]
+        )
         part.rename(library)
 
 

@@ -18,16 +18,21 @@ MOST_SEEDS = range(25)
 100 by 9 seeds, 0.1 to 6 by 25."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-WITH_OPTIONS = [case.name for case in cases.LOSSES if case.name.split("-")[-1] in ("options", "all", "distill")]
+WITH_OPTIONS = [
+    case.name for case in cases.LOSSES if case.name.split("-")[-1] in ("options", "all", "distill")
+]
 WITH_TEMPERATURE = [
     case.name
     for case in cases.LOSSES
-    if case.name.split("-")[0] in ("nt_xent", "info_nce", "clip", "siglip", "sup_con", "dcl", "ranking")
+    if case.name.split("-")[0]
+    in ("nt_xent", "info_nce", "clip", "siglip", "sup_con", "dcl", "ranking")
     and case.name != "sup_con-weights"
 ]
 
 
-def assert_within_yardstick(ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0):
+def assert_within_yardstick(
+    ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0
+):
     """The median over the seeds is at most eager's, or 4 ulp; or seed by seed typically no more than 1.5 times eager's.
 
     (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which median is smaller is chance.) In float64
@@ -99,11 +104,15 @@ def test_converged(name, dtype, temperature, backend, device):
     assert_within_yardstick(ours, eager, dtype)
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "info_nce", "info_nce-symmetric", "clip", "info_nce-queue"))
+@pytest.mark.parametrize(
+    "name", ("nt_xent", "info_nce", "info_nce-symmetric", "clip", "info_nce-queue")
+)
 def test_converged_gradient_under_1e_4(name, backend, device):
     """The stated case: N = 1024, D = 64, T = 0.02, float32, views 0.3 sigma apart (eager's gradient is off by 0.4)."""
     n = 48 if is_interpreted(backend) else 1024
-    errors = cases.loss_errors(name, backend, n, 64, torch.float32, device, spread=0.3, temperature=0.02)
+    errors = cases.loss_errors(
+        name, backend, n, 64, torch.float32, device, spread=0.3, temperature=0.02
+    )
     assert max(errors.values()) < 1e-4, errors
 
 
@@ -131,7 +140,10 @@ def test_logits_of_1e4(dtype, backend, device):
     n, d = small_size(backend)
     settings = {"spread": 3.0, "temperature": 1e-4}
     ours, eager = (
-        [cases.loss_errors("clip", label, n, d, dtype, device, seed, **settings) for seed in MORE_SEEDS]
+        [
+            cases.loss_errors("clip", label, n, d, dtype, device, seed, **settings)
+            for seed in MORE_SEEDS
+        ]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype, 1e4)
@@ -169,7 +181,9 @@ def test_dtypes_and_shapes(case, backend, device):
             assert x.grad.dtype == x.dtype and x.grad.shape == x.shape and x.grad.device == x.device
 
 
-@pytest.mark.parametrize("case", [c for c in cases.ONE_POSITIVE if c.name not in WITH_OPTIONS], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in cases.ONE_POSITIVE if c.name not in WITH_OPTIONS], ids=lambda c: c.name
+)
 def test_metrics(case, any_backend, device):
     """Top-1 accuracy and the mean positive cosine or logit, from dense similarities; detached."""
     n, d = (9, 6) if is_interpreted(any_backend) else (50, 12)
@@ -193,8 +207,17 @@ def test_metrics(case, any_backend, device):
 def _dense_metrics(case, inputs):
     first, second = list(inputs)[:2]
     a, b = oracle.array(inputs[first]), oracle.array(inputs[second])
-    n, normalize = len(a), case.options.get("normalize", case.function not in ("clip_loss", "siglip_loss"))
-    scale = 1.0 if normalize else 1 / float(inputs["temperature"].detach()) if "temperature" in inputs else 1.0
+    n, normalize = (
+        len(a),
+        case.options.get("normalize", case.function not in ("clip_loss", "siglip_loss")),
+    )
+    scale = (
+        1.0
+        if normalize
+        else 1 / float(inputs["temperature"].detach())
+        if "temperature" in inputs
+        else 1.0
+    )
     scale = float(inputs["logit_scale"].detach()) if "logit_scale" in inputs else scale
     if "z1" in inputs:
         pairs = oracle.Pairs(np.concatenate([a, b]), scale=scale, normalize=normalize)
@@ -210,7 +233,9 @@ def _dense_metrics(case, inputs):
     if "negative_keys" in inputs:
         hits, similarity = [], []
         for i, own in enumerate(_own_negatives(case, inputs)):
-            row = oracle.Pairs(a[i : i + 1], np.concatenate([b[i : i + 1], own]), scale, normalize=normalize)
+            row = oracle.Pairs(
+                a[i : i + 1], np.concatenate([b[i : i + 1], own]), scale, normalize=normalize
+            )
             hits.append(oracle.top1(row.s, [0], np.ones_like(row.s, dtype=bool)))
             similarity.append(row.s[0, 0])
         return np.mean(hits), np.mean(similarity)
@@ -223,4 +248,8 @@ def _dense_metrics(case, inputs):
 
 def _own_negatives(case, inputs):
     negatives = oracle.array(inputs["negative_keys"])
-    return negatives if case.options.get("negative_mode") == "paired" else [negatives] * len(inputs["query"])
+    return (
+        negatives
+        if case.options.get("negative_mode") == "paired"
+        else [negatives] * len(inputs["query"])
+    )

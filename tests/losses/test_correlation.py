@@ -11,7 +11,18 @@ import fused_contrastive as fc
 from fused_contrastive import reference
 
 NAMES = ("correlation_loss", "barlow_twins_loss")
-SHAPES = ((70, 40), (40, 70), (33, 170), (170, 33), (33, 66), (33, 65), (66, 33), (2, 9), (9, 2), (3, 3))
+SHAPES = (
+    (70, 40),
+    (40, 70),
+    (33, 170),
+    (170, 33),
+    (33, 66),
+    (33, 65),
+    (66, 33),
+    (2, 9),
+    (9, 2),
+    (3, 3),
+)
 """Both sides of F = 2 K: the correlation matrix itself, and the products of the rows."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -67,10 +78,14 @@ def test_accuracy(name, dtype, shape, draw, device):
     if draw.get("white") and n < d:
         pytest.skip("more features than rows cannot be orthogonal")
     ours, eager = (
-        np.array([errors(name, module, dtype, device, n, d, seed=seed, **draw) for seed in range(5)])
+        np.array(
+            [errors(name, module, dtype, device, n, d, seed=seed, **draw) for seed in range(5)]
+        )
         for module in (fc, reference)
     )
-    bound = np.maximum(np.median(eager, 0), (8 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps)
+    bound = np.maximum(
+        np.median(eager, 0), (8 if dtype == torch.float64 else 4) * torch.finfo(dtype).eps
+    )
     within = (np.median(ours, 0) <= bound) | (np.median(ours / eager, 0) <= 1.5)
     assert within.all(), (np.median(ours, 0), np.median(eager, 0))
 
@@ -81,7 +96,10 @@ def test_converged(name, device):
     shape = (400, 24) if name == "barlow_twins_loss" else (24, 24)
     draw = {"spread": 0.0 if name == "correlation_loss" else 3e-3, "lamb": 0.0}
     ours, eager = (
-        np.median([errors(name, module, torch.float32, device, *shape, seed=s, **draw) for s in range(5)], 0)
+        np.median(
+            [errors(name, module, torch.float32, device, *shape, seed=s, **draw) for s in range(5)],
+            0,
+        )
         for module in (fc, reference)
     )
     assert ours.max() < 1e-4 and (eager[1:] > 50 * ours[1:]).all(), (ours, eager)
@@ -92,7 +110,9 @@ def test_equal_views(device):
     (z,) = views(300, 16, torch.float32, device)[:1]
     loss = fc.barlow_twins_loss(z, z.clone(), 0.0)
     variance = z.detach().double().var(0, correction=0)
-    torch.testing.assert_close(loss.double(), ((1e-5 / (variance + 1e-5)) ** 2).sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        loss.double(), ((1e-5 / (variance + 1e-5)) ** 2).sum(), rtol=1e-6, atol=0
+    )
 
 
 def test_a_feature_that_is_nearly_constant(device):
@@ -128,9 +148,13 @@ def test_far_from_the_origin(name, device):
 def test_gradcheck(name, backend, shape, device):
     """Every element of both views, and lamb and scale_loss."""
     z1, z2 = views(*shape, device=device)
-    lamb, scale_loss = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 0.7))
+    lamb, scale_loss = (
+        torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 0.7)
+    )
     function = getattr(fc, name)
-    assert torch.autograd.gradcheck(lambda *x: function(*x, backend=backend), (z1, z2, lamb, scale_loss), rtol=1e-4)
+    assert torch.autograd.gradcheck(
+        lambda *x: function(*x, backend=backend), (z1, z2, lamb, scale_loss), rtol=1e-4
+    )
 
 
 def seed_loss(z1, z2, lamb=5e-3, scale_loss=0.025):
@@ -159,7 +183,9 @@ def barlow_loss(z1, z2, lamb=5e-3, scale_loss=1.0):
 
 @pytest.mark.parametrize("arguments", ((), (0.1, 2.0)))
 @pytest.mark.parametrize("shape", ((12, 7), (7, 12), (5, 40)), ids=str)
-@pytest.mark.parametrize(("name", "published"), tuple(zip(NAMES, (seed_loss, barlow_loss), strict=True)))
+@pytest.mark.parametrize(
+    ("name", "published"), tuple(zip(NAMES, (seed_loss, barlow_loss), strict=True))
+)
 def test_as_published(name, published, shape, arguments, device):
     torch.set_default_dtype(torch.float64)  # the document's identity has the default dtype
     try:
@@ -169,7 +195,8 @@ def test_as_published(name, published, shape, arguments, device):
             found = getattr(fc, name)(z1, z2, *arguments, backend=backend)
             torch.testing.assert_close(found, expected)
             for x, y in zip(
-                *(torch.autograd.grad(v, (z1, z2), retain_graph=True) for v in (found, expected)), strict=True
+                *(torch.autograd.grad(v, (z1, z2), retain_graph=True) for v in (found, expected)),
+                strict=True,
             ):
                 torch.testing.assert_close(x, y)
     finally:
@@ -183,7 +210,10 @@ def test_dtypes(name, dtype, device):
     z1, z2 = views(9, 7, dtype, device)
     loss = getattr(fc, name)(z1, z2)
     loss.backward()
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and loss.shape == ()
+    assert (
+        loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        and loss.shape == ()
+    )
     assert z1.grad.dtype == z2.grad.dtype == dtype
     wide = [z.detach().to(loss.dtype).requires_grad_() for z in (z1, z2)]
     expected = getattr(fc, name)(*wide)

@@ -30,7 +30,9 @@ def test_strides(name, device):
     for x, y in zip(torch.autograd.grad(getattr(fc, name)(*odd), odd), expected, strict=True):
         torch.testing.assert_close(x, y)
     both = torch.autograd.grad(getattr(fc, name)(z1, z1), z1)[0]
-    apart = torch.autograd.grad(getattr(fc, name)(z1, z2.detach().copy_(z1.detach()).requires_grad_()), z1)[0]
+    apart = torch.autograd.grad(
+        getattr(fc, name)(z1, z2.detach().copy_(z1.detach()).requires_grad_()), z1
+    )[0]
     torch.testing.assert_close(both, 2 * apart)  # of equal views both have the same gradient
 
 
@@ -45,7 +47,9 @@ def test_empty_and_single(backend, device):
 
     assert loss("correlation_loss", 0, 4) == 0 and loss("barlow_twins_loss", 4, 0) == 0
     assert loss("barlow_twins_loss", 0, 4).isnan()
-    assert loss("correlation_loss", 3, 0) == torch.tensor(0.025 * 3)  # nothing correlates with nothing
+    assert loss("correlation_loss", 3, 0) == torch.tensor(
+        0.025 * 3
+    )  # nothing correlates with nothing
     assert loss("correlation_loss", 1, 4).isfinite() and loss("barlow_twins_loss", 4, 1).isfinite()
     for name, shape in (("correlation_loss", (4, 1)), ("barlow_twins_loss", (1, 4))):
         with pytest.raises(ValueError, match=r"z1 must have more than one .* to have a variance"):
@@ -66,7 +70,9 @@ def test_constant_duplicate_and_zero(name, device):
     assert error(loss, true[0]) < 1e-6
     assert error(z1.grad, true[1]) < 1e-5 and error(z2.grad, true[2]) < 1e-5
     constant = torch.full((6, 30), 0.1, device=device)
-    assert getattr(fc, name)(constant, constant.clone(), scale_loss=1.0) == (6 if name == "correlation_loss" else 30)
+    assert getattr(fc, name)(constant, constant.clone(), scale_loss=1.0) == (
+        6 if name == "correlation_loss" else 30
+    )
 
 
 @pytest.mark.parametrize("shape", ((6, 4), (3, 9)), ids=str)
@@ -87,8 +93,12 @@ def test_only_one_gradient(name, device):
     for shape in ((7, 5), (3, 9), (9, 3)):
         z1, z2 = views(*shape, device=device)
         expected = torch.autograd.grad(getattr(fc, name)(z1, z2), (z1, z2))
-        assert torch.equal(torch.autograd.grad(getattr(fc, name)(z1, z2.detach()), z1)[0], expected[0])
-        assert torch.equal(torch.autograd.grad(getattr(fc, name)(z1.detach(), z2), z2)[0], expected[1])
+        assert torch.equal(
+            torch.autograd.grad(getattr(fc, name)(z1, z2.detach()), z1)[0], expected[0]
+        )
+        assert torch.equal(
+            torch.autograd.grad(getattr(fc, name)(z1.detach(), z2), z2)[0], expected[1]
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,7 +113,9 @@ def test_derivatives_of_derivatives(name, device):
     function = getattr(fc, name)
     assert torch.autograd.gradgradcheck(lambda a, b: function(a, b, backend="eager"), (z1, z2))
     with pytest.raises(NotImplementedError, match="vmap"):
-        torch.func.vmap(lambda lamb: function(z1, z2, lamb))(torch.ones(2, dtype=z1.dtype, device=device))
+        torch.func.vmap(lambda lamb: function(z1, z2, lamb))(
+            torch.ones(2, dtype=z1.dtype, device=device)
+        )
     loss = function(z1, z2)
     loss.backward(retain_graph=True)
     once = z1.grad.clone()
@@ -125,7 +137,9 @@ def test_compile(name, device):
     def assert_same(compiled, function, z1, z2, **tolerance):
         found, expected = compiled(z1, z2), function(z1, z2)
         torch.testing.assert_close(found, expected, **tolerance)
-        for x, y in zip(*(torch.autograd.grad(v, (z1, z2)) for v in (found, expected)), strict=True):
+        for x, y in zip(
+            *(torch.autograd.grad(v, (z1, z2)) for v in (found, expected)), strict=True
+        ):
             torch.testing.assert_close(x, y, **tolerance)
 
     flat = (3, 20) if name == "barlow_twins_loss" else (20, 3)  # F >= 2 K
@@ -180,16 +194,27 @@ def test_modules(device):
             dict(inspect.signature(f).parameters)
             for f in (getattr(fc, name), getattr(fc, name).forward, getattr(fc, function))
         )
-        assert list(forward) == ["self", *list(options)[:2]] and list(constructor) == list(options)[2:]
+        assert (
+            list(forward) == ["self", *list(options)[:2]] and list(constructor) == list(options)[2:]
+        )
         for key, parameter in constructor.items():
             assert (parameter.default, parameter.kind) == (options[key].default, options[key].kind)
         z1, z2 = views(6, 4, torch.float32, device)
         module = getattr(fc, name)(0.1, 0.3)
         expected = getattr(fc, function)(z1, z2, 0.1, 0.3)
-        for twin in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module)), module.eval()):
+        for twin in (
+            module,
+            copy.deepcopy(module),
+            pickle.loads(pickle.dumps(module)),
+            module.eval(),
+        ):
             assert torch.equal(twin(z1, z2), expected)
-        assert not module.state_dict() and repr(module).startswith(f"{name}(lamb=0.1, scale_loss=0.3")
-        assert torch.equal(getattr(fc, name)(backend="eager")(z1, z2), getattr(reference, function)(z1, z2))
+        assert not module.state_dict() and repr(module).startswith(
+            f"{name}(lamb=0.1, scale_loss=0.3"
+        )
+        assert torch.equal(
+            getattr(fc, name)(backend="eager")(z1, z2), getattr(reference, function)(z1, z2)
+        )
         with pytest.raises(TypeError, match="lamb must be a number, got a tensor"):
             getattr(fc, name)(torch.tensor(0.1))
 
@@ -249,7 +274,9 @@ MEMORY = """
 """
 
 
-@pytest.mark.parametrize(("name", "n", "d"), (("barlow_twins_loss", 24, 12000), ("correlation_loss", 12000, 24)))
+@pytest.mark.parametrize(
+    ("name", "n", "d"), (("barlow_twins_loss", 24, 12000), ("correlation_loss", 12000, 24))
+)
 def test_memory(name, n, d):
     """Forward and backward in 32 MB where the correlation matrix takes 576 MB."""
     if not sys.platform.startswith("linux"):

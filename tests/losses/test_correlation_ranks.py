@@ -40,7 +40,9 @@ def on_one_rank(rank, world):
         for shape in SHAPES:
             for backend in (None, "eager"):
                 z1, z2 = shard(rank, *shape)
-                loss = getattr(fc, name)(z1, z2, 0.2, SCALE, group=dist.group.WORLD, backend=backend)
+                loss = getattr(fc, name)(
+                    z1, z2, 0.2, SCALE, group=dist.group.WORLD, backend=backend
+                )
                 loss.backward(torch.full_like(loss, upstream(rank)))
                 found[name, shape, backend] = [x.detach() for x in (loss, z1.grad, z2.grad)]
         model = DistributedDataParallel(encoder())
@@ -64,17 +66,23 @@ def on_one_rank(rank, world):
 def test_ranks():
     world = 3
     results = on_ranks(world, on_one_rank)
-    g = sum(upstream(rank) for rank in range(world))  # inputs receive the gradient of the sum of the ranks' losses
+    g = sum(
+        upstream(rank) for rank in range(world)
+    )  # inputs receive the gradient of the sum of the ranks' losses
     for name in NAMES:
         samples = name == "correlation_loss"
         for shape in SHAPES:
-            shards = [tuple(z.detach().numpy() for z in shard(rank, *shape)) for rank in range(world)]
+            shards = [
+                tuple(z.detach().numpy() for z in shard(rank, *shape)) for rank in range(world)
+            ]
             loss, gradients = oracle.correlation(shards, 0.2, SCALE, g, samples)
             for backend in (None, "eager"):
                 for rank, result in enumerate(results):
                     expected = (loss, *gradients[rank])
                     for x, true in zip(result[name, shape, backend], expected, strict=True):
-                        np.testing.assert_allclose(x.numpy(), true.astype(float), rtol=1e-9, atol=1e-12)
+                        np.testing.assert_allclose(
+                            x.numpy(), true.astype(float), rtol=1e-9, atol=1e-12
+                        )
         model = encoder()
         pairs = [model(torch.cat(tuple(batch(rank)))).chunk(2) for rank in range(world)]
         c = sum(dense_matrix(*pair, samples) for pair in pairs) / world
@@ -83,7 +91,9 @@ def test_ranks():
         for result in results:
             torch.testing.assert_close(result[name], model.weight.grad)
     torch.testing.assert_close(*results[0]["alone"])
-    assert all("ProcessGroup that this rank belongs to" in result["refused"] for result in results[1:])
+    assert all(
+        "ProcessGroup that this rank belongs to" in result["refused"] for result in results[1:]
+    )
 
 
 def dense_matrix(z1, z2, samples):

@@ -27,7 +27,9 @@ def assert_same_as_oracle(case, inputs, backend, rtol=1e-9):
     expected, truth = case.truth(inputs, np.ones(tuple(loss.shape)))
     np.testing.assert_allclose(oracle.array(loss), expected, rtol=rtol, atol=rtol)
     for name, grad in grads.items():
-        np.testing.assert_allclose(oracle.array(grad), truth[name], rtol=rtol, atol=rtol, err_msg=name)
+        np.testing.assert_allclose(
+            oracle.array(grad), truth[name], rtol=rtol, atol=rtol, err_msg=name
+        )
 
 
 def reshaped(x, how):
@@ -54,7 +56,9 @@ def test_strides(name, how, dtype, backend, device):
     """Any strides in, the same numbers out as from contiguous copies, gradients included, and upstream gradients of any stride."""
     case, n, d = cases.BY_NAME[name], 6, 5
     inputs = case.draw(n, d, dtype, device)
-    strided = {k: x if x.dim() == 0 else reshaped(x, how).requires_grad_() for k, x in inputs.items()}
+    strided = {
+        k: x if x.dim() == 0 else reshaped(x, how).requires_grad_() for k, x in inputs.items()
+    }
     plain = {k: x.detach().contiguous().requires_grad_() for k, x in strided.items()}
     assert any(not x.is_contiguous() for x in strided.values()) or how == "offset"
     loss, expected = case.loss(strided, backend), case.loss(plain, backend)
@@ -105,7 +109,9 @@ def test_no_negatives(mode, any_backend, device):
     shape = (3, 0, 4) if mode == "paired" else (0, 4)
     query, key = (torch.randn(3, 4, device=device, requires_grad=True) for _ in range(2))
     negatives = torch.randn(shape, device=device, requires_grad=True)
-    loss = fc.info_nce_loss(query, key, negatives, negative_mode=mode, reduction="none", backend=any_backend)
+    loss = fc.info_nce_loss(
+        query, key, negatives, negative_mode=mode, reduction="none", backend=any_backend
+    )
     loss.sum().backward()
     for x in (loss, query.grad, key.grad):
         assert (x == 0).all()
@@ -116,7 +122,9 @@ def test_one_row_with_queue(any_backend, device):
     case = cases.BY_NAME["info_nce-queue"]
     inputs = case.draw(1, 6, device=device)
     inputs["negative_keys"] = (
-        torch.randn(70 if any_backend != "triton" else 20, 6, dtype=torch.float64).to(device).requires_grad_()
+        torch.randn(70 if any_backend != "triton" else 20, 6, dtype=torch.float64)
+        .to(device)
+        .requires_grad_()
     )
     assert_same_as_oracle(case, inputs, any_backend)
 
@@ -152,10 +160,14 @@ def test_zero_rows_in_half_precision(backend, device):
 
 
 @pytest.mark.parametrize("columns", (False, True))
-@pytest.mark.parametrize("use", [u for u in cases.USES if u.kind in ("other_key", "same_key", "not_pair")], ids=str)
+@pytest.mark.parametrize(
+    "use", [u for u in cases.USES if u.kind in ("other_key", "same_key", "not_pair")], ids=str
+)
 def test_rows_without_candidates(use, columns, any_backend, device):
     """An empty candidate set has lse = -inf and gradient 0, whatever its upstream gradient; the others are as without it."""
-    use = cases.Use(use.kind, use.one_set, columns, use.self_offset, use.bias, use.normalize, use.lead)
+    use = cases.Use(
+        use.kind, use.one_set, columns, use.self_offset, use.bias, use.normalize, use.lead
+    )
     named = use.draw(6, 5, 3, device=device)
     if use.kind == "other_key":
         named["key_a"][..., 3:] = 0
@@ -171,13 +183,17 @@ def test_rows_without_candidates(use, columns, any_backend, device):
     for x, truth in zip(out, (rows, cols), strict=False):
         np.testing.assert_allclose(oracle.array(x), truth, rtol=1e-9)
     for name, truth in grads.items():
-        np.testing.assert_allclose(oracle.array(named[name].grad), truth, rtol=1e-8, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            oracle.array(named[name].grad), truth, rtol=1e-8, atol=1e-12, err_msg=name
+        )
 
 
 def test_bias_of_minus_infinity(any_backend, device):
     """A bias of -inf removes its column: the values and gradients of the shorter problem; all columns removed: -inf and 0."""
     a, b = (torch.randn(n, 3, dtype=torch.float64, device=device) for n in (5, 6))
-    bias = torch.tensor([0.3, -math.inf, 0.1, -0.2, -math.inf, 0.0], dtype=torch.float64, device=device)
+    bias = torch.tensor(
+        [0.3, -math.inf, 0.1, -0.2, -math.inf, 0.0], dtype=torch.float64, device=device
+    )
     keep = bias.isfinite()
     outs = []
     for columns, offsets in ((b, bias), (b[keep], bias[keep])):
@@ -186,11 +202,18 @@ def test_bias_of_minus_infinity(any_backend, device):
         rows.square().sum().backward()
         outs.append((rows.detach(), *(x.grad for x in leaves)))
     (rows, da, db, dbias), (rows_short, da_short, db_short, dbias_short) = outs
-    for x, y in ((rows, rows_short), (da, da_short), (db[keep], db_short), (dbias[keep], dbias_short)):
+    for x, y in (
+        (rows, rows_short),
+        (da, da_short),
+        (db[keep], db_short),
+        (dbias[keep], dbias_short),
+    ):
         torch.testing.assert_close(x, y)
     assert (db[~keep] == 0).all() and (dbias[~keep] == 0).all()
     leaves = [x.clone().requires_grad_() for x in (a, b, torch.full_like(bias, -math.inf))]
-    rows, cols = fc.similarity_logsumexp(*leaves[:2], bias=leaves[2], return_columns=True, backend=any_backend)
+    rows, cols = fc.similarity_logsumexp(
+        *leaves[:2], bias=leaves[2], return_columns=True, backend=any_backend
+    )
     (rows.exp().sum() + cols.exp().sum()).backward()
     assert rows.isneginf().all() and cols.isneginf().all()
     assert all((x.grad == 0).all() for x in leaves)
@@ -230,7 +253,9 @@ def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
     dtype = torch.float64 if backend in ("triton", "cuda") else torch.float32
     for one_set in (True, False):
         use = cases.Use(kind, one_set, columns=True)
-        m, n = (19, 19 if one_set else 23) if is_interpreted(backend) else (80, 80 if one_set else 70)
+        m, n = (
+            (19, 19 if one_set else 23) if is_interpreted(backend) else (80, 80 if one_set else 70)
+        )
         named = use.draw(m, n, 4, dtype, device)
         with torch.no_grad():
             named["a"][m - 2, 1] = BAD[bad]
@@ -241,7 +266,10 @@ def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
 
 def test_reference_reduces_an_empty_batch_as_cross_entropy(device):
     """The convention tested above is torch's own."""
-    logits, target = torch.zeros(0, 3, device=device), torch.zeros(0, dtype=torch.long, device=device)
+    logits, target = (
+        torch.zeros(0, 3, device=device),
+        torch.zeros(0, dtype=torch.long, device=device),
+    )
     loss = torch.nn.functional.cross_entropy
     assert math.isnan(loss(logits, target)) and loss(logits, target, reduction="sum") == 0
     assert math.isnan(reference.nt_xent_loss(logits, logits))
@@ -249,7 +277,9 @@ def test_reference_reduces_an_empty_batch_as_cross_entropy(device):
 
 def test_column_gradients_of_a_repeated_target(any_backend, device):
     """n_pairs with an index vector that names one positive several times."""
-    a, p = (torch.randn(6, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    a, p = (
+        torch.randn(6, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
+    )
     target = torch.tensor([0, 0, 5, 3, 0, 5], device=device)
     loss = fc.n_pairs_loss(a, p, target, reduction="none", backend=any_backend)
     expected, grads = oracle.n_pairs(a, p, target, np.ones(6))
@@ -275,12 +305,16 @@ def test_ties_are_hits(backend, device):
 
 
 @pytest.mark.parametrize(("n", "d"), ((0, 4), (3, 0), (1, 3)))
-@pytest.mark.parametrize("name", [case.name for case in cases.LOSSES if case.function not in cases.WITHOUT_METRICS])
+@pytest.mark.parametrize(
+    "name", [case.name for case in cases.LOSSES if case.function not in cases.WITHOUT_METRICS]
+)
 def test_metrics_of_corners(name, n, d, backend, device):
     """NaN over nothing, every positive a hit where nothing can be larger: as eager."""
     case = cases.BY_NAME[name]
     inputs = case.draw(n, d, torch.float64, device)
-    found, expected = (case.loss(inputs, label, metrics=True)[1] for label in (backend, "reference"))
+    found, expected = (
+        case.loss(inputs, label, metrics=True)[1] for label in (backend, "reference")
+    )
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
@@ -296,7 +330,9 @@ def test_half_gradients_when_every_row_has_converged(margin, backend, device):
 
 @pytest.mark.parametrize("margin", (700.0, 715.0, 725.0, 740.0, 760.0))
 @pytest.mark.parametrize(
-    "loss", (lambda a, b, s, **o: fc.nt_xent_loss(a, b, 1 / s, **o), fc.clip_loss), ids=("nt_xent", "clip")
+    "loss",
+    (lambda a, b, s, **o: fc.nt_xent_loss(a, b, 1 / s, **o), fc.clip_loss),
+    ids=("nt_xent", "clip"),
 )
 def test_gradients_that_are_subnormal(loss, margin, backend, device):
     """Every row has converged as far as float64 goes, and further: e^-margin is barely a number, and nothing is divided by it."""
@@ -311,4 +347,6 @@ def test_norms_whose_squares_overflow(backend, device):
     a, b = torch.ones(4, 8, device=device), torch.full((5, 8), 1e-19, device=device)
     a[3] = 1e20
     lse = fc.similarity_logsumexp(a, b, backend=backend)
-    torch.testing.assert_close(lse.cpu(), math.log(5) + torch.tensor([0.0, 0.0, 0.0, 80.0]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        lse.cpu(), math.log(5) + torch.tensor([0.0, 0.0, 0.0, 80.0]), rtol=1e-5, atol=1e-5
+    )

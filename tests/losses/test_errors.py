@@ -148,9 +148,19 @@ def test_negative_mode(given):
         (torch.randn(4, 5, 3), "unpaired", ValueError, "negative_keys must have 2 dimensions"),
         (torch.randn(5, 3), "paired", ValueError, "negative_keys must have 3 dimensions"),
         (torch.randn(5, 2, 3), "paired", ValueError, r"negative_keys must have shape \[4, K, 3\]"),
-        (torch.randn(5, 3).double(), "unpaired", TypeError, "negative_keys must have the dtype of query"),
+        (
+            torch.randn(5, 3).double(),
+            "unpaired",
+            TypeError,
+            "negative_keys must have the dtype of query",
+        ),
         (torch.ones(5, 3).int(), "unpaired", TypeError, "negative_keys must be a floating-point"),
-        (torch.empty(5, 3, device="meta"), "unpaired", ValueError, "negative_keys must be on the device of query"),
+        (
+            torch.empty(5, 3, device="meta"),
+            "unpaired",
+            ValueError,
+            "negative_keys must be on the device of query",
+        ),
     ),
 )
 def test_negative_keys(negatives, mode, error, message):
@@ -176,7 +186,17 @@ def test_symmetric_with_negatives():
         (torch.eye(3), ValueError),
         (torch.empty(4, dtype=torch.long, device="meta"), ValueError),
     ),
-    ids=("list", "short", "float", "too-large", "negative", "ones", "permuted", "small-matrix", "device"),
+    ids=(
+        "list",
+        "short",
+        "float",
+        "too-large",
+        "negative",
+        "ones",
+        "permuted",
+        "small-matrix",
+        "device",
+    ),
 )
 def test_n_pairs_target(target, error):
     with pytest.raises(error, match="target must"):
@@ -204,19 +224,51 @@ KEY = torch.arange(4)
         ({"candidates": None}, ValueError, "candidates must be one of"),
         ({"normalize": "l2"}, ValueError, "normalize must be one of"),
         ({"candidates": "not_pair"}, ValueError, "pair_stride must be a positive"),
-        ({"candidates": "not_pair", "pair_stride": 0}, ValueError, "pair_stride must be a positive"),
-        ({"candidates": "not_pair", "pair_stride": 2.0}, (TypeError, ValueError), "pair_stride must be"),
+        (
+            {"candidates": "not_pair", "pair_stride": 0},
+            ValueError,
+            "pair_stride must be a positive",
+        ),
+        (
+            {"candidates": "not_pair", "pair_stride": 2.0},
+            (TypeError, ValueError),
+            "pair_stride must be",
+        ),
         ({"pair_stride": 2}, ValueError, "pair_stride must be .*not_pair"),
-        ({"candidates": "not_self", "self_offset": 0.5}, (TypeError, ValueError), "self_offset must be"),
+        (
+            {"candidates": "not_self", "self_offset": 0.5},
+            (TypeError, ValueError),
+            "self_offset must be",
+        ),
         ({"candidates": "other_key"}, TypeError, "key_a must be an integer tensor"),
-        ({"candidates": "other_key", "key_a": [0, 1, 2, 3]}, TypeError, "key_a must be an integer tensor"),
-        ({"candidates": "other_key", "key_a": KEY.float()}, TypeError, "key_a must be an integer tensor"),
+        (
+            {"candidates": "other_key", "key_a": [0, 1, 2, 3]},
+            TypeError,
+            "key_a must be an integer tensor",
+        ),
+        (
+            {"candidates": "other_key", "key_a": KEY.float()},
+            TypeError,
+            "key_a must be an integer tensor",
+        ),
         ({"candidates": "other_key", "key_a": KEY[:3]}, ValueError, "key_a must be broadcastable"),
         ({"candidates": "other_key", "key_a": KEY[0]}, ValueError, "key_a must be broadcastable"),
         ({"candidates": "other_key", "key_a": KEY.to("meta")}, ValueError, "key_a must be on"),
-        ({"candidates": "other_key", "key_a": KEY, "key_b": KEY}, ValueError, "key_b must be None with one set"),
-        ({"candidates": "same_key", "b": Z, "key_a": KEY}, TypeError, "key_b must be an integer tensor"),
-        ({"candidates": "same_key", "b": Z, "key_a": KEY, "key_b": KEY[:2]}, ValueError, "key_b must be broadcastable"),
+        (
+            {"candidates": "other_key", "key_a": KEY, "key_b": KEY},
+            ValueError,
+            "key_b must be None with one set",
+        ),
+        (
+            {"candidates": "same_key", "b": Z, "key_a": KEY},
+            TypeError,
+            "key_b must be an integer tensor",
+        ),
+        (
+            {"candidates": "same_key", "b": Z, "key_a": KEY, "key_b": KEY[:2]},
+            ValueError,
+            "key_b must be broadcastable",
+        ),
         ({"key_a": KEY}, ValueError, "key_a and key_b need candidates in"),
     ),
     ids=lambda v: str(list(v))[:40] if isinstance(v, dict) else "",
@@ -228,7 +280,10 @@ def test_primitive(arguments, error, message):
 
 @pytest.mark.parametrize("name", TWO_SETS)
 def test_unknown_backend(name):
-    with pytest.raises(ValueError, match="backend must be one of eager, panels, cpu, triton, cuda or None, got 'gpu'"):
+    with pytest.raises(
+        ValueError,
+        match="backend must be one of eager, panels, cpu, triton, cuda or None, got 'gpu'",
+    ):
         call(name, valid(name), valid(name), backend="gpu")
 
 
@@ -245,13 +300,17 @@ def test_backend_that_cannot_serve():
     for name in ("cpu", "triton"):
         reason = dispatch.refusal(name, z.device, z.dtype)
         assert reason, f"{name} must refuse the meta device"
-        with pytest.raises(RuntimeError, match=f"backend='{name}' cannot serve torch.float32 on meta: .{{8,}}"):
+        with pytest.raises(
+            RuntimeError, match=f"backend='{name}' cannot serve torch.float32 on meta: .{{8,}}"
+        ):
             fc.nt_xent_loss(z, z, backend=name)
         with pytest.raises(RuntimeError, match="cannot serve"), fc.use_backend(name):
             fc.nt_xent_loss(z, z)
 
 
-@pytest.mark.parametrize("module", ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss"))
+@pytest.mark.parametrize(
+    "module", ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss")
+)
 def test_module_temperature(module):
     for bad, error in ((0.0, ValueError), (math.nan, ValueError), ("1", TypeError)):
         with pytest.raises(error, match="temperature must"):
@@ -261,7 +320,8 @@ def test_module_temperature(module):
 
 
 @pytest.mark.parametrize(
-    "module", ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "CPCLoss", "SupConLoss", "DCLLoss")
+    "module",
+    ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "CPCLoss", "SupConLoss", "DCLLoss"),
 )
 def test_module_reduction(module):
     with pytest.raises(ValueError, match="reduction must be one of"):

@@ -14,7 +14,11 @@ import fused_contrastive as fc
 from fused_contrastive.backends.panels import force as force_panels
 from fused_contrastive.reference import force as force_reference
 
-MASKS, NORMALIZERS, FLOORS = ("sum", "softmax"), (None, "dist_affinity_rms", "force_rms"), (0.0, 1e-6, 0.01)
+MASKS, NORMALIZERS, FLOORS = (
+    ("sum", "softmax"),
+    (None, "dist_affinity_rms", "force_rms"),
+    (0.0, 1e-6, 0.01),
+)
 # groups, positives, negatives, features
 SIZES = ((1, 5, 7, 3), (3, 9, 4, 2), (2, 1, 6, 3), (2, 6, 1, 3), (1, 1, 1, 1), (2, 20, 17, 35))
 LARGE = ((300, 3, 2, 2), (5, 64, 64, 33), (1, 600, 533, 3))
@@ -46,7 +50,9 @@ def draw(size, data="normal", dtype=torch.float64, device="cpu", seed=0):
 
 
 def upstream_of(shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 77), dtype=torch.float64)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed + 77), dtype=torch.float64
+    )
 
 
 def error(x, expected) -> float:
@@ -63,8 +69,14 @@ def known(function):
     """The oracle's answers, kept for the other backends."""
 
     def call(*arguments, **options):
-        flat = [x.detach().cpu().double().numpy().tobytes() if hasattr(x, "detach") else x for x in arguments]
-        given = {k: v.detach().cpu().numpy().tobytes() if hasattr(v, "detach") else v for k, v in options.items()}
+        flat = [
+            x.detach().cpu().double().numpy().tobytes() if hasattr(x, "detach") else x
+            for x in arguments
+        ]
+        given = {
+            k: v.detach().cpu().numpy().tobytes() if hasattr(v, "detach") else v
+            for k, v in options.items()
+        }
         key = (function.__name__, *flat, *sorted(given.items()))
         if key not in _known:
             _known[key] = function(*arguments, **options)
@@ -83,7 +95,9 @@ def oracle_force(positive, negative, temperature, **options):
 def oracle_loss(positive, negative, temperatures, upstream, scale=None, **options):
     scales = [None] * len(positive) if scale is None else array(scale)
     groups = zip(array(positive), array(negative), array(upstream), scales, strict=True)
-    parts = [force_oracle.force_loss(p, n, temperatures, g, scale=s, **options) for p, n, g, s in groups]
+    parts = [
+        force_oracle.force_loss(p, n, temperatures, g, scale=s, **options) for p, n, g, s in groups
+    ]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -102,7 +116,9 @@ def test_force(mask_self, normalizer, affinity_floor, any_backend, device, exact
 @pytest.mark.parametrize("affinity_floor", (0.0, 1e-3))
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("mask_self", MASKS)
-def test_force_loss(mask_self, normalizer, affinity_floor, scale, any_backend, device, exact_distances):
+def test_force_loss(
+    mask_self, normalizer, affinity_floor, scale, any_backend, device, exact_distances
+):
     """Both versions of the source: without the normaliser, and with it and the scale; gradients with random upstream gradients."""
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     temperatures = (0.05, 0.2, 0.6)
@@ -110,7 +126,9 @@ def test_force_loss(mask_self, normalizer, affinity_floor, scale, any_backend, d
         positive, negative = draw(size, device=device)
         given = None
         if scale == "given":
-            given = torch.linspace(0.7, 2, size[0], dtype=torch.float64, device=device).requires_grad_()
+            given = torch.linspace(
+                0.7, 2, size[0], dtype=torch.float64, device=device
+            ).requires_grad_()
         upstream = upstream_of(negative.shape)
         loss = fc.contrastive_force_loss(
             positive, negative, temperatures, scale=given, detach_scale=scale == "detached", backend=any_backend,
@@ -119,7 +137,13 @@ def test_force_loss(mask_self, normalizer, affinity_floor, scale, any_backend, d
         inputs = [positive, negative] + ([] if given is None else [given])
         gradients = torch.autograd.grad(loss, inputs, upstream.to(device), allow_unused=True)
         expected = oracle_loss(
-            positive, negative, temperatures, upstream, given, detach_scale=scale == "detached", **options
+            positive,
+            negative,
+            temperatures,
+            upstream,
+            given,
+            detach_scale=scale == "detached",
+            **options,
         )
         assert error(loss, expected["loss"]) < 1e-10, size
         for name, gradient in zip(("positive", "negative", "scale"), gradients, strict=False):
@@ -128,13 +152,16 @@ def test_force_loss(mask_self, normalizer, affinity_floor, scale, any_backend, d
 
 
 @pytest.mark.parametrize(
-    "mask_self, normalizer, affinity_floor", [("sum", "dist_affinity_rms", 0.0), ("softmax", "force_rms", 1e-6)]
+    "mask_self, normalizer, affinity_floor",
+    [("sum", "dist_affinity_rms", 0.0), ("softmax", "force_rms", 1e-6)],
 )
 @pytest.mark.parametrize("size", LARGE, ids=str)
 def test_many_groups_and_large_ones(size, mask_self, normalizer, affinity_floor, backend, device):
     """Dozens of tiles, several panels, more groups than threads or multiprocessors."""
     if is_interpreted(backend):
-        pytest.skip("minutes in the interpreter and the host shim, whose own tests cross their tiles")
+        pytest.skip(
+            "minutes in the interpreter and the host shim, whose own tests cross their tiles"
+        )
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     positive, negative = draw(size, device=device)
     upstream = upstream_of(negative.shape)
@@ -156,7 +183,9 @@ def test_float64_of_difficult_data(data, backend, device):
             loss = fc.contrastive_force_loss(positive, negative, backend=backend, **settings)
             gradients = torch.autograd.grad(loss, (positive, negative), upstream.to(device))
             expected = oracle_loss(positive, negative, upstream=upstream, **settings)
-            for value, name in zip((loss, *gradients), ("loss", "positive", "negative"), strict=True):
+            for value, name in zip(
+                (loss, *gradients), ("loss", "positive", "negative"), strict=True
+            ):
                 assert error(value, expected[name]) < 1e-10, (name, size, options)
 
 
@@ -169,12 +198,18 @@ def test_drift_loss(with_negative, weighted, any_backend, device, exact_distance
         sets = [x for x in (gen, negative, positive) if x is not None]
         weights = [torch.ones(x.shape[:2], dtype=torch.float64) for x in sets]
         if weighted:
-            weights = [(upstream_of(w.shape, i) + 0.5) for i, w in enumerate(weights)]  # some are negative
+            weights = [
+                (upstream_of(w.shape, i) + 0.5) for i, w in enumerate(weights)
+            ]  # some are negative
         given = {"weight_gen": weights[0], "weight_positive": weights[-1]} if weighted else {}
         if weighted and with_negative:
             given["weight_negative"] = weights[1]
         loss, info = fc.drift_loss(
-            gen, positive, negative, backend=any_backend, **{name: w.to(device) for name, w in given.items()}
+            gen,
+            positive,
+            negative,
+            backend=any_backend,
+            **{name: w.to(device) for name, w in given.items()},
         )
         upstream = upstream_of(loss.shape)
         (gradient,) = torch.autograd.grad(loss, gen, upstream.to(device))
@@ -186,7 +221,10 @@ def test_drift_loss(with_negative, weighted, any_backend, device, exact_distance
         assert error(loss, expected["loss"]) < 1e-10
         assert error(gradient, expected["gen"]) < 1e-10
         assert error(info["scale"], expected["scale"]) < 1e-12
-        assert error(torch.stack([info[f"loss_{t}"] for t in temperatures]), expected["squares"]) < 1e-10
+        assert (
+            error(torch.stack([info[f"loss_{t}"] for t in temperatures]), expected["squares"])
+            < 1e-10
+        )
 
 
 @pytest.mark.parametrize("temperature", (0.05, 0.5))
@@ -195,7 +233,8 @@ def test_drift_field(temperature, any_backend, device, exact_distances):
         positive, gen = draw(size, device=device)
         out = fc.drift_field(gen, positive, temperature, backend=any_backend)
         expected = [
-            force_oracle.drift_field(x, y, temperature) for x, y in zip(array(gen), array(positive), strict=True)
+            force_oracle.drift_field(x, y, temperature)
+            for x, y in zip(array(gen), array(positive), strict=True)
         ]
         assert error(out, np.stack(expected)) < 1e-10, size
         assert not out.requires_grad
@@ -221,7 +260,9 @@ def test_errors_of_the_force(dtype, data, backend, device):
         ours, eager = [], []
         for seed in seeds_for(backend):
             positive, negative = draw(size, data, dtype, device, seed)
-            temperature = 0.2 * float(torch.cdist(positive.detach().double(), negative.detach().double()).mean())
+            temperature = 0.2 * float(
+                torch.cdist(positive.detach().double(), negative.detach().double()).mean()
+            )
             expected = oracle_force(positive, negative, temperature, **options)
             for errors, name in ((ours, backend), (eager, "eager")):
                 out = fc.contrastive_force(positive, negative, temperature, backend=name, **options)
@@ -259,18 +300,24 @@ def test_errors_of_the_drift(data, backend, device):
     for seed in seeds_for(backend):
         positive, gen = draw(size, data, torch.float32, device, seed)
         weights = [np.ones(x.shape[:2]) for x in (gen, positive)]
-        expected = force_oracle.drift(array(gen), array(positive), None, weights, (0.02, 0.05, 0.2), np.ones(size[0]))
+        expected = force_oracle.drift(
+            array(gen), array(positive), None, weights, (0.02, 0.05, 0.2), np.ones(size[0])
+        )
         for errors, name in ((ours, backend), (eager, "eager")):
             loss, _ = fc.drift_loss(gen, positive, backend=name)
             (gradient,) = torch.autograd.grad(loss.sum(), gen)
-            errors.append({"loss": error(loss, expected["loss"]), "gen": error(gradient, expected["gen"])})
+            errors.append(
+                {"loss": error(loss, expected["loss"]), "gen": error(gradient, expected["gen"])}
+            )
     assert_within_yardstick(ours, eager, torch.float32)
 
 
 @pytest.mark.parametrize("affinity_floor", (0.0, 0.01))
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("mask_self", MASKS)
-def test_gradcheck_of_the_force(mask_self, normalizer, affinity_floor, any_backend, device, monkeypatch):
+def test_gradcheck_of_the_force(
+    mask_self, normalizer, affinity_floor, any_backend, device, monkeypatch
+):
     monkeypatch.setattr(force_panels, "PANEL", 50)  # several row panels
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     for size in ((2, 3, 4, 2), (1, 7, 5, 3), (1, 1, 3, 2)):
@@ -281,7 +328,11 @@ def test_gradcheck_of_the_force(mask_self, normalizer, affinity_floor, any_backe
             return fc.contrastive_force(*inputs, backend=any_backend, **options)
 
         assert torch.autograd.gradcheck(
-            function, (positive, negative, temperature), fast_mode=is_interpreted(any_backend), atol=1e-6, rtol=1e-5
+            function,
+            (positive, negative, temperature),
+            fast_mode=is_interpreted(any_backend),
+            atol=1e-6,
+            rtol=1e-5,
         )
 
 
@@ -291,7 +342,10 @@ def test_gradient_of_the_force_against_eager(backend, device, exact_distances):
     for normalizer in NORMALIZERS:
         results = []
         for name in (backend, "eager"):
-            inputs = [*draw(size, device=device), torch.tensor(0.8, dtype=torch.float64, requires_grad=True)]
+            inputs = [
+                *draw(size, device=device),
+                torch.tensor(0.8, dtype=torch.float64, requires_grad=True),
+            ]
             out = fc.contrastive_force(*inputs, normalizer=normalizer, backend=name)
             results.append(torch.autograd.grad(out, inputs, upstream_of(out.shape).to(out)))
         for ours, expected in zip(*results, strict=True):
@@ -318,7 +372,11 @@ def test_gradcheck_of_the_loss(scale, normalizer, any_backend, device):
         frozen = torch.cat([negative, positive], 1).clone()
         at_base = scaled(*base)
         root = fc.contrastive_force_loss(
-            positive, negative, scale=base[2] if len(base) > 2 else None, backend="eager", **settings
+            positive,
+            negative,
+            scale=base[2] if len(base) > 2 else None,
+            backend="eager",
+            **settings,
         )
         target = at_base + _signed_root(root, positive, negative, base, settings)
         copies = [x.clone() for x in base]
@@ -360,5 +418,7 @@ def test_finite_where_eager_is_not(backend, device):
     wide = [x.detach().double().requires_grad_() for x in (positive, negative)]
     exact = fc.contrastive_force(*wide, temperature, backend="panels", **options)
     assert error(force, oracle_force(positive, negative, temperature, **options)) < 1e-4
-    for ours, expected in zip(gradients, torch.autograd.grad(exact, wide, upstream.double()), strict=True):
+    for ours, expected in zip(
+        gradients, torch.autograd.grad(exact, wide, upstream.double()), strict=True
+    ):
         assert error(ours, array(expected)) < 1e-4

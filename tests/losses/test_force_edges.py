@@ -37,12 +37,15 @@ def test_all_points_equal(mask_self, normalizer, any_backend, device):
         for value in train(fc.contrastive_force_loss, positive, negative, **options):
             assert (value == 0).all()
         assert all(
-            torch.isfinite(v).all() for v in train(fc.contrastive_force, positive, negative, temperature=0.5, **options)
+            torch.isfinite(v).all()
+            for v in train(fc.contrastive_force, positive, negative, temperature=0.5, **options)
         )
 
 
 @pytest.mark.parametrize(
-    "shapes", [((0, 3), (4, 3)), ((4, 3), (0, 3)), ((0, 5, 3), (0, 4, 3)), ((4, 0), (3, 0))], ids=str
+    "shapes",
+    [((0, 3), (4, 3)), ((4, 3), (0, 3)), ((0, 5, 3), (0, 4, 3)), ((4, 0), (3, 0))],
+    ids=str,
 )
 def test_empty(shapes, any_backend, device):
     positive, negative = (torch.randn(shape, device=device, requires_grad=True) for shape in shapes)
@@ -65,7 +68,9 @@ def test_empty_drift(shape, any_backend, device):
     gen = torch.randn(shape, device=device, requires_grad=True)
     loss, info = fc.drift_loss(gen, gen.detach(), backend=any_backend)
     assert loss.shape == shape[:1] and loss.isnan().all()
-    assert set(info) == {"scale", "loss_0.02", "loss_0.05", "loss_0.2"} and all(x.isnan() for x in info.values())
+    assert set(info) == {"scale", "loss_0.02", "loss_0.05", "loss_0.2"} and all(
+        x.isnan() for x in info.values()
+    )
     loss.sum().backward()
 
 
@@ -76,7 +81,9 @@ def test_a_point_that_equals_one_of_either_side(mask_self, backend, device):
     positive = torch.zeros(2, 8, device=device)
     positive[1, 0] = 1.0
     for options in ({}, {"temperatures": (0.02,), "normalizer": "force_rms"}):
-        loss = fc.contrastive_force_loss(positive, negative, mask_self=mask_self, backend=backend, **options)
+        loss = fc.contrastive_force_loss(
+            positive, negative, mask_self=mask_self, backend=backend, **options
+        )
         exact = fc.contrastive_force_loss(
             positive.double(), negative.double(), mask_self=mask_self, backend="eager", **options
         )
@@ -99,12 +106,15 @@ def test_strides_and_leading_dimensions(backend, device):
     positive, negative = (x.detach() for x in draw((6, 7, 5, 4), device=device))
     expected = train(fc.contrastive_force_loss, positive, negative, backend=backend)
     odd = [
-        torch.empty(x.shape[::-1], dtype=x.dtype, device=device).permute(2, 1, 0).copy_(x) for x in (positive, negative)
+        torch.empty(x.shape[::-1], dtype=x.dtype, device=device).permute(2, 1, 0).copy_(x)
+        for x in (positive, negative)
     ]
     for x, y in zip(train(fc.contrastive_force_loss, *odd, backend=backend), expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-13)
     nested = [x.view(2, 3, *x.shape[1:]) for x in (positive, negative)]
-    for x, y in zip(train(fc.contrastive_force_loss, *nested, backend=backend), expected, strict=True):
+    for x, y in zip(
+        train(fc.contrastive_force_loss, *nested, backend=backend), expected, strict=True
+    ):
         torch.testing.assert_close(x, y.view_as(x), rtol=1e-12, atol=1e-13)
     single = train(fc.contrastive_force_loss, positive[2], negative[2], backend=backend)
     torch.testing.assert_close(single[0], expected[0][2], rtol=1e-11, atol=1e-12)
@@ -116,7 +126,9 @@ def test_not_finite_in_not_finite_out(bad, any_backend, device):
     positive, negative = (x.detach() for x in draw((2, 6, 5, 3), device=device))
     positive[0, 2, 1] = bad
     for normalizer in (None, "dist_affinity_rms", "force_rms"):
-        out = fc.contrastive_force(positive, negative, 0.5, normalizer=normalizer, backend=any_backend)
+        out = fc.contrastive_force(
+            positive, negative, 0.5, normalizer=normalizer, backend=any_backend
+        )
         assert torch.isfinite(out[1]).all()
         assert out[0].isnan().any()
 
@@ -142,7 +154,12 @@ def test_panels_of_any_size(device, monkeypatch):
         monkeypatch.setattr(force_panels, "PANEL", panel)
         values = train(fc.contrastive_force_loss, positive, negative, backend="panels")
         values += train(
-            fc.contrastive_force, positive, negative, temperature=0.7, normalizer="dist_affinity_rms", backend="panels"
+            fc.contrastive_force,
+            positive,
+            negative,
+            temperature=0.7,
+            normalizer="dist_affinity_rms",
+            backend="panels",
         )
         loss, info = fc.drift_loss(negative, positive, backend="panels")
         results.append([*values, loss.detach(), *info.values()])
@@ -172,10 +189,16 @@ ERRORS = {
     "temperature": (lambda p, n: fc.contrastive_force(p, n, 0.0), ValueError),
     "mask_self": (lambda p, n: fc.contrastive_force(p, n, 0.5, mask_self="none"), ValueError),
     "normalizer": (lambda p, n: fc.contrastive_force(p, n, 0.5, normalizer="rms"), ValueError),
-    "affinity_floor": (lambda p, n: fc.contrastive_force(p, n, 0.5, affinity_floor=-1.0), ValueError),
+    "affinity_floor": (
+        lambda p, n: fc.contrastive_force(p, n, 0.5, affinity_floor=-1.0),
+        ValueError,
+    ),
     "temperatures": (lambda p, n: fc.contrastive_force_loss(p, n, ()), ValueError),
     "temperatures ": (lambda p, n: fc.contrastive_force_loss(p, n, 0.5), TypeError),
-    "temperatures  ": (lambda p, n: fc.contrastive_force_loss(p, n, (0.1, float("nan"))), ValueError),
+    "temperatures  ": (
+        lambda p, n: fc.contrastive_force_loss(p, n, (0.1, float("nan"))),
+        ValueError,
+    ),
     "scale": (lambda p, n: fc.contrastive_force_loss(p, n, scale=torch.ones(7)), ValueError),
     "scale ": (lambda p, n: fc.contrastive_force_loss(p, n, scale=-1.0), ValueError),
     "detach_scale": (lambda p, n: fc.contrastive_force_loss(p, n, detach_scale="yes"), ValueError),
@@ -184,8 +207,14 @@ ERRORS = {
     "gen": (lambda p, n: fc.drift_loss(n[0], p), ValueError),
     "positive ": (lambda p, n: fc.drift_loss(n, p[:1]), ValueError),
     "weight_gen": (lambda p, n: fc.drift_loss(n, p, weight_gen=torch.ones(2, 9)), ValueError),
-    "weight_negative": (lambda p, n: fc.drift_loss(n, p, weight_negative=torch.ones(2, 4)), ValueError),
-    "temperatures   ": (lambda p, n: fc.drift_loss(n, p, temperatures=(torch.tensor(0.1),)), TypeError),
+    "weight_negative": (
+        lambda p, n: fc.drift_loss(n, p, weight_negative=torch.ones(2, 4)),
+        ValueError,
+    ),
+    "temperatures   ": (
+        lambda p, n: fc.drift_loss(n, p, temperatures=(torch.tensor(0.1),)),
+        TypeError,
+    ),
     "positive  ": (lambda p, n: fc.drift_field(n, p.long()), TypeError),
 }
 
@@ -200,12 +229,16 @@ def test_errors_name_the_argument(name):
 def test_modules(device):
     positive, negative = draw((2, 6, 5, 3), device=device)
     module = fc.ContrastiveForceLoss((0.1, 0.3), normalizer="force_rms", reduction="sum")
-    expected = fc.contrastive_force_loss(positive, negative, (0.1, 0.3), normalizer="force_rms", reduction="sum")
+    expected = fc.contrastive_force_loss(
+        positive, negative, (0.1, 0.3), normalizer="force_rms", reduction="sum"
+    )
     torch.testing.assert_close(module(positive, negative), expected)
     assert "force_rms" in repr(module) and not list(module.parameters())
     weight = torch.rand(2, 6, dtype=torch.float64, device=device)
     loss, info = fc.DriftLoss((0.1,))(negative, positive, weight_positive=weight)
-    torch.testing.assert_close(loss, fc.drift_loss(negative, positive, weight_positive=weight, temperatures=(0.1,))[0])
+    torch.testing.assert_close(
+        loss, fc.drift_loss(negative, positive, weight_positive=weight, temperatures=(0.1,))[0]
+    )
     assert set(info) == {"scale", "loss_0.1"}
     with pytest.raises(ValueError, match="normalizer"):
         fc.ContrastiveForceLoss(normalizer="rms")
@@ -234,7 +267,10 @@ def test_second_derivatives_raise(backend, device):
     for out, x in (
         (fc.contrastive_force(positive, negative, 0.5, backend=backend), negative),
         (fc.contrastive_force_loss(positive, negative, backend=backend), negative),
-        (fc.contrastive_force_loss(positive, negative, (0.5,), scale=scale, backend=backend), scale),
+        (
+            fc.contrastive_force_loss(positive, negative, (0.5,), scale=scale, backend=backend),
+            scale,
+        ),
         (fc.drift_loss(negative, positive, backend=backend)[0], negative),
     ):
         (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
@@ -250,7 +286,23 @@ def test_opcheck(backend, device):
     inverse, none = torch.tensor([2.0, 5.0], device=device), float("-inf")
     ops = torch.ops.fused_contrastive
     for rms, separate, scale in ((True, False, None), (False, True, torch.ones(2, device=device))):
-        forward = (x, inverse, scale, None, 4, 4, True, False, none, none, none, 0.0, rms, separate, backend)
+        forward = (
+            x,
+            inverse,
+            scale,
+            None,
+            4,
+            4,
+            True,
+            False,
+            none,
+            none,
+            none,
+            0.0,
+            rms,
+            separate,
+            backend,
+        )
         torch.library.opcheck(ops.force_forward.default, forward)
     forward = (
         x,
@@ -270,9 +322,24 @@ def test_opcheck(backend, device):
         backend,
     )
     force, log_norm, _, lse, _, shift, sums = ops.force_forward(*forward)
-    backward = (torch.randn_like(force), x, inverse[:1], log_norm, lse, shift, sums, 4, False, none, True, backend)
+    backward = (
+        torch.randn_like(force),
+        x,
+        inverse[:1],
+        log_norm,
+        lse,
+        shift,
+        sums,
+        4,
+        False,
+        none,
+        True,
+        backend,
+    )
     torch.library.opcheck(ops.force_backward.default, backward)
-    torch.library.opcheck(ops.distance_sums.default, (x, torch.rand(2, 9, device=device), 4, 1e-8, backend))
+    torch.library.opcheck(
+        ops.distance_sums.default, (x, torch.rand(2, 9, device=device), 4, 1e-8, backend)
+    )
     torch.library.opcheck(ops.distance_gradient.default, (torch.rand(2, device=device), x, backend))
 
 
@@ -289,7 +356,9 @@ def test_compile(backend, device):
         (lambda p, n, backend: fc.drift_loss(n, p, backend=backend)[0], {}),
     ):
         compiled = torch.compile(function, fullgraph=True)
-        values = [train(f, positive, negative, backend=backend, **options) for f in (function, compiled)]
+        values = [
+            train(f, positive, negative, backend=backend, **options) for f in (function, compiled)
+        ]
         for x, y in zip(*values, strict=True):
             assert (x is None) == (y is None)
             if x is not None:
@@ -318,5 +387,7 @@ def test_memory_of_a_large_set():
         run(256)
         print(run(4096))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 100e6, f"{int(done.stdout) / 1e6:.0f} MB"

@@ -8,11 +8,15 @@ from support import cases
 
 from fused_contrastive.backends import panels
 
-LOSSES = [case for case in cases.LOSSES if case.function != "dclw_loss"]  # its weights are constants of the inputs
+LOSSES = [
+    case for case in cases.LOSSES if case.function != "dclw_loss"
+]  # its weights are constants of the inputs
 
 
 def check(function, inputs, fast):
-    assert torch.autograd.gradcheck(function, inputs, fast_mode=fast, eps=1e-6, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(
+        function, inputs, fast_mode=fast, eps=1e-6, atol=1e-6, rtol=1e-5
+    )
 
 
 def loss_of(case, backend, inputs):
@@ -26,7 +30,9 @@ def test_loss(case, any_backend, device):
     skip_unless_served(any_backend, device, torch.float64)
     n, d = (3, 2) if is_interpreted(any_backend) else (5, 3)
     inputs = case.draw(n, d, device=device)
-    check(loss_of(case, any_backend, inputs), tuple(inputs.values()), fast=is_interpreted(any_backend))
+    check(
+        loss_of(case, any_backend, inputs), tuple(inputs.values()), fast=is_interpreted(any_backend)
+    )
 
 
 @pytest.mark.interpreter(case=("nt_xent", "info_nce-symmetric"))
@@ -50,7 +56,9 @@ def small_inputs(use, device) -> dict:
     if use.kind in ("other_key", "same_key"):
         named["key_a"] = torch.tensor([0, 0, 1, 1], device=device).expand(named["key_a"].shape)
         if not use.one_set:
-            named["key_b"] = torch.tensor([0, 1, 1] if use.self_offset is None else [1, 0, 1], device=device)
+            named["key_b"] = torch.tensor(
+                [0, 1, 1] if use.self_offset is None else [1, 0, 1], device=device
+            )
     if use.kind == "same_key" and use.self_offset is not None:
         named["key_a"] = torch.tensor([0, 0, 1, 1], device=device)
         named["key_b"] = torch.tensor([0, 1, 0], device=device)
@@ -69,7 +77,11 @@ def test_primitive(use, any_backend, device):
 
 
 @pytest.mark.interpreter(
-    use=("all-one-columns-bias-normalize", "not_pair-two-offset1-bias", "same_key-two-offset1-columns-bias")
+    use=(
+        "all-one-columns-bias-normalize",
+        "not_pair-two-offset1-bias",
+        "same_key-two-offset1-columns-bias",
+    )
 )
 @pytest.mark.parametrize("use", cases.USES, ids=str)
 def test_primitive_across_tiles(use, backend, device, monkeypatch):
@@ -83,7 +95,9 @@ def test_primitive_across_tiles(use, backend, device, monkeypatch):
     check(function, tuple(named[name] for name in names), fast=True)
 
 
-@pytest.mark.parametrize("needed", (("a",), ("b",), ("scale",), ("bias",), ("a", "scale"), ("b", "bias")), ids="-".join)
+@pytest.mark.parametrize(
+    "needed", (("a",), ("b",), ("scale",), ("bias",), ("a", "scale"), ("b", "bias")), ids="-".join
+)
 @pytest.mark.parametrize("columns", (False, True))
 def test_only_some_gradients(needed, columns, backend, device):
     """Whatever subset of a, b, scale and bias needs a gradient gets the same one."""
@@ -91,10 +105,14 @@ def test_only_some_gradients(needed, columns, backend, device):
     named = use.draw(9, 7, 4, device=device)
     _, function = outputs_of(use, backend, named)
     everything = list(named.values())
-    loss = sum((o * torch.arange(1, o.numel() + 1, device=device)).sum() for o in function(*everything))
+    loss = sum(
+        (o * torch.arange(1, o.numel() + 1, device=device)).sum() for o in function(*everything)
+    )
     full = dict(zip(named, torch.autograd.grad(loss, everything), strict=True))
     some = {name: x.detach().requires_grad_(name in needed) for name, x in named.items()}
-    loss = sum((o * torch.arange(1, o.numel() + 1, device=device)).sum() for o in use.apply(some, backend))
+    loss = sum(
+        (o * torch.arange(1, o.numel() + 1, device=device)).sum() for o in use.apply(some, backend)
+    )
     loss.backward()
     for name, x in some.items():
         if name in needed:
@@ -125,10 +143,20 @@ def test_negative_and_learned_scale(backend, device):
                 named["scale"] = torch.tensor(value, dtype=dtype, device=where, requires_grad=True)
                 use.apply(named, backend)[0].sum().backward()
                 expected = use.draw(6, 6, 3, device=device)
-                expected["scale"] = torch.tensor(value, dtype=torch.float64, device=device, requires_grad=True)
-                use.apply(expected, "reference")[0].sum().backward()
-                assert named["scale"].grad.dtype == dtype and named["scale"].grad.device.type == where.type
-                torch.testing.assert_close(
-                    named["scale"].grad.to(device, torch.float64), expected["scale"].grad, rtol=1e-6, atol=1e-7
+                expected["scale"] = torch.tensor(
+                    value, dtype=torch.float64, device=device, requires_grad=True
                 )
-                torch.testing.assert_close(named["a"].grad, expected["a"].grad, rtol=1e-6, atol=1e-7)
+                use.apply(expected, "reference")[0].sum().backward()
+                assert (
+                    named["scale"].grad.dtype == dtype
+                    and named["scale"].grad.device.type == where.type
+                )
+                torch.testing.assert_close(
+                    named["scale"].grad.to(device, torch.float64),
+                    expected["scale"].grad,
+                    rtol=1e-6,
+                    atol=1e-7,
+                )
+                torch.testing.assert_close(
+                    named["a"].grad, expected["a"].grad, rtol=1e-6, atol=1e-7
+                )

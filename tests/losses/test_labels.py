@@ -29,7 +29,11 @@ def call(backend, features, labels, temperature=0.3, **options):
 def draw(device, views=0, n=11, d=5, dtype=torch.float64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shape = (n, views, d) if views else (n, d)
-    return (0.7 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(device, dtype).requires_grad_()
+    return (
+        (0.7 * torch.randn(shape, generator=generator, dtype=torch.float64))
+        .to(device, dtype)
+        .requires_grad_()
+    )
 
 
 @pytest.mark.interpreter(kind=("labels-3",))
@@ -48,10 +52,16 @@ def test_against_the_oracle(positives, kind, mode, any_backend, device):
         assert loss.shape == (features.shape[:-1] if mode == "all" else features.shape[:1])
         g = cases.positive_weights(loss.shape, 0)
         loss.backward(g.to(device))
-        expected, grads = label_oracle.sup_con(features, temperature, oracle.array(g), labels, **options)
+        expected, grads = label_oracle.sup_con(
+            features, temperature, oracle.array(g), labels, **options
+        )
         np.testing.assert_allclose(oracle.array(loss), expected, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(oracle.array(features.grad), grads["features"], rtol=1e-8, atol=1e-12)
-        np.testing.assert_allclose(oracle.array(temperature.grad), grads["temperature"], rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(
+            oracle.array(features.grad), grads["features"], rtol=1e-8, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            oracle.array(temperature.grad), grads["temperature"], rtol=1e-8, atol=1e-12
+        )
 
 
 def double_loop(z, label, temperature, positives):
@@ -82,14 +92,18 @@ def test_double_loop(positives, any_backend, device):
     np.testing.assert_allclose(oracle.array(loss), expected, rtol=1e-10)
     mean = call(any_backend, features, LABELS.to(device), positives=positives)
     count = terms if positives == "pairs" else len(LABELS)
-    assert math.isclose(mean.item(), expected.sum() / count, rel_tol=1e-10) or math.isinf(expected.sum())
+    assert math.isclose(mean.item(), expected.sum() / count, rel_tol=1e-10) or math.isinf(
+        expected.sum()
+    )
     if any_backend == "eager" and positives != "in":
         z, h, index = oracle.array(features), 1e-6, (3, 2)
         _, grads = label_oracle.sup_con(z, 0.3, np.ones(len(z)), LABELS, positives)
         steps = [double_loop(z + s * h * (np.arange(z.size).reshape(z.shape) == 17), LABELS.tolist(), 0.3, positives)[0]
                  for s in (1, -1)]  # fmt: skip
         assert np.ravel_multi_index(index, z.shape) == 17
-        assert math.isclose(grads["features"][index], (steps[0] - steps[1]).sum() / (2 * h), rel_tol=1e-6)
+        assert math.isclose(
+            grads["features"][index], (steps[0] - steps[1]).sum() / (2 * h), rel_tol=1e-6
+        )
 
 
 @above_the_kernels
@@ -98,7 +112,9 @@ def test_two_views_without_labels_are_nt_xent(backend, device):
     features = draw(device, 2)
     z1, z2 = features.unbind(1)
     expected = fc.nt_xent_loss(z1, z2, 0.3, reduction="none", backend=backend)
-    for positives, labels in ((p, x) for p in FORMS for x in (None, torch.arange(len(features), device=device))):
+    for positives, labels in (
+        (p, x) for p in FORMS for x in (None, torch.arange(len(features), device=device))
+    ):
         if positives != "pairs" or labels is None:
             loss = call(backend, features, labels, positives=positives, reduction="none")
             torch.testing.assert_close(loss, expected.view(2, -1).T)
@@ -116,7 +132,9 @@ def test_any_labels(dtype, backend, device):
     expected = call(backend, features, LABELS.to(device), reduction="none")
     torch.testing.assert_close(call(backend, features, labels, reduction="none"), expected)
     order = torch.randperm(len(LABELS), generator=torch.Generator().manual_seed(1)).to(device)
-    torch.testing.assert_close(call(backend, features[order], labels[order], reduction="none"), expected[order])
+    torch.testing.assert_close(
+        call(backend, features[order], labels[order], reduction="none"), expected[order]
+    )
 
 
 @above_the_kernels
@@ -127,7 +145,9 @@ def test_one_class_and_none_shared(backend, device):
     for positives in ("out", "in"):
         for labels, form in itertools.product((same, alone), (positives,)):
             found = call(backend, features, labels, positives=form, reduction="none")
-            torch.testing.assert_close(found, call("eager", features, labels, positives=form, reduction="none"))
+            torch.testing.assert_close(
+                found, call("eager", features, labels, positives=form, reduction="none")
+            )
     assert (call(backend, features, same, positives="in", reduction="none") == 0).all()
     assert (call(backend, features, alone, reduction="none") == 0).all()
     assert call(backend, features, alone, positives="in", reduction="none").isposinf().all()
@@ -144,7 +164,9 @@ def test_rows_without_positives(positives, any_backend, device):
     unmatched = loss[~matched]
     assert len(unmatched) == 2 and (unmatched == (math.inf if positives == "in" else 0)).all()
     assert all((x == 0).all() for x in torch.autograd.grad(unmatched.sum(), features))
-    skipped = call(any_backend, features, labels, positives=positives, skip_unmatched=True, reduction="none")
+    skipped = call(
+        any_backend, features, labels, positives=positives, skip_unmatched=True, reduction="none"
+    )
     torch.testing.assert_close(skipped, loss.masked_fill(~matched, 0.0))
     mean = call(any_backend, features, labels, positives=positives, skip_unmatched=True)
     terms = 4 * 3 + 2 + 3 * 2 if positives == "pairs" else 9
@@ -168,15 +190,25 @@ def test_weights_of_samples(positives, views, any_backend, device):
     torch.testing.assert_close(loss, wide * plain)
     mean = call(any_backend, features, labels, weights=weights, **options)
     size = (labels[:, None] == labels).sum(1)
-    count = (max(views, 1) * size - 1).double()[:, None].expand(-1, max(views, 1)).reshape(loss.shape)
-    terms = count if positives == "pairs" else (count > 0).double() if options["skip_unmatched"] else 1.0
+    count = (
+        (max(views, 1) * size - 1).double()[:, None].expand(-1, max(views, 1)).reshape(loss.shape)
+    )
+    terms = (
+        count
+        if positives == "pairs"
+        else (count > 0).double()
+        if options["skip_unmatched"]
+        else 1.0
+    )
     torch.testing.assert_close(mean, loss.sum() / (wide * terms).sum())
     if positives == "in" and views == 0:
         weights = torch.where(size > 1, 1.0, 0.0)
         loss = call(any_backend, features, labels, weights=weights, positives="in", reduction="sum")
         assert loss.isfinite(), "a weight of 0 leaves a row out"
     flat = torch.rand(len(labels), dtype=torch.float64, device=device, requires_grad=True)
-    call(any_backend, features, labels, weights=flat, skip_unmatched=True, positives=positives).backward()
+    call(
+        any_backend, features, labels, weights=flat, skip_unmatched=True, positives=positives
+    ).backward()
     assert flat.grad.isfinite().all() and flat.grad.any()
 
 
@@ -187,20 +219,32 @@ def test_positive_weights(views, mode, any_backend, device):
     """Any non-negative matrix of any dtype, gradients included; a heavy diagonal drowns nothing; of labels' equality it is labels."""
     generator = torch.Generator().manual_seed(2)
     n = len(LABELS)
-    matrix = torch.rand(n, n, generator=generator, dtype=torch.float64) * (torch.rand(n, n, generator=generator) < 0.4)
+    matrix = torch.rand(n, n, generator=generator, dtype=torch.float64) * (
+        torch.rand(n, n, generator=generator) < 0.4
+    )
     matrix[3] = 0
     matrix[5, 5] = 1e9 if views < 2 else 3.0
     features = draw(device, views)
     temperature = torch.tensor(0.3, dtype=torch.float64, device=device, requires_grad=True)
     leaf = matrix.to(device).requires_grad_()
-    loss = call(any_backend, features, None, temperature, positive_weights=leaf, contrast_mode=mode, reduction="none")
+    loss = call(
+        any_backend,
+        features,
+        None,
+        temperature,
+        positive_weights=leaf,
+        contrast_mode=mode,
+        reduction="none",
+    )
     g = cases.positive_weights(loss.shape, 0)
     loss.backward(g.to(device))
     expected, grads = label_oracle.sup_con(
         features, temperature, oracle.array(g), positive_weights=matrix, contrast_mode=mode
     )
     np.testing.assert_allclose(oracle.array(loss), expected, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(oracle.array(features.grad), grads["features"], rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(
+        oracle.array(features.grad), grads["features"], rtol=1e-8, atol=1e-12
+    )
     np.testing.assert_allclose(oracle.array(temperature.grad), grads["temperature"], rtol=1e-8)
     dense = matrix.to(device).requires_grad_()
     options = {"positive_weights": dense, "contrast_mode": mode, "reduction": "none"}
@@ -215,7 +259,8 @@ def test_positive_weights(views, mode, any_backend, device):
 
 
 @pytest.mark.parametrize(
-    "form", ("out-labels-0", "in-labels-2", "pairs-labels-0", "out-none-2", "out-none-3", "in-none-4")
+    "form",
+    ("out-labels-0", "in-labels-2", "pairs-labels-0", "out-none-2", "out-none-3", "in-none-4"),
 )
 @above_the_kernels
 def test_metrics(form, any_backend, device):
@@ -227,8 +272,12 @@ def test_metrics(form, any_backend, device):
         if views != "0":  # views of a sample near one another
             features = (features + draw(device, seed=4).unsqueeze(1)).detach().requires_grad_()
         options = {"positives": positives, "contrast_mode": mode, "normalize": normalize}
-        loss, metrics = call(any_backend, features, labels, metrics=True, skip_unmatched=True, **options)
-        torch.testing.assert_close(loss, call(any_backend, features, labels, skip_unmatched=True, **options))
+        loss, metrics = call(
+            any_backend, features, labels, metrics=True, skip_unmatched=True, **options
+        )
+        torch.testing.assert_close(
+            loss, call(any_backend, features, labels, skip_unmatched=True, **options)
+        )
         assert loss.requires_grad and not any(m.requires_grad for m in metrics.values())
         accuracy, similarity = label_oracle.metrics(features, labels, 0.3, mode, normalize)
         assert 0 < accuracy < 1, "the case must have hits and misses"
@@ -236,7 +285,9 @@ def test_metrics(form, any_backend, device):
         assert math.isclose(metrics["positive_similarity"].item(), similarity, rel_tol=1e-6)
         half = torch.where(torch.arange(len(features)) < 6, 1.0, 0.0).to(device)
         weighted, expected = (
-            call(name, features, labels, metrics=True, weights=half, skip_unmatched=True, **options)[1]
+            call(
+                name, features, labels, metrics=True, weights=half, skip_unmatched=True, **options
+            )[1]
             for name in (any_backend, "eager")
         )
         torch.testing.assert_close(weighted, expected)
@@ -275,7 +326,11 @@ def test_collapsed_classes(dtype, spread, size, backend, device):
             features = drawn.to(device).requires_grad_()
             learned = temperature.to(device).requires_grad_()
             out = fc.sup_con_loss(
-                features, labels, learned, reduction="none", backend="eager" if name == "reference" else name
+                features,
+                labels,
+                learned,
+                reduction="none",
+                backend="eager" if name == "reference" else name,
             )
             out.backward(g.to(out))
             pairs = {"loss": (out, loss), "features": (features.grad, grads["features"]),
@@ -333,18 +388,44 @@ WRONG = (
     ({"weights": torch.ones(3)}, ValueError, r"weights must have shape \(4,\)"),
     ({"weights": torch.ones(4, dtype=torch.int64)}, TypeError, "weights must be a floating-point"),
     ({"weights": torch.ones(4, device="meta")}, ValueError, "weights must be on"),
-    ({"positive_weights": torch.ones(4, 4)}, ValueError, "labels must be None where positive_weights"),
-    ({"labels": None, "positive_weights": torch.ones(4)}, ValueError, r"positive_weights must have shape \(4, 4\)"),
-    ({"labels": None, "positive_weights": Z.tolist()}, TypeError, "positive_weights must be a real tensor"),
-    ({"labels": None, "positive_weights": torch.ones(4, 4, device="meta")}, ValueError, "positive_weights must be on"),
-    ({"labels": None, "positive_weights": torch.ones(4, 4), "positives": "in"}, ValueError, "need positives='out'"),
-    ({"labels": None, "positive_weights": torch.ones(4, 4), "metrics": True}, ValueError, "metrics=True needs labels"),
+    (
+        {"positive_weights": torch.ones(4, 4)},
+        ValueError,
+        "labels must be None where positive_weights",
+    ),
+    (
+        {"labels": None, "positive_weights": torch.ones(4)},
+        ValueError,
+        r"positive_weights must have shape \(4, 4\)",
+    ),
+    (
+        {"labels": None, "positive_weights": Z.tolist()},
+        TypeError,
+        "positive_weights must be a real tensor",
+    ),
+    (
+        {"labels": None, "positive_weights": torch.ones(4, 4, device="meta")},
+        ValueError,
+        "positive_weights must be on",
+    ),
+    (
+        {"labels": None, "positive_weights": torch.ones(4, 4), "positives": "in"},
+        ValueError,
+        "need positives='out'",
+    ),
+    (
+        {"labels": None, "positive_weights": torch.ones(4, 4), "metrics": True},
+        ValueError,
+        "metrics=True needs labels",
+    ),
     ({"backend": "gpu"}, ValueError, "backend must be one of"),
 )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"), WRONG, ids=lambda v: str(list(v)) if isinstance(v, dict) else ""
+    ("arguments", "error", "message"),
+    WRONG,
+    ids=lambda v: str(list(v)) if isinstance(v, dict) else "",
 )
 def test_wrong_arguments(arguments, error, message):
     with pytest.raises(error, match=message):

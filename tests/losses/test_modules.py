@@ -26,7 +26,14 @@ PAIRS = {
     "MultipleNegativesRankingLoss": "multiple_negatives_ranking_loss",
     "DistillClipLoss": "distill_clip_loss",
 }
-WITH_TEMPERATURE = ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss", "MultipleNegativesRankingLoss")
+WITH_TEMPERATURE = (
+    "NTXentLoss",
+    "InfoNCELoss",
+    "SupConLoss",
+    "DCLLoss",
+    "DCLWLoss",
+    "MultipleNegativesRankingLoss",
+)
 OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
 """Arguments of the constructor when learned, else of forward."""
 PER_CALL = {"keys", "weights", "bias", "positive_weights"}
@@ -39,7 +46,11 @@ def arguments(name, device="cpu"):
     first, second = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
     if name == "SupConLoss":
         return first, torch.tensor([0, 1, 0, 2, 1, 0], device=device)
-    more = {"ClipLoss": (2.0,), "SigLipLoss": (2.0, -1.0), "DistillClipLoss": (2.0, second, first, 3.0)}
+    more = {
+        "ClipLoss": (2.0,),
+        "SigLipLoss": (2.0, -1.0),
+        "DistillClipLoss": (2.0, second, first, 3.0),
+    }
     return (first, second, *more.get(name, ()))
 
 
@@ -87,7 +98,14 @@ def test_options_reach_the_function(backend, device):
     )
     loss, metrics = module(query, key, negatives)
     expected, wanted = reference.info_nce_loss(
-        query, key, negatives, 0.3, negative_mode="paired", normalize=False, reduction="sum", metrics=True
+        query,
+        key,
+        negatives,
+        0.3,
+        negative_mode="paired",
+        normalize=False,
+        reduction="sum",
+        metrics=True,
     )
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics, wanted)
@@ -97,7 +115,9 @@ def test_options_reach_the_function(backend, device):
         reference.nt_xent_loss(z1, z2, 0.7, normalize=False),
     )
     target = torch.tensor([1, 0, 3, 2, 5, 4], device=device)
-    torch.testing.assert_close(fc.NPairsLoss(backend=backend)(z1, z2, target), reference.n_pairs_loss(z1, z2, target))
+    torch.testing.assert_close(
+        fc.NPairsLoss(backend=backend)(z1, z2, target), reference.n_pairs_loss(z1, z2, target)
+    )
     labels, weights = arguments("SupConLoss", device)[1], torch.linspace(0.5, 1, 6, device=device)
     views = torch.stack([z1, z2], 1)
     options = {
@@ -108,7 +128,9 @@ def test_options_reach_the_function(backend, device):
         "reduction": "sum",
     }
     torch.testing.assert_close(
-        fc.SupConLoss(0.3, **options, metrics=True, backend=backend)(views, labels, weights=weights),
+        fc.SupConLoss(0.3, **options, metrics=True, backend=backend)(
+            views, labels, weights=weights
+        ),
         reference.sup_con_loss(views, labels, 0.3, **options, weights=weights, metrics=True),
     )
     torch.testing.assert_close(
@@ -135,7 +157,9 @@ def test_learnable_temperature(name, backend, device):
     assert math.isclose(module.temperature.item(), 0.2, rel_tol=1e-6)
     module(*arguments(name, device)).backward()
     temperature = torch.tensor(0.2, device=device, requires_grad=True)
-    getattr(fc, PAIRS[name])(*arguments(name, device), temperature=temperature, backend=backend).backward()
+    getattr(fc, PAIRS[name])(
+        *arguments(name, device), temperature=temperature, backend=backend
+    ).backward()
     torch.testing.assert_close(module.log_temperature.grad, 0.2 * temperature.grad)
     assert module.log_temperature.grad != 0
     before = module(*arguments(name, device)).item()
@@ -165,7 +189,11 @@ def copies(module):
     saved = io.BytesIO()
     torch.save(module, saved)
     saved.seek(0)
-    return copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(saved, weights_only=False)
+    return (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(saved, weights_only=False),
+    )
 
 
 @pytest.mark.parametrize("name", (*WITH_TEMPERATURE, "ClipLoss"))
@@ -198,7 +226,9 @@ def test_repr_shows_the_options(name):
     )
 
 
-@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    "dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str
+)
 def test_number_and_tensor_temperatures_agree(dtype, backend, device):
     """A number, a 0-d tensor here, and a 0-d tensor on the CPU; of any float dtype, which the gradient keeps."""
     z1, z2 = arguments("NTXentLoss", device)
@@ -211,10 +241,14 @@ def test_number_and_tensor_temperatures_agree(dtype, backend, device):
         assert temperature.grad.dtype == dtype and temperature.grad.device.type == where.type
         truth = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
         reference.nt_xent_loss(z1.cpu().double(), z2.cpu().double(), truth).backward()
-        in_float32 = {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float64 else {}  # as the embeddings are
+        in_float32 = (
+            {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float64 else {}
+        )  # as the embeddings are
         torch.testing.assert_close(temperature.grad.cpu(), truth.grad.to(dtype), **in_float32)
     scale = torch.tensor(4.0, dtype=dtype, requires_grad=True)
-    torch.testing.assert_close(fc.clip_loss(z1, z2, scale, backend=backend), fc.clip_loss(z1, z2, 4.0, backend=backend))
+    torch.testing.assert_close(
+        fc.clip_loss(z1, z2, scale, backend=backend), fc.clip_loss(z1, z2, 4.0, backend=backend)
+    )
 
 
 def test_numpy_numbers_lose_nothing(device):
@@ -224,7 +258,9 @@ def test_numpy_numbers_lose_nothing(device):
     assert torch.equal(fc.nt_xent_loss(z1, z2, number), fc.nt_xent_loss(z1, z2, float(number)))
 
 
-@pytest.mark.parametrize("number", (2, np.float64(2), np.float32(2), np.int64(2)), ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "number", (2, np.float64(2), np.float32(2), np.int64(2)), ids=lambda x: type(x).__name__
+)
 def test_any_real_number(number, device):
     z1, z2 = arguments("NTXentLoss", device)
     assert torch.equal(fc.nt_xent_loss(z1, z2, number), fc.nt_xent_loss(z1, z2, 2.0))
@@ -235,7 +271,8 @@ def test_any_real_number(number, device):
 def test_train_and_eval_agree(backend, device):
     module = fc.NTXentLoss(backend=backend)
     assert torch.equal(
-        module.train()(*arguments("NTXentLoss", device)), module.eval()(*arguments("NTXentLoss", device))
+        module.train()(*arguments("NTXentLoss", device)),
+        module.eval()(*arguments("NTXentLoss", device)),
     )
 
 
@@ -269,7 +306,10 @@ def test_siglip_learns_its_scale_and_bias(device):
     torch.testing.assert_close(loss, fc.siglip_loss(image, text, 10.0, -10.0))
     loss.backward()
     assert module.log_logit_scale.grad != 0 and module.logit_bias.grad != 0
-    for given, missing in (({"logit_scale": 14.0}, "logit_bias"), ({"logit_bias": 1.0}, "logit_scale")):
+    for given, missing in (
+        ({"logit_scale": 14.0}, "logit_bias"),
+        ({"logit_bias": 1.0}, "logit_scale"),
+    ):
         with pytest.raises(ValueError, match=f"{missing} must be given"):
             fc.SigLipLoss(**given, learnable=True)
         with pytest.raises(ValueError, match="must be given exactly when learnable=True"):

@@ -37,14 +37,19 @@ def test_error_when_converged(case, temperature, backend, device):
     n, d = small_size(backend)
     settings = {"spread": 0.3, "temperature": temperature}
     ours, eager = (
-        [cases.loss_errors(case.name, label, n, d, torch.float32, device, seed, **settings) for seed in MORE_SEEDS]
+        [
+            cases.loss_errors(case.name, label, n, d, torch.float32, device, seed, **settings)
+            for seed in MORE_SEEDS
+        ]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, torch.float32)
 
 
 @pytest.mark.interpreter(case=())
-@pytest.mark.parametrize("case", [c for c in cases.OPTIONS if not c.constant_parts], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in cases.OPTIONS if not c.constant_parts], ids=lambda c: c.name
+)
 def test_gradcheck(case, any_backend, device):
     """Every element of every argument, weights and biases included (less those whose gradient is not the loss's own)."""
     skip_unless_served(any_backend, device, torch.float64)
@@ -68,7 +73,9 @@ def test_small(case, n, any_backend, device):
     np.testing.assert_allclose(oracle.array(loss), expected, rtol=1e-9, atol=1e-12)
     loss.sum().backward()
     for name, x in inputs.items():
-        np.testing.assert_allclose(oracle.array(x.grad), truth[name], rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            oracle.array(x.grad), truth[name], rtol=1e-9, atol=1e-12, err_msg=name
+        )
 
 
 @pytest.mark.interpreter(case=())
@@ -111,7 +118,9 @@ def test_memory(case):
     assert linear < n * n / 3
 
 
-@pytest.mark.parametrize("name", ("nt_xent", "info_nce", "info_nce-symmetric", "info_nce-queue", "clip", "n_pairs"))
+@pytest.mark.parametrize(
+    "name", ("nt_xent", "info_nce", "info_nce-symmetric", "info_nce-queue", "clip", "n_pairs")
+)
 @pytest.mark.parametrize("options", ({}, {"keys": torch.arange(8) // 2}), ids=("plain", "keys"))
 def test_one_op_each_way(name, options):
     """Without options, and with keys among a batch, nothing but a forward and a backward op."""

@@ -76,7 +76,8 @@ def test_flags(name, flags):
 
 
 @pytest.mark.parametrize(
-    "module", ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "MultipleNegativesRankingLoss")
+    "module",
+    ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "MultipleNegativesRankingLoss"),
 )
 def test_errors_of_constructors(module):
     """Options are checked when the module is made."""
@@ -87,7 +88,11 @@ def test_errors_of_constructors(module):
 
 @pytest.mark.parametrize(
     ("negatives", "mode", "shape"),
-    ((torch.randn(5, 3), "unpaired", 9), (torch.randn(5, 3), "in_batch", 9), (torch.randn(4, 5, 3), "paired", [4, 6])),
+    (
+        (torch.randn(5, 3), "unpaired", 9),
+        (torch.randn(5, 3), "in_batch", 9),
+        (torch.randn(4, 5, 3), "paired", [4, 6]),
+    ),
 )
 def test_shapes_with_negatives(negatives, mode, shape):
     """Keys and biases have one entry for each pair and each negative."""
@@ -107,7 +112,10 @@ def test_shapes_with_negatives(negatives, mode, shape):
         ({"directions": ("query_to_query",)}, "directions must"),
         ({"directions": ("query_to_doc", "doc")}, "directions must"),
         ({"partition": "each"}, "partition must be one of"),
-        ({"partition": "per_direction", "directions": losses.ranking.DIRECTIONS}, "partition='per_direction' needs"),
+        (
+            {"partition": "per_direction", "directions": losses.ranking.DIRECTIONS},
+            "partition='per_direction' needs",
+        ),
         ({"hardness_mode": None}, "hardness_mode must be one of"),
         ({"negative_keys": torch.randn(4, 3)}, "negative_keys must have 3 dimensions"),
         ({"negative_keys": torch.randn(3, 2, 3)}, r"negative_keys must have shape \[4, H, 3\]"),
@@ -123,7 +131,11 @@ def test_errors_of_ranking(options, message):
     (
         ((Z, Z, 1.0, Z, Z[:3], 1.0), ValueError, "teacher_text_features must have the shape"),
         ((Z, Z, 1.0, Z[:3], Z[:3], 1.0), ValueError, "teacher_image_features must have 4 rows"),
-        ((Z, Z, 1.0, Z.double(), Z.double(), 1.0), TypeError, "teacher_image_features must have the dtype"),
+        (
+            (Z, Z, 1.0, Z.double(), Z.double(), 1.0),
+            TypeError,
+            "teacher_image_features must have the dtype",
+        ),
         ((Z, Z, "1", Z, Z, 1.0), TypeError, "logit_scale must be a number"),
         ((Z, Z, 1.0, Z, Z, math.inf), ValueError, "teacher_logit_scale must be finite"),
     ),

@@ -21,7 +21,9 @@ def test_keys(name, any_backend, device):
         found = call(name, first, second, any_backend, reduction="none", keys=keys.to(device))
         torch.testing.assert_close(found, plain)
     small = torch.arange(9, dtype=torch.uint8, device=device)
-    torch.testing.assert_close(call(name, first, second, any_backend, reduction="none", keys=small), plain)
+    torch.testing.assert_close(
+        call(name, first, second, any_backend, reduction="none", keys=small), plain
+    )
     loss = call(name, first, second, any_backend, keys=torch.full((9,), 3, device=device))
     loss.backward()
     assert loss == 0 and (first.grad == 0).all() and (second.grad == 0).all()
@@ -42,19 +44,25 @@ def test_weights(name, backend, device):
         found = call(name, first, second, backend, reduction=reduction, weights=weights)
         torch.testing.assert_close(found, expected)
         (gradient,) = torch.autograd.grad(found.sum(), weights, retain_graph=True)
-        torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), weights, retain_graph=True)[0])
+        torch.testing.assert_close(
+            gradient, torch.autograd.grad(expected.sum(), weights, retain_graph=True)[0]
+        )
     constant = call(name, first, second, backend, weights=weights.detach().float())
     torch.testing.assert_close(constant, call(name, first, second, backend, weights=weights))
 
 
-@pytest.mark.parametrize("options", ({}, {"label_smoothing": 0.2, "margin": 0.1}), ids=("plain", "smooth"))
+@pytest.mark.parametrize(
+    "options", ({}, {"label_smoothing": 0.2, "margin": 0.1}), ids=("plain", "smooth")
+)
 @pytest.mark.parametrize("name", WITH_BIAS)
 def test_padding(name, options, any_backend, device):
     """Biases of -inf and weights of 0 at padded pairs: value and gradients of the batch without them, 0 at the padding."""
     first, second = pair(device=device)
     bias = torch.zeros(9, dtype=torch.float64, device=device)
     bias[6:] = -math.inf
-    loss = call(name, first, second, any_backend, bias=bias, weights=bias.isfinite().double(), **options)
+    loss = call(
+        name, first, second, any_backend, bias=bias, weights=bias.isfinite().double(), **options
+    )
     loss.backward()
     short = [x.detach()[:6].requires_grad_() for x in (first, second)]
     expected = call(name, *short, any_backend, **options)
@@ -74,7 +82,9 @@ def test_bias(name, backend, device):
     first, second = pair(device=device)
     plain = call(name, first, second, backend, reduction="none")
     bias = torch.full((9,), 2.5, dtype=torch.float64, device=device)
-    torch.testing.assert_close(call(name, first, second, backend, reduction="none", bias=bias), plain)
+    torch.testing.assert_close(
+        call(name, first, second, backend, reduction="none", bias=bias), plain
+    )
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(9, generator=generator, dtype=torch.float64).to(device)
     torch.testing.assert_close(
@@ -99,17 +109,25 @@ def test_bias_counts_a_column(backend, device):
 def test_biases_of_either_set(any_backend, device):
     """clip: a text's bias where texts are the candidates, an image's where images are."""
     image, text = pair(device=device)
-    of_image, of_text = (torch.randn(9, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
-    found = fc.clip_loss(image, text, 3.0, bias=(of_image, of_text), reduction="none", backend=any_backend)
+    of_image, of_text = (
+        torch.randn(9, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
+    )
+    found = fc.clip_loss(
+        image, text, 3.0, bias=(of_image, of_text), reduction="none", backend=any_backend
+    )
     s, target = 3 * image @ text.T, torch.arange(9, device=device)
-    directions = (F.cross_entropy(m, target, reduction="none") for m in (s + of_text, s.T + of_image))
+    directions = (
+        F.cross_entropy(m, target, reduction="none") for m in (s + of_text, s.T + of_image)
+    )
     expected = sum(directions) / 2
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad(expected.sum(), (of_image, of_text), retain_graph=True)
     for x, y in zip(torch.autograd.grad(found.sum(), (of_image, of_text)), wanted, strict=True):
         torch.testing.assert_close(x, y)
     found = fc.clip_loss(image, text, 3.0, bias=(None, of_text), backend=any_backend)
-    torch.testing.assert_close(found, (F.cross_entropy(s + of_text, target) + F.cross_entropy(s.T, target)) / 2)
+    torch.testing.assert_close(
+        found, (F.cross_entropy(s + of_text, target) + F.cross_entropy(s.T, target)) / 2
+    )
 
 
 def test_label_smoothing_is_that_of_cross_entropy(any_backend, device):
@@ -120,7 +138,9 @@ def test_label_smoothing_is_that_of_cross_entropy(any_backend, device):
         expected = F.cross_entropy(logits, target, label_smoothing=epsilon)
         found = fc.info_nce_loss(query, key, label_smoothing=epsilon, backend=any_backend)
         torch.testing.assert_close(found, expected)
-        for x, y in zip(*(torch.autograd.grad(loss, (query, key)) for loss in (found, expected)), strict=True):
+        for x, y in zip(
+            *(torch.autograd.grad(loss, (query, key)) for loss in (found, expected)), strict=True
+        ):
             torch.testing.assert_close(x, y)
 
 
@@ -134,7 +154,9 @@ def test_label_smoothing_beside_a_large_class(backend, device):
     exact = [x.detach().double() for x in (z1, z2)]
     options = {"keys": keys, "label_smoothing": 1.0, "reduction": "none"}
     found = fc.nt_xent_loss(z1, z2, backend=backend, **options)
-    torch.testing.assert_close(found.double(), fc.nt_xent_loss(*exact, **options), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        found.double(), fc.nt_xent_loss(*exact, **options), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_margin(any_backend, device):
@@ -143,7 +165,9 @@ def test_margin(any_backend, device):
     s = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T
     target = torch.arange(9, device=device)
     expected = F.cross_entropy((s - 0.3 * torch.eye(9, device=device)) / 0.1, target)
-    torch.testing.assert_close(fc.info_nce_loss(query, key, margin=0.3, backend=any_backend), expected)
+    torch.testing.assert_close(
+        fc.info_nce_loss(query, key, margin=0.3, backend=any_backend), expected
+    )
 
 
 def test_hardness(any_backend, device):
@@ -157,7 +181,9 @@ def test_hardness(any_backend, device):
     expected = (((weight * e).sum(1)).log() - s.diagonal() / temperature).mean()
     torch.testing.assert_close(found, expected)
     leaves = (query, key, temperature)
-    for x, y in zip(*(torch.autograd.grad(loss, leaves) for loss in (found, expected)), strict=True):
+    for x, y in zip(
+        *(torch.autograd.grad(loss, leaves) for loss in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(x, y)
 
 
@@ -168,7 +194,9 @@ def test_exported_hardness():
     for m in (torch.export.export(model, (x,)).module(), model):
         parameters = [p for _, p in sorted(m.named_parameters())]
         first = torch.autograd.grad(m(x), parameters, create_graph=True)
-        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)])
+        results.append(
+            [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)]
+        )
     torch.testing.assert_close(*results)
 
 
@@ -191,9 +219,13 @@ def test_tau_plus_is_the_debiased_loss(tau_plus, any_backend, device):
     bound = N * math.exp(-1 / temperature)
     assert tau_plus == 0.01 or ((estimate > bound).any() and (estimate < bound).any())
     expected = -(positive / (positive + estimate.clamp(min=bound))).log()
-    found = fc.nt_xent_loss(z1, z2, temperature, tau_plus=tau_plus, reduction="none", backend=any_backend)
+    found = fc.nt_xent_loss(
+        z1, z2, temperature, tau_plus=tau_plus, reduction="none", backend=any_backend
+    )
     torch.testing.assert_close(found, expected)
-    for x, y in zip(*(torch.autograd.grad(loss.sum(), (z1, z2)) for loss in (found, expected)), strict=True):
+    for x, y in zip(
+        *(torch.autograd.grad(loss.sum(), (z1, z2)) for loss in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(x, y)
 
 
@@ -213,7 +245,9 @@ def test_in_batch_and_shared_negatives(any_backend, device):
     query, key = pair(device=device)
     negatives = pair(4, device=device, seed=1)[0]
     columns = F.normalize(torch.cat([key, negatives]), dim=1)
-    expected = F.cross_entropy(F.normalize(query, dim=1) @ columns.T / 0.1, torch.arange(9, device=device))
+    expected = F.cross_entropy(
+        F.normalize(query, dim=1) @ columns.T / 0.1, torch.arange(9, device=device)
+    )
     found = fc.info_nce_loss(query, key, negatives, negative_mode="in_batch", backend=any_backend)
     torch.testing.assert_close(found, expected)
     none = negatives[:0]
@@ -226,7 +260,8 @@ def test_ranking_is_info_nce(backend, device):
     query, key = pair(device=device)
     loss = fc.multiple_negatives_ranking_loss
     torch.testing.assert_close(
-        loss(query, key, temperature=0.1, backend=backend), fc.info_nce_loss(query, key, backend=backend)
+        loss(query, key, temperature=0.1, backend=backend),
+        fc.info_nce_loss(query, key, backend=backend),
     )
     both = {"directions": ("query_to_doc", "doc_to_query"), "partition": "per_direction"}
     torch.testing.assert_close(
@@ -250,7 +285,9 @@ def test_distillation_of_itself(backend, device):
         s = (2 * a @ b.T).detach().double()
         entropy = sum(-(t.softmax(1) * t.log_softmax(1)).sum(1).mean() for t in (s, s.T)) / 2
         rounding = torch.finfo(dtype).eps
-        torch.testing.assert_close(loss.double(), entropy, rtol=20 * rounding, atol=4 * rounding * s.abs().max().item())
+        torch.testing.assert_close(
+            loss.double(), entropy, rtol=20 * rounding, atol=4 * rounding * s.abs().max().item()
+        )
         assert a.grad.abs().max() < 4 * rounding and b.grad.abs().max() < 4 * rounding
 
 
@@ -267,7 +304,9 @@ def test_distillation_when_both_have_converged(reduction, backend, device):
     for dtype, name in ((torch.float32, backend), (torch.float64, "eager")):
         image, text, *teacher = (z.detach().to(device, dtype) for z in (a, b, x, y))
         image.requires_grad_()
-        loss = fc.distill_clip_loss(image, text, 60.0, *teacher, 60.0, reduction=reduction, backend=name)
+        loss = fc.distill_clip_loss(
+            image, text, 60.0, *teacher, 60.0, reduction=reduction, backend=name
+        )
         loss.sum().backward()
         found.append((loss.detach().double(), image.grad.double()))
     for ours, exact in zip(*found, strict=True):
@@ -295,7 +334,10 @@ def test_distillation_teaches_nothing_to_the_teacher(any_backend, device):
 def test_modules_pass_everything_on(device):
     """Options from the constructor, tensors from forward."""
     first, second = pair(device=device)
-    keys, weights = torch.arange(9, device=device) % 4, torch.rand(9, dtype=torch.float64, device=device)
+    keys, weights = (
+        torch.arange(9, device=device) % 4,
+        torch.rand(9, dtype=torch.float64, device=device),
+    )
     bias = torch.randn(9, dtype=torch.float64, device=device)
     smooth = {"label_smoothing": 0.1, "margin": 0.2}
     tensors = {"keys": keys, "weights": weights, "bias": bias}
@@ -306,14 +348,26 @@ def test_modules_pass_everything_on(device):
         (fc.NPairsLoss, "n_pairs_loss", smooth, ()),
     ):
         found = module(**options)(first, second, *scale, **tensors)
-        torch.testing.assert_close(found, getattr(reference, name)(first, second, *scale, **tensors, **options))
+        torch.testing.assert_close(
+            found, getattr(reference, name)(first, second, *scale, **tensors, **options)
+        )
     hard = torch.randn(9, 2, 5, dtype=torch.float64, device=device)
-    options = {"directions": losses.ranking.DIRECTIONS, "hardness": 2.0, "hardness_mode": "hard_negatives"}
-    found = fc.MultipleNegativesRankingLoss(0.3, **options)(first, second, hard, keys=keys, weights=weights)
+    options = {
+        "directions": losses.ranking.DIRECTIONS,
+        "hardness": 2.0,
+        "hardness_mode": "hard_negatives",
+    }
+    found = fc.MultipleNegativesRankingLoss(0.3, **options)(
+        first, second, hard, keys=keys, weights=weights
+    )
     expected = reference.multiple_negatives_ranking_loss(
         first, second, hard, 0.3, keys=keys, weights=weights, **options
     )
     torch.testing.assert_close(found, expected)
-    found = fc.DistillClipLoss(reduction="sum")(first, second, 2.0, second, first, 3.0, weights=weights)
-    expected = reference.distill_clip_loss(first, second, 2.0, second, first, 3.0, weights=weights, reduction="sum")
+    found = fc.DistillClipLoss(reduction="sum")(
+        first, second, 2.0, second, first, 3.0, weights=weights
+    )
+    expected = reference.distill_clip_loss(
+        first, second, 2.0, second, first, 3.0, weights=weights, reduction="sum"
+    )
     torch.testing.assert_close(found, expected)

@@ -44,9 +44,15 @@ def test_panels_of_any_size_in_the_primitive(use, device, monkeypatch):
         named = use.draw(19, 13, 3, device=device)
         out = use.apply(named, "panels")
         torch.autograd.backward(
-            out, [torch.linspace(0.5, 2, o.numel(), dtype=o.dtype, device=device).view_as(o) for o in out]
+            out,
+            [
+                torch.linspace(0.5, 2, o.numel(), dtype=o.dtype, device=device).view_as(o)
+                for o in out
+            ],
         )
-        results.append([*(o.detach() for o in out), *(x.grad for x in named.values() if x.requires_grad)])
+        results.append(
+            [*(o.detach() for o in out), *(x.grad for x in named.values() if x.requires_grad)]
+        )
     for other in results[1:]:
         for x, y in zip(other, results[0], strict=True):
             torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
@@ -91,9 +97,20 @@ def threads():
 
 
 @pytest.mark.parametrize("backend_name", ("cpu", "panels"))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize(
-    "name", ("nt_xent", "info_nce-symmetric", "info_nce-queue", "info_nce-paired", "n_pairs-target", "cpc", "sup_con")
+    "dtype", (torch.float32, torch.float64, torch.bfloat16, torch.float16), ids=str
+)
+@pytest.mark.parametrize(
+    "name",
+    (
+        "nt_xent",
+        "info_nce-symmetric",
+        "info_nce-queue",
+        "info_nce-paired",
+        "n_pairs-target",
+        "cpc",
+        "sup_con",
+    ),
 )
 def test_any_thread_count(name, dtype, backend_name, threads):
     """1, 2, 3 and 8 threads on the CPU: the same bits from the native kernels; panels rounds as the library's products do."""
@@ -107,7 +124,9 @@ def test_any_thread_count(name, dtype, backend_name, threads):
     for other in results[1:]:
         for index, (x, y) in enumerate(zip(other, results[0], strict=True)):
             if backend_name == "cpu":
-                assert torch.equal(x, y), f"output {index} differs by {(x - y).abs().max().item():.1e}"
+                assert torch.equal(x, y), (
+                    f"output {index} differs by {(x - y).abs().max().item():.1e}"
+                )
             else:
                 torch.testing.assert_close(x, y, rtol=16 * torch.finfo(x.dtype).eps, atol=1e-5)
 
@@ -116,7 +135,9 @@ def test_any_thread_count(name, dtype, backend_name, threads):
 def test_uninitialised_memory_is_never_read(name, backend, device):
     """With every new CPU tensor filled with NaN by torch itself (C++ allocations included) nothing changes."""
     if device.type != "cpu":
-        pytest.skip("torch fills new memory in deterministic mode, which not every CUDA operation has")
+        pytest.skip(
+            "torch fills new memory in deterministic mode, which not every CUDA operation has"
+        )
     case = cases.BY_NAME[name]
     expected = run(case, backend, 9, 5, torch.float32, device)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -178,7 +199,10 @@ def test_memory_of_the_gpu(device):
     """Peak device memory of forward and backward at N = 32768, D = 64: the matrix would take 17 GB."""
     if device.type != "cuda":
         pytest.skip("no GPU in this run")
-    z1, z2 = (torch.randn(32768, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    z1, z2 = (
+        torch.randn(32768, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(2)
+    )
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     fc.nt_xent_loss(z1, z2).backward()

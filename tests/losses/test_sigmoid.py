@@ -42,7 +42,9 @@ def errors(use, backend, m, n, d, dtype, device, seed) -> dict:
     out = use.apply(named, backend)
     out.rows.backward(g.to(out.rows))
     found = {"rows": (out.rows, rows)} | {k: (named[k].grad, v) for k, v in grads.items()}
-    return {k: max(relative_error(x, y), 1e-18) for k, (x, y) in found.items()}  # never 0: ratios are taken
+    return {
+        k: max(relative_error(x, y), 1e-18) for k, (x, y) in found.items()
+    }  # never 0: ratios are taken
 
 
 @pytest.mark.interpreter(use=FEW, dtype=(torch.float32, torch.bfloat16))
@@ -54,7 +56,8 @@ def test_errors(use, dtype, backend, device, monkeypatch):
     monkeypatch.setattr(panels, "PANEL", 1000)
     m, n, d = (17, 21, 12) if is_interpreted(backend) else (37, 41, 20)
     ours, eager = (
-        [errors(use, name, m, n, d, dtype, device, seed) for seed in range(5)] for name in (backend, "eager")
+        [errors(use, name, m, n, d, dtype, device, seed) for seed in range(5)]
+        for name in (backend, "eager")
     )
     assert_within_yardstick(ours, eager, dtype)
 
@@ -71,7 +74,9 @@ def test_gradcheck(use, backend, device, monkeypatch):
         return use.apply(named | dict(zip(names, values, strict=True)), backend).rows
 
     leaves = tuple(named[name] for name in names)
-    assert torch.autograd.gradcheck(function, leaves, fast_mode=is_interpreted(backend), eps=1e-6, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(
+        function, leaves, fast_mode=is_interpreted(backend), eps=1e-6, atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.interpreter(use=FEW)
@@ -94,7 +99,11 @@ def test_only_one_gradient(needed, backend, device):
     named = use.draw(6, 8, 4, device=device)
     g = torch.arange(1, 7, device=device, dtype=torch.float64)
     full = dict(
-        zip(named, torch.autograd.grad((use.apply(named, backend).rows * g).sum(), named.values()), strict=True)
+        zip(
+            named,
+            torch.autograd.grad((use.apply(named, backend).rows * g).sum(), named.values()),
+            strict=True,
+        )
     )
     some = {name: x.detach().requires_grad_(name == needed) for name, x in named.items()}
     (use.apply(some, backend).rows * g).sum().backward()
@@ -123,7 +132,15 @@ def test_large_logits(sign, backend, device):
         leaves = [t.detach().to(dtype).requires_grad_() for t in (a, b, row_bias)]
         scale = torch.ones((), dtype=dtype, device=device)
         out = fc.sigmoid.sigmoid_sum(
-            leaves[0], leaves[1], scale, leaves[2], sign=sign, kind="same_key", offset=NO_SELF, **keys, backend=name
+            leaves[0],
+            leaves[1],
+            scale,
+            leaves[2],
+            sign=sign,
+            kind="same_key",
+            offset=NO_SELF,
+            **keys,
+            backend=name,
         )
         weights = torch.tensor([1.0, 2.0, 0.5, 0.5, 3.0], dtype=dtype, device=device)
         gradients = torch.autograd.grad((out.rows * weights).nan_to_num(posinf=0.0).sum(), leaves)
@@ -142,7 +159,12 @@ def test_terms_far_below_one(sign, backend, device):
         a = torch.ones(1, 1, device=device, requires_grad=True)
         row_bias = torch.tensor([sign * bias], device=device, requires_grad=True)
         out = fc.sigmoid.sigmoid_sum(
-            a, torch.zeros(3, 1, device=device), torch.ones((), device=device), row_bias, sign=sign, backend=backend
+            a,
+            torch.zeros(3, 1, device=device),
+            torch.ones((), device=device),
+            row_bias,
+            sign=sign,
+            backend=backend,
         )
         out.rows.backward(torch.ones_like(out.rows))
         expected = 3 * math.exp(bias)
@@ -155,13 +177,18 @@ def test_many_tiny_terms(backend, device):
     if is_interpreted(backend):
         pytest.skip("minutes in the interpreter")
     n, generator = 20000, torch.Generator().manual_seed(0)
-    a, b = (torch.nn.functional.normalize(torch.randn(k, 32, generator=generator), dim=1) for k in (40, n))
+    a, b = (
+        torch.nn.functional.normalize(torch.randn(k, 32, generator=generator), dim=1)
+        for k in (40, n)
+    )
     x = 10 * oracle.array(a) @ oracle.array(b).T - 10
     truth = cases.softplus(x).sum(1)
     bias = torch.tensor(-10.0, device=device)
     scale = torch.tensor(10.0, device=device)
     a, b = a.to(device), b.to(device)
-    ours, eager = (fc.sigmoid.sigmoid_sum(a, b, scale, bias, backend=name).rows for name in (backend, "eager"))
+    ours, eager = (
+        fc.sigmoid.sigmoid_sum(a, b, scale, bias, backend=name).rows for name in (backend, "eager")
+    )
     assert relative_error(ours, truth) <= max(relative_error(eager, truth), 6e-8)
 
 
@@ -209,7 +236,9 @@ def test_opcheck(use, backend, device, monkeypatch):
         monkeypatch.setattr(
             fc.sigmoid_ops,
             op,
-            lambda *arguments, original=original, op=op: calls.setdefault(op, arguments) and original(*arguments),
+            lambda *arguments, original=original, op=op: (
+                calls.setdefault(op, arguments) and original(*arguments)
+            ),
         )
     named = use.draw(6, 7, 4, torch.float32, device)
     use.apply(named, backend, extrema=True).rows.sum().backward()
@@ -231,7 +260,8 @@ def test_func_grad(backend, device):
     expected = torch.autograd.grad(Use().apply(named, backend).rows.sum(), named.values())
     values = tuple(x.detach() for x in named.values())
     found = torch.func.grad(
-        lambda *v: Use().apply(dict(zip(named, v, strict=True)), backend).rows.sum(), tuple(range(len(values)))
+        lambda *v: Use().apply(dict(zip(named, v, strict=True)), backend).rows.sum(),
+        tuple(range(len(values))),
     )(*values)
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y)
@@ -259,5 +289,7 @@ def test_siglip(backend, device):
     assert math.isclose(mean.item(), rows.sum() / 12, rel_tol=1e-12)
     torch.testing.assert_close((mean, metrics), expected)
     assert 0 < metrics["accuracy"] < 1
-    numbers = fc.siglip_loss(named["image_features"], named["text_features"], 2, -3.0, reduction="sum", backend=backend)
+    numbers = fc.siglip_loss(
+        named["image_features"], named["text_features"], 2, -3.0, reduction="sum", backend=backend
+    )
     assert math.isclose(numbers.item(), rows.sum(), rel_tol=1e-12)

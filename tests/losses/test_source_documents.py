@@ -35,7 +35,9 @@ def test_printed_numbers(dtype, any_backend, device):
     """The notebook's similarities, losses and mean, all to their four printed digits (similarities are off by up to 5e-5)."""
     z1, z2 = (z.to(device, dtype) for z in printed_views())
     z = torch.cat([z1, z2])
-    torch.testing.assert_close((z @ z.T).cpu(), torch.tensor(SIMILARITIES, dtype=dtype), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        (z @ z.T).cpu(), torch.tensor(SIMILARITIES, dtype=dtype), atol=1e-6, rtol=0
+    )
     loss = fused_contrastive.nt_xent_loss(z1, z2, 1.0, reduction="none", backend=any_backend)
     torch.testing.assert_close(loss.cpu(), torch.tensor(LOSSES, dtype=dtype), atol=1.5e-4, rtol=0)
     mean = fused_contrastive.nt_xent_loss(z1, z2, 1.0, backend=any_backend)
@@ -43,7 +45,9 @@ def test_printed_numbers(dtype, any_backend, device):
 
 
 def cosine(x: np.ndarray, y: np.ndarray) -> float:
-    return float((x.ravel() @ y.ravel()) / math.sqrt((x.ravel() @ x.ravel()) * (y.ravel() @ y.ravel())))
+    return float(
+        (x.ravel() @ y.ravel()) / math.sqrt((x.ravel() @ x.ravel()) * (y.ravel() @ y.ravel()))
+    )
 
 
 def double_loop_nt_xent(zi: np.ndarray, zj: np.ndarray, tau: float) -> float:
@@ -52,7 +56,9 @@ def double_loop_nt_xent(zi: np.ndarray, zj: np.ndarray, tau: float) -> float:
     total = 0.0
     for k in range(len(zi)):
         for anchor, partner in ((k, k + len(zi)), (k + len(zi), k)):
-            denominator = sum(math.exp(cosine(z[anchor], z[m]) / tau) for m in range(len(z)) if m != anchor)
+            denominator = sum(
+                math.exp(cosine(z[anchor], z[m]) / tau) for m in range(len(z)) if m != anchor
+            )
             total -= math.log(math.exp(cosine(z[anchor], z[partner]) / tau) / denominator)
     return total / len(z)
 
@@ -66,7 +72,9 @@ def test_numpy_double_loop(shape, tau, any_backend, device):
     fused = fused_contrastive.nt_xent_loss(
         torch.from_numpy(zi).to(device), torch.from_numpy(zj).to(device), tau, backend=any_backend
     )
-    assert math.isclose(fused.item(), double_loop_nt_xent(zi, zj, tau), rel_tol=1e-12, abs_tol=1e-12)
+    assert math.isclose(
+        fused.item(), double_loop_nt_xent(zi, zj, tau), rel_tol=1e-12, abs_tol=1e-12
+    )
 
 
 def double_loop_cpc(predictions: np.ndarray, latents: np.ndarray) -> tuple[float, float]:
@@ -89,7 +97,9 @@ def test_cpc_double_loop(shape, any_backend, device):
     rng = np.random.default_rng(1)
     predictions, latents = rng.standard_normal(shape), rng.standard_normal(shape)
     loss, accuracy = fused_contrastive.cpc_loss(
-        torch.from_numpy(predictions).to(device), torch.from_numpy(latents).to(device), backend=any_backend
+        torch.from_numpy(predictions).to(device),
+        torch.from_numpy(latents).to(device),
+        backend=any_backend,
     )
     expected, hits = double_loop_cpc(predictions, latents)
     assert math.isclose(loss.item(), expected, rel_tol=1e-12, abs_tol=1e-12)
@@ -124,7 +134,9 @@ def test_oracle_agrees_with_the_double_loops():
     for index in ((0, 0), (2, 1), (3, 2)):
         step = np.zeros_like(zi)
         step[index] = h
-        slope = (double_loop_nt_xent(zi + step, zj, 0.4) - double_loop_nt_xent(zi - step, zj, 0.4)) / (2 * h)
+        slope = (
+            double_loop_nt_xent(zi + step, zj, 0.4) - double_loop_nt_xent(zi - step, zj, 0.4)
+        ) / (2 * h)
         assert math.isclose(grads["z1"][index], slope, rel_tol=1e-6, abs_tol=1e-8)
     slope = (double_loop_nt_xent(zi, zj, 0.4 + h) - double_loop_nt_xent(zi, zj, 0.4 - h)) / (2 * h)
     assert math.isclose(grads["temperature"], slope, rel_tol=1e-6)
@@ -148,4 +160,6 @@ def test_mathematics_of_simple_batches(backend, device):
     loss = fused_contrastive.nt_xent_loss(basis, 3 * basis, 0.05, backend=backend)
     assert math.isclose(loss.item(), expected, rel_tol=1e-9)
     loss = fused_contrastive.nt_xent_loss(basis.float(), 3 * basis.float(), 0.05, backend=backend)
-    assert math.isclose(loss.item(), expected, rel_tol=1e-5), "float32 keeps losses of 1e-7 relative to themselves"
+    assert math.isclose(loss.item(), expected, rel_tol=1e-5), (
+        "float32 keeps losses of 1e-7 relative to themselves"
+    )

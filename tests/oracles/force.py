@@ -31,7 +31,9 @@ def softmaxes(s: np.ndarray) -> np.ndarray:
     return softmax(s, 1) * softmax(s, 0)
 
 
-def force(positive, negative, temperature, mask_self="sum", normalizer=None, affinity_floor=0.0) -> np.ndarray:
+def force(
+    positive, negative, temperature, mask_self="sum", normalizer=None, affinity_floor=0.0
+) -> np.ndarray:
     """`[M, D]` of one group: the double sum over positives i and negatives k != j."""
     M, points = len(negative), np.concatenate([negative, positive])
     d = distances(points, points)
@@ -84,14 +86,18 @@ def force_loss(
     s = d.mean() if scale is None else WIDE(scale)
     if s == 0:
         s = WIDE(1)
-    F = sum(force(positive / s, negative / s, t, normalizer=normalizer, **options) for t in temperatures)
+    F = sum(
+        force(positive / s, negative / s, t, normalizer=normalizer, **options) for t in temperatures
+    )
     pull = -2 * upstream * F / s
     dscale = -(pull * negative).sum() / s
     dx = np.zeros_like(points)
     dx[:M] += pull
     if scale is None and not detach_scale:
         for i, x in enumerate(points):
-            direction = np.where(d[i][:, None] > 0, (x - points) / np.where(d[i] > 0, d[i], 1)[:, None], 0)
+            direction = np.where(
+                d[i][:, None] > 0, (x - points) / np.where(d[i] > 0, d[i], 1)[:, None], 0
+            )
             dx[i] += dscale * 2 * direction.sum(0) / len(points) ** 2
     return {"loss": F**2, "positive": dx[M:], "negative": dx[:M], "scale": dscale}
 
@@ -101,7 +107,9 @@ def drift(gen, positive, negative, weights, temperatures, upstream) -> dict[str,
     G, n, S = gen.shape
     sets = [gen, positive] if negative is None else [gen, negative, positive]
     columns, w = np.concatenate(sets, 1), np.concatenate(weights, 1)
-    d = np.stack([np.maximum(distances(x, y), WIDE(1e-4)) for x, y in zip(gen, columns, strict=True)])
+    d = np.stack(
+        [np.maximum(distances(x, y), WIDE(1e-4)) for x, y in zip(gen, columns, strict=True)]
+    )
     scale = (d * w[:, None]).mean() / w.mean()
     s_in = max(scale / np.sqrt(WIDE(S)), WIDE(1e-3))
     near = columns.shape[1] - positive.shape[1]
@@ -109,7 +117,9 @@ def drift(gen, positive, negative, weights, temperatures, upstream) -> dict[str,
     for t in temperatures:
         F = np.zeros_like(gen)
         for g in range(G):
-            s = -(d[g] / max(scale, WIDE(1e-3)) + 100 * np.eye(n, columns.shape[1], dtype=WIDE)) / WIDE(t)
+            s = -(
+                d[g] / max(scale, WIDE(1e-3)) + 100 * np.eye(n, columns.shape[1], dtype=WIDE)
+            ) / WIDE(t)
             A = np.sqrt(np.maximum(softmaxes(s), WIDE(1e-6))) * w[g]
             y = columns[g] / s_in
             F[g] = A[:, :near].sum(1, keepdims=True) * (A[:, near:] @ y[near:])
@@ -117,7 +127,12 @@ def drift(gen, positive, negative, weights, temperatures, upstream) -> dict[str,
         squares.append((F**2).mean())
         total += F / np.sqrt(max(squares[-1], WIDE(1e-8)))
     gradient = -2 * total * upstream[:, None, None] / (n * S * s_in)
-    return {"loss": (total**2).mean((1, 2)), "gen": gradient, "scale": scale, "squares": np.array(squares)}
+    return {
+        "loss": (total**2).mean((1, 2)),
+        "gen": gradient,
+        "scale": scale,
+        "squares": np.array(squares),
+    }
 
 
 def drift_field(gen, positive, temperature) -> np.ndarray:
@@ -126,6 +141,8 @@ def drift_field(gen, positive, temperature) -> np.ndarray:
     d = distances(gen, columns)
     d[np.arange(n), np.arange(n)] = 1e6
     kernel = np.exp(-d / WIDE(temperature))
-    A = kernel / np.sqrt(np.maximum(kernel.sum(1, keepdims=True) * kernel.sum(0, keepdims=True), WIDE(1e-12)))
+    A = kernel / np.sqrt(
+        np.maximum(kernel.sum(1, keepdims=True) * kernel.sum(0, keepdims=True), WIDE(1e-12))
+    )
     near, far = A[:, :n], A[:, n:]
     return near.sum(1, keepdims=True) * (far @ positive) - far.sum(1, keepdims=True) * (near @ gen)

@@ -13,7 +13,9 @@ def softplus(gap: float) -> tuple[float, float]:
     return value, 1 / (1 + np.exp(-gap)) if gap > -700 else np.exp(gap)
 
 
-def positives_row(s: np.ndarray, weight: np.ndarray, itself: int, form: str) -> tuple[float, np.ndarray]:
+def positives_row(
+    s: np.ndarray, weight: np.ndarray, itself: int, form: str
+) -> tuple[float, np.ndarray]:
     """The loss of one row whose positives are the columns of positive weight, and its derivative by every similarity."""
     ds = np.zeros_like(s)
     positive, negative = weight > 0, weight == 0
@@ -52,12 +54,23 @@ def row_weights(samples: int, views: int, labels=None, positive_weights=None) ->
 
 
 def sup_con(
-    features, temperature, g, labels=None, positives="out", positive_weights=None, contrast_mode="all", normalize=True
+    features,
+    temperature,
+    g,
+    labels=None,
+    positives="out",
+    positive_weights=None,
+    contrast_mode="all",
+    normalize=True,
 ):
     """``(loss [N] or [N, V], {features, temperature})``."""
     features, temperature = array(features), float(array(temperature))
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
-    pairs = Pairs(features.reshape(samples * views, features.shape[-1]), scale=1 / temperature, normalize=normalize)
+    pairs = Pairs(
+        features.reshape(samples * views, features.shape[-1]),
+        scale=1 / temperature,
+        normalize=normalize,
+    )
     weight = row_weights(samples, views, labels, positive_weights)
     anchors = range(samples * views) if contrast_mode == "all" else range(0, samples * views, views)
     upstream, loss, ds = np.ravel(g), [], np.zeros_like(pairs.s)
@@ -66,7 +79,10 @@ def sup_con(
         loss.append(value)
         ds[row] = upstream[k] * d
     grads = pairs.gradients(ds)
-    named = {"features": grads["a"].reshape(features.shape), "temperature": -grads["scale"] / temperature**2}
+    named = {
+        "features": grads["a"].reshape(features.shape),
+        "temperature": -grads["scale"] / temperature**2,
+    }
     return np.array(loss).reshape(np.shape(g)), named
 
 
@@ -88,18 +104,26 @@ def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=N
         ds[i, partner] = -weight[i % B] * g[i] * of_rows[i]
         ds[i, others] = g[i] * of_rows[i] * softmax(pairs.s[i, others])
     grads = pairs.gradients(ds)
-    named = {"z1": grads["a"][:B], "z2": grads["a"][B:], "temperature": -grads["scale"] / temperature**2}
+    named = {
+        "z1": grads["a"][:B],
+        "z2": grads["a"][B:],
+        "temperature": -grads["scale"] / temperature**2,
+    }
     if weights is not None:
         named["weights"] = (g * loss)[:B] + (g * loss)[B:]
     return of_rows * loss, named
 
 
-def metrics(features, labels, temperature, contrast_mode="all", normalize=True) -> tuple[float, float]:
+def metrics(
+    features, labels, temperature, contrast_mode="all", normalize=True
+) -> tuple[float, float]:
     """Share of the rows with positives whose largest other similarity is a positive's, and the mean over all pairs."""
     features = array(features)
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
     scale = 1.0 if normalize else 1 / float(array(temperature))
-    pairs = Pairs(features.reshape(samples * views, features.shape[-1]), scale=scale, normalize=normalize)
+    pairs = Pairs(
+        features.reshape(samples * views, features.shape[-1]), scale=scale, normalize=normalize
+    )
     weight, found, hits = row_weights(samples, views, labels), [], []
     for row in range(0, samples * views, 1 if contrast_mode == "all" else views):
         other = np.arange(samples * views) != row

@@ -26,7 +26,10 @@ def row(c, scale, target, keep, bias, label_smoothing=0.0, margin=0.0, hardness=
         top = max(lse, plain)
         left = math.exp(lse - top) - tau_plus * n * math.exp(plain - top)
         if left / (1 - tau_plus) > n * math.exp(-abs(scale) - top):
-            d_lse, d_plain = d_lse * math.exp(lse - top) / left, -tau_plus * n * math.exp(plain - top) / left
+            d_lse, d_plain = (
+                d_lse * math.exp(lse - top) / left,
+                -tau_plus * n * math.exp(plain - top) / left,
+            )
             lse = top + math.log(left / (1 - tau_plus))
         else:
             lse, d_lse, d_scale = math.log(n) - abs(scale), 0 * d_lse, -math.copysign(1, scale)
@@ -36,7 +39,9 @@ def row(c, scale, target, keep, bias, label_smoothing=0.0, margin=0.0, hardness=
     d_pos, d_logits = -q + label_smoothing * n / (n + 1), np.zeros_like(c)
     d_logits[others] = q * d_lse - label_smoothing / (n + 1)
     loss += label_smoothing * (n * pos - logits[others].sum()) / (n + 1)
-    d_scale = q * d_scale + (d_logits * c).sum() + d_pos * (c[target] - margin) + q * d_plain * c[target]
+    d_scale = (
+        q * d_scale + (d_logits * c).sum() + d_pos * (c[target] - margin) + q * d_plain * c[target]
+    )
     d_logits[target] = d_pos + q * d_plain
     return loss, d_logits, d_scale
 
@@ -48,7 +53,9 @@ def rows(c, scale, target, keep, g, bias=None, hardness=0.0, **options):
     hardness = np.broadcast_to(hardness, c.shape)
     losses, d_logits, d_scale = np.zeros(len(c)), np.zeros(c.shape), 0.0
     for i in range(len(c)):
-        losses[i], d, ds = row(c[i], scale, target[i], keep[i], bias[i], hardness=hardness[i], **options)
+        losses[i], d, ds = row(
+            c[i], scale, target[i], keep[i], bias[i], hardness=hardness[i], **options
+        )
         d_logits[i], d_scale = g[i] * d, d_scale + g[i] * ds
     return losses, d_logits, d_scale
 
@@ -62,7 +69,9 @@ def weighted(losses, weights, g):
 
 def different(rows, columns):
     """Booleans: the column's key is not the row's."""
-    return np.array([[i != j for j in columns] for i in rows], dtype=bool).reshape(len(rows), len(columns))
+    return np.array([[i != j for j in columns] for i in rows], dtype=bool).reshape(
+        len(rows), len(columns)
+    )
 
 
 def optional(x):
@@ -71,23 +80,47 @@ def optional(x):
 
 def nt_xent(z1, z2, temperature, g, normalize=True, keys=None, weights=None, bias=None, **options):
     """``(loss [2B], gradients by argument name)``."""
-    z1, z2, temperature, bias, weights = array(z1), array(z2), float(temperature), optional(bias), optional(weights)
+    z1, z2, temperature, bias, weights = (
+        array(z1),
+        array(z2),
+        float(temperature),
+        optional(bias),
+        optional(weights),
+    )
     B = len(z1)
     pairs = Pairs(np.concatenate([z1, z2]), scale=1 / temperature, normalize=normalize)
     keys = np.tile(range(B) if keys is None else keys.tolist(), 2)
     tiled = [None if x is None else np.tile(x, 2) for x in (weights, bias)]
     upstream = g if weights is None else g * tiled[0]
     target = [(i + B) % (2 * B) for i in range(2 * B)]
-    losses, d, d_scale = rows(pairs.dots, 1 / temperature, target, different(keys, keys), upstream, tiled[1], **options)
+    losses, d, d_scale = rows(
+        pairs.dots, 1 / temperature, target, different(keys, keys), upstream, tiled[1], **options
+    )
     losses, _, named = weighted(losses, tiled[0], g)
     named = {name: x[:B] + x[B:] for name, x in named.items()}
     if bias is not None:
         named["bias"] = d.sum(0)[:B] + d.sum(0)[B:]
     flow = pairs.gradients(d)["a"]
-    return losses, named | {"z1": flow[:B], "z2": flow[B:], "temperature": -d_scale / temperature**2}
+    return losses, named | {
+        "z1": flow[:B],
+        "z2": flow[B:],
+        "temperature": -d_scale / temperature**2,
+    }
 
 
-def two_sets(a, b, scale, g, normalize, both=False, target=None, keys=None, weights=None, bias=None, **options):
+def two_sets(
+    a,
+    b,
+    scale,
+    g,
+    normalize,
+    both=False,
+    target=None,
+    keys=None,
+    weights=None,
+    bias=None,
+    **options,
+):
     """``(losses, gradients a, b, scale, weights, bias)``: rows of a against rows of b; `bias` of the columns, with `both` of either set."""
     M, N, scale, bias, weights = len(a), len(b), float(scale), optional(bias), optional(weights)
     pairs = Pairs(a, b, scale, normalize=normalize)
@@ -99,7 +132,12 @@ def two_sets(a, b, scale, g, normalize, both=False, target=None, keys=None, weig
     d_bias = d.sum(0)
     if both:
         back, d_back, ds_back = rows(pairs.dots.T, scale, target, keep.T, upstream, bias, **options)
-        losses, d, d_scale, d_bias = (losses + back) / 2, d + d_back.T, d_scale + ds_back, d_bias + d_back.sum(0)
+        losses, d, d_scale, d_bias = (
+            (losses + back) / 2,
+            d + d_back.T,
+            d_scale + ds_back,
+            d_bias + d_back.sum(0),
+        )
     losses, _, named = weighted(losses, weights, g)
     named |= {} if bias is None else {"bias": d_bias}
     flows = pairs.gradients(d)
@@ -158,18 +196,29 @@ def info_nce(
         "bias": bias,
         "weights": weights,
     }
-    out = {name: np.zeros_like(x) for name, x in given.items() if x is not None} | {"temperature": 0.0}
+    out = {name: np.zeros_like(x) for name, x in given.items() if x is not None} | {
+        "temperature": 0.0
+    }
     for i in range(N):
         place = np.s_[i] if paired else np.r_[i, N : N + len(negative_keys)]
         own = negative_keys[i] if paired else negative_keys
         pairs = Pairs(
-            query[i : i + 1], np.concatenate([positive_key[i : i + 1], own]), 1 / temperature, normalize=normalize
+            query[i : i + 1],
+            np.concatenate([positive_key[i : i + 1], own]),
+            1 / temperature,
+            normalize=normalize,
         )
         mine = None if keys is None else keys.numpy()[place].tolist()
         keep = np.ones((1, 1 + len(own)), dtype=bool) if keys is None else different(mine[:1], mine)
         w = 1.0 if weights is None else weights[i]
         loss, d, d_scale = rows(
-            pairs.dots, 1 / temperature, [0], keep, [g[i] * w], None if bias is None else bias[place], **options
+            pairs.dots,
+            1 / temperature,
+            [0],
+            keep,
+            [g[i] * w],
+            None if bias is None else bias[place],
+            **options,
         )
         losses[i] = w * loss[0]
         flows = pairs.gradients(d)
@@ -192,7 +241,9 @@ def clip(image_features, text_features, logit_scale, g, **options):
 
 def n_pairs(anchors, positives, g, normalize=True, **options):
     """``(loss [B], gradients by argument name)``."""
-    return renamed(two_sets(anchors, positives, 1.0, g, normalize, **options), "anchors", "positives")
+    return renamed(
+        two_sets(anchors, positives, 1.0, g, normalize, **options), "anchors", "positives"
+    )
 
 
 def ranking(
@@ -200,7 +251,12 @@ def ranking(
     keys=None, weights=None, hardness=0.0, hardness_mode="all_negatives",
 ):  # fmt: skip
     """``(loss [N], gradients by argument name)``: each direction's similarities by explicit pairs, joined or averaged."""
-    query, positive_key, temperature, N = array(query), array(positive_key), float(temperature), len(query)
+    query, positive_key, temperature, N = (
+        array(query),
+        array(positive_key),
+        float(temperature),
+        len(query),
+    )
     negatives = np.zeros((N, 0, query.shape[1])) if negative_keys is None else array(negative_keys)
     H, scale, weights = negatives.shape[1], 1 / temperature, optional(weights)
     docs = np.concatenate([positive_key, *(negatives[:, h] for h in range(H))])
@@ -209,7 +265,11 @@ def ranking(
     other = different(keys, np.tile(keys, 1 + H))
     mine = np.arange(N)[:, None] == owner[None, :]
     hard = mine & (np.arange(len(docs)) >= N)[None, :]
-    harder = {"all_negatives": np.ones_like(hard), "in_batch_negatives": ~mine, "hard_negatives": hard}[hardness_mode]
+    harder = {
+        "all_negatives": np.ones_like(hard),
+        "in_batch_negatives": ~mine,
+        "hard_negatives": hard,
+    }[hardness_mode]
     tables = {"query_to_doc": (query, docs, other | mine, hardness * harder)}
     if "query_to_query" in directions:
         tables["query_to_query"] = (query, query, other[:, :N], 0.0)
@@ -223,7 +283,9 @@ def ranking(
     for group in groups:
         c = np.concatenate([pairs[name].dots for name in group], 1)
         keep = np.concatenate([tables[name][2] for name in group], 1)
-        strength = np.concatenate([np.broadcast_to(tables[name][3], pairs[name].dots.shape) for name in group], 1)
+        strength = np.concatenate(
+            [np.broadcast_to(tables[name][3], pairs[name].dots.shape) for name in group], 1
+        )
         upstream = (g if weights is None else g * weights) / len(groups)
         loss, d, ds = rows(c, scale, range(N), keep, upstream, hardness=strength)
         losses, d_scale = losses + loss / len(groups), d_scale + ds
@@ -238,7 +300,11 @@ def ranking(
                 flows[role] = flows[role] + np.pad(flow, ((0, size - len(flow)), (0, 0)))
     losses, _, named = weighted(losses, weights, g)
     d_docs = flows["docs"]
-    named |= {"query": flows["query"], "positive_key": d_docs[:N], "temperature": -d_scale / temperature**2}
+    named |= {
+        "query": flows["query"],
+        "positive_key": d_docs[:N],
+        "temperature": -d_scale / temperature**2,
+    }
     if negative_keys is not None:
         named["negative_keys"] = d_docs[N:].reshape(H, N, -1).transpose(1, 0, 2)
     return losses, named
@@ -256,7 +322,9 @@ def distill(
 ):
     """``(loss [N], gradients of the student's arguments)``: soft targets in both directions."""
     pairs, weights = Pairs(image_features, text_features, logit_scale), optional(weights)
-    teacher = float(teacher_logit_scale) * array(teacher_image_features) @ array(teacher_text_features).T
+    teacher = (
+        float(teacher_logit_scale) * array(teacher_image_features) @ array(teacher_text_features).T
+    )
     N = len(teacher)
     losses, d = np.zeros(N), np.zeros((N, N))
     upstream = (g if weights is None else g * weights) / 2
@@ -267,4 +335,8 @@ def distill(
             ds[i] += upstream[i] * (softmax(s[i]) - p)
     losses, _, named = weighted(losses, weights, g)
     flows = pairs.gradients(d)
-    return losses, named | {"image_features": flows["a"], "text_features": flows["b"], "logit_scale": flows["scale"]}
+    return losses, named | {
+        "image_features": flows["a"],
+        "text_features": flows["b"],
+        "logit_scale": flows["scale"],
+    }

@@ -12,10 +12,14 @@ import numpy as np
 
 def array(x) -> np.ndarray:
     """Tensor, array or number as float64, exactly."""
-    return np.asarray(x.detach().cpu().double().numpy() if hasattr(x, "detach") else x, dtype=np.float64)
+    return np.asarray(
+        x.detach().cpu().double().numpy() if hasattr(x, "detach") else x, dtype=np.float64
+    )
 
 
-def candidate_matrix(kind, M, N, self_offset=None, pair_stride=None, key_a=None, key_b=None) -> np.ndarray:
+def candidate_matrix(
+    kind, M, N, self_offset=None, pair_stride=None, key_a=None, key_b=None
+) -> np.ndarray:
     """``[M, N]`` booleans from the definition of each kind; `self_offset` None: there is no self."""
     key_a, key_b = (None if key is None else key.tolist() for key in (key_a, key_b))
 
@@ -32,7 +36,9 @@ def candidate_matrix(kind, M, N, self_offset=None, pair_stride=None, key_a=None,
         assert kind == "same_key"
         return key_b[j] == key_a[i] and not is_self
 
-    return np.array([[is_candidate(i, j) for j in range(N)] for i in range(M)], dtype=bool).reshape(M, N)
+    return np.array([[is_candidate(i, j) for j in range(N)] for i in range(M)], dtype=bool).reshape(
+        M, N
+    )
 
 
 def log_sum_exp(values: np.ndarray) -> float:
@@ -77,7 +83,9 @@ class Pairs:
         self.scale, self.normalize = float(scale), normalize
         self.raw = [array(a)] + ([] if b is None else [array(b)])
         self.norms = [np.maximum(np.sqrt((x * x).sum(1)), 1e-12) for x in self.raw]
-        units = [x / n[:, None] if normalize else x for x, n in zip(self.raw, self.norms, strict=True)]
+        units = [
+            x / n[:, None] if normalize else x for x, n in zip(self.raw, self.norms, strict=True)
+        ]
         self.a, self.b = units[0], units[-1]
         self.dots = self.a @ self.b.T
         self.s = self.scale * self.dots + (0.0 if bias is None else array(bias)[None, :])
@@ -137,7 +145,9 @@ def nt_xent(z1, z2, temperature, g, normalize=True):
     """``(loss [2B], {z1, z2, temperature})``; trailing dimensions are features."""
     z1, z2, temperature = array(z1), array(z2), float(temperature)
     B = len(z1)
-    z = np.concatenate([z1.reshape(B, z1[0].size if B else 0), z2.reshape(B, z2[0].size if B else 0)])
+    z = np.concatenate(
+        [z1.reshape(B, z1[0].size if B else 0), z2.reshape(B, z2[0].size if B else 0)]
+    )
     pairs = Pairs(z, scale=1 / temperature, normalize=normalize)
     partner = [(i + B) % (2 * B) for i in range(2 * B)]
     loss, grads = cross_entropy(pairs, partner, ~np.eye(2 * B, dtype=bool), g)
@@ -149,14 +159,25 @@ def nt_xent(z1, z2, temperature, g, normalize=True):
 
 
 def info_nce(
-    query, positive_key, negative_keys, temperature, g, negative_mode="unpaired", normalize=True, symmetric=False
+    query,
+    positive_key,
+    negative_keys,
+    temperature,
+    g,
+    negative_mode="unpaired",
+    normalize=True,
+    symmetric=False,
 ):
     """``(loss [N], gradients by argument name)``."""
     temperature, N = float(temperature), len(query)
     if negative_keys is None:
         pairs = Pairs(query, positive_key, 1 / temperature, normalize=normalize)
         loss, grads = cross_entropy(pairs, range(N), np.ones((N, N), dtype=bool), g, both=symmetric)
-        named = {"query": grads["a"], "positive_key": grads["b"], "temperature": -grads["scale"] / temperature**2}
+        named = {
+            "query": grads["a"],
+            "positive_key": grads["b"],
+            "temperature": -grads["scale"] / temperature**2,
+        }
         return loss, named
     query, positive_key, negative_keys = array(query), array(positive_key), array(negative_keys)
     loss = np.zeros(N)
@@ -166,9 +187,14 @@ def info_nce(
     for i in range(N):
         own = negative_keys[i] if negative_mode == "paired" else negative_keys
         pairs = Pairs(
-            query[i : i + 1], np.concatenate([positive_key[i : i + 1], own]), 1 / temperature, normalize=normalize
+            query[i : i + 1],
+            np.concatenate([positive_key[i : i + 1], own]),
+            1 / temperature,
+            normalize=normalize,
         )
-        value, grads = cross_entropy(pairs, [0], np.ones((1, 1 + len(own)), dtype=bool), g[i : i + 1])
+        value, grads = cross_entropy(
+            pairs, [0], np.ones((1, 1 + len(own)), dtype=bool), g[i : i + 1]
+        )
         loss[i] = value[0]
         out["query"][i] += grads["a"][0]
         out["positive_key"][i] += grads["b"][0]
@@ -185,7 +211,11 @@ def clip(image_features, text_features, logit_scale, g):
     N = len(image_features)
     pairs = Pairs(image_features, text_features, logit_scale)
     loss, grads = cross_entropy(pairs, range(N), np.ones((N, N), dtype=bool), g, both=True)
-    return loss, {"image_features": grads["a"], "text_features": grads["b"], "logit_scale": grads["scale"]}
+    return loss, {
+        "image_features": grads["a"],
+        "text_features": grads["b"],
+        "logit_scale": grads["scale"],
+    }
 
 
 def n_pairs(anchors, positives, target, g, normalize=True):

@@ -38,19 +38,27 @@ def run(loss, inputs: list[torch.Tensor], autocast=None):
         value = loss(*leaves)
         if isinstance(value, dict):
             (value,) = value.values()
-    upstream = torch.linspace(0.5, 1.5, max(value.numel(), 1))[: value.numel()].view(value.shape).to(value.dtype)
+    upstream = (
+        torch.linspace(0.5, 1.5, max(value.numel(), 1))[: value.numel()]
+        .view(value.shape)
+        .to(value.dtype)
+    )
     if value.requires_grad:
         value.backward(upstream)
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
     return [value.detach(), *gradients]
 
 
-def agree(ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64, autocast=None):
+def agree(
+    ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64, autocast=None
+):
     """Value, gradients and their dtypes are the package's: no farther from what it gives in float64 than it is itself.
 
     0-d inputs (scales) are float32 at least. Skips where the package has no such dtype.
     """
-    inputs = [x.to(torch.promote_types(dtype, torch.float32) if x.dim() == 0 else dtype) for x in inputs]
+    inputs = [
+        x.to(torch.promote_types(dtype, torch.float32) if x.dim() == 0 else dtype) for x in inputs
+    ]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,14 +79,20 @@ def agree(ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.f
         assert mine.shape == package.shape, what
         assert mine.dtype == package.dtype, what
         finite = true.isfinite()
-        assert torch.equal(mine.double()[~finite].nan_to_num(), true.double()[~finite].nan_to_num()), what
+        assert torch.equal(
+            mine.double()[~finite].nan_to_num(), true.double()[~finite].nan_to_num()
+        ), what
         mine, package, true = (x.double()[finite] for x in (mine, package, true))
         if not true.numel():
             continue
         scale = max(float(true.abs().max()), 1e-3 * whole, floor)
-        error, theirs_error = (float((x - true).abs().nan_to_num(float("inf")).max()) for x in (mine, package))
+        error, theirs_error = (
+            float((x - true).abs().nan_to_num(float("inf")).max()) for x in (mine, package)
+        )
         allowed = 2 * theirs_error + ULPS[dtype] * eps * scale
-        assert error <= allowed, f"{what}: error {error:.2e}, the package's {theirs_error:.2e}, allowed {allowed:.2e}"
+        assert error <= allowed, (
+            f"{what}: error {error:.2e}, the package's {theirs_error:.2e}, allowed {allowed:.2e}"
+        )
 
 
 def same_error(ours, theirs, *arguments, **keywords):
@@ -110,6 +124,7 @@ def same_signature(ours, theirs):
         same_signature(ours.forward, theirs.forward)
         return
     mine, package = (
-        [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()] for f in (ours, theirs)
+        [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
+        for f in (ours, theirs)
     )
     assert mine == package

@@ -17,7 +17,9 @@ N, D = 4, 5
 OPEN_CLIP = [
     ("ClipLoss", {"local_loss": local, "gather_with_grad": grad}) for local, grad in itertools.product((False, True), repeat=2)
 ]  # fmt: skip
-OPEN_CLIP += [("SigLipLoss", {"dist_impl": name}) for name in ("bidir", "shift", "reduce", "gather")]
+OPEN_CLIP += [
+    ("SigLipLoss", {"dist_impl": name}) for name in ("bidir", "shift", "reduce", "gather")
+]
 LIGHTLY = [(name, {"temperature": 0.3}) for name in ("NTXentLoss", "DCLLoss", "DCLWLoss")]
 LIGHTLY += [("BarlowTwinsLoss", {"lambda_param": 0.5})]
 RANKING = [
@@ -35,7 +37,9 @@ def open_clip(rank, world):
 
     scalars = [torch.tensor(v, dtype=torch.float64) for v in (2.5, -1.5)]
     for name, options in OPEN_CLIP:
-        pair = (getattr(module, name)(rank=rank, world_size=world, **options) for module in (ours, peer))
+        pair = (
+            getattr(module, name)(rank=rank, world_size=world, **options) for module in (ours, peer)
+        )
         yield f"open_clip.{name} {options}", pair, [*draw((N, D), (N, D), seed=rank), *scalars]
 
 
@@ -45,10 +49,14 @@ def lightly(rank, world):
     from fused_contrastive.integrations import lightly as ours
 
     for name, options in LIGHTLY:
-        pair = (getattr(module, name)(gather_distributed=True, **options) for module in (ours, peer))
+        pair = (
+            getattr(module, name)(gather_distributed=True, **options) for module in (ours, peer)
+        )
         yield f"lightly.{name}", pair, draw((N, D), (N, D), seed=rank)
 
-    bank = torch.nn.functional.normalize(torch.randn(20, D, generator=torch.Generator().manual_seed(0)), dim=1)
+    bank = torch.nn.functional.normalize(
+        torch.randn(20, D, generator=torch.Generator().manual_seed(0)), dim=1
+    )
 
     def banked(module):
         loss = module.NTXentLoss(memory_bank_size=(20, D), gather_distributed=True)
@@ -62,7 +70,11 @@ def lightly(rank, world):
 
         return value
 
-    yield "lightly.NTXentLoss memory bank", (banked(ours), banked(peer)), draw((N, D), (N, D), seed=rank)
+    yield (
+        "lightly.NTXentLoss memory bank",
+        (banked(ours), banked(peer)),
+        draw((N, D), (N, D), seed=rank),
+    )
 
 
 def sentence_transformers(rank, world):
@@ -88,7 +100,10 @@ def pytorch_metric_learning(rank, world):
 
     labels = torch.tensor([0, 1, rank, 1])
     for name, efficient in itertools.product(("NTXentLoss", "SupConLoss"), (False, True)):
-        wrapped = [DistributedLossWrapper(getattr(module, name)(), efficient=efficient) for module in (ours, peer)]
+        wrapped = [
+            DistributedLossWrapper(getattr(module, name)(), efficient=efficient)
+            for module in (ours, peer)
+        ]
         pair = (lambda x, loss=loss: loss(x, labels) for loss in wrapped)
         yield f"pytorch_metric_learning.{name} efficient={efficient}", pair, draw((N, D), seed=rank)
 
@@ -98,7 +113,11 @@ def simclr(rank, world):
 
     from fused_contrastive.integrations.simclr import NT_Xent as Ours
 
-    yield "simclr.NT_Xent", (c(N, 0.5, world) for c in (Ours, Peer)), draw((N, D), (N, D), seed=rank)
+    yield (
+        "simclr.NT_Xent",
+        (c(N, 0.5, world) for c in (Ours, Peer)),
+        draw((N, D), (N, D), seed=rank),
+    )
 
 
 def main(rank: int, world: int, folder: str) -> None:

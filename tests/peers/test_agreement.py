@@ -44,14 +44,18 @@ def test_a_fallback_is_an_error_where_nothing_may_fall_back(streams):
 
 
 def test_a_fallback_is_told_once(recwarn):
-    loss = importlib.import_module("fused_contrastive.integrations.info_nce").InfoNCE(temperature=float("inf"))
+    loss = importlib.import_module("fused_contrastive.integrations.info_nce").InfoNCE(
+        temperature=float("inf")
+    )
     for _ in range(3):
         loss(*draw((4, 3), (4, 3)))
     assert [w.category for w in recwarn if w.category is FallbackWarning] == [FallbackWarning]
 
 
 SMALL = [
-    case for case in peers.CASES if case.package_fits and case.options in ("", "two views", "all directions", "ref_emb")
+    case
+    for case in peers.CASES
+    if case.package_fits and case.options in ("", "two views", "all directions", "ref_emb")
 ]
 IDS = [f"{case.package}.{case.loss} {case.options}" for case in SMALL]
 
@@ -68,7 +72,9 @@ def test_rows_of_zeros_equal_rows_and_strides(case, streams):
     if case.loss != "BarlowTwinsLoss":
         drawn[1:2] = [drawn[1].flip(0)] if len(drawn) > 1 else []
     agree(ours, package, drawn)
-    transposed = [lambda *x, f=f: f(*(y.T if y.dim() == 2 else y for y in x)) for f in (ours, package)]
+    transposed = [
+        lambda *x, f=f: f(*(y.T if y.dim() == 2 else y for y in x)) for f in (ours, package)
+    ]
     agree(*transposed, [x.T.contiguous() if x.dim() == 2 else x for x in drawn])
 
 
@@ -79,7 +85,10 @@ def test_other_dtypes_inside_autocast(case, first):
     """float16 inside autocast to bfloat16, and float64 (which autocast leaves as it is) beside float32: some of torch's operations refuse them."""
     ours, package = (case.build(module, 6) for module in peers.modules(case))
     rows, *others = peers.inputs(case, 6, torch.float32)
-    drawn = [rows.to(first), *(x.half() if first == torch.float16 and x.dim() else x for x in others)]
+    drawn = [
+        rows.to(first),
+        *(x.half() if first == torch.float16 and x.dim() else x for x in others),
+    ]
     with torch.autocast("cpu", torch.bfloat16):
         try:
             expected = package(*drawn)
@@ -89,14 +98,22 @@ def test_other_dtypes_inside_autocast(case, first):
             torch.testing.assert_close(ours(*drawn), expected)
 
 
-COMPILED = [case for case in peers.CASES if case.options == "" and case.loss in ("ClipLoss", "NTXentLoss", "info_nce")]
+COMPILED = [
+    case
+    for case in peers.CASES
+    if case.options == "" and case.loss in ("ClipLoss", "NTXentLoss", "info_nce")
+]
 
 
 @pytest.mark.no_poison
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: f"{case.package}.{case.loss}")
 def test_compiles_in_one_graph(case, streams):
     loss = case.build(peers.modules(case)[0], 6)
-    agree(torch.compile(loss, fullgraph=True, backend="aot_eager"), loss, peers.inputs(case, 6, torch.float64))
+    agree(
+        torch.compile(loss, fullgraph=True, backend="aot_eager"),
+        loss,
+        peers.inputs(case, 6, torch.float64),
+    )
 
 
 @pytest.mark.parametrize("package", [*peers.NAMES, "supcontrast"])

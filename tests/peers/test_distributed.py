@@ -11,17 +11,25 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-WORLDS = (2, 3)  # open_clip's exchange with both neighbours differs for even and odd numbers; the others run with three
+WORLDS = (
+    2,
+    3,
+)  # open_clip's exchange with both neighbours differs for even and odd numbers; the others run with three
 
 
 @pytest.fixture(scope="module", params=WORLDS)
 def found(request, tmp_path_factory) -> list[dict]:
     """What each rank found, by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([*map(str, (HERE, HERE.parent, HERE.parent.parent)), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [*map(str, (HERE, HERE.parent, HERE.parent.parent)), os.environ.get("PYTHONPATH", "")]
+    )
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     ranks = range(request.param)
-    commands = [[sys.executable, str(HERE / "ranks.py"), str(r), str(request.param), str(folder)] for r in ranks]
+    commands = [
+        [sys.executable, str(HERE / "ranks.py"), str(r), str(request.param), str(folder)]
+        for r in ranks
+    ]
     processes = [
         subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for c in commands
     ]  # fmt: skip
@@ -40,4 +48,6 @@ def found(request, tmp_path_factory) -> list[dict]:
 def test_equal(found):
     assert len(found[0]) >= 8
     for rank, cases in enumerate(found):
-        assert {name: result for name, result in cases.items() if result != "equal"} == {}, f"rank {rank}"
+        assert {name: result for name, result in cases.items() if result != "equal"} == {}, (
+            f"rank {rank}"
+        )

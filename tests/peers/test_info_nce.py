@@ -16,7 +16,9 @@ def pair(**options):
 
 
 def inputs(n, d, mode, k=4):
-    return draw((n, d), (n, d), *([] if mode is None else [(k, d)] if mode == "unpaired" else [(n, k, d)]))
+    return draw(
+        (n, d), (n, d), *([] if mode is None else [(k, d)] if mode == "unpaired" else [(n, k, d)])
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -25,7 +27,11 @@ def inputs(n, d, mode, k=4):
 def test_equal(mode, reduction, dtype, streams):
     for n, d in SIZES:
         for temperature in (0.1, 1, -0.5):
-            options = {"temperature": temperature, "reduction": reduction, "negative_mode": mode or "unpaired"}
+            options = {
+                "temperature": temperature,
+                "reduction": reduction,
+                "negative_mode": mode or "unpaired",
+            }
             agree(*pair(**options), inputs(n, d, mode), dtype)
 
 
@@ -40,7 +46,11 @@ def test_temperature_gets_a_gradient(shape, streams):
     def call(function):
         return lambda q, p, t: function(q, p, None, t.reshape(shape))
 
-    agree(call(ours.info_nce), call(peer.info_nce), [*draw((5, 3), (5, 3)), torch.tensor(0.3, dtype=torch.float64)])
+    agree(
+        call(ours.info_nce),
+        call(peer.info_nce),
+        [*draw((5, 3), (5, 3)), torch.tensor(0.3, dtype=torch.float64)],
+    )
 
 
 def test_converged_batches_are_as_accurate(streams):
@@ -54,7 +64,11 @@ def test_in_batch_ignores_the_mode(mode, streams):
 
 def test_module(streams):
     for options in ({}, {"temperature": 0.2, "reduction": "sum", "negative_mode": "paired"}):
-        agree(ours.InfoNCE(**options), peer.InfoNCE(**options), draw((4, 3), (4, 3), (4, 2, 3))[: 3 if options else 2])
+        agree(
+            ours.InfoNCE(**options),
+            peer.InfoNCE(**options),
+            draw((4, 3), (4, 3), (4, 2, 3))[: 3 if options else 2],
+        )
 
 
 def test_signatures():
@@ -89,7 +103,9 @@ def test_errors_of_dtypes():
     same_error(ours.info_nce, peer.info_nce, q.long(), p.long())
 
 
-@pytest.mark.parametrize("temperature", (0, float("inf"), torch.linspace(0.1, 1, 4, dtype=torch.float64).unsqueeze(1)))
+@pytest.mark.parametrize(
+    "temperature", (0, float("inf"), torch.linspace(0.1, 1, 4, dtype=torch.float64).unsqueeze(1))
+)
 def test_odd_temperatures_fall_back(temperature):
     agreement.falls_back(*pair(temperature=temperature), draw((4, 3), (4, 3)), "temperature")
 

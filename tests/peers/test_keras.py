@@ -16,7 +16,9 @@ def one_by_one(zi, zj, tau=1):
     keras_similarity = keras.losses.CosineSimilarity(axis=-1, reduction=None)
 
     def similarity(a, b):
-        return -torch.cosine_similarity(a, b) if a.dtype == torch.float64 else keras_similarity(a, b)
+        return (
+            -torch.cosine_similarity(a, b) if a.dtype == torch.float64 else keras_similarity(a, b)
+        )
 
     z = torch.cat([zi, zj]).flatten(1)
     losses = []
@@ -38,11 +40,16 @@ def test_equal(shape, dtype):
             dtype,
         )
         agree(
-            NTXentLoss(**options), lambda *z, o=options: one_by_one(*z, **o).mean(), draw(shape, shape), torch.float32
+            NTXentLoss(**options),
+            lambda *z, o=options: one_by_one(*z, **o).mean(),
+            draw(shape, shape),
+            torch.float32,
         )
 
 
-@pytest.mark.parametrize("reduction", ("sum_over_batch_size", "sum", "mean_with_sample_weight", None))
+@pytest.mark.parametrize(
+    "reduction", ("sum_over_batch_size", "sum", "mean_with_sample_weight", None)
+)
 def test_reductions_and_weights(reduction):
     def expected(*z):
         weights = torch.tensor([0.5, 2.0, 0.0, 1.0], dtype=z[0].dtype)
@@ -59,11 +66,15 @@ def test_reductions_and_weights(reduction):
 
 def test_takes_what_keras_takes():
     zi, zj = (np.asarray(x, dtype="float32") for x in draw((4, 3), (4, 3)))
-    assert float(NT_Xent(zi, zj)) == pytest.approx(float(one_by_one(torch.tensor(zi), torch.tensor(zj)).mean()))
+    assert float(NT_Xent(zi, zj)) == pytest.approx(
+        float(one_by_one(torch.tensor(zi), torch.tensor(zj)).mean())
+    )
 
 
 def test_serialization():
-    loss = keras.losses.deserialize(keras.losses.serialize(NTXentLoss(0.3, reduction="sum", name="views")))
+    loss = keras.losses.deserialize(
+        keras.losses.serialize(NTXentLoss(0.3, reduction="sum", name="views"))
+    )
     assert type(loss) is NTXentLoss
     assert (loss.tau, loss.reduction, loss.name) == (0.3, "sum", "views")
 
@@ -73,7 +84,9 @@ class TwoViews(keras.Model):
 
     def __init__(self, loss):
         super().__init__()
-        self.encoder = keras.Sequential([keras.layers.Dense(16, activation="relu"), keras.layers.Dense(4)])
+        self.encoder = keras.Sequential(
+            [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(4)]
+        )
         self.views = loss
 
     def call(self, x):
@@ -91,7 +104,9 @@ def test_training():
         keras.utils.set_random_seed(0)
         model = TwoViews(loss)
         model.compile(optimizer=keras.optimizers.Adam(1e-2))
-        histories.append(model.fit(z, other, batch_size=16, epochs=3, shuffle=False, verbose=0).history["loss"])
+        histories.append(
+            model.fit(z, other, batch_size=16, epochs=3, shuffle=False, verbose=0).history["loss"]
+        )
     assert histories[0] == pytest.approx(histories[1], rel=1e-4)
     assert histories[0][-1] < histories[0][0]
 

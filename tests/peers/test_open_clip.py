@@ -35,7 +35,9 @@ def test_equal(name, biased, dtype, streams):
             agree(*map(call, losses), [*draw((n, d), (n, d)), *scalars], dtype)
 
 
-@pytest.mark.parametrize("options", ({"local_loss": True}, {"gather_with_grad": True}, {"cache_labels": True}))
+@pytest.mark.parametrize(
+    "options", ({"local_loss": True}, {"gather_with_grad": True}, {"cache_labels": True})
+)
 def test_options_of_several_processes_in_one(options, streams):
     agree(*pair("ClipLoss", **options), [*draw((5, 3), (5, 3)), SCALE])
 
@@ -58,13 +60,19 @@ def test_numbers_and_one_element(name, streams):
         return lambda a, b, s: loss(a, b, s.reshape(1), s.reshape(1) * 0.5)
 
     agree(*map(call, pair(name)), [*draw((5, 3), (5, 3)), SCALE])
-    agree(*(lambda a, b, loss=loss: loss(a, b, 3.0, -1.0) for loss in pair(name)), draw((5, 3), (5, 3)))
+    agree(
+        *(lambda a, b, loss=loss: loss(a, b, 3.0, -1.0) for loss in pair(name)),
+        draw((5, 3), (5, 3)),
+    )
 
 
 def test_negative_only(streams):
     for n, d in SIZES:
         agree(
-            *(lambda *x, loss=loss: loss._loss(*x, negative_only=True) for loss in pair("SigLipLoss")),
+            *(
+                lambda *x, loss=loss: loss._loss(*x, negative_only=True)
+                for loss in pair("SigLipLoss")
+            ),
             [*draw((n, d), (n, d)), SCALE, BIAS],
         )
 
@@ -84,7 +92,9 @@ def test_coca(streams):
 def test_logits_are_there_for_distillation():
     mine, package = pair("ClipLoss")
     images, texts = draw((5, 3), (5, 3))
-    for x, y in zip(mine.get_logits(images, texts, SCALE), package.get_logits(images, texts, SCALE), strict=True):
+    for x, y in zip(
+        mine.get_logits(images, texts, SCALE), package.get_logits(images, texts, SCALE), strict=True
+    ):
         assert torch.equal(x, y)
 
 
@@ -118,5 +128,7 @@ def test_a_float64_scale_of_one_element_in_autocast(name):
 def test_a_bias_per_text_falls_back(name):
     bias = torch.linspace(-1, 1, 5, dtype=torch.float64)
     agreement.falls_back(
-        *(lambda a, b, loss=loss: loss(a, b, SCALE, bias) for loss in pair(name)), draw((5, 3), (5, 3)), "logit_bias"
+        *(lambda a, b, loss=loss: loss(a, b, SCALE, bias) for loss in pair(name)),
+        draw((5, 3), (5, 3)),
+        "logit_bias",
     )

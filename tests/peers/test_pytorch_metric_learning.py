@@ -49,7 +49,9 @@ def test_equal(name, labels, dtype, streams):
         agree(*calls(pair(name), torch.tensor(labels)), draw((len(labels), d)), dtype)
 
 
-@pytest.mark.parametrize("labels", ("two views", "unmatched rows", "one label", "few labels", "one row", "two labels"))
+@pytest.mark.parametrize(
+    "labels", ("two views", "unmatched rows", "one label", "few labels", "one row", "two labels")
+)
 @pytest.mark.parametrize("temperature", (0.5, 1, -0.3))
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_reference_set(name, temperature, labels, streams):
@@ -85,7 +87,9 @@ def test_pairs_and_triplets(name, dtype, streams):
         miners.TripletMarginMiner(margin=0.5)(x, labels),
     ]
     for indices in tuples:
-        for more in ((labels, tuple(indices)), (None, tuple(indices)))[: 1 if name == "NPairsLoss" else 2]:
+        for more in ((labels, tuple(indices)), (None, tuple(indices)))[
+            : 1 if name == "NPairsLoss" else 2
+        ]:
             agree(*calls(pair(name), *more), [x], dtype)
 
 
@@ -125,7 +129,9 @@ def test_terms(name, labels, streams):
     terms = [loss(x, labels)["loss"] for loss in pair(name, reducer=reducers.DoNothingReducer())]
     assert terms[0]["reduction_type"] == terms[1]["reduction_type"]
     torch.testing.assert_close(terms[0]["losses"], terms[1]["losses"])
-    for mine, package in zip(*(torch.utils._pytree.tree_leaves(t["indices"]) for t in terms), strict=True):
+    for mine, package in zip(
+        *(torch.utils._pytree.tree_leaves(t["indices"]) for t in terms), strict=True
+    ):
         assert (mine is None and package is None) or torch.equal(mine, package)
 
 
@@ -141,7 +147,11 @@ def test_regularizer_and_statistics(name, streams):
     for loss in (mine, package):
         loss.distance = type(loss.distance)(collect_stats=True)
     agree(*calls((mine, package), labels), draw((len(labels), 4)))
-    for x, y in ((mine, package), (mine.distance, package.distance), (mine.reducer, package.reducer)):
+    for x, y in (
+        (mine, package),
+        (mine.distance, package.distance),
+        (mine.reducer, package.reducer),
+    ):
         for attribute in (*getattr(y, "_record_these", ()), *getattr(y, "_record_these_stats", ())):
             assert getattr(x, attribute) == pytest.approx(getattr(y, attribute)), attribute
 
@@ -169,9 +179,9 @@ def test_saturated_probabilities(dtype, streams):
     agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
     if dtype == torch.float32:
         x = draw((len(labels), 3))[0].float()
-        assert float(max(losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"])) == pytest.approx(
-            87.3365
-        )
+        assert float(
+            max(losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"])
+        ) == pytest.approx(87.3365)
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
@@ -184,12 +194,17 @@ def test_terms_that_vanish_are_left_out(name, temperature, dtype, streams):
     x = torch.cat([x[:6], x[:6] + torch.linspace(0, 3, 6).unsqueeze(1) * x[6:]]).to(dtype)
     y = torch.cat([y[:6] * 0.1 + x[:6], y[6:]]).to(dtype)
     everything = tuple(i[::3] for i in lmu.get_all_pairs_indices(labels))
-    losses = pair(name, temperature=temperature, reducer=reducers.AvgNonZeroReducer(collect_stats=True))
+    losses = pair(
+        name, temperature=temperature, reducer=reducers.AvgNonZeroReducer(collect_stats=True)
+    )
     for call, inputs in (
         (calls(losses, labels), [x]),
         (calls(losses, labels, everything), [x]),
         (referring(losses, labels, ref_labels), [x, y]),
-        (referring(losses, labels, ref_labels, lmu.get_all_pairs_indices(labels, ref_labels)), [x, y]),
+        (
+            referring(losses, labels, ref_labels, lmu.get_all_pairs_indices(labels, ref_labels)),
+            [x, y],
+        ),
         (referring(losses, labels, None), [x, x.flip(0)]),
     ):
         values = [run(f, inputs) for f in call]
@@ -212,7 +227,12 @@ def test_very_many_positive_pairs(classes, dtype, streams, monkeypatch):
     """More than are listed: another pass over all pairs, where the reducer takes their mean."""
     monkeypatch.setattr(ours, "LISTED", 1)
     labels = torch.arange(31) % classes
-    for options in ({}, {"temperature": 0.5}, {"temperature": 0.01}, {"reducer": reducers.SumReducer()}):
+    for options in (
+        {},
+        {"temperature": 0.5},
+        {"temperature": 0.01},
+        {"reducer": reducers.SumReducer()},
+    ):
         agree(*calls(pair("NTXentLoss", **options), labels), draw((31, 6)), dtype)
 
 
@@ -283,7 +303,9 @@ def test_other_distances_fall_back(name):
         (distances.SNRDistance(), "distance=SNRDistance"),
         (distances.CosineSimilarity(power=2), "power=2"),
     ):
-        agreement.falls_back(*calls(pair(name, distance=distance), labels), draw((len(labels), 4)), reason)
+        agreement.falls_back(
+            *calls(pair(name, distance=distance), labels), draw((len(labels), 4)), reason
+        )
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
@@ -291,4 +313,6 @@ def test_odd_labels_and_temperatures_fall_back(name):
     labels = torch.tensor(LABELS["unmatched rows"])
     (x,) = draw((len(labels), 4))
     agreement.falls_back(*calls(pair(name), labels.double()), [x], "labels of torch.float64")
-    agreement.falls_back(*calls(pair(name, temperature=float("inf")), labels), [x], "temperature=inf")
+    agreement.falls_back(
+        *calls(pair(name, temperature=float("inf")), labels), [x], "temperature=inf"
+    )

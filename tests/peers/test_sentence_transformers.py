@@ -14,7 +14,9 @@ from fused_contrastive.integrations import sentence_transformers as ours
 
 NAME = "MultipleNegativesRankingLoss"
 EXTRA = ("query_to_query", "doc_to_query", "doc_to_doc")
-DIRECTIONS = [("query_to_doc", *more) for k in range(4) for more in itertools.combinations(EXTRA, k)]
+DIRECTIONS = [
+    ("query_to_doc", *more) for k in range(4) for more in itertools.combinations(EXTRA, k)
+]
 HARDNESS = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
 
 
@@ -22,7 +24,9 @@ def pair(name=NAME, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         losses = [getattr(module, name)(None, **options) for module in (ours, peer)]
-    return [lambda *x, loss=loss: loss.compute_loss_from_embeddings(list(x), None) for loss in losses]
+    return [
+        lambda *x, loss=loss: loss.compute_loss_from_embeddings(list(x), None) for loss in losses
+    ]
 
 
 def columns(n, d, negatives):
@@ -59,7 +63,11 @@ def test_similarity_functions(similarity_fct, dtype, streams):
 
 @pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
 def test_equal_in_autocast(autocast, streams):
-    for options in ({}, {"directions": DIRECTIONS[-1]}, {"hardness_mode": "all_negatives", "hardness_strength": 4.0}):
+    for options in (
+        {},
+        {"directions": DIRECTIONS[-1]},
+        {"hardness_mode": "all_negatives", "hardness_strength": 4.0},
+    ):
         for dtype in (torch.float32, autocast, torch.float64):
             agree(*pair(**options), columns(13, 16, 1), dtype, autocast)
 
@@ -73,7 +81,9 @@ def test_symmetric(streams):
         agree(*pair("MultipleNegativesSymmetricRankingLoss", scale=3.0), columns(5, 3, negatives))
     with pytest.warns(DeprecationWarning, match="per_direction"):
         loss = ours.MultipleNegativesSymmetricRankingLoss(None)
-    assert isinstance(loss, (peer.MultipleNegativesSymmetricRankingLoss, ours.MultipleNegativesRankingLoss))
+    assert isinstance(
+        loss, (peer.MultipleNegativesSymmetricRankingLoss, ours.MultipleNegativesRankingLoss)
+    )
 
 
 def test_a_scale_with_a_gradient(streams):
@@ -97,7 +107,9 @@ def test_signature(name):
 
 
 def test_configuration_is_the_packages():
-    mine, package = (getattr(module, NAME)(None, directions=DIRECTIONS[-1]) for module in (ours, peer))
+    mine, package = (
+        getattr(module, NAME)(None, directions=DIRECTIONS[-1]) for module in (ours, peer)
+    )
     assert mine.get_config_dict() == package.get_config_dict()
     assert mine.citation == package.citation
     assert mine.temperature == package.temperature
@@ -128,7 +140,9 @@ def test_errors_of_inputs():
 
 
 def test_other_similarities_fall_back():
-    agreement.falls_back(*pair(similarity_fct=util.euclidean_sim), columns(5, 3, 1), "similarity_fct=euclidean_sim")
+    agreement.falls_back(
+        *pair(similarity_fct=util.euclidean_sim), columns(5, 3, 1), "similarity_fct=euclidean_sim"
+    )
 
 
 def test_other_columns_fall_back():

@@ -106,7 +106,9 @@ def test_lightly(name, options, tmp_path):
         trained.append(model)
     same_weights(*trained, SimCLR(None))
     if options.get("memory_bank_size"):
-        torch.testing.assert_close(*(m.criterion.memory_bank.bank for m in trained), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            *(m.criterion.memory_bank.bank for m in trained), rtol=1e-3, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", ("NTXentLoss", "SupConLoss", "NPairsLoss"))
@@ -147,7 +149,10 @@ def test_self_supervised(name, symmetric, streams):
 
     from fused_contrastive.integrations import pytorch_metric_learning as ours
 
-    wrapped = [peer.SelfSupervisedLoss(getattr(module, name)(), symmetric=symmetric) for module in (ours, peer)]
+    wrapped = [
+        peer.SelfSupervisedLoss(getattr(module, name)(), symmetric=symmetric)
+        for module in (ours, peer)
+    ]
     for n, d in ((1, 3), (2, 3), (9, 4)):
         agree(*wrapped, draw((n, d), (n, d)))
 
@@ -167,7 +172,9 @@ def test_cross_batch_memory(name, use, streams):
         torch.manual_seed(0)
         model = copy.deepcopy(start)
         miner = miners.MultiSimilarityMiner() if use == "miner" else None
-        loss = peer.CrossBatchMemory(getattr(module, name)(), embedding_size=4, memory_size=20, miner=miner)
+        loss = peer.CrossBatchMemory(
+            getattr(module, name)(), embedding_size=4, memory_size=20, miner=miner
+        )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         for _ in range(4):
             x, labels = torch.randn(8, 6), torch.randint(4, (8,))
@@ -189,9 +196,14 @@ def sentence_transformer(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {name: f"[{name[:3].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token")}
+    special = {
+        name: f"[{name[:3].upper()}]"
+        for name in ("pad_token", "unk_token", "cls_token", "sep_token")
+    }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     config = BertConfig(
         vocab_size=len(WORDS.split()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
@@ -233,7 +245,9 @@ def test_sentence_transformers(name, options, tmp_path):
 
     warnings.simplefilter("error", FallbackWarning)
     start = sentence_transformer(tmp_path / "model")
-    things = [f"{color} {animal}" for color in ("red", "green", "blue") for animal in ("cat", "dog")]
+    things = [
+        f"{color} {animal}" for color in ("red", "green", "blue") for animal in ("cat", "dog")
+    ]
     texts = {
         "anchor": things,
         "positive": [f"{x} runs" for x in things],

@@ -33,10 +33,15 @@ def test_error_and_dtypes(name, backend, device):
     """The median error is at most that of eager under autocast; the loss and the gradients of float32 inputs are float32."""
     n, d = (11, 16) if is_interpreted(backend) else (70, 40)
     case = cases.BY_NAME[name]
-    ours, eager = ([errors(case, label, device, seed, n, d) for seed in range(5)] for label in (backend, "reference"))
+    ours, eager = (
+        [errors(case, label, device, seed, n, d) for seed in range(5)]
+        for label in (backend, "reference")
+    )
     for key in ours[0][0]:
         error, theirs = (np.median([e[0][key] for e in values]) for values in (ours, eager))
-        assert error <= max(theirs, 4 * torch.finfo(torch.bfloat16).eps), f"{key}: {error:.2e}, eager {theirs:.2e}"
+        assert error <= max(theirs, 4 * torch.finfo(torch.bfloat16).eps), (
+            f"{key}: {error:.2e}, eager {theirs:.2e}"
+        )
     assert set(ours[0][1].values()) == {torch.float32}
 
 
@@ -71,10 +76,15 @@ def test_mixed_dtypes(name, half, backend, device):
 
 
 def test_mixed_dtypes_of_views(backend, device):
-    z1, z2 = torch.randn(6, 8, device=device), torch.randn(6, 8, device=device, dtype=torch.bfloat16)
+    z1, z2 = (
+        torch.randn(6, 8, device=device),
+        torch.randn(6, 8, device=device, dtype=torch.bfloat16),
+    )
     with autocast(device):
         loss = fc.nt_xent_loss(z1, z2, backend=backend)
-    torch.testing.assert_close(loss, fc.nt_xent_loss(z1, z2.float(), backend=backend), rtol=5e-2, atol=5e-2)
+    torch.testing.assert_close(
+        loss, fc.nt_xent_loss(z1, z2.float(), backend=backend), rtol=5e-2, atol=5e-2
+    )
 
 
 def test_float64_stays(backend, device):
@@ -126,7 +136,9 @@ def test_compiled(name, inside, device):
         with autocast(device):
             return loss(*values)
 
-    compiled = torch.compile(loss_in_autocast if inside else loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        loss_in_autocast if inside else loss, fullgraph=True, backend="aot_eager"
+    )
     with autocast(device, enabled=not inside):
         found = compiled(*inputs.values())
     expected = loss_in_autocast(*inputs.values())
@@ -137,7 +149,9 @@ def test_compiled(name, inside, device):
     ):  # torch 2.11 traces more inside autocast than there is
         tolerance = {"rtol": 2e-2, "atol": 1e-3}
     torch.testing.assert_close(found, expected, **tolerance)
-    for x, y in zip(*(torch.autograd.grad(value, inputs.values()) for value in (found, expected)), strict=True):
+    for x, y in zip(
+        *(torch.autograd.grad(value, inputs.values()) for value in (found, expected)), strict=True
+    ):
         torch.testing.assert_close(x, y, **tolerance)
 
 

@@ -55,7 +55,9 @@ def test_export(name, device):
     batch = {1 if name == "cpc" else 0: Dim("batch", min=2, max=10**6)}
     program = torch.export.export(model, views(name, 8, device), dynamic_shapes=(batch, batch))
     family = "sigmoid" if name.startswith("siglip") else "similarity"
-    assert name in WITHOUT_OPS or f"fused_contrastive.{family}_forward.default" in str(program.graph)
+    assert name in WITHOUT_OPS or f"fused_contrastive.{family}_forward.default" in str(
+        program.graph
+    )
     saved = io.BytesIO()
     torch.export.save(program, saved)
     saved.seek(0)
@@ -65,7 +67,9 @@ def test_export(name, device):
             torch.testing.assert_close(exported(x, y), model(x, y))
 
 
-@pytest.mark.parametrize("name", ("nt_xent, learned", "info_nce, symmetric, with metrics", "siglip, learned"))
+@pytest.mark.parametrize(
+    "name", ("nt_xent, learned", "info_nce, symmetric, with metrics", "siglip, learned")
+)
 def test_an_exported_model_can_be_trained(name, device):
     """Its gradients are the model's own, and so are those of a gradient penalty."""
     model = Model(LOSSES[name]()).to(device)
@@ -78,7 +82,9 @@ def test_an_exported_model_can_be_trained(name, device):
         loss = loss[0] if isinstance(loss, tuple) else loss
         parameters = list(dict(sorted(module.named_parameters())).values())
         first = torch.autograd.grad(loss, parameters, create_graph=True)
-        results.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)])
+        results.append(
+            [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), parameters)]
+        )
     assert all(g.abs().max() > 0 for g in results[0])
     torch.testing.assert_close(*results)
 
@@ -97,14 +103,19 @@ def test_labels(positives, device):
     for n in (3, 21):
         x, y = views(positives, n, device, torch.float64)
         found, expected = (
-            torch.autograd.grad(m(x, y), [p for _, p in sorted(m.named_parameters())]) for m in (exported, model)
+            torch.autograd.grad(m(x, y), [p for _, p in sorted(m.named_parameters())])
+            for m in (exported, model)
         )
         torch.testing.assert_close(found, expected)
 
 
 FORCES = {
-    "contrastive_force": lambda x, y, **more: fc.contrastive_force(x, y, 0.5, **more).square().sum(),
-    "contrastive_force_loss": lambda x, y, **more: fc.contrastive_force_loss(x, y, reduction="mean", **more),
+    "contrastive_force": lambda x, y, **more: (
+        fc.contrastive_force(x, y, 0.5, **more).square().sum()
+    ),
+    "contrastive_force_loss": lambda x, y, **more: fc.contrastive_force_loss(
+        x, y, reduction="mean", **more
+    ),
     "drift_loss": lambda x, y, **more: fc.drift_loss(x[None], y[None], **more)[0].sum(),
 }
 
@@ -129,7 +140,9 @@ def test_gradients_without_a_formula(name, strict, device):
     loss = fc.DistillClipLoss(reduction="none") if name == "distill, by row" else LOSSES[name]()
     model = Model(loss).to(device, torch.float64)
     example, batch = views(name, 8, device, torch.float64), {0: Dim("batch", min=2, max=10**6)}
-    exported = torch.export.export(model, example, dynamic_shapes=(batch, batch), strict=strict).module()
+    exported = torch.export.export(
+        model, example, dynamic_shapes=(batch, batch), strict=strict
+    ).module()
     for n in (3, 21):
         x, y = views(name, n, device, torch.float64)
         results = []

@@ -21,14 +21,17 @@ def draw(name, device, size=3, n=4, d=3):
     """`size` draws of a case's arguments, stacked."""
     draws = [cases.BY_NAME[name].draw(n, d, torch.float64, device, seed) for seed in range(size)]
     return [
-        torch.stack([x.detach() for x in values]) for values in zip(*(draw.values() for draw in draws), strict=True)
+        torch.stack([x.detach() for x in values])
+        for values in zip(*(draw.values() for draw in draws), strict=True)
     ]
 
 
 def loss_of(name, backend, device, reduction="mean", n=4, d=3):
     case = cases.BY_NAME[name]
     names = list(case.draw(n, d))
-    return lambda *values: case.loss(dict(zip(names, values, strict=True)), backend, reduction=reduction)
+    return lambda *values: case.loss(
+        dict(zip(names, values, strict=True)), backend, reduction=reduction
+    )
 
 
 def every(values):
@@ -48,18 +51,26 @@ def samples(x):
 TRANSFORMS = {
     "grad": lambda loss, x: grad(loss, every(x))(*samples(x)),
     "vmap": lambda loss, x: vmap(loss)(*x),
-    "vmap over the first argument": lambda loss, x: vmap(loss, (0, *[None] * (len(x) - 1)))(x[0], *samples(x)[1:]),
+    "vmap over the first argument": lambda loss, x: vmap(loss, (0, *[None] * (len(x) - 1)))(
+        x[0], *samples(x)[1:]
+    ),
     "vmap over the second argument": lambda loss, x: vmap(loss, (None, 0, *[None] * (len(x) - 2)))(
         x[0][0], x[1], *samples(x)[2:]
     ),
-    "vmap over the last argument": lambda loss, x: vmap(loss, (*[None] * (len(x) - 1), 0))(*samples(x)[:-1], x[-1]),
-    "vmap of another dimension": lambda loss, x: vmap(loss, (1, *[0] * (len(x) - 1)))(x[0].movedim(0, 1), *x[1:]),
+    "vmap over the last argument": lambda loss, x: vmap(loss, (*[None] * (len(x) - 1), 0))(
+        *samples(x)[:-1], x[-1]
+    ),
+    "vmap of another dimension": lambda loss, x: vmap(loss, (1, *[0] * (len(x) - 1)))(
+        x[0].movedim(0, 1), *x[1:]
+    ),
     "vmap of vmap": lambda loss, x: vmap(vmap(loss))(*(torch.stack([v, v.flip(0)]) for v in x)),
     "per-sample gradients": lambda loss, x: vmap(grad(loss, every(x)))(*x),
-    "per-sample gradients of the first argument": lambda loss, x: vmap(grad(loss), (0, *[None] * (len(x) - 1)))(
-        x[0], *samples(x)[1:]
+    "per-sample gradients of the first argument": lambda loss, x: vmap(
+        grad(loss), (0, *[None] * (len(x) - 1))
+    )(x[0], *samples(x)[1:]),
+    "gradient of vmap": lambda loss, x: grad(lambda *v: vmap(loss)(*v).square().sum(), every(x))(
+        *x
     ),
-    "gradient of vmap": lambda loss, x: grad(lambda *v: vmap(loss)(*v).square().sum(), every(x))(*x),
     "jvp": lambda loss, x: jvp(loss, tuple(samples(x)), tuple(v[1] for v in x)),
     "hessian": lambda loss, x: hessian(loss, every(x))(*samples(x)),
     "jacrev of jacrev": lambda loss, x: jacrev(jacrev(loss), every(x))(*samples(x)),
@@ -69,16 +80,25 @@ TRANSFORMS = {
     ),
     "per-sample hessians": lambda loss, x: vmap(hessian(loss))(*x),
     "gradient of a gradient penalty": lambda loss, x: grad(penalty(loss), every(x))(*samples(x)),
-    "per-sample gradients of a gradient penalty": lambda loss, x: vmap(grad(penalty(loss), every(x)))(*x),
+    "per-sample gradients of a gradient penalty": lambda loss, x: vmap(
+        grad(penalty(loss), every(x))
+    )(*x),
 }
 RUNS = [(name, transform) for name in ("nt_xent", "clip") for transform in TRANSFORMS]
-RUNS += [(name, t) for name in NAMES if name not in ("nt_xent", "clip") for t in ("per-sample gradients", "hessian")]
+RUNS += [
+    (name, t)
+    for name in NAMES
+    if name not in ("nt_xent", "clip")
+    for t in ("per-sample gradients", "hessian")
+]
 
 
 def assert_like_eager(transform, name, backend, device, **options):
     x = draw(name, device)
     found = transform(loss_of(name, backend, device, **options), x)
-    torch.testing.assert_close(found, transform(loss_of(name, "eager", device, **options), x), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(
+        found, transform(loss_of(name, "eager", device, **options), x), rtol=1e-8, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize(("name", "transform"), RUNS)
@@ -92,7 +112,13 @@ def test_jacobians(name, jacobian, backend, device):
     """Of the loss vector: a batch of upstream gradients, or of tangents."""
     if is_interpreted(backend):
         pytest.skip("dozens of calls in the interpreter and the host shim")
-    assert_like_eager(lambda loss, x: jacobian(loss, every(x))(*samples(x)), name, backend, device, reduction="none")
+    assert_like_eager(
+        lambda loss, x: jacobian(loss, every(x))(*samples(x)),
+        name,
+        backend,
+        device,
+        reduction="none",
+    )
 
 
 @pytest.mark.parametrize("use", cases.USES, ids=str)
@@ -121,7 +147,9 @@ def test_vmap_of_metrics_and_targets(backend, device):
     z1, z2, temperature = draw("nt_xent", device)
     for x, y in zip(
         *(
-            vmap(lambda *x, label=label: fc.nt_xent_loss(*x, metrics=True, backend=label))(z1, z2, temperature)
+            vmap(lambda *x, label=label: fc.nt_xent_loss(*x, metrics=True, backend=label))(
+                z1, z2, temperature
+            )
             for label in (backend, "eager")
         ),
         strict=True,
@@ -150,7 +178,9 @@ def test_batched_upstream_gradients(backend, device):
     for label in (backend, "eager"):
         loss = fc.nt_xent_loss(z1, z2, temperature, reduction="none", backend=label)
         unit = torch.eye(len(loss), dtype=loss.dtype, device=device)
-        results.append(torch.autograd.grad(loss, (z1, z2, temperature), unit, is_grads_batched=True))
+        results.append(
+            torch.autograd.grad(loss, (z1, z2, temperature), unit, is_grads_batched=True)
+        )
     torch.testing.assert_close(*results)
 
 
@@ -165,7 +195,9 @@ def test_forward_mode(backend, device):
                 other = torch.autograd.forward_ad.make_dual(z2, t2)
                 loss = fc.nt_xent_loss(dual, other, backend=label)
                 (gradient,) = torch.autograd.grad(loss, dual, create_graph=create_graph)
-                results.append([torch.autograd.forward_ad.unpack_dual(x).tangent for x in (loss, gradient)])
+                results.append(
+                    [torch.autograd.forward_ad.unpack_dual(x).tangent for x in (loss, gradient)]
+                )
         torch.testing.assert_close(*results)
 
 
@@ -175,13 +207,17 @@ def test_functional_call(backend, device):
     eager = fc.NTXentLoss(0.3, learnable=True, backend="eager").to(device, torch.float64)
     z1, z2, temperature = draw("nt_xent", device)
     found, expected = (
-        vmap(grad(lambda t, m=m: functional_call(m, {"log_temperature": t}, (z1[0], z2[0]))))(temperature.log())
+        vmap(grad(lambda t, m=m: functional_call(m, {"log_temperature": t}, (z1[0], z2[0]))))(
+            temperature.log()
+        )
         for m in (module, eager)
     )
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("transform", ("per-sample gradients", "hessian", "per-sample gradients of a gradient penalty"))
+@pytest.mark.parametrize(
+    "transform", ("per-sample gradients", "hessian", "per-sample gradients of a gradient penalty")
+)
 def test_inside_compiled_code(transform, device):
     """One graph: compiled code takes second derivatives in this way."""
     if transform == "hessian" and torch.__version__ < "2.12":
@@ -189,7 +225,9 @@ def test_inside_compiled_code(transform, device):
     torch.compiler.reset()
     x = draw("clip", device)
     loss = loss_of("clip", None, device)
-    compiled = torch.compile(lambda *v: TRANSFORMS[transform](loss, v), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *v: TRANSFORMS[transform](loss, v), fullgraph=True, backend="aot_eager"
+    )
     torch.testing.assert_close(compiled(*x), TRANSFORMS[transform](loss, x))
     torch.compiler.reset()
 

@@ -30,23 +30,34 @@ def chunked(encoder, x, size):
 
 
 def gradients(*modules):
-    return {f"{i}.{name}": p.grad for i, module in enumerate(modules) for name, p in module.named_parameters()}
+    return {
+        f"{i}.{name}": p.grad
+        for i, module in enumerate(modules)
+        for name, p in module.named_parameters()
+    }
 
 
 def assert_same(found, expected, **tolerance):
     assert found.keys() == expected.keys()
     for name, x in found.items():
         assert x is not None and x.abs().max() > 0, name
-        torch.testing.assert_close(x, expected[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance)
+        torch.testing.assert_close(
+            x, expected[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance
+        )
 
 
 def test_one_encoder_for_two_views(device):
     """The losses, the gradients, their sum with what was there, and the embeddings' order; ragged last chunk."""
     torch.manual_seed(0)
-    encoder, x1, x2 = mlp(6, 10, 5).to(device).double(), *torch.randn(2, 11, 6, dtype=torch.float64, device=device)
+    encoder, x1, x2 = (
+        mlp(6, 10, 5).to(device).double(),
+        *torch.randn(2, 11, 6, dtype=torch.float64, device=device),
+    )
     twin = copy.deepcopy(encoder)
     for size in (4, 1, 11, 50):
-        loss = cached_step(encoder, (x1, x2), lambda a, b: fc.nt_xent_loss(a, b, 0.2), chunk_size=size)
+        loss = cached_step(
+            encoder, (x1, x2), lambda a, b: fc.nt_xent_loss(a, b, 0.2), chunk_size=size
+        )
         expected = fc.nt_xent_loss(twin(x1), twin(x2), 0.2)
         expected.backward()
         assert not loss.requires_grad
@@ -58,8 +69,14 @@ def test_several_encoders_and_what_the_loss_learns(device):
     """Each with its own chunk size; a learnable scale and a head inside the loss get their gradients once; extra outputs are detached."""
     torch.manual_seed(1)
     image, text = mlp(6, 8, 5).to(device).double(), mlp(4, 5).to(device).double()
-    head, loss_module = nn.Linear(5, 3).to(device).double(), fc.ClipLoss(5.0, learnable=True, metrics=True).to(device)
-    x, t = torch.randn(9, 6, dtype=torch.float64, device=device), torch.randn(9, 4, dtype=torch.float64, device=device)
+    head, loss_module = (
+        nn.Linear(5, 3).to(device).double(),
+        fc.ClipLoss(5.0, learnable=True, metrics=True).to(device),
+    )
+    x, t = (
+        torch.randn(9, 6, dtype=torch.float64, device=device),
+        torch.randn(9, 4, dtype=torch.float64, device=device),
+    )
 
     def loss_fn(a, b):
         return loss_module(F.normalize(head(a), dim=1), F.normalize(head(b), dim=1))
@@ -93,7 +110,10 @@ def test_nested_inputs_and_outputs(device):
     torch.manual_seed(2)
     tower = Tower().to(device)
     twin = copy.deepcopy(tower)
-    tokens = {"ids": torch.randn(7, 3, device=device), "mask": torch.randint(0, 2, (7,), device=device)}
+    tokens = {
+        "ids": torch.randn(7, 3, device=device),
+        "mask": torch.randint(0, 2, (7,), device=device),
+    }
     extra = (torch.randn(7, 2, device=device),)
     scale = torch.tensor(0.5, device=device)
     named = {"tokens": tokens, "extra": extra, "scale": scale, "flag": "on"}
@@ -102,7 +122,10 @@ def test_nested_inputs_and_outputs(device):
     def loss_fn(*outputs):
         pooled = [out["pooled"] for out in outputs]
         assert all(torch.equal(out["parts"][1], tokens["mask"]) for out in outputs)
-        return sum(fc.info_nce_loss(pooled[0], p + out["parts"][0]) for p, out in zip(pooled, outputs, strict=True))
+        return sum(
+            fc.info_nce_loss(pooled[0], p + out["parts"][0])
+            for p, out in zip(pooled, outputs, strict=True)
+        )
 
     for inputs in (named, [named, positional]):
         tower.zero_grad()
@@ -185,7 +208,10 @@ def test_batch_norm_sees_chunks(device):
 def test_what_needs_no_gradient_is_run_once(device):
     """A frozen module, its buffers included; embeddings that the loss does not use; plain functions with and without parameters."""
     calls = []
-    query, key = mlp(4, 5).to(device), nn.Sequential(mlp(4, 5), nn.BatchNorm1d(5)).to(device).requires_grad_(False)
+    query, key = (
+        mlp(4, 5).to(device),
+        nn.Sequential(mlp(4, 5), nn.BatchNorm1d(5)).to(device).requires_grad_(False),
+    )
     key.register_forward_hook(lambda *_: calls.append("key"))
     x = torch.randn(6, 4, device=device)
     loss = cached_step((query, key), (x, x), fc.InfoNCELoss(), chunk_size=2)
@@ -263,7 +289,10 @@ def test_peak_of_activations(device):
     whole = peak_of_saved_tensors(lambda: loss(*(encoder(part) for part in x)).backward())
     cached = peak_of_saved_tensors(lambda: cached_step(encoder, tuple(x), loss, chunk_size=16))
     parameters = sum(p.numel() for p in encoder.parameters())
-    assert whole > 2 * 64 * 3 * 256 and cached - parameters < (whole - parameters) / 6, (whole, cached)
+    assert whole > 2 * 64 * 3 * 256 and cached - parameters < (whole - parameters) / 6, (
+        whole,
+        cached,
+    )
 
 
 def test_no_rows(device):
@@ -283,21 +312,50 @@ X = torch.randn(6, 4)
         ({"chunk_size": 2.0}, TypeError, "chunk_size must be an integer"),
         ({"chunk_size": True}, TypeError, "chunk_size must be an integer"),
         ({"chunk_size": (2, 2, 2)}, ValueError, "chunk_size must be one number or one per input"),
-        ({"encoders": (nn.Identity(),)}, ValueError, "encoders must be one callable or one per input, got 1 for 2"),
+        (
+            {"encoders": (nn.Identity(),)},
+            ValueError,
+            "encoders must be one callable or one per input, got 1 for 2",
+        ),
         ({"encoders": (nn.Identity(), None)}, TypeError, r"encoders\[1\] must be callable"),
         ({"inputs": ()}, ValueError, "encoders must be one callable or one per input, got 0 for 0"),
         ({"inputs": (X, ["a"] * 6)}, TypeError, r"inputs\[1\] must be or hold a tensor"),
         ({"inputs": (X, torch.tensor(1.0))}, TypeError, r"inputs\[1\] must be or hold a tensor"),
-        ({"inputs": ((X, X[:5]), X)}, ValueError, r"inputs\[0\] must hold tensors of equally many rows, got \[5, 6\]"),
-        ({"encoders": lambda x: x[:1]}, ValueError, r"encoders\[0\] must return tensors with one row per row"),
-        ({"encoders": lambda x: x.sum()}, ValueError, r"encoders\[0\] must return tensors with one row per row"),
+        (
+            {"inputs": ((X, X[:5]), X)},
+            ValueError,
+            r"inputs\[0\] must hold tensors of equally many rows, got \[5, 6\]",
+        ),
+        (
+            {"encoders": lambda x: x[:1]},
+            ValueError,
+            r"encoders\[0\] must return tensors with one row per row",
+        ),
+        (
+            {"encoders": lambda x: x.sum()},
+            ValueError,
+            r"encoders\[0\] must return tensors with one row per row",
+        ),
         ({"encoders": lambda x: None}, ValueError, r"encoders\[0\] must return .* got NoneType"),
-        ({"loss_fn": lambda a, b: a}, ValueError, r"loss_fn must return a 0-d tensor.* got shape \(6, 4\)"),
-        ({"loss_fn": lambda a, b: 1.0}, ValueError, r"loss_fn must return a 0-d tensor.* got float"),
+        (
+            {"loss_fn": lambda a, b: a},
+            ValueError,
+            r"loss_fn must return a 0-d tensor.* got shape \(6, 4\)",
+        ),
+        (
+            {"loss_fn": lambda a, b: 1.0},
+            ValueError,
+            r"loss_fn must return a 0-d tensor.* got float",
+        ),
     ),
 )
 def test_errors(arguments, error, message):
-    given = {"encoders": lambda x: x, "inputs": (X, X), "loss_fn": fc.NTXentLoss(), "chunk_size": 2} | arguments
+    given = {
+        "encoders": lambda x: x,
+        "inputs": (X, X),
+        "loss_fn": fc.NTXentLoss(),
+        "chunk_size": 2,
+    } | arguments
     with pytest.raises(error, match=message):
         cached_step(**given)
 
@@ -317,7 +375,9 @@ def on_one_rank(rank, world):
     """A cached and a plain step of a model that is used twice and one used once; how often each was reduced."""
     torch.manual_seed(0)
     first, second = mlp(4, 5).double(), mlp(3, 5).double()
-    x, y, t = (torch.randn(8, d, generator=torch.Generator().manual_seed(rank)).double() for d in (4, 4, 3))
+    x, y, t = (
+        torch.randn(8, d, generator=torch.Generator().manual_seed(rank)).double() for d in (4, 4, 3)
+    )
 
     def loss_fn(a, b, c):
         return fc.info_nce_loss(a, b) + fc.info_nce_loss(b, c, normalize=False)
@@ -328,7 +388,11 @@ def on_one_rank(rank, world):
 
         def hook(index, bucket, counts=counts):
             counts[index] += 1
-            return dist.all_reduce(bucket.buffer().div_(world), async_op=True).get_future().then(lambda f: f.value()[0])
+            return (
+                dist.all_reduce(bucket.buffer().div_(world), async_op=True)
+                .get_future()
+                .then(lambda f: f.value()[0])
+            )
 
         models = [DistributedDataParallel(copy.deepcopy(m)) for m in (first, second)]
         for index, model in enumerate(models):
@@ -351,7 +415,9 @@ def on_one_rank(rank, world):
 def test_distributed_data_parallel():
     """Gradients are those of the plain step, on every rank, and each model is reduced once per step; rank 0's buffers are sent at the start of
     both encodings, which return the same."""
-    for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(2, on_one_rank):
+    for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(
+        2, on_one_rank
+    ):
         torch.testing.assert_close(loss, expected)
         assert counts == wanted == [2, 2]
         for x, y in zip(grads, gradients, strict=True):

@@ -74,7 +74,12 @@ def test_fill_empty_with_labels(wrap, device):
     """Rows count once they are written, oldest first; the labels follow them."""
     bank = MemoryBank(7, 4, wrap=wrap, fill="empty", labels=True, device=device)
     assert bank.negatives.shape == (0, 4) and bank.labels.shape == (0,) and not len(bank)
-    rows, labels, ptr, count = torch.zeros(7, 4, device=device), torch.zeros(7, dtype=torch.long, device=device), 0, 0
+    rows, labels, ptr, count = (
+        torch.zeros(7, 4, device=device),
+        torch.zeros(7, dtype=torch.long, device=device),
+        0,
+        0,
+    )
     rule = lightly_rule if wrap == "drop" else ring_rule
     for batch in batches(device=device):
         own = torch.randint(0, 9, (len(batch),), device=device, dtype=torch.int32)
@@ -97,7 +102,9 @@ def test_negatives_are_constants(device):
     query = torch.randn(3, 4, device=device, requires_grad=True)
     for normalize in (True, False):
         negatives = bank.negatives
-        expected = torch.autograd.grad(fc.info_nce_loss(query, query + 1, negatives, normalize=normalize), query)
+        expected = torch.autograd.grad(
+            fc.info_nce_loss(query, query + 1, negatives, normalize=normalize), query
+        )
         loss = fc.info_nce_loss(query, query + 1, bank.negatives, normalize=normalize)
         bank.enqueue(query * 2)
         assert torch.equal(torch.autograd.grad(loss, query)[0], expected[0])
@@ -113,15 +120,22 @@ class Moco:
 
     def encode(self, x_query, x_key):
         with torch.no_grad():
-            for q, k in zip(self.query_encoder.parameters(), self.key_encoder.parameters(), strict=True):
+            for q, k in zip(
+                self.query_encoder.parameters(), self.key_encoder.parameters(), strict=True
+            ):
                 k.mul_(self.momentum).add_(q, alpha=1 - self.momentum)
             key = F.normalize(self.key_encoder(x_key), dim=1)
         return F.normalize(self.query_encoder(x_query), dim=1), key
 
     def loss(self, x_query, x_key):
         query, key = self.encode(x_query, x_key)
-        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.T], 1) / self.temperature
-        loss = F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+        logits = (
+            torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.T], 1)
+            / self.temperature
+        )
+        loss = F.cross_entropy(
+            logits, torch.zeros(len(query), dtype=torch.long, device=query.device)
+        )
         self.queue = self.queue.clone()
         self.queue[self.ptr : self.ptr + len(key)] = key
         self.ptr = (self.ptr + len(key)) % len(self.queue)
@@ -139,7 +153,11 @@ class MocoWithBank(Moco):
 def test_moco_training(backend, device):
     """Loss, gradients, queue and parameters of five training steps are those of the dense code."""
     torch.manual_seed(0)
-    encoder = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5)).to(device).double()
+    encoder = (
+        torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
+        .to(device)
+        .double()
+    )
     bank = MemoryBank(12, 5, wrap="exact", dtype=torch.float64).to(device)
     dense = Moco(copy.deepcopy(encoder), bank.negatives, 0.2, 0.9)
     ours = MocoWithBank(encoder, bank, 0.2, 0.9)
@@ -152,7 +170,9 @@ def test_moco_training(backend, device):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        for p, q in zip(ours.query_encoder.parameters(), dense.query_encoder.parameters(), strict=True):
+        for p, q in zip(
+            ours.query_encoder.parameters(), dense.query_encoder.parameters(), strict=True
+        ):
             torch.testing.assert_close(p.grad, q.grad)
         torch.testing.assert_close(bank.negatives, dense.queue)
 
@@ -228,7 +248,9 @@ def test_ranks_write_one_bank():
     states = on_ranks(2, _gathering, (2, 3, 3))
     expected = MemoryBank(12, 4, wrap="around", fill="empty", labels=True)
     for n in (2, 3, 3):
-        keys = torch.cat([torch.full((n, 4), float(r)) + torch.arange(n)[:, None] for r in range(2)])
+        keys = torch.cat(
+            [torch.full((n, 4), float(r)) + torch.arange(n)[:, None] for r in range(2)]
+        )
         expected.enqueue(keys, torch.arange(2).repeat_interleave(n))
     for state in states:
         assert all(torch.equal(state[name], x) for name, x in expected.state_dict().items())
@@ -258,13 +280,38 @@ def test_constructor_errors(arguments, error, message):
         ({}, (torch.ones(2, 3, 1),), ValueError, "keys must have 2 dimensions"),
         ({}, (torch.ones(2, 4),), ValueError, r"keys must have shape \[n, 3\]"),
         ({}, (torch.ones(2, 3).long(),), TypeError, "keys must be a floating-point"),
-        ({}, (torch.ones(2, 3, device="meta"),), ValueError, "keys must be on the device of the bank"),
-        ({}, (torch.ones(2, 3), torch.ones(2).long()), ValueError, "labels must be given exactly when"),
+        (
+            {},
+            (torch.ones(2, 3, device="meta"),),
+            ValueError,
+            "keys must be on the device of the bank",
+        ),
+        (
+            {},
+            (torch.ones(2, 3), torch.ones(2).long()),
+            ValueError,
+            "labels must be given exactly when",
+        ),
         ({"labels": True}, (torch.ones(2, 3),), ValueError, "labels must be given exactly when"),
-        ({"labels": True}, (torch.ones(2, 3), torch.ones(2)), TypeError, "labels must be an integer tensor"),
-        ({"labels": True}, (torch.ones(2, 3), torch.ones(3).long()), ValueError, "labels must be broadcastable"),
+        (
+            {"labels": True},
+            (torch.ones(2, 3), torch.ones(2)),
+            TypeError,
+            "labels must be an integer tensor",
+        ),
+        (
+            {"labels": True},
+            (torch.ones(2, 3), torch.ones(3).long()),
+            ValueError,
+            "labels must be broadcastable",
+        ),
         ({"wrap": "exact"}, (torch.ones(3, 3),), ValueError, "keys must divide the bank's 8 rows"),
-        ({"wrap": "around"}, (torch.ones(9, 3),), ValueError, "keys must not outnumber the bank's 8 rows"),
+        (
+            {"wrap": "around"},
+            (torch.ones(9, 3),),
+            ValueError,
+            "keys must not outnumber the bank's 8 rows",
+        ),
     ),
 )
 def test_enqueue_errors(options, arguments, error, message):

@@ -41,7 +41,19 @@ OP_CALLS = {
 
 
 def op_arguments(call, backend, device, dtype):
-    two, with_bias, with_keys, kind, offset, stride, positive, normalize, columns, extrema, weighted = OP_CALLS[call]
+    (
+        two,
+        with_bias,
+        with_keys,
+        kind,
+        offset,
+        stride,
+        positive,
+        normalize,
+        columns,
+        extrema,
+        weighted,
+    ) = OP_CALLS[call]
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     G, M, N, D = 2, 6, 6, 4
     a = torch.randn(G, M, D, device=device).to(dtype)
@@ -51,15 +63,44 @@ def op_arguments(call, backend, device, dtype):
     key_a = torch.randint(0, 2, (G, M), device=device) if with_keys else None
     key_b = torch.randint(0, 2, (G, N), device=device) if with_keys else None
     candidates = (kind, offset, stride, positive, normalize)
-    forward = (a, b, scale, bias, key_a, key_b, *candidates, columns, extrema, weighted, dtype, backend)
+    forward = (
+        a,
+        b,
+        scale,
+        bias,
+        key_a,
+        key_b,
+        *candidates,
+        columns,
+        extrema,
+        weighted,
+        dtype,
+        backend,
+    )
     out = torch.ops.fused_contrastive.similarity_forward(*forward)
     rows, cols, pos, _, _, _, *prepared = out
     g_rows = torch.randn_like(rows[0])
     g_cols = torch.randn_like(cols[0]) if columns and positive < 0 else cols.new_empty(0)
     needs = (True, two, True, with_bias)
-    backward = (g_rows, g_cols, *forward[:6], rows, cols, pos, *prepared, *candidates, dtype, *needs, backend)
+    backward = (
+        g_rows,
+        g_cols,
+        *forward[:6],
+        rows,
+        cols,
+        pos,
+        *prepared,
+        *candidates,
+        dtype,
+        *needs,
+        backend,
+    )
     tangents = [None if x is None else torch.randn_like(x) for x in (a, b, scale, bias)]
-    return {"similarity_forward": forward, "similarity_backward": backward, "similarity_second": (*tangents, *backward)}
+    return {
+        "similarity_forward": forward,
+        "similarity_backward": backward,
+        "similarity_second": (*tangents, *backward),
+    }
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
@@ -69,13 +110,17 @@ def test_opcheck(call, dtype, traced_backend, device):
     for op, arguments in op_arguments(call, traced_backend, device, dtype).items():
         if op == "similarity_second" and traced_backend != "panels":
             continue
-        torch.library.opcheck(getattr(torch.ops.fused_contrastive, op).default, differentiable(op, arguments))
+        torch.library.opcheck(
+            getattr(torch.ops.fused_contrastive, op).default, differentiable(op, arguments)
+        )
 
 
 def differentiable(op, arguments):
     """Operands and upstream gradients as leaves; none for the second op, whose derivatives would be third ones."""
     last = {"similarity_forward": 4, "similarity_backward": 6, "similarity_second": 0}[op]
-    leaves = (x if x is None or x.numel() == 0 else x.detach().requires_grad_() for x in arguments[:last])
+    leaves = (
+        x if x is None or x.numel() == 0 else x.detach().requires_grad_() for x in arguments[:last]
+    )
     return (*leaves, *arguments[last:])
 
 
@@ -89,7 +134,12 @@ def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
             fake = function(*arguments)
         for x, y in zip(real, fake, strict=True):
-            assert (x.shape, x.dtype, x.device, x.stride()) == (y.shape, y.dtype, y.device, y.stride())
+            assert (x.shape, x.dtype, x.device, x.stride()) == (
+                y.shape,
+                y.dtype,
+                y.device,
+                y.stride(),
+            )
 
 
 def compiled_loss(case, backend, options, mode):
@@ -150,7 +200,14 @@ def batch_dimensions(case, n, d):
     """Which dimension of each argument grows with n, by name."""
     draws = [case.draw(n, d), case.draw(n + 4, d)]
     return {
-        name: next((i for i, (m, k) in enumerate(zip(x.shape, draws[1][name].shape, strict=True)) if m != k), None)
+        name: next(
+            (
+                i
+                for i, (m, k) in enumerate(zip(x.shape, draws[1][name].shape, strict=True))
+                if m != k
+            ),
+            None,
+        )
         for name, x in draws[0].items()
     }
 
@@ -195,12 +252,16 @@ def test_second_derivatives_under_compile(traced_backend, device):
     """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code); inside compiled code
     torch.func.grad takes it (test_func.py)."""
     if torch.__version__ < "2.12":
-        pytest.skip("torch 2.11 drops the graph of a compiled function's gradients, whatever the function")
+        pytest.skip(
+            "torch 2.11 drops the graph of a compiled function's gradients, whatever the function"
+        )
     case = cases.BY_NAME["nt_xent"]
     inputs = case.draw(5, 3, torch.float64, device)
     loss = compiled_loss(case, traced_backend, list(inputs), "aot_eager")(*inputs.values())
     first = torch.autograd.grad(loss, list(inputs.values()), create_graph=True)
-    with pytest.raises((RuntimeError, NotImplementedError), match=r"double backward|second derivatives"):
+    with pytest.raises(
+        (RuntimeError, NotImplementedError), match=r"double backward|second derivatives"
+    ):
         (loss + sum(g.square().sum() for g in first)).backward()
 
 
@@ -209,7 +270,9 @@ def test_gradients_with_create_graph_are_right(backend, device):
     case = cases.BY_NAME["info_nce-symmetric"]
     inputs = case.draw(6, 3, torch.float64, device)
     plain, graph = (
-        torch.autograd.grad(case.loss(inputs, backend, reduction="mean"), inputs.values(), create_graph=create)
+        torch.autograd.grad(
+            case.loss(inputs, backend, reduction="mean"), inputs.values(), create_graph=create
+        )
         for create in (False, True)
     )
     for x, y in zip(plain, graph, strict=True):
@@ -278,7 +341,9 @@ def test_meta_tensors(name):
 
 def test_compile_with_a_temperature_that_changes(device):
     """A schedule: Dynamo turns the number into a symbol at its second value."""
-    compiled = torch.compile(lambda a, b, t: fc.nt_xent_loss(a, b, t), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda a, b, t: fc.nt_xent_loss(a, b, t), fullgraph=True, backend="aot_eager"
+    )
     a, b = (torch.randn(6, 4, device=device) for _ in range(2))
     for temperature in (0.5, 0.4, 0.3):
         torch.testing.assert_close(compiled(a, b, temperature), fc.nt_xent_loss(a, b, temperature))

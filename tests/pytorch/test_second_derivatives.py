@@ -29,7 +29,12 @@ def check(function, inputs, fast, reverse_only=False):
         assert torch.autograd.gradgradcheck(function, inputs, **options)
         return
     assert torch.autograd.gradcheck(
-        function, inputs, check_forward_ad=True, check_backward_ad=False, check_batched_forward_grad=not fast, **options
+        function,
+        inputs,
+        check_forward_ad=True,
+        check_backward_ad=False,
+        check_batched_forward_grad=not fast,
+        **options,
     )
     assert torch.autograd.gradgradcheck(
         function, inputs, check_fwd_over_rev=True, check_batched_grad=not fast, **options
@@ -90,7 +95,8 @@ def test_sums_of_softplus(use, backend, device):
 def upstream(tensors, seed):
     """Numbers in [0.5, 1.5], exact in every dtype."""
     return [
-        cases.positive_weights(x.shape, seed + n).to(x.device, x.dtype).requires_grad_() for n, x in enumerate(tensors)
+        cases.positive_weights(x.shape, seed + n).to(x.device, x.dtype).requires_grad_()
+        for n, x in enumerate(tensors)
     ]
 
 
@@ -100,7 +106,9 @@ def derivatives(function, leaves, seed=0):
     out = out if isinstance(out, tuple) else (out,)
     g = upstream(out, seed)
     first = torch.autograd.grad(out, leaves, g, create_graph=True)
-    return torch.autograd.grad(first, [*g, *leaves], upstream(first, seed + 10), materialize_grads=True)
+    return torch.autograd.grad(
+        first, [*g, *leaves], upstream(first, seed + 10), materialize_grads=True
+    )
 
 
 def errors(case, backend, n, d, dtype, device, seed, spread):
@@ -109,7 +117,9 @@ def errors(case, backend, n, d, dtype, device, seed, spread):
     exact = {k: x.detach().double().requires_grad_() for k, x in inputs.items()}
     found = derivatives(loss_of(case, backend, inputs), list(inputs.values()), seed)
     truth = derivatives(loss_of(case, "reference", exact), list(exact.values()), seed)
-    return {k: cases.relative_error(x, y) for k, x, y in zip(("g", *inputs), found, truth, strict=True)}
+    return {
+        k: cases.relative_error(x, y) for k, x, y in zip(("g", *inputs), found, truth, strict=True)
+    }
 
 
 @pytest.mark.interpreter(case=("nt_xent",), dtype=(torch.float32,))
@@ -120,7 +130,10 @@ def test_accuracy(case, dtype, spread, backend, device):
     """At T = 0.05 no further from float64 than eager's double backward in the same dtype; spread 0.3: training has converged."""
     n, d = (9, 16) if is_interpreted(backend) else (70, 40)
     ours, eager = (
-        [errors(case, label, n, d, dtype, device, seed, spread) for seed in range(15 if n == 9 else 5)]
+        [
+            errors(case, label, n, d, dtype, device, seed, spread)
+            for seed in range(15 if n == 9 else 5)
+        ]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype)
@@ -134,7 +147,9 @@ def test_panels_of_any_size(name, panel, device, monkeypatch):
     inputs = case.draw(23, 5, device=device)
     expected = derivatives(loss_of(case, "panels", inputs), list(inputs.values()))
     monkeypatch.setattr(panels, "PANEL", panel)
-    for x, y in zip(derivatives(loss_of(case, "panels", inputs), list(inputs.values())), expected, strict=True):
+    for x, y in zip(
+        derivatives(loss_of(case, "panels", inputs), list(inputs.values())), expected, strict=True
+    ):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-11)
 
 
@@ -180,7 +195,8 @@ def edge_inputs(name, device):
     elif name == "strides":
         z1, z2 = torch.randn(4, 6, dtype=torch.float64, device=device).T, z2.repeat(2, 1)[::2]
     return [
-        x.detach().requires_grad_() for x in (z1, z2, torch.tensor(temperature, dtype=torch.float64, device=device))
+        x.detach().requires_grad_()
+        for x in (z1, z2, torch.tensor(temperature, dtype=torch.float64, device=device))
     ]
 
 
@@ -222,7 +238,9 @@ def test_a_zero_row(backend, device):
 
 def test_columns_without_weight_and_rows_without_candidates(backend, device):
     """A bias of -inf, and keys that nobody shares: their derivatives are 0, the others eager's."""
-    a, b = (torch.randn(6, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2))
+    a, b = (
+        torch.randn(6, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
+    )
     scale = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
     bias = torch.randn(6, dtype=torch.float64, device=device)
     bias[2] = float("-inf")
@@ -230,10 +248,17 @@ def test_columns_without_weight_and_rows_without_candidates(backend, device):
     keys |= {"key_b": torch.tensor([0, 1, 1, 1, 9, 9], device=device), "candidates": "same_key"}
     for options, leaves in (({}, [a, b, scale, bias.requires_grad_()]), (keys, [a, b, scale])):
         results = []
-        for function, more in ((fc.similarity_logsumexp, {"backend": backend}), (reference.similarity_logsumexp, {})):
+        for function, more in (
+            (fc.similarity_logsumexp, {"backend": backend}),
+            (reference.similarity_logsumexp, {}),
+        ):
 
-            def rows_and_columns(a, b, scale, bias=None, function=function, more=more, options=options):
-                return function(a, b, scale=scale, bias=bias, return_columns=True, **options, **more)
+            def rows_and_columns(
+                a, b, scale, bias=None, function=function, more=more, options=options
+            ):
+                return function(
+                    a, b, scale=scale, bias=bias, return_columns=True, **options, **more
+                )
 
             results.append(derivatives(rows_and_columns, leaves))
         for x, y in zip(*results, strict=True):
@@ -246,7 +271,9 @@ def test_same_bits_across_runs(backend, device):
     inputs = case.draw(n, d, torch.float32, device)
     torch.use_deterministic_algorithms(device.type == "cpu")
     try:
-        first, again = (derivatives(loss_of(case, backend, inputs), list(inputs.values())) for _ in range(2))
+        first, again = (
+            derivatives(loss_of(case, backend, inputs), list(inputs.values())) for _ in range(2)
+        )
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
@@ -255,7 +282,13 @@ def test_same_bits_across_runs(backend, device):
 HARDENED = {
     "nt_xent": lambda a, b, t, bias, **more: fc.nt_xent_loss(a, b, t, bias=bias, **more),
     "info_nce-paired": lambda a, b, t, bias, **more: fc.info_nce_loss(
-        a, b, (a + 2 * b).flip(0)[:, None], t, negative_mode="paired", bias=bias[:, None] * bias.new_ones(2), **more
+        a,
+        b,
+        (a + 2 * b).flip(0)[:, None],
+        t,
+        negative_mode="paired",
+        bias=bias[:, None] * bias.new_ones(2),
+        **more,
     ),
     "clip": lambda a, b, t, bias, **more: fc.clip_loss(a, b, 1 / t, bias=(None, bias), **more),
     "ranking": lambda a, b, t, bias, **more: fc.multiple_negatives_ranking_loss(
@@ -298,7 +331,9 @@ def others(backend):
         "correlation": lambda a, b: fc.correlation_loss(a, b, **more),
         "barlow_twins": lambda a, b: fc.barlow_twins_loss(a, b, **more),
         "contrastive_force": lambda a, b: fc.contrastive_force(a, b, 0.5, **more).square().sum(),
-        "contrastive_force_loss": lambda a, b: fc.contrastive_force_loss(a, b, reduction="mean", **more),
+        "contrastive_force_loss": lambda a, b: fc.contrastive_force_loss(
+            a, b, reduction="mean", **more
+        ),
         "drift": lambda a, b: fc.drift_loss(a[None], b[None], **more)[0].sum(),
     }
 
@@ -354,12 +389,20 @@ def test_autocast(name, backend, device):
     for inside in (False, True):
         inputs = case.draw(7, 8, torch.float32, device)
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            first = torch.autograd.grad(case.loss(inputs, backend).sum(), inputs.values(), create_graph=True)
+            first = torch.autograd.grad(
+                case.loss(inputs, backend).sum(), inputs.values(), create_graph=True
+            )
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=inside):
-            results.append(torch.autograd.grad(first, inputs.values(), [torch.ones_like(x) for x in first]))
-    assert all(torch.equal(x, y) and x.dtype == torch.float32 for x, y in zip(*results, strict=True))
+            results.append(
+                torch.autograd.grad(first, inputs.values(), [torch.ones_like(x) for x in first])
+            )
+    assert all(
+        torch.equal(x, y) and x.dtype == torch.float32 for x, y in zip(*results, strict=True)
+    )
     exact = case.draw(7, 8, torch.float64, device)
-    first = torch.autograd.grad(case.loss(exact, "reference").sum(), exact.values(), create_graph=True)
+    first = torch.autograd.grad(
+        case.loss(exact, "reference").sum(), exact.values(), create_graph=True
+    )
     truth = torch.autograd.grad(first, exact.values(), [torch.ones_like(x) for x in first])
     assert max(cases.relative_error(x, y) for x, y in zip(results[0], truth, strict=True)) < 0.05
 

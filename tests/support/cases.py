@@ -38,12 +38,17 @@ class Case:
     target: Callable | None = None
     constants: Callable | None = None
 
-    def draw(self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5) -> dict:
+    def draw(
+        self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5
+    ) -> dict:
         """Leaf tensors by argument name; 0-d ones (temperature, logit_scale, logit_bias) stay at least float32."""
         generator = torch.Generator().manual_seed(seed)
         inputs = self.inputs(n, d, spread, temperature, generator)
         scalar = torch.promote_types(dtype, torch.float32)
-        return {name: x.to(device, scalar if x.dim() == 0 else dtype).requires_grad_() for name, x in inputs.items()}
+        return {
+            name: x.to(device, scalar if x.dim() == 0 else dtype).requires_grad_()
+            for name, x in inputs.items()
+        }
 
     @property
     def constant_parts(self) -> bool:
@@ -64,7 +69,11 @@ class Case:
         """The fused loss; `backend` "reference" is the eager code itself."""
         first = next(iter(inputs.values()))
         options = self.extra(self.rows(first), first.device) | {"reduction": reduction} | more
-        options |= {name: x.to(first.dtype) for name, x in options.items() if name.startswith("teacher") and x.dim()}
+        options |= {
+            name: x.to(first.dtype)
+            for name, x in options.items()
+            if name.startswith("teacher") and x.dim()
+        }
         if backend == "reference":
             out = getattr(reference, self.function)(**inputs, **options)
         else:
@@ -97,7 +106,9 @@ def _raw(inputs):
     """The same embeddings scaled so that raw dot products are of order one."""
 
     def scaled(n, d, *rest):
-        return {name: x / max(d, 1) ** 0.5 if x.dim() else x for name, x in inputs(n, d, *rest).items()}
+        return {
+            name: x / max(d, 1) ** 0.5 if x.dim() else x for name, x in inputs(n, d, *rest).items()
+        }
 
     return scaled
 
@@ -109,7 +120,9 @@ def _with_negatives(paired):
         named = two(n, d, spread, t, generator)
         k = 24 if paired else n // 2 + 1
         shape = (n, k, d) if paired else (k, d)
-        return named | {"negative_keys": torch.randn(shape, generator=generator, dtype=torch.float64)}
+        return named | {
+            "negative_keys": torch.randn(shape, generator=generator, dtype=torch.float64)
+        }
 
     return inputs
 
@@ -137,7 +150,9 @@ def _cpc_oracle(**arguments):
 
 def _siglip_inputs(*arguments):
     bias = torch.tensor(-2.0, dtype=torch.float64)
-    return _two_views("image_features", "text_features", "logit_scale", unit=True)(*arguments) | {"logit_bias": bias}
+    return _two_views("image_features", "text_features", "logit_scale", unit=True)(*arguments) | {
+        "logit_bias": bias
+    }
 
 
 _ANCHORS = _two_views("anchors", "positives", temperature="")
@@ -195,7 +210,13 @@ class Use:
         flags = [name for name in ("columns", "bias", "normalize") if getattr(self, name)]
         offset = [] if self.self_offset is None else [f"offset{self.self_offset}"]
         return "-".join(
-            [self.kind, "one" if self.one_set else "two", *offset, *flags, *(["groups"] if self.lead else [])]
+            [
+                self.kind,
+                "one" if self.one_set else "two",
+                *offset,
+                *flags,
+                *(["groups"] if self.lead else []),
+            ]
         )
 
     def draw(self, m, n, d, dtype=torch.float64, device="cpu", seed=0) -> dict:
@@ -231,7 +252,11 @@ class Use:
 
     def apply(self, named: dict, backend: str):
         """``(rows,)`` or ``(rows, cols)``."""
-        function = reference.similarity_logsumexp if backend == "reference" else fused_contrastive.similarity_logsumexp
+        function = (
+            reference.similarity_logsumexp
+            if backend == "reference"
+            else fused_contrastive.similarity_logsumexp
+        )
         more = {} if backend == "reference" else {"backend": backend}
         out = function(**named, **self.options(named["a"].shape[-2]), **more)
         return out if self.columns else (out,)
@@ -244,16 +269,34 @@ class Use:
         bias = oracle.array(named["bias"]) if self.bias else None
         offset = 0 if self.self_offset is None and self.one_set else self.self_offset
         rows, cols = np.zeros((*self.lead, m)), np.zeros((*self.lead, n))
-        total = {name: np.zeros_like(oracle.array(x)) for name, x in named.items() if not name.startswith("key")}
+        total = {
+            name: np.zeros_like(oracle.array(x))
+            for name, x in named.items()
+            if not name.startswith("key")
+        }
         for g in np.ndindex(*self.lead):
             keys = {}
             if "key_a" in named:
                 key_a = named["key_a"].cpu().numpy()[g]
-                keys = {"key_a": key_a, "key_b": key_a if self.one_set else named["key_b"].cpu().numpy()}
-            keep = oracle.candidate_matrix(self.kind, m, n, offset, self.options(m).get("pair_stride"), **keys)
-            pairs = oracle.Pairs(a[g], None if b is None else b[g], oracle.array(named["scale"]), bias, self.normalize)
+                keys = {
+                    "key_a": key_a,
+                    "key_b": key_a if self.one_set else named["key_b"].cpu().numpy(),
+                }
+            keep = oracle.candidate_matrix(
+                self.kind, m, n, offset, self.options(m).get("pair_stride"), **keys
+            )
+            pairs = oracle.Pairs(
+                a[g],
+                None if b is None else b[g],
+                oracle.array(named["scale"]),
+                bias,
+                self.normalize,
+            )
             rows[g], cols[g], grads = oracle.logsumexp(
-                pairs, keep, oracle.array(g_rows)[g], None if g_cols is None else oracle.array(g_cols)[g]
+                pairs,
+                keep,
+                oracle.array(g_rows)[g],
+                None if g_cols is None else oracle.array(g_cols)[g],
             )
             total["a"][g] = grads["a"]
             if b is not None:
@@ -265,7 +308,15 @@ class Use:
 
 
 USES = tuple(
-    Use(kind, one_set, columns=columns, bias=bias, normalize=normalize, lead=lead, self_offset=offset)
+    Use(
+        kind,
+        one_set,
+        columns=columns,
+        bias=bias,
+        normalize=normalize,
+        lead=lead,
+        self_offset=offset,
+    )
     for kind, one_set, columns, bias, normalize, lead, offset in (
         ("all", True, False, False, False, (), None),
         ("all", True, True, True, True, (), None),
@@ -296,12 +347,16 @@ USES = tuple(
 def relative_error(x, truth) -> float:
     """``|x - truth| / |truth|`` in the Euclidean norm over the whole tensor; a truth that underflows counts as the smallest float32."""
     x, truth = oracle.array(x), oracle.array(truth)
-    return float(np.linalg.norm(x - truth) / max(np.linalg.norm(truth), torch.finfo(torch.float32).tiny))
+    return float(
+        np.linalg.norm(x - truth) / max(np.linalg.norm(truth), torch.finfo(torch.float32).tiny)
+    )
 
 
 def positive_weights(shape, seed) -> torch.Tensor:
     """Random upstream gradients in [0.5, 1.5], exact in every dtype."""
-    return torch.randint(4, 13, shape, generator=torch.Generator().manual_seed(seed + 1)).double() / 8
+    return (
+        torch.randint(4, 13, shape, generator=torch.Generator().manual_seed(seed + 1)).double() / 8
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -318,7 +373,9 @@ def loss_truth(name, n, d, dtype, seed, spread, temperature):
 
 
 @functools.lru_cache(maxsize=2048)
-def loss_errors(name, backend, n, d, dtype, device="cpu", seed=0, spread=1.0, temperature=0.5) -> dict[str, float]:
+def loss_errors(
+    name, backend, n, d, dtype, device="cpu", seed=0, spread=1.0, temperature=0.5
+) -> dict[str, float]:
     """Relative errors of the loss vector and of every gradient against the oracle, upstream gradients random."""
     case = BY_NAME[name]
     g, loss, grads = loss_truth(name, n, d, dtype, seed, spread, temperature)
@@ -343,7 +400,9 @@ def use_errors(use, backend, m, n, d, dtype, device, seed) -> dict[str, float]:
     upstream, rows, cols, grads = use_truth(use, m, n, d, dtype, seed)
     named = use.draw(m, n, d, dtype, device, seed)
     out = use.apply(named, backend)
-    torch.autograd.backward(out, [g.to(o.device, o.dtype) for g, o in zip(upstream, out, strict=True)])
+    torch.autograd.backward(
+        out, [g.to(o.device, o.dtype) for g, o in zip(upstream, out, strict=True)]
+    )
     found = {f"d{name}": (named[name].grad, grads[name]) for name in grads}
     found |= dict(zip(("rows", "cols"), zip(out, (rows, cols), strict=False), strict=False))
     errors = {}

@@ -30,14 +30,21 @@ class Call(contract.Call):
 
     def forward(self, inputs=None):
         inputs = move(self.inputs if inputs is None else inputs, Call.device)
-        outputs = cuda.similarity_forward(*inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype)
+        outputs = cuda.similarity_forward(
+            *inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype
+        )
         return move(outputs, "cpu")
 
     def backward(self, outputs, needs=(True, True, True, True), inputs=None, upstream=None):
         inputs = self.inputs if inputs is None else inputs
         rows, cols, pos, _, _, _, *prepared = outputs
         upstream = self.upstream() if upstream is None else upstream
-        needs = (needs[0], needs[1] and inputs[1] is not None, needs[2], needs[3] and inputs[3] is not None)
+        needs = (
+            needs[0],
+            needs[1] and inputs[1] is not None,
+            needs[2],
+            needs[3] and inputs[3] is not None,
+        )
         tensors = move((*upstream, *inputs, rows, cols, pos, *prepared), Call.device)
         return move(cuda.similarity_backward(*tensors, *self.options, self.dtype, *needs), "cpu")
 
@@ -69,7 +76,9 @@ class Fence:
 
     def check(self):
         for buffer in self.buffers:
-            assert buffer[: self.MARGIN].isnan().all() and buffer[-self.MARGIN :].isnan().all(), "written out of bounds"
+            assert buffer[: self.MARGIN].isnan().all() and buffer[-self.MARGIN :].isnan().all(), (
+                "written out of bounds"
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +99,9 @@ def backend(operators, device, monkeypatch):
         if not called_from_backend():
             return new_empty(self, *shape, **options)
         dtype = options.get("dtype", self.dtype)
-        return fence.allocate(empty, shape[0] if len(shape) == 1 else shape, dtype=dtype, device=self.device)
+        return fence.allocate(
+            empty, shape[0] if len(shape) == 1 else shape, dtype=dtype, device=self.device
+        )
 
     monkeypatch.setattr(torch, "empty", fenced_empty)
     monkeypatch.setattr(torch.Tensor, "new_empty", fenced_new_empty)

@@ -34,7 +34,9 @@ class Call:
     dtype: torch.dtype = F64
 
     def __str__(self):
-        named = (f"{name}={value}" for name, value in vars(self).items() if value != vars(Call())[name])
+        named = (
+            f"{name}={value}" for name, value in vars(self).items() if value != vars(Call())[name]
+        )
         return " ".join(named).replace("torch.", "") or "plain"
 
     def draw(self, device, spread=1.0, seed=0):
@@ -47,7 +49,12 @@ class Call:
         width = self.N or self.M // 2
         base = noise(self.G, max(width, self.M), self.D)
         if self.N is None:
-            a, b = torch.cat([base[:, :width], base[:, :width] + spread * noise(self.G, width, self.D)], 1), None
+            a, b = (
+                torch.cat(
+                    [base[:, :width], base[:, :width] + spread * noise(self.G, width, self.D)], 1
+                ),
+                None,
+            )
             a = torch.cat([a, base[:, : self.M - 2 * width]], 1)
         else:
             a, b = base[:, : self.M], base[:, : self.N] + spread * noise(self.G, self.N, self.D)
@@ -68,7 +75,19 @@ class Call:
         return self.kind, self.offset, self.stride, self.positive, self.normalize
 
 
-NAMES = ("rows", "cols", "pos", "loss", "row_max", "col_max", "a_hat", "b_hat", "a_inv", "b_inv", "mean")
+NAMES = (
+    "rows",
+    "cols",
+    "pos",
+    "loss",
+    "row_max",
+    "col_max",
+    "a_hat",
+    "b_hat",
+    "a_inv",
+    "b_inv",
+    "mean",
+)
 GRADIENTS = ("da", "db", "dscale", "dbias")
 
 
@@ -76,7 +95,9 @@ def upstream(call, rows, cols):
     generator = torch.Generator().manual_seed(1)
     g_rows = torch.randn(rows.shape, generator=generator, dtype=F64).to(rows)
     g_cols = (
-        torch.randn(cols.shape, generator=generator, dtype=F64).to(rows) if call.positive < 0 else rows.new_empty(0)
+        torch.randn(cols.shape, generator=generator, dtype=F64).to(rows)
+        if call.positive < 0
+        else rows.new_empty(0)
     )
     return g_rows, g_cols
 
@@ -89,10 +110,23 @@ def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torc
     )
     saved = dict(zip(NAMES, forward, strict=True))
     rows, cols = saved["rows"], saved["cols"]
-    g_rows, g_cols = upstream(call, rows[0], cols[0] if cols.numel() else cols) if g is None else (g, cols.new_empty(0))
+    g_rows, g_cols = (
+        upstream(call, rows[0], cols[0] if cols.numel() else cols)
+        if g is None
+        else (g, cols.new_empty(0))
+    )
     need = (need[0], need[1] and b is not None, need[2], need[3] and bias is not None)
     results = backend.similarity_backward(
-        g_rows, g_cols, *operands, rows, cols, saved["pos"], *forward[6:], *call.options, call.dtype, *need
+        g_rows,
+        g_cols,
+        *operands,
+        rows,
+        cols,
+        saved["pos"],
+        *forward[6:],
+        *call.options,
+        call.dtype,
+        *need,
     )
     assert results[0].dtype == a.dtype
     for name in ("rows", "cols"):
@@ -148,13 +182,17 @@ def dense(call, operands, g=None) -> dict[str, torch.Tensor]:
             loss = (loss + softplus(out["cols"][:, partner] - pos, threshold=700)) / 2
         out |= {"pos": pos, "loss": loss}
     g_rows, g_cols = (
-        upstream(call, out["rows"], out.get("cols", out["rows"].new_empty(0))) if g is None else (g.cpu().to(F64), None)
+        upstream(call, out["rows"], out.get("cols", out["rows"].new_empty(0)))
+        if g is None
+        else (g.cpu().to(F64), None)
     )
     total = (out["loss" if call.positive >= 0 else "rows"].nan_to_num(neginf=0.0) * g_rows).sum()
     if call.columns and call.positive < 0:
         total = total + (out["cols"].nan_to_num(neginf=0.0) * g_cols).sum()
     total.backward()
-    out |= {name: leaf.grad for name, leaf in zip(GRADIENTS, leaves, strict=True) if leaf is not None}
+    out |= {
+        name: leaf.grad for name, leaf in zip(GRADIENTS, leaves, strict=True) if leaf is not None
+    }
     return {name: value.detach() for name, value in out.items()}
 
 

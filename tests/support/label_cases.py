@@ -10,7 +10,9 @@ def labels(n) -> torch.Tensor:
     """Classes of four, three, two and one samples in turn, with negative and falling names."""
     index = torch.arange(n)
     within = index % 10
-    return 3 - 4 * (index // 10) - (within >= 4).long() - (within >= 7).long() - (within >= 9).long()
+    return (
+        3 - 4 * (index // 10) - (within >= 4).long() - (within >= 7).long() - (within >= 9).long()
+    )
 
 
 def positive_weights(n) -> torch.Tensor:
@@ -26,7 +28,9 @@ def features(views: int = 0):
         center = torch.randn(n, d, generator=generator, dtype=torch.float64)
         x = center[(labels(n) - labels(n).min()) if n else labels(n)]
         shape = (n, views, d) if views else (n, d)
-        x = (x.unsqueeze(1) if views else x) + spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+        x = (x.unsqueeze(1) if views else x) + spread * torch.randn(
+            shape, generator=generator, dtype=torch.float64
+        )
         return {"features": x, "temperature": torch.tensor(t, dtype=torch.float64)}
 
     return inputs

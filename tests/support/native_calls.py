@@ -58,9 +58,15 @@ class Call:
         key_a = key_b = None
         if self.kind in candidates.KEYED:
             key_a = torch.randint(4, (self.G, self.M), generator=generator) * 2**40
-            key_b = torch.randint(4, (self.G, columns), generator=generator) * 2**40 if b is not None else None
+            key_b = (
+                torch.randint(4, (self.G, columns), generator=generator) * 2**40
+                if b is not None
+                else None
+            )
             if self.sorted_keys:
-                key_a, key_b = (None if key is None else key.sort(1).values for key in (key_a, key_b))
+                key_a, key_b = (
+                    None if key is None else key.sort(1).values for key in (key_a, key_b)
+                )
         return a, b, torch.tensor(self.scale, dtype=accumulate), bias, key_a, key_b
 
     @property
@@ -69,16 +75,23 @@ class Call:
 
     def forward(self, inputs=None):
         inputs = self.inputs if inputs is None else inputs
-        return native.similarity_forward(*inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype)
+        return native.similarity_forward(
+            *inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype
+        )
 
     def upstream(self):
         generator = torch.Generator().manual_seed(self.seed + 1)
         a, b = self.inputs[:2]
         accumulate = self.inputs[2].dtype
         columns = self.columns and self.positive < 0
-        g_rows = torch.randn(self.G, self.M, generator=generator, dtype=torch.float64).to(accumulate)
+        g_rows = torch.randn(self.G, self.M, generator=generator, dtype=torch.float64).to(
+            accumulate
+        )
         g_cols = torch.randn(
-            self.G, (a if b is None else b).shape[1] if columns else 0, generator=generator, dtype=torch.float64
+            self.G,
+            (a if b is None else b).shape[1] if columns else 0,
+            generator=generator,
+            dtype=torch.float64,
         )
         return g_rows, (g_cols if columns else g_cols.new_empty(0)).to(accumulate)
 
@@ -86,7 +99,12 @@ class Call:
         inputs = self.inputs if inputs is None else inputs
         rows, cols, pos, _, _, _, *prepared = outputs
         upstream = self.upstream() if upstream is None else upstream
-        needs = (needs[0], needs[1] and inputs[1] is not None, needs[2], needs[3] and inputs[3] is not None)
+        needs = (
+            needs[0],
+            needs[1] and inputs[1] is not None,
+            needs[2],
+            needs[3] and inputs[3] is not None,
+        )
         return native.similarity_backward(
             *upstream, *inputs, rows, cols, pos, *prepared, *self.options, self.dtype, *needs
         )
@@ -103,7 +121,11 @@ def dense(call: Call, a, b, scale, bias, key_a, key_b):
     def prepare(x):
         if call.normalize:
             x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        rounded = x.detach().to(torch.float32).to(call.dtype).double() if call.dtype != torch.float64 else x.detach()
+        rounded = (
+            x.detach().to(torch.float32).to(call.dtype).double()
+            if call.dtype != torch.float64
+            else x.detach()
+        )
         return x + (rounded - x.detach()).nan_to_num()  # straight through, as the kernels do
 
     x, y = prepare(x), prepare(y)
@@ -126,7 +148,9 @@ def dense(call: Call, a, b, scale, bias, key_a, key_b):
     def lse(dim):
         some = (masked > -math.inf).any(dim)
         filled = torch.where(some.unsqueeze(dim), masked, torch.zeros_like(masked))
-        return torch.where(some, filled.logsumexp(dim), torch.full_like(some, -math.inf, dtype=s.dtype))
+        return torch.where(
+            some, filled.logsumexp(dim), torch.full_like(some, -math.inf, dtype=s.dtype)
+        )
 
     out = {"rows": lse(2), "row_max": masked.amax(2)}
     if call.columns:
@@ -139,18 +163,33 @@ def dense(call: Call, a, b, scale, bias, key_a, key_b):
             loss = 0.5 * (loss + softplus(out["cols"][:, partner] - out["pos"]))
         out["loss"] = loss + 0 * out["pos"]  # NaN where it is infinite
     if call.weighted:
-        weights = torch.exp(masked - out["rows"].masked_fill(out["rows"] == -math.inf, 0.0).unsqueeze(2))
+        weights = torch.exp(
+            masked - out["rows"].masked_fill(out["rows"] == -math.inf, 0.0).unsqueeze(2)
+        )
         out["mean"] = weights @ y
     return out
 
 
-NAMES = ("rows", "cols", "pos", "loss", "row_max", "col_max", "a_hat", "b_hat", "a_inv", "b_inv", "mean")
+NAMES = (
+    "rows",
+    "cols",
+    "pos",
+    "loss",
+    "row_max",
+    "col_max",
+    "a_hat",
+    "b_hat",
+    "a_inv",
+    "b_inv",
+    "mean",
+)
 
 
 def oracle_gradients(call: Call):
     """Gradients of the oracle for the call's upstream gradients: a, b, scale, bias."""
     leaves = [
-        x.detach().double().requires_grad_() if x is not None and x.is_floating_point() else x for x in call.inputs
+        x.detach().double().requires_grad_() if x is not None and x.is_floating_point() else x
+        for x in call.inputs
     ]
     out = dense(call, *leaves)
     g_rows, g_cols = call.upstream()
@@ -171,9 +210,9 @@ def assert_close(name, got, want, tolerance):
     """Equal infinities and an error of at most `tolerance` relative to the largest finite entry (at least to 1)."""
     assert got.shape == want.shape, name
     infinite = torch.isinf(want)
-    assert torch.equal(torch.isinf(got), infinite) and torch.equal(got.double()[infinite], want.double()[infinite]), (
-        name
-    )
+    assert torch.equal(torch.isinf(got), infinite) and torch.equal(
+        got.double()[infinite], want.double()[infinite]
+    ), name
     error = (got.double() - want.double()).masked_fill(infinite, 0.0).abs().max()
     size = want.double().masked_fill(infinite, 0.0).abs().max().clamp_min(1.0)
     assert error <= tolerance * size, f"{name}: error {error:.2e} of {size:.2e}"
@@ -182,7 +221,9 @@ def assert_close(name, got, want, tolerance):
 def assert_rounded(name, lse):
     """A log-sum-exp in two parts: the second is no more than what rounding to the first can lose."""
     rounded, lost = lse.double()
-    assert (lost.abs() <= rounded.abs().nan_to_num(posinf=0.0) * torch.finfo(lse.dtype).eps / 2).all(), name
+    assert (
+        lost.abs() <= rounded.abs().nan_to_num(posinf=0.0) * torch.finfo(lse.dtype).eps / 2
+    ).all(), name
 
 
 def check(call: Call, tolerance=None):
@@ -193,10 +234,16 @@ def check(call: Call, tolerance=None):
         if name in ("rows", "cols") and got.numel():
             assert_rounded(name, got)
             got = got[0]
-        if name in want and (name != "row_max" or call.extrema) and (name != "col_max" or call.extrema):
+        if (
+            name in want
+            and (name != "row_max" or call.extrema)
+            and (name != "col_max" or call.extrema)
+        ):
             assert_close(name, got, want[name], tolerance)
     gradients = call.backward(outputs)
-    for name, got, want in zip(("da", "db", "dscale", "dbias"), gradients, oracle_gradients(call), strict=True):
+    for name, got, want in zip(
+        ("da", "db", "dscale", "dbias"), gradients, oracle_gradients(call), strict=True
+    ):
         if want is None:
             assert got.numel() == 0, name
         else:

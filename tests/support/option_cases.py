@@ -14,7 +14,9 @@ def vectors(inputs, weights=None, bias=None):
     def drawn(n, d, spread, t, generator):
         named = inputs(n, d, spread, t, generator)
         if weights is not None:
-            named["weights"] = 0.5 + torch.rand(weights(n), generator=generator, dtype=torch.float64)
+            named["weights"] = 0.5 + torch.rand(
+                weights(n), generator=generator, dtype=torch.float64
+            )
         if bias is not None:
             named["bias"] = torch.randn(bias(n), generator=generator, dtype=torch.float64)
         return named
@@ -38,7 +40,9 @@ def negatives(inputs, count, shared=False):
     def drawn(n, d, spread, t, generator):
         shape = (count, d) if shared else (n, count, d)
         named = inputs(n, d, spread, t, generator)
-        return named | {"negative_keys": torch.randn(shape, generator=generator, dtype=torch.float64)}
+        return named | {
+            "negative_keys": torch.randn(shape, generator=generator, dtype=torch.float64)
+        }
 
     return drawn
 
@@ -90,10 +94,14 @@ def option_cases(two_views):
         return row(f"ranking-{name}", function, inputs, options_oracle.ranking, options, constants)
 
     def info_nce(name, inputs, options, constants=None):
-        return row(f"info_nce-{name}", "info_nce_loss", inputs, options_oracle.info_nce, options, constants)
+        return row(
+            f"info_nce-{name}", "info_nce_loss", inputs, options_oracle.info_nce, options, constants
+        )
 
     def nt_xent(name, inputs, options, constants=None):
-        return row(f"nt_xent-{name}", "nt_xent_loss", inputs, options_oracle.nt_xent, options, constants)
+        return row(
+            f"nt_xent-{name}", "nt_xent_loss", inputs, options_oracle.nt_xent, options, constants
+        )
 
     standard = (
         nt_xent("options", vectors(views, rows, rows), SMOOTH | {"margin": 0.1}, keys(rows)),

@@ -12,7 +12,9 @@ import torch.multiprocessing as mp
 
 def _worker(rank, world, folder, function, arguments):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     try:
         torch.save(function(rank, world, *arguments), os.path.join(folder, f"{rank}.pt"))
     finally:
@@ -23,4 +25,7 @@ def on_ranks(world: int, function, *arguments) -> list:
     """What ``function(rank, world, *arguments)`` returns on each rank; `function` is one of a module's."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_worker, (world, folder, function, arguments), nprocs=world)
-        return [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=False) for rank in range(world)]
+        return [
+            torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=False)
+            for rank in range(world)
+        ]

@@ -28,13 +28,19 @@ class Use:
     def __str__(self):
         flags = [name for name in ("row_bias", "normalize") if getattr(self, name)]
         named = [
-            f"{name}{getattr(self, name)}" for name in ("offset", "positive") if getattr(self, name) not in (None, -1)
+            f"{name}{getattr(self, name)}"
+            for name in ("offset", "positive")
+            if getattr(self, name) not in (None, -1)
         ]
         sign = "plus" if self.sign > 0 else "minus"
         groups = ["groups"] if self.lead else []
-        return "-".join([self.kind, "one" if self.one_set else "two", sign, *named, *flags, *groups])
+        return "-".join(
+            [self.kind, "one" if self.one_set else "two", sign, *named, *flags, *groups]
+        )
 
-    def draw(self, m, n, d, dtype=torch.float64, device="cpu", seed=0, scale=0.7, center=-1.0) -> dict:
+    def draw(
+        self, m, n, d, dtype=torch.float64, device="cpu", seed=0, scale=0.7, center=-1.0
+    ) -> dict:
         """Leaf tensors by argument name, and the keys (integers)."""
         generator = torch.Generator().manual_seed(seed)
 
@@ -83,9 +89,14 @@ class Use:
             keys = {}
             if "key_a" in named:
                 key_a = named["key_a"].cpu().numpy()[k]
-                keys = {"key_a": key_a, "key_b": key_a if b is None else named["key_b"].cpu().numpy()}
+                keys = {
+                    "key_a": key_a,
+                    "key_b": key_a if b is None else named["key_b"].cpu().numpy(),
+                }
             keep = oracle.candidate_matrix(self.kind, m, n, offset, self.stride(m), **keys)
-            pairs = oracle.Pairs(a[k], None if b is None else b[k], arrays["scale"], None, self.normalize)
+            pairs = oracle.Pairs(
+                a[k], None if b is None else b[k], arrays["scale"], None, self.normalize
+            )
             x = pairs.s + (arrays["row_bias"][k][:, None] if self.row_bias else 0.0)
             ds = np.zeros_like(x)
             for i in range(m):
@@ -126,22 +137,31 @@ def run(use: Use, named: dict, backend: str) -> dict:
     """Rows, maxima and gradients by name, on the CPU; upstream gradients from 0.5 to 2."""
     leaves = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in named.items()}
     out = use.apply(leaves, backend, extrema=True)
-    weights = torch.linspace(0.5, 2.0, out.rows.numel(), dtype=out.rows.dtype, device=out.rows.device)
+    weights = torch.linspace(
+        0.5, 2.0, out.rows.numel(), dtype=out.rows.dtype, device=out.rows.device
+    )
     out.rows.backward(weights.view_as(out.rows))
     found = {"rows": out.rows.detach(), "row_max": out.row_max.clamp_min(-1e3)}
     found |= {k: x.grad for k, x in leaves.items() if x.grad is not None}
     return {k: x.cpu() for k, x in found.items()}
 
 
-def check(use: Use, backend: str, m, n, d, dtype=torch.float64, device="cpu", tolerance=None, **drawn) -> dict:
+def check(
+    use: Use, backend: str, m, n, d, dtype=torch.float64, device="cpu", tolerance=None, **drawn
+) -> dict:
     """`run` against the dense form in float64."""
     if use.positive >= 0 and not use.one_set:
         n = max(n, m)
     named = use.draw(m, n, d, dtype, **drawn)
     wide = {k: x.double() if x.is_floating_point() else x for k, x in named.items()}
-    found, expected = run(use, {k: x.to(device) for k, x in named.items()}, backend), run(use, wide, "eager")
+    found, expected = (
+        run(use, {k: x.to(device) for k, x in named.items()}, backend),
+        run(use, wide, "eager"),
+    )
     for name, x in expected.items():
-        error = (found[name].double() - x).norm() / x.norm().clamp_min(1.0)  # gradients of order 1 may cancel to 0
+        error = (found[name].double() - x).norm() / x.norm().clamp_min(
+            1.0
+        )  # gradients of order 1 may cancel to 0
         assert error <= (tolerance or TOLERANCE[dtype]), (name, m, n, d, dtype, error)
     return found
 

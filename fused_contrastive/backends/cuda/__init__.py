@@ -38,7 +38,13 @@ from ._tiles import (  # noqa: F401
     super_unit,
 )
 
-FLAT = ("similarity_forward", "similarity_backward", "sigmoid_forward", "sigmoid_backward", "force_forward")
+FLAT = (
+    "similarity_forward",
+    "similarity_backward",
+    "sigmoid_forward",
+    "sigmoid_backward",
+    "force_forward",
+)
 """Functions that take the arguments of their op as they are."""
 
 LIBRARIES: dict[str, object] = {}
@@ -135,7 +141,11 @@ def similarity_forward(
     a_hat, b_hat = empty(rounded, G, M, D, dtype=dtype), empty(rounded_b, G, N, D, dtype=dtype)
     a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
     like = empty(False, dtype=dtype)
-    bound = like if normalize and bias is None else torch.zeros((G, 3), dtype=torch.float32, device=a.device)
+    bound = (
+        like
+        if normalize and bias is None
+        else torch.zeros((G, 3), dtype=torch.float32, device=a.device)
+    )
     operators.prepare(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, like, normalize)
     x = a_hat if rounded else a
     y = x if one_set else (b_hat if rounded_b else b)
@@ -154,10 +164,32 @@ def similarity_forward(
         supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
         slots = empty(True, 2 * G * ((supers_n + one_set) * M + (supers_m * N if columns else 0)))
         operators.pair_reduce(
-            *operands, bound, slots, *candidates, super_rows, one_set, one_set or columns, normalize, extrema, float32
+            *operands,
+            bound,
+            slots,
+            *candidates,
+            super_rows,
+            one_set,
+            one_set or columns,
+            normalize,
+            extrema,
+            float32,
         )
         operators.finish_forward(
-            slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, max(positive, 0) % N, super_rows, one_set
+            slots,
+            x,
+            y,
+            bias,
+            scale,
+            rows,
+            cols,
+            pos,
+            loss,
+            row_max,
+            col_max,
+            max(positive, 0) % N,
+            super_rows,
+            one_set,
         )
         if weighted:
             mean = _weighted_mean(operators, operands, rows, (kind, offset, stride))
@@ -184,8 +216,12 @@ def _weighted_mean(operators, operands, rows, candidates):
     """Softmax-weighted mean of the columns by panels, for any D."""
     x, y = operands[:2]
     none = rows.new_empty(0)
-    row_terms, _, _, unit = _terms(operators, torch.ones_like(rows[0]), none, rows, none, none, 0, x.dtype, y.shape[1])
-    mean, _, _ = weighted_sums(operators, operands, row_terms, none, unit, candidates, False, True, False, False)
+    row_terms, _, _, unit = _terms(
+        operators, torch.ones_like(rows[0]), none, rows, none, none, 0, x.dtype, y.shape[1]
+    )
+    mean, _, _ = weighted_sums(
+        operators, operands, row_terms, none, unit, candidates, False, True, False, False
+    )
     return mean.mul_(unit / HALF_RANGE) if unit.numel() else mean
 
 
@@ -198,7 +234,16 @@ def _terms(operators, g_rows, g_cols, rows, cols, pos, positive, dtype, N):
     pull = torch.empty_like(pos)
     unit = rows.new_zeros(1) if dtype == torch.float16 else none
     operators.terms(
-        as_upstream(g_rows), as_upstream(g_cols), rows, cols, pos, row_terms, col_terms, pull, unit, positive
+        as_upstream(g_rows),
+        as_upstream(g_cols),
+        rows,
+        cols,
+        pos,
+        row_terms,
+        col_terms,
+        pull,
+        unit,
+        positive,
     )
     return row_terms, col_terms, pull, unit
 
@@ -223,7 +268,9 @@ def similarity_backward(
     if mean.numel() and not need_b and not need_bias:
         sum_a, sum_b, dbias = mean * g_rows.unsqueeze(-1), None, None
     else:
-        row_terms, col_terms, pull, unit = _terms(operators, g_rows, g_cols, rows, cols, pos, positive, x.dtype, N)
+        row_terms, col_terms, pull, unit = _terms(
+            operators, g_rows, g_cols, rows, cols, pos, positive, x.dtype, N
+        )
         sum_a, sum_b, dbias = weighted_sums(
             operators,
             operands,
@@ -236,13 +283,25 @@ def similarity_backward(
             need_b,
             need_bias,
         )
-    finish = functools.partial(finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive)
+    finish = functools.partial(
+        finish_set, operators, pull=pull, scale=scale, unit=unit, positive=positive
+    )
     da, db, radial = a.new_empty(0), a.new_empty(0), None
     if from_a:
-        da, radial = finish(sum_a, x, y, a, a_inv, near=True, far=one_set, need_x=need_a, need_scale=need_scale)
+        da, radial = finish(
+            sum_a, x, y, a, a_inv, near=True, far=one_set, need_x=need_a, need_scale=need_scale
+        )
     if need_b:
         db, other = finish(
-            sum_b, y, x, b, b_inv, near=False, far=True, need_x=True, need_scale=need_scale and not from_a
+            sum_b,
+            y,
+            x,
+            b,
+            b_inv,
+            near=False,
+            far=True,
+            need_x=True,
+            need_scale=need_scale and not from_a,
         )
         radial = other if radial is None else radial
     if need_bias:
@@ -285,7 +344,9 @@ def weighted_sums(
     sum_bias = torch.zeros((G, N), dtype=scale.dtype, device=x.device) if need_bias else None
 
     def panel(g, i, j, workspace):
-        shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        shifted = (
+            offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        )
         panel = workspace[: panel_size(g, i, j)].view(g.stop - g.start, i.stop - i.start, -1)
         operators.pair_weight(
             x[g, i], y[g, j], None if bias is None else bias[g, j], None if key_a is None else key_a[g, i],

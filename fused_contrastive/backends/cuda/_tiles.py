@@ -58,7 +58,23 @@ def as_upstream(g):
     return g if same else g.contiguous()
 
 
-def finish_set(operators, gradient, x, y, given, inv, *, pull, scale, unit, positive, near, far, need_x, need_scale):
+def finish_set(
+    operators,
+    gradient,
+    x,
+    y,
+    given,
+    inv,
+    *,
+    pull,
+    scale,
+    unit,
+    positive,
+    near,
+    far,
+    need_x,
+    need_scale,
+):
     """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or empty)."""
     G, X, _ = x.shape
     dx = torch.empty(x.shape if need_x else (0,), dtype=given.dtype, device=x.device)

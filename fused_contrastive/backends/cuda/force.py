@@ -44,7 +44,10 @@ def force_forward(
     K = inverse.shape[0]
     new = inverse.new_empty
     shift, sums = new((2, K, G, rows)), new((2, K, G, rows))
-    rows_lse, cols_lse = new((2, K, G, P if all_rows else rows)), new((1, 0) if all_rows else (2, K, G, P))
+    rows_lse, cols_lse = (
+        new((2, K, G, P if all_rows else rows)),
+        new((1, 0) if all_rows else (2, K, G, P)),
+    )
     lse_rows, lse_cols = rows_lse[0], cols_lse[0]
     wide = new((K, G), dtype=torch.float64)
     affinity = (self_logit, floor, denominator, clip)
@@ -63,7 +66,9 @@ def force_forward(
     splits = _splits(G * ceil_div(P if rms else rows, TILE), P)
     squares = new((splits, K, G, P) if rms else (0,), dtype=torch.float64)
     apart = new((splits, 2, K, G, rows) if separate and not rms else (0,))
-    parts = (shift, sums) if splits == 1 else (new((splits, *shift.shape)), new((splits, *shift.shape)))
+    parts = (
+        (shift, sums) if splits == 1 else (new((splits, *shift.shape)), new((splits, *shift.shape)))
+    )
     operators.force_affinities(*field, *parts, squares, apart, rows, negatives, *affinity, splits)
     if splits > 1:
         operators.force_merge(*parts, new((0,)), shift, sums, splits)
@@ -76,7 +81,10 @@ def force_forward(
     def weights(g: slice, i: slice) -> torch.Tensor:
         panel = new((g.stop - g.start, K if separate else 1, i.stop - i.start, P))
         splits = _splits(panel.shape[0] * ceil_div(panel.shape[2], TILE), P)
-        lse = (rows_lse[:, :, g].contiguous(), cols_lse[:, :, g].contiguous() if cols_lse.numel() else cols_lse)
+        lse = (
+            rows_lse[:, :, g].contiguous(),
+            cols_lse[:, :, g].contiguous() if cols_lse.numel() else cols_lse,
+        )
         operators.force_weights(
             x[g], inverse, scales[g], None if weight is None else weight[g], *lse, shift[:, :, g].contiguous(),
             sums[:, :, g].contiguous(), wide[:, g].contiguous(), panel, rows, negatives, i.start, *affinity,
@@ -118,7 +126,9 @@ def by_groups(x: torch.Tensor, panel_rows: int = 0) -> bool:
     dtype = accumulation_dtype(x.dtype)
     width = 4 * (ceil_div(P, 4) | 1)
     elements = (P + panel_rows) * width
-    fits = P <= MOST_POINTS and STAGES[dtype] + PARTS + elements * dtype.itemsize <= _shared_memory(x.device)
+    fits = P <= MOST_POINTS and STAGES[dtype] + PARTS + elements * dtype.itemsize <= _shared_memory(
+        x.device
+    )
     return fits and (G >= MANY_GROUPS or P * P * D <= SMALL_WORK)
 
 

@@ -61,7 +61,9 @@ def sigmoid_forward(
         x, y, row_bias, *keys, scale, slots, KINDS.index(kind), offset, stride, super_rows, sign, extrema,
         float32_products(x),
     )  # fmt: skip
-    operators.sigmoid_finish(slots, x, y, row_bias, scale, rows, pos, row_max, max(positive, 0) % N, supers, sign)
+    operators.sigmoid_finish(
+        slots, x, y, row_bias, scale, rows, pos, row_max, max(positive, 0) % N, supers, sign
+    )
     return rows, pos, row_max, a_hat, b_hat, a_inv, b_inv
 
 
@@ -84,16 +86,28 @@ def sigmoid_backward(
     row_terms, pull = scale.new_empty(G, M, 2), torch.empty_like(pos)
     unit = scale.new_zeros(1) if x.dtype == torch.float16 else none
     operators.sigmoid_terms(
-        as_upstream(g_rows), None if row_bias is None else as_upstream(row_bias), pos, row_terms, pull, unit, sign
+        as_upstream(g_rows),
+        None if row_bias is None else as_upstream(row_bias),
+        pos,
+        row_terms,
+        pull,
+        unit,
+        sign,
     )
     float32, plane = float32_products(x), TILE_F64 if x.dtype == torch.float64 else TILE
     sums = scale.new_zeros(G, M) if need_bias else none
 
     def panel(g, i, j, workspace):
-        shifted = offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        shifted = (
+            offset + i.start - j.start if kind in ("not_self", "not_pair", "same_key") else offset
+        )
         panel = workspace[: panel_size(g, i, j)].view(g.stop - g.start, i.stop - i.start, -1)
         groups, height, _ = panel.shape
-        planes = scale.new_zeros(ceil_div(j.stop - j.start, plane), groups, height) if need_bias else none
+        planes = (
+            scale.new_zeros(ceil_div(j.stop - j.start, plane), groups, height)
+            if need_bias
+            else none
+        )
         operators.sigmoid_weight(
             x[g, i], y[g, j], None if key_a is None else key_a[g, i], None if key_b is None else key_b[g, j], scale, row_terms[g, i],
             unit, planes, panel, KINDS.index(kind), shifted % stride if kind == "not_pair" else shifted, stride, sign, float32,
@@ -110,7 +124,17 @@ def sigmoid_backward(
     da, db, radial = a.new_empty(0), (a if one_set else b).new_empty(0), None
     if from_a:
         da, radial = finish_set(
-            operators, sum_a, x, y, a, a_inv, **shared, near=True, far=one_set, need_x=need_a, need_scale=need_scale
+            operators,
+            sum_a,
+            x,
+            y,
+            a,
+            a_inv,
+            **shared,
+            near=True,
+            far=one_set,
+            need_x=need_a,
+            need_scale=need_scale,
         )
     if need_b:
         db, other = finish_set(

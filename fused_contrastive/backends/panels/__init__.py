@@ -14,7 +14,13 @@ from ...problem import KEYED, Candidates, candidate_mask
 from ._running_sum import RunningSum, finite
 from .force import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401
 
-FLAT = ("similarity_forward", "similarity_backward", "sigmoid_forward", "sigmoid_backward", "force_forward")
+FLAT = (
+    "similarity_forward",
+    "similarity_backward",
+    "sigmoid_forward",
+    "sigmoid_backward",
+    "force_forward",
+)
 """Functions that take the arguments of their op as they are."""
 
 PANEL = 1 << 19
@@ -32,7 +38,9 @@ def status() -> str:
     return "available: any device"
 
 
-def prepare(x: torch.Tensor, normalize: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def prepare(
+    x: torch.Tensor, normalize: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """``(hat, inv)``: x ``[G, M, D]`` normalised in the accumulation dtype, rounded to `dtype`; ``inv`` is empty without `normalize`."""
     if not normalize:
         return x.to(dtype), x.new_empty(0, dtype=accumulation_dtype(dtype))
@@ -65,14 +73,21 @@ def panel_products(x, y, plan, symmetric: bool, need_a: bool, need_b: bool, pane
     has the panels of j >= i alone.
     """
     (G, M, D), N = x.shape, y.shape[1]
-    sizes = ((g.stop - g.start) * (i.stop - i.start) * -(-(j.stop - j.start) // 16) * 16 for g, i, j in plan)
+    sizes = (
+        (g.stop - g.start) * (i.stop - i.start) * -(-(j.stop - j.start) // 16) * 16
+        for g, i, j in plan
+    )
     workspace = torch.empty(max(sizes), dtype=x.dtype, device=x.device)
     if len(plan) == 1:
         w = panel(*plan[0], workspace)
         return product(w, y) if need_a else None, product(w.transpose(1, 2), x) if need_b else None
 
     def zeros(needed, *shape):
-        return torch.zeros(shape, dtype=accumulation_dtype(x.dtype), device=x.device) if needed else None
+        return (
+            torch.zeros(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
+            if needed
+            else None
+        )
 
     sum_a, sum_b = zeros(need_a, G, M, D), zeros(need_b, G, N, D)
     for g, i, j in plan:
@@ -110,12 +125,16 @@ def logits(x, y, scale, bias, key_x, key_y, kind, offset, stride, g, i, j):
 
 def mask_(s, key_x, key_y, kind, offset, stride, g, i, j):
     """The panel s ``[g, i, j]`` with −inf where a pair is no candidate, in place."""
-    diagonals = Candidates(kind, offset + i.start - j.start, stride).excluded_diagonals(*s.shape[1:])
+    diagonals = Candidates(kind, offset + i.start - j.start, stride).excluded_diagonals(
+        *s.shape[1:]
+    )
     if kind in KEYED or len(diagonals) > 16:
         rows = torch.arange(i.start, i.stop, device=s.device)
         columns = torch.arange(j.start, j.stop, device=s.device)
         keys = (None, None) if key_x is None else (key_x[g, i], key_y[g, j])
-        return s.masked_fill_(~candidate_mask(kind, offset, stride, rows, columns, *keys), float("-inf"))
+        return s.masked_fill_(
+            ~candidate_mask(kind, offset, stride, rows, columns, *keys), float("-inf")
+        )
     for diagonal in diagonals:
         s.diagonal(diagonal, 1, 2).fill_(float("-inf"))
     return s
@@ -152,7 +171,10 @@ def similarity_forward(
         return x if present else scale.new_empty(0)
 
     rows, cols = row_sums.log(), given(columns, column_sums.log())
-    row_max, col_max = given(extrema, row_sums.maximum), given(extrema and columns, column_sums.maximum)
+    row_max, col_max = (
+        given(extrema, row_sums.maximum),
+        given(extrema and columns, column_sums.maximum),
+    )
     pos, loss = scale.new_empty(0), scale.new_empty(0)
     if positive >= 0:
         pos = positive_logits(x, y, scale, bias, positive)
@@ -187,7 +209,11 @@ def paired_loss(rows, cols, pos, positive: int) -> torch.Tensor:
     if cols.numel():
         p = partners(rows.shape[2], cols.shape[2], positive, rows.device)
         cols = cols[..., p]
-        loss = (loss + torch.nn.functional.softplus(excess(cols, pos), threshold=40) + undefined(cols, pos)) / 2
+        loss = (
+            loss
+            + torch.nn.functional.softplus(excess(cols, pos), threshold=40)
+            + undefined(cols, pos)
+        ) / 2
     return loss
 
 

@@ -56,10 +56,18 @@ def wide(x: torch.Tensor) -> torch.Tensor:
 class _Field:
     """The affinities of one chunk of groups: what is described in force_ops.py, a panel and a temperature at a time, in float64."""
 
-    def __init__(self, x, inverse_temperatures, weight, negatives, mask, self_logit, floor, denominator, clip):
+    def __init__(
+        self, x, inverse_temperatures, weight, negatives, mask, self_logit, floor, denominator, clip
+    ):
         self.x, self.inverse_temperatures, self.weight = x, inverse_temperatures, weight
         self.sides = (slice(0, negatives), slice(negatives, x.shape[1]))
-        self.mask, self.self_logit, self.floor, self.denominator, self.clip = mask, self_logit, floor, denominator, clip
+        self.mask, self.self_logit, self.floor, self.denominator, self.clip = (
+            mask,
+            self_logit,
+            floor,
+            denominator,
+            clip,
+        )
         self.scale = self.place = self.panel = None
 
     def rescale(self, scale: torch.Tensor) -> None:
@@ -113,14 +121,18 @@ def force_forward(
             negatives, mask, self_logit, floor, denominator, clip,
         )  # fmt: skip
         if scale is None:
-            scales[g] = sum(field.distances(i).sum((1, 2), dtype=torch.float64) for i in panels) / (P * P)
+            scales[g] = sum(field.distances(i).sum((1, 2), dtype=torch.float64) for i in panels) / (
+                P * P
+            )
         else:
             scales[g] = scale[g]
         field.rescale(scales[g].masked_fill(scales[g] == 0, 1.0))
         row_panels = panels if all_rows else _rows_only(panels, rows)
         R, C = _log_sums(field, row_panels, lse_rows[:, g], None if all_rows else lse_cols[:, g])
         tops, totals = (R.new_empty((2, K, R.shape[1], rows)) for _ in range(2))
-        norm = _sums(field, panels if rms else _rows_only(panels, rows), R, C, tops, totals, rms, separate)
+        norm = _sums(
+            field, panels if rms else _rows_only(panels, rows), R, C, tops, totals, rms, separate
+        )
         _forces(field, _rows_only(panels, rows), R, C, tops, totals, norm, force[:, g])
         log_norm[:, g], shift[:, :, g], sums[:, :, g] = norm, tops, totals
     return force, log_norm, scales, lse_rows, lse_cols, shift, sums
@@ -169,9 +181,13 @@ def _sums(field: _Field, panels, R, C, shift, sums, rms: bool, separate: bool) -
                     continue
                 shift[side, k, :, i] = part.amax(2)
                 e = (part - finite(shift[side, k, :, i]).unsqueeze(2)).exp_()
-                sums[side, k, :, i] = (e if field.weight is None else e * field.weight[..., columns]).sum(2)
+                sums[side, k, :, i] = (
+                    e if field.weight is None else e * field.weight[..., columns]
+                ).sum(2)
             if separate:
-                apart = a[:, : i.stop - i.start].masked_fill_(d[:, : i.stop - i.start] == 0, -math.inf)
+                apart = a[:, : i.stop - i.start].masked_fill_(
+                    d[:, : i.stop - i.start] == 0, -math.inf
+                )
                 for side, columns in enumerate(field.sides):
                     if apart[..., columns].shape[2] > 0:
                         exponent = shift[1 - side, k, :, i] + apart[..., columns].amax(2)
@@ -229,13 +245,26 @@ def force_backward(g, x, inverse_temperature, log_norm, lse, shift, sums, rows, 
     given, x = x, x.to(inverse_temperature.dtype)
     G, P, D = x.shape
     dx, df = x.new_empty(x.shape), x.new_zeros(1)
-    g, log_norm, lse, shift, sums = (wide(t) for t in (g[0], log_norm[0], lse[0], shift[:, 0], sums[:, 0]))
+    g, log_norm, lse, shift, sums = (
+        wide(t) for t in (g[0], log_norm[0], lse[0], shift[:, 0], sums[:, 0])
+    )
     none = shift.new_full((2, G, P - rows), -math.inf)
     shift, sums = torch.cat([shift, none], 2), torch.cat([sums, none.clamp_min(0.0)], 2)
     g = torch.cat([g, g.new_zeros((G, P - rows, D))], 1)
     for chunk, panels in _panels(G, P, x.device):
-        field = _Field(x[chunk], inverse_temperature, None, rows, mask, -math.inf, floor, -math.inf, 0.0)
-        part = _Backward(field, g[chunk], lse[chunk], log_norm[chunk], shift[:, chunk], sums[:, chunk], floor, rms)
+        field = _Field(
+            x[chunk], inverse_temperature, None, rows, mask, -math.inf, floor, -math.inf, 0.0
+        )
+        part = _Backward(
+            field,
+            g[chunk],
+            lse[chunk],
+            log_norm[chunk],
+            shift[:, chunk],
+            sums[:, chunk],
+            floor,
+            rms,
+        )
         df += part.run(panels, dx[chunk])
     return dx.to(given.dtype), df
 
@@ -268,14 +297,21 @@ class _Backward:
         q = torch.empty_like(e)
         for side, columns in enumerate(self.field.sides):
             sign, other = 2 * side - 1, 1 - side
-            pull = gy[..., columns] * self.sums[other, :, i].unsqueeze(2) - self.pulls[other, :, i].unsqueeze(2)
+            pull = gy[..., columns] * self.sums[other, :, i].unsqueeze(2) - self.pulls[
+                other, :, i
+            ].unsqueeze(2)
             q[..., columns] = e[..., columns] * pull * (sign * self.unit[:, i]).unsqueeze(2)
         return q
 
     def shares(self, i, a):
         """``p_ij``, 0 where d = 0."""
         d = self.field.distances(i)
-        p = (d.log() + a - finite(self.log_norm)[:, None, None]).mul_(2).exp_().div_(d.shape[2] ** 2)
+        p = (
+            (d.log() + a - finite(self.log_norm)[:, None, None])
+            .mul_(2)
+            .exp_()
+            .div_(d.shape[2] ** 2)
+        )
         return p.masked_fill_((self.log_norm == -math.inf)[:, None, None], 0.0)
 
     def unclipped(self, i, a, q):
@@ -288,14 +324,18 @@ class _Backward:
             weighted = e * (self.g[:, i] @ self.y.mT)
             for side, columns in enumerate(self.field.sides):
                 self.pulls[side, :, i] = weighted[..., columns].sum(2)
-        self.power = (self.unit * (self.sums[0] * self.pulls[1] - self.sums[1] * self.pulls[0])).sum(1)
+        self.power = (
+            self.unit * (self.sums[0] * self.pulls[1] - self.sums[1] * self.pulls[0])
+        ).sum(1)
         by_row, by_column = torch.zeros_like(self.lse), torch.zeros_like(self.lse)
         value = torch.zeros_like(self.y)
         for i in panels:
             a, e = self.affinity(i)
             q = self.by_affinity(i, e, self.g[:, i] @ self.y.mT)
             for side, columns in enumerate(self.field.sides):
-                coefficient = (self.unit[:, i] * self.sums[1 - side, :, i] * (2 * side - 1)).unsqueeze(2)
+                coefficient = (
+                    self.unit[:, i] * self.sums[1 - side, :, i] * (2 * side - 1)
+                ).unsqueeze(2)
                 value[:, columns] += (e[..., columns] * coefficient).mT @ self.g[:, i]
             q = self.unclipped(i, a, self.less_norm(i, a, q))
             by_row[:, i] = q.sum(2)
@@ -338,7 +378,9 @@ class _Backward:
         gy = self.y[:, i] @ self.g.mT
         q = torch.empty_like(a)
         for side, columns in enumerate(sides):  # rows of this block that are columns of that side
-            block = slice(max(i.start, columns.start) - i.start, max(min(i.stop, columns.stop) - i.start, 0))
+            block = slice(
+                max(i.start, columns.start) - i.start, max(min(i.stop, columns.stop) - i.start, 0)
+            )
             sign, other = 2 * side - 1, 1 - side
             e = (a[:, block] - self.shift[side].unsqueeze(1)).exp()
             pull = gy[:, block] * self.sums[other].unsqueeze(1) - self.pulls[other].unsqueeze(1)
@@ -355,7 +397,9 @@ def distance_sums(x, weight, rows, clip):
     for g, panels in _panels(G, P, x.device):
         for i in _rows_only(panels, rows):
             d = _distances(x[g], i, clip)
-            out[g, i] = d.sum(2) if weight is None else (d @ wide(weight[g]).unsqueeze(2)).squeeze(2)
+            out[g, i] = (
+                d.sum(2) if weight is None else (d @ wide(weight[g]).unsqueeze(2)).squeeze(2)
+            )
     return out
 
 

@@ -16,6 +16,7 @@ from ._running_sum import finite
 FLAT = ("similarity_second", "sigmoid_second")
 """Functions that take the arguments of their op as they are."""
 
+
 def similarity_second(
     t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
     kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
@@ -32,9 +33,18 @@ def similarity_second(
         """Slices of groups, rows, columns, and columns that no later panel has as rows; the logits and their tangents."""
         for g0, g1, i0, i1 in blocks(G, M, N, scale.device):
             g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if one_set else 0, N)
-            s = logits(left.read, right.read, scale, bias, key_a, key_b, kind, offset, stride, g, i, j)
+            s = logits(
+                left.read, right.read, scale, bias, key_a, key_b, kind, offset, stride, g, i, j
+            )
             t = product(t_left[g, i], t_right[g, j].transpose(1, 2))
-            yield g, i, j, slice(i1 if one_set else 0, N), s, t if t_bias is None else t.add_(t_bias[g, None, j])
+            yield (
+                g,
+                i,
+                j,
+                slice(i1 if one_set else 0, N),
+                s,
+                t if t_bias is None else t.add_(t_bias[g, None, j]),
+            )
 
     by_row = Softmax(rows[0])
     by_column = by_row if one_set else Softmax(cols[0]) if cols.numel() else None
@@ -75,7 +85,13 @@ def similarity_second(
             row_sums.add((g, i), w, t_w, right, (g, j))
         if column_sums is not None:
             new = slice(rest.start - j.start, None)
-            column_sums.add((g, rest), w[:, :, new].transpose(1, 2), t_w[:, :, new].transpose(1, 2), left, (g, i))
+            column_sums.add(
+                (g, rest),
+                w[:, :, new].transpose(1, 2),
+                t_w[:, :, new].transpose(1, 2),
+                left,
+                (g, i),
+            )
     if positive >= 0:
         if row_sums is not None:
             row_sums.add_pairs(slice(None), g_pos, t_g_pos, right, p)
@@ -109,7 +125,9 @@ def sigmoid_second(
     d_rows, d_bias = torch.zeros_like(g_rows), scale.new_zeros((G, M) if need_bias else (0,))
     for g0, g1, i0, i1 in blocks(G, M, N, scale.device):
         g, i = slice(g0, g1), slice(i0, i1)
-        y = signed_logits(left.read, right.read, scale, row_bias, key_a, key_b, kind, offset, stride, sign, g, i)
+        y = signed_logits(
+            left.read, right.read, scale, row_bias, key_a, key_b, kind, offset, stride, sign, g, i
+        )
         t = product(t_left[g, i], t_right[g].transpose(1, 2))
         if t_bias is not None:
             t += t_bias[g, i].unsqueeze(2)
@@ -241,7 +259,9 @@ class Softmax:
 
     def weights(self, g, k, s, t, dim):
         """``W = c softmax`` of a panel, and its tangent."""
-        lse, mean, c, t_c = (x[g, k].unsqueeze(dim) for x in (self.lse, self.mean, self.c, self.t_c))
+        lse, mean, c, t_c = (
+            x[g, k].unsqueeze(dim) for x in (self.lse, self.mean, self.c, self.t_c)
+        )
         p = torch.sub(s, lse).exp_()
         t_w = torch.sub(t, mean).mul_(c).add_(t_c).mul_(p)
         return p.mul_(c), t_w

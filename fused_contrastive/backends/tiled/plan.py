@@ -41,7 +41,9 @@ def blocks(size: int, most: int) -> list[slice]:
     return [slice(i, min(i + step, size)) for i in range(0, size, step)]
 
 
-def panels(G: int, M: int, N: int, symmetric: bool, capacity: int) -> list[tuple[slice, slice, slice]]:
+def panels(
+    G: int, M: int, N: int, symmetric: bool, capacity: int
+) -> list[tuple[slice, slice, slice]]:
     """``(g, i, j)`` of the panels of at most about `capacity` elements: several groups at once, or parts of one; `symmetric`: only j >= i."""
     whole = M * ceil_div(N, 16) * 16
     if whole <= capacity:
