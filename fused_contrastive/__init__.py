@@ -1,6 +1,5 @@
 """Contrastive losses in O(N D) memory: the N x N similarity matrix is never stored."""
 
-from .autograd.similarity import similarity_logsumexp
 from .backends.dispatch import backends, use_backend
 from .grad_cache import cached_step
 from .heatmap import similarity_heatmap
@@ -21,6 +20,7 @@ from .losses import (
 )
 from .losses.drift import drift_field, drift_loss
 from .losses.force import contrastive_force, contrastive_force_loss
+from .losses.logsumexp import similarity_logsumexp
 from .memory_bank import MemoryBank
 from .modules import (
     BarlowTwinsLoss,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import numbers
 
 import torch
+
+from ._torch_internals import are_transforms_active
+from .dtypes import in_autocast
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -36,39 +38,9 @@ def embeddings(
         raise TypeError(f"{name} must have the dtype of {other} ({reference.dtype}), got {x.dtype}")
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def float32_precision() -> str:
-    """What torch is asked for in float32 products on GPUs: "highest", "high" or "medium", by `torch.set_float32_matmul_precision`
-    or by ``torch.backends.cuda.matmul.fp32_precision``."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it does not report what was set by the other one
-        return {"tf32": "high", "bf16": "medium"}.get(
-            torch.backends.cuda.matmul.fp32_precision, "highest"
-        )
-
-
-def in_autocast(device: torch.device) -> bool:
-    """Whether autocast is on for this device; meta has none."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def outside_autocast(device: torch.device):
-    """Context in which autocast is off for this device."""
-    return (
-        torch.autocast(device.type, enabled=False)
-        if in_autocast(device)
-        else contextlib.nullcontext()
-    )
-
-
 def readable() -> bool:
     """Whether tensors have values that can be looked at: not inside torch.compile, nor inside torch.func's transforms."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return not (torch.compiler.is_compiling() or are_transforms_active())
 
 
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:

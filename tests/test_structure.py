@@ -11,12 +11,13 @@ import fused_contrastive as fc
 ROOT = Path(fc.__file__).resolve().parent
 REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
-    {"problem", "_torch_internals"},
-    {"dtypes", "checks", "scalars", "reference", "backends"},
+    {"problem", "dtypes", "_torch_internals"},
+    {"checks", "scalars", "reference", "backends"},
     {"triton_kernels", "ops", "collectives", "heatmap"},
     {"autograd", "memory_bank"},
     {"losses", "grad_cache"},
-    {"modules", "__init__", "integrations"},
+    {"modules"},
+    {"integrations", "__init__"},
 )
 """What each entry of the package may import: entries of the levels above its own line, and itself."""
 

@@ -11,7 +11,7 @@ import math
 import torch
 
 from ..backends.panels._running_sum import finite
-from ..checks import accumulation_dtype
+from ..dtypes import accumulation_dtype
 from . import configs, force_configs
 from . import support as guard
 from .force_configs import block

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..checks import float32_precision
+from ..dtypes import float32_precision
 from . import support as guard
 from .tile_math import log1p
 
@@ -60,7 +60,7 @@ def is_interpreted() -> bool:
 
 
 def precision(dtype: torch.dtype, arch: str) -> str:
-    """``tl.dot``'s input_precision: for float32 what torch is asked for (`checks.float32_precision`).
+    """``tl.dot``'s input_precision: for float32 what torch is asked for (`dtypes.float32_precision`).
 
     "highest": float32-class (three tf32 products), or plain float32 where that is unsafe (guard.py) or unknown (AMD);
     "high" and "medium": one tf32 product.

@@ -8,23 +8,27 @@ from __future__ import annotations
 import contextlib
 
 import torch
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd import forward_ad
 
-from ..ops.similarity import LIBRARY
-
-Formula = torch.autograd.function._SingleLevelFunction
-"""torch.autograd.Function below torch.func's transforms, which have been dealt with where an op's autograd formula is asked for."""
-
-below_autograd = torch._C._AutoDispatchBelowAutograd
-"""A context in which ops do without their formulas."""
+from .._torch_internals import SingleLevelFunction as Formula
+from .._torch_internals import (
+    TransformType,
+    active_transforms,
+    any_requires_grad,
+    are_transforms_active,
+    argument_names,
+    below_autograd,
+    enable_single_level_autograd_function,
+    forward_ad,
+    in_forward_mode,
+    is_wrapped_by_transform,
+    set_forward_mode_enabled,
+)
+from ..ops._library import LIBRARY
 
 
 def is_transformed() -> bool:
     """Inside a torch.func transform or forward mode, where tensors may have tangents."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return are_transforms_active() or in_forward_mode()
 
 
 def is_plain() -> bool:
@@ -44,15 +48,13 @@ def register_formula(op, formula: type) -> None:
 
     def forward(*arguments):
         # Function.apply has turned differentiation off, which the transforms further out need.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), below_autograd():
+        with torch.enable_grad(), set_forward_mode_enabled(True), below_autograd():
             return op(*arguments)
 
     formula.forward = staticmethod(forward)
 
     def call(*arguments):
-        if is_transformed() or (
-            torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
-        ):
+        if is_transformed() or (torch.is_grad_enabled() and any_requires_grad(*arguments)):
             with enable_single_level_autograd_function():
                 return formula.apply(*arguments)
         with below_autograd():
@@ -82,18 +84,18 @@ def refuse_transforms(*tensors) -> None:
     """For losses without rules for vmap and forward mode: raises inside either, unless the tensors take no part in a transform."""
     if not is_transformed():
         return
-    kinds = {interpreter.key() for interpreter in retrieve_all_functorch_interpreters()}
+    kinds = active_transforms()
     for x in tensors:
         if not isinstance(x, torch.Tensor):
             continue
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+        wrapped = is_wrapped_by_transform(x)
         if wrapped and TransformType.Vmap in kinds:
             raise NotImplementedError(
                 "torch.func.vmap of this fused loss is not available: use backend='eager' where you need it"
             )
         if wrapped and TransformType.Jvp in kinds:
             unavailable("forward-mode")
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        if in_forward_mode() and forward_ad.unpack_dual(x).tangent is not None:
             unavailable("forward-mode")
 
 
@@ -125,7 +127,7 @@ def register_derivatives(forward, backward, second, formula: type) -> None:
     `second` takes the tangents of a, b, scale and bias and then the same, and returns those of the outputs, each of the shape of its upstream
     gradient, and those of the gradients, and so the gradients of the gradients.
     """
-    names = [argument.name for argument in backward._schema.arguments]
+    names = argument_names(backward)
     first, options, flags = names.index("a"), names.index("kind"), names.index("need_a")
     register_formula(forward, formula)
     register_formula(backward, gradient_formula(backward, second, first, options, flags))

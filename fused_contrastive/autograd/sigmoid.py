@@ -8,6 +8,7 @@ import torch
 
 from .. import reference
 from ..backends import dispatch
+from ..dtypes import matrix_dtype
 from ..ops import sigmoid as sigmoid_ops
 from ..problem import NO_SELF
 from ._formulas import (
@@ -18,7 +19,7 @@ from ._formulas import (
     only,
     register_derivatives,
 )
-from .similarity import group_keys, matrix_dtype
+from .similarity import group_keys
 
 
 class Sigmoid(Formula):

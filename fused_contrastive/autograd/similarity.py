@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from .. import checks, reference
+from .. import reference
 from ..backends import dispatch
-from ..checks import accumulation_dtype
+from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
-from ..problem import KEYED, KINDS, NO_SELF, resolve_offset
+from ..problem import NO_SELF
 from ._formulas import (
     Formula,
     below_autograd,
@@ -128,32 +128,6 @@ class Result(NamedTuple):
     col_max: torch.Tensor | None
 
 
-def matrix_dtype(x: torch.Tensor) -> torch.dtype:
-    """What products of x are computed in: the autocast dtype inside autocast (float64 stays), else the dtype of x."""
-    if checks.in_autocast(x.device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
-
-
-def as_scalar(value, like: torch.Tensor) -> torch.Tensor:
-    """A number or 0-d tensor in the accumulation dtype and on the device of `like`; gradients flow to a tensor."""
-    dtype = accumulation_dtype(like.dtype)
-    if isinstance(value, torch.Tensor):
-        return value.to(device=like.device, dtype=dtype)
-    return torch.full((), value, dtype=dtype, device=like.device)
-
-
-def inverse_scale(temperature, like: torch.Tensor) -> torch.Tensor:
-    """``1 / temperature`` as `as_scalar` gives it."""
-    if isinstance(temperature, torch.Tensor):
-        return as_scalar(temperature, like).reciprocal()
-    if not isinstance(
-        temperature, (int, float)
-    ):  # NumPy's float32, say, would be divided in its own precision
-        temperature = float(temperature)
-    return as_scalar(1.0 / temperature, like)
-
-
 def similarity(
     a: torch.Tensor,
     b: torch.Tensor | None,
@@ -244,88 +218,3 @@ def similarity(
 
 def group_keys(key, lead, size):
     return None if key is None else key.to(torch.int64).expand(*lead, size).reshape(-1, size)
-
-
-def similarity_logsumexp(
-    a: torch.Tensor,
-    b: torch.Tensor | None = None,
-    *,
-    scale: float | torch.Tensor = 1.0,
-    bias: torch.Tensor | None = None,
-    normalize: bool = False,
-    candidates: str = "all",
-    self_offset: int | None = None,
-    pair_stride: int | None = None,
-    key_a: torch.Tensor | None = None,
-    key_b: torch.Tensor | None = None,
-    return_columns: bool = False,
-    backend: str | None = None,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """``logsumexp_j(scale * <a_i, b_j> + bias_j)`` over the candidate columns of each row, in O((M + N) D) memory.
-
-    The primitive every loss here is made of; differentiable in `a`, `b`, `scale` and `bias`.
-
-    Args:
-        a: ``[..., M, D]`` embeddings.
-        b: ``[..., N, D]``, same leading dimensions, dtype and device; None: b is a.
-        scale: number or 0-d tensor (its value is never read).
-        bias: ``[N]`` or ``[..., N]`` added to the logits of each column; ``-inf`` removes a column.
-        normalize: divide every row of a and b by ``max(|x|, 1e-12)`` first.
-        candidates: ``"all"``; ``"not_self"`` (j != i + self_offset); ``"not_pair"`` (j - i - self_offset not a multiple of `pair_stride`);
-            ``"other_key"`` (key_b[j] != key_a[i]); ``"same_key"`` (equal keys, self left out where there is a self).
-        self_offset: column of row 0's self; None: 0 for one set, no self for two.
-        pair_stride: rows per view of a set of stacked views, for ``"not_pair"``.
-        key_a, key_b: integer keys ``[M]`` or ``[..., M]`` and ``[N]`` or ``[..., N]``; with one set only `key_a`.
-        return_columns: also the log-sum-exp over the candidate rows of each column, from the same pass.
-        backend: a name of `backends()`; None: the default of the device.
-
-    Returns:
-        ``[..., M]`` (and ``[..., N]``), float32 (float64 for float64 inputs); −inf, with gradient 0, where there is no candidate.
-
-    Raises:
-        ValueError, TypeError: naming the argument.
-    """
-    checks.embeddings("a", a, at_least=2)
-    if b is not None:
-        checks.embeddings("b", b, at_least=2, like=("a", a))
-        if b.shape[:-2] != a.shape[:-2] or b.shape[-1] != a.shape[-1]:
-            raise ValueError(
-                f"b must have shape [..., N, D] matching a {tuple(a.shape)}, got {tuple(b.shape)}"
-            )
-    M, lead = a.shape[-2], a.shape[:-2]
-    N = M if b is None else b.shape[-2]
-    checks.number("scale", scale, a.device)
-    checks.choice("candidates", candidates, KINDS)
-    checks.flags(normalize=normalize, return_columns=return_columns)
-    if bias is not None:
-        checks.embeddings("bias", bias, at_least=1)
-        if bias.device != a.device:
-            raise ValueError(f"bias must be on the device of a ({a.device}), got {bias.device}")
-        if bias.shape[-1] != N or not checks.broadcastable(bias.shape, (*lead, N)):
-            raise ValueError(
-                f"bias must be broadcastable to shape {(*lead, N)}, got {tuple(bias.shape)}"
-            )
-    checks.index("pair_stride", pair_stride)
-    checks.index("self_offset", self_offset)
-    if (pair_stride is not None) != (candidates == "not_pair") or (
-        pair_stride is not None and pair_stride < 1
-    ):
-        raise ValueError(
-            f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}"
-        )
-    if candidates in KEYED:
-        checks.keys("key_a", key_a, (*lead, M), a.device)
-        if b is None and key_b is not None:
-            raise ValueError("key_b must be None with one set (b=None): its keys are key_a")
-        if b is not None:
-            checks.keys("key_b", key_b, (*lead, N), a.device)
-    elif key_a is not None or key_b is not None:
-        raise ValueError(
-            f"key_a and key_b need candidates in {KEYED}, got candidates={candidates!r}"
-        )
-    kind, offset = resolve_offset(candidates, self_offset, b is None)
-    result = similarity(
-        a, b, as_scalar(scale, a), bias=bias, key_a=key_a, key_b=key_b, kind=kind, offset=offset,
-        stride=pair_stride or 1, normalize=normalize, columns=return_columns, backend=backend,
-    )  # fmt: skip
-    return (result.rows, result.cols) if return_columns else result.rows

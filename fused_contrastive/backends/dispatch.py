@@ -9,6 +9,7 @@ import warnings
 
 import torch
 
+from .._torch_internals import constant_result
 from ._fastest import FASTEST
 
 _MODULES = {
@@ -79,6 +80,7 @@ def _preference(
     return (best, *(name for name in order if name != best))
 
 
+@constant_result
 def _resolve(
     name: str | None, device: torch.device, dtype: torch.dtype, D: int | None, op: str
 ) -> str:
@@ -99,11 +101,6 @@ def _resolve(
     if reason is not None:
         raise RuntimeError(f"backend={name!r} cannot serve {dtype} on {device}: {reason}")
     return name
-
-
-_resolve._dynamo_marked_constant = (
-    True  # torch.compiler.assume_constant_result, less its import of all of Dynamo (2 s)
-)
 
 
 def check_name(name: str) -> None:

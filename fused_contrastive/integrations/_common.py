@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 
 from .. import checks
-from ..autograd.similarity import matrix_dtype
+from ..dtypes import in_autocast, matrix_dtype
 
 LOW = (torch.float16, torch.bfloat16)
 
@@ -65,7 +65,7 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
 def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
     """`value` as the losses take it, a finite number (as a divisor: not 0) or a 0-d tensor; None where it is neither nor one element."""
     if isinstance(value, torch.Tensor):
-        lowered = checks.in_autocast(like.device) and value.dtype != torch.float64
+        lowered = in_autocast(like.device) and value.dtype != torch.float64
         promotes = value.dim() > 0 and value.dtype != like.dtype and not lowered
         if value.numel() != 1 or value.dim() > like.dim() or promotes:
             return None
@@ -84,6 +84,6 @@ def in_dtype_of(
 ) -> torch.Tensor:
     """The loss in the dtype that the package's operations would have given it: that of the inputs; inside autocast, whose choice depends on the
     device, that of `operations` on one row, or float32."""
-    if not checks.in_autocast(x.device):
+    if not in_autocast(x.device):
         return loss.to(x.dtype)
     return loss if operations is None else loss.to(operations(x.detach()[:1]).dtype)

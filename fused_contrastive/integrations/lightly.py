@@ -11,8 +11,10 @@ import torch.distributed
 import torch.nn.functional as F
 
 from .. import losses
-from ..autograd.similarity import inverse_scale, matrix_dtype, similarity
+from ..autograd.similarity import similarity
+from ..dtypes import matrix_dtype
 from ..losses._reduction import exact_rows
+from ..scalars import inverse_scale
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("lightly.loss", "lightly")

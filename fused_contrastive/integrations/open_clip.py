@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from .. import losses
 from ..autograd.sigmoid import sigmoid_sum
-from ..autograd.similarity import as_scalar, similarity
+from ..autograd.similarity import similarity
+from ..scalars import as_scalar
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("open_clip.loss", "open_clip_torch")

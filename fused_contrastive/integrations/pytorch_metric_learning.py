@@ -17,11 +17,13 @@ import torch
 
 from .. import losses
 from ..autograd.sigmoid import sigmoid_sum
-from ..autograd.similarity import inverse_scale, matrix_dtype, similarity
+from ..autograd.similarity import similarity
 from ..checks import is_integer
+from ..dtypes import matrix_dtype
 from ..losses._reduction import exact_rows, one_positive
 from ..losses.sup_con import product
 from ..problem import NO_SELF
+from ..scalars import inverse_scale
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("pytorch_metric_learning.losses", "pytorch-metric-learning")

@@ -15,11 +15,11 @@ import warnings
 import torch
 from typing_extensions import deprecated
 
-from ..autograd.similarity import as_scalar, matrix_dtype
-from ..checks import accumulation_dtype
+from ..dtypes import accumulation_dtype, matrix_dtype
 from ..losses._cross_entropy import negatives
 from ..losses._reduction import exact_rows, one_positive
 from ..reference._dense import masked_logsumexp
+from ..scalars import as_scalar
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")

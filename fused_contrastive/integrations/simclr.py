@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from .. import losses
-from ..autograd.similarity import matrix_dtype
-from ..checks import accumulation_dtype
+from ..dtypes import accumulation_dtype, matrix_dtype
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("simclr.modules.nt_xent", "simclr")

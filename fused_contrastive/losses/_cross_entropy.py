@@ -11,7 +11,8 @@ import math
 import torch
 
 from ..autograd._formulas import is_transformed
-from ..autograd.similarity import Result, matrix_dtype, similarity
+from ..autograd.similarity import Result, similarity
+from ..dtypes import matrix_dtype
 from ._arguments import Options
 from ._reduction import Outcome, exact_rows, one_positive
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from .. import checks, reference
-from ..autograd.similarity import Result, matrix_dtype
-from ..checks import accumulation_dtype
+from ..autograd.similarity import Result
+from ..dtypes import accumulation_dtype, matrix_dtype
 
 
 class Outcome(NamedTuple):

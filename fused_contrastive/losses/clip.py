@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import as_scalar
 from ..backends import dispatch
+from ..scalars import as_scalar
 from ._arguments import check_options, check_vectors
 from ._cross_entropy import in_batch
 from ._reduction import two_sets

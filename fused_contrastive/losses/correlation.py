@@ -10,9 +10,10 @@ import torch
 
 from .. import checks, reference
 from ..autograd._formulas import FirstDerivative, refuse_transforms
-from ..autograd.similarity import as_scalar, matrix_dtype
 from ..backends import dispatch
 from ..collectives import add_over_ranks, check_group, gather_rows, ranks
+from ..dtypes import accumulation_dtype, matrix_dtype, outside_autocast
+from ..scalars import as_scalar
 from ._reduction import two_sets
 
 EPS = 1e-5  # that of batch_norm
@@ -54,10 +55,10 @@ class Correlation(torch.autograd.Function):
 
     @staticmethod
     def forward(z1, z2, samples, group, low):
-        dtype = checks.accumulation_dtype(torch.promote_types(z1.dtype, z2.dtype))
+        dtype = accumulation_dtype(torch.promote_types(z1.dtype, z2.dtype))
         columns = [(z.T if samples else z).to(dtype) for z in (z1, z2)]
         (K, F), N, world = columns[0].shape, z1.shape[0], ranks(group)
-        with checks.outside_autocast(z1.device):
+        with outside_autocast(z1.device):
             scratch = columns[0].clone()  # fresh memory costs more than what is done in it
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
             lack = (
@@ -97,7 +98,7 @@ class Correlation(torch.autograd.Function):
         share = 1 / (z1.shape[0] * ranks(ctx.group))
         g = 2 * add_over_ranks(torch.stack([g_diagonal, g_rest]), ctx.group)
         diagonal = share * g[0] * gap
-        with checks.outside_autocast(z1.device):
+        with outside_autocast(z1.device):
             if len(kept) == 1:
                 weight, products = share * g[1], ((b, kept[0].T), (a, kept[0]))
             else:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import as_scalar, similarity
+from ..autograd.similarity import similarity
 from ..backends import dispatch
+from ..scalars import as_scalar
 from ._arguments import check_vectors
 from ._reduction import finish, two_sets
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import as_scalar, inverse_scale, matrix_dtype, similarity
+from ..autograd.similarity import similarity
 from ..backends import dispatch
+from ..dtypes import matrix_dtype
+from ..scalars import as_scalar, inverse_scale
 from ._arguments import check_vectors
 from ._reduction import exact_rows, finish, two_sets
 

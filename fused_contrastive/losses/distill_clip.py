@@ -6,9 +6,11 @@ import torch
 
 from .. import checks, reference
 from ..autograd._formulas import refuse_transforms
-from ..autograd.similarity import as_scalar, matrix_dtype, similarity
+from ..autograd.similarity import similarity
 from ..backends import dispatch
+from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
+from ..scalars import as_scalar
 from ._arguments import check_vectors
 from ._cross_entropy import dot
 from ._reduction import as_read, exact_rows, one_positive, two_sets

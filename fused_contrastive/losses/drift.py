@@ -8,10 +8,10 @@ import torch
 
 from .. import checks
 from ..autograd._formulas import FirstDerivative, refuse_export, refuse_transforms
-from ..autograd.similarity import inverse_scale
 from ..backends import dispatch
 from ..ops import force as force_ops
 from ..reference import force as force_reference
+from ..scalars import inverse_scale
 from .force import check_temperatures, groups, inverse_temperatures, points_dtype
 
 

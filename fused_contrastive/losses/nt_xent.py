@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import inverse_scale, matrix_dtype, similarity
+from ..autograd.similarity import similarity
 from ..backends import dispatch
+from ..dtypes import matrix_dtype
+from ..scalars import inverse_scale
 from ._arguments import check_options, check_vectors
 from ._cross_entropy import dot, one_direction
 from ._reduction import Outcome, exact_rows

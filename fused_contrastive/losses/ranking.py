@@ -7,8 +7,9 @@ import math
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import inverse_scale, matrix_dtype
 from ..backends import dispatch
+from ..dtypes import matrix_dtype
+from ..scalars import inverse_scale
 from ._arguments import check_options, check_vectors
 from ._cross_entropy import dot, in_batch, negatives
 from ._reduction import Outcome, exact_rows, one_positive, two_sets

@@ -6,8 +6,8 @@ import torch
 
 from .. import checks, reference
 from ..autograd.sigmoid import sigmoid_sum
-from ..autograd.similarity import as_scalar
 from ..backends import dispatch
+from ..scalars import as_scalar
 from ._arguments import check_vectors
 from ._reduction import finish, two_sets
 

@@ -6,8 +6,10 @@ import torch
 
 from .. import checks, reference
 from ..autograd.sigmoid import sigmoid_sum
-from ..autograd.similarity import Result, inverse_scale, matrix_dtype, similarity
+from ..autograd.similarity import Result, similarity
 from ..backends import dispatch
+from ..dtypes import in_autocast, matrix_dtype, outside_autocast
+from ..scalars import inverse_scale
 from ._classes import class_sums, classes
 from ._reduction import as_read, exact_rows, hits, one_positive
 
@@ -232,7 +234,7 @@ class Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x, y):
-        with checks.outside_autocast(x.device):
+        with outside_autocast(x.device):
             return x @ y
 
     @staticmethod
@@ -242,15 +244,15 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, y = ctx.saved_tensors
-        with checks.outside_autocast(x.device):
+        with outside_autocast(x.device):
             return g @ y.transpose(-1, -2), x.transpose(-1, -2) @ g
 
 
 def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """``x @ y``, not rounded by autocast."""
-    if checks.in_autocast(x.device) and not torch.compiler.is_exporting():
+    if in_autocast(x.device) and not torch.compiler.is_exporting():
         return Product.apply(x, y)
-    with checks.outside_autocast(x.device):
+    with outside_autocast(x.device):
         return x @ y
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import torch
 
+from .._torch_internals import argument_names
+
 GROUP_DIMENSION = {"rows": 1, "cols": 1, "scale": None, "t_scale": None}
 """Of the ops' tensor arguments that have no leading dimension G; None: no such dimension at all."""
 
 
 def folding_rule(op, output_dimensions: tuple):
     """The vmap rule of `op`; `output_dimensions`: the dimension of G in each output, None where it has none."""
-    names = [argument.name for argument in op._schema.arguments]
+    names = argument_names(op)
     input_dimensions = [GROUP_DIMENSION.get(name, 0) for name in names]
 
     def rule(info, mapped, *arguments):

@@ -47,8 +47,8 @@ from __future__ import annotations
 
 import torch
 
-from ..checks import accumulation_dtype
-from .similarity import LIBRARY, implement
+from ..dtypes import accumulation_dtype
+from ._library import LIBRARY, implement
 
 LIBRARY.define(
     "force_forward(Tensor x, Tensor inverse_temperatures, Tensor? scale, Tensor? weight, SymInt rows, SymInt negatives, "

@@ -36,9 +36,9 @@ from __future__ import annotations
 
 import torch
 
-from ..backends.panels import second_derivatives as second_panels
-from ..checks import accumulation_dtype
-from .similarity import LIBRARY, implement, register_vmap
+from ..backends.panels import second_derivatives
+from ..dtypes import accumulation_dtype
+from ._library import LIBRARY, implement, register_vmap
 
 _CANDIDATES = "str kind, SymInt offset, SymInt stride, SymInt positive, int sign, bool normalize"
 LIBRARY.define(
@@ -62,7 +62,7 @@ LIBRARY.define(
 
 implement("sigmoid_forward")
 implement("sigmoid_backward")
-implement("sigmoid_second", second_panels)
+implement("sigmoid_second", second_derivatives)
 sigmoid_forward = torch.ops.fused_contrastive.sigmoid_forward.default
 sigmoid_backward = torch.ops.fused_contrastive.sigmoid_backward.default
 sigmoid_second = torch.ops.fused_contrastive.sigmoid_second.default

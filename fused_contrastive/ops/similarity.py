@@ -54,14 +54,9 @@ from __future__ import annotations
 
 import torch
 
-from .. import checks
-from ..backends import dispatch
-from ..backends.panels import second_derivatives as second_panels
-from ..checks import accumulation_dtype
-from . import _codec
-from ._vmap import folding_rule
-
-LIBRARY = torch.library.Library("fused_contrastive", "DEF")
+from ..backends.panels import second_derivatives
+from ..dtypes import accumulation_dtype
+from ._library import LIBRARY, implement, register_vmap
 
 _CANDIDATES = "str kind, SymInt offset, SymInt stride, SymInt positive"
 LIBRARY.define(
@@ -89,35 +84,9 @@ LIBRARY.define(
 )
 
 
-def implement(name: str, module=None) -> None:
-    """Register the op `name`: the function of that name in `module`, else in the backend that the last argument names.
-
-    Autocast is off inside. A module lists in ``FLAT`` the functions that take an op's own arguments; all others take and
-    return the named tuples of problem.py.
-    """
-    typed = getattr(_codec, name, None)
-
-    def run(arguments, backend):
-        owner = module or dispatch.module(backend)
-        function = getattr(owner, name)
-        if typed is None or name in getattr(owner, "FLAT", ()):
-            return function(*arguments)
-        return typed(function, arguments)
-
-    def call(*arguments):
-        *arguments, backend = arguments
-        device = next(x for x in arguments if x is not None).device
-        if not checks.in_autocast(device):
-            return run(arguments, backend)
-        with torch.autocast(device.type, enabled=False):
-            return run(arguments, backend)
-
-    LIBRARY.impl(name, call, "CompositeExplicitAutograd")
-
-
 implement("similarity_forward")
 implement("similarity_backward")
-implement("similarity_second", second_panels)
+implement("similarity_second", second_derivatives)
 similarity_forward = torch.ops.fused_contrastive.similarity_forward.default
 similarity_backward = torch.ops.fused_contrastive.similarity_backward.default
 similarity_second = torch.ops.fused_contrastive.similarity_second.default
@@ -195,11 +164,6 @@ def _(
         scale.new_empty(() if need_scale else (0,)),
         scale.new_empty((G, N) if need_bias else (0,)),
     )
-
-
-def register_vmap(op, *dimensions) -> None:
-    """The vmap rule of `op`, whose outputs have their groups in `dimensions` (None: none at all)."""
-    torch.library.register_vmap(op, folding_rule(op, dimensions), lib=LIBRARY)
 
 
 register_vmap(similarity_forward, 1, 1, *[0] * 9)

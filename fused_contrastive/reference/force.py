@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from ..checks import accumulation_dtype
+from ..dtypes import accumulation_dtype
 
 
 def contrastive_force(

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_contrastive
 from fused_contrastive.backends import cuda
-from fused_contrastive.checks import float32_precision
+from fused_contrastive.dtypes import float32_precision
 
 
 def points(*shape, seed=0):

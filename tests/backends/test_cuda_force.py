@@ -17,7 +17,7 @@ from fused_contrastive.backends import cuda
 from fused_contrastive.backends.cuda import force as cuda_force
 from fused_contrastive.backends.panels import force as force_panels
 from fused_contrastive.backends.tiled import plan as tiling
-from fused_contrastive.checks import accumulation_dtype
+from fused_contrastive.dtypes import accumulation_dtype
 from fused_contrastive.losses import drift
 
 NAMES = ("force", "log_norm", "scale", "lse_rows", "lse_cols", "shift", "sums")

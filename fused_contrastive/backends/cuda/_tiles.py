@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from ...checks import float32_precision
+from ...dtypes import float32_precision
 from ...problem import KEYED
 from ..tiled.plan import ceil_div
 

@@ -16,7 +16,7 @@ import functools
 
 import torch
 
-from ...checks import accumulation_dtype
+from ...dtypes import accumulation_dtype
 from ..tiled import plan as tiling
 from ..tiled.plan import ceil_div
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from ...checks import accumulation_dtype
+from ...dtypes import accumulation_dtype
 from ...problem import KEYED, Candidates, candidate_mask
 from ._running_sum import RunningSum, finite
 from .force import distance_gradient, distance_sums, force_backward, force_forward  # noqa: F401

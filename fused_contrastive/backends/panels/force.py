@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from ...checks import accumulation_dtype
+from ...dtypes import accumulation_dtype
 from ._running_sum import finite
 
 PANEL = 1 << 19

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from ...checks import accumulation_dtype
+from ...dtypes import accumulation_dtype
 from . import EPS, blocks, excess, logits, partners, product, signed_logits, undefined, widen
 from ._running_sum import finite
 

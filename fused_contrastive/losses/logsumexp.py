@@ -1,0 +1,95 @@
+"""The primitive that the losses are made of, for losses of your own."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import checks
+from ..autograd.similarity import similarity
+from ..problem import KEYED, KINDS, resolve_offset
+from ..scalars import as_scalar
+
+
+def similarity_logsumexp(
+    a: torch.Tensor,
+    b: torch.Tensor | None = None,
+    *,
+    scale: float | torch.Tensor = 1.0,
+    bias: torch.Tensor | None = None,
+    normalize: bool = False,
+    candidates: str = "all",
+    self_offset: int | None = None,
+    pair_stride: int | None = None,
+    key_a: torch.Tensor | None = None,
+    key_b: torch.Tensor | None = None,
+    return_columns: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """``logsumexp_j(scale * <a_i, b_j> + bias_j)`` over the candidate columns of each row, in O((M + N) D) memory.
+
+    The primitive every loss here is made of; differentiable in `a`, `b`, `scale` and `bias`.
+
+    Args:
+        a: ``[..., M, D]`` embeddings.
+        b: ``[..., N, D]``, same leading dimensions, dtype and device; None: b is a.
+        scale: number or 0-d tensor (its value is never read).
+        bias: ``[N]`` or ``[..., N]`` added to the logits of each column; ``-inf`` removes a column.
+        normalize: divide every row of a and b by ``max(|x|, 1e-12)`` first.
+        candidates: ``"all"``; ``"not_self"`` (j != i + self_offset); ``"not_pair"`` (j - i - self_offset not a multiple of `pair_stride`);
+            ``"other_key"`` (key_b[j] != key_a[i]); ``"same_key"`` (equal keys, self left out where there is a self).
+        self_offset: column of row 0's self; None: 0 for one set, no self for two.
+        pair_stride: rows per view of a set of stacked views, for ``"not_pair"``.
+        key_a, key_b: integer keys ``[M]`` or ``[..., M]`` and ``[N]`` or ``[..., N]``; with one set only `key_a`.
+        return_columns: also the log-sum-exp over the candidate rows of each column, from the same pass.
+        backend: a name of `backends()`; None: the default of the device.
+
+    Returns:
+        ``[..., M]`` (and ``[..., N]``), float32 (float64 for float64 inputs); −inf, with gradient 0, where there is no candidate.
+
+    Raises:
+        ValueError, TypeError: naming the argument.
+    """
+    checks.embeddings("a", a, at_least=2)
+    if b is not None:
+        checks.embeddings("b", b, at_least=2, like=("a", a))
+        if b.shape[:-2] != a.shape[:-2] or b.shape[-1] != a.shape[-1]:
+            raise ValueError(
+                f"b must have shape [..., N, D] matching a {tuple(a.shape)}, got {tuple(b.shape)}"
+            )
+    M, lead = a.shape[-2], a.shape[:-2]
+    N = M if b is None else b.shape[-2]
+    checks.number("scale", scale, a.device)
+    checks.choice("candidates", candidates, KINDS)
+    checks.flags(normalize=normalize, return_columns=return_columns)
+    if bias is not None:
+        checks.embeddings("bias", bias, at_least=1)
+        if bias.device != a.device:
+            raise ValueError(f"bias must be on the device of a ({a.device}), got {bias.device}")
+        if bias.shape[-1] != N or not checks.broadcastable(bias.shape, (*lead, N)):
+            raise ValueError(
+                f"bias must be broadcastable to shape {(*lead, N)}, got {tuple(bias.shape)}"
+            )
+    checks.index("pair_stride", pair_stride)
+    checks.index("self_offset", self_offset)
+    if (pair_stride is not None) != (candidates == "not_pair") or (
+        pair_stride is not None and pair_stride < 1
+    ):
+        raise ValueError(
+            f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}"
+        )
+    if candidates in KEYED:
+        checks.keys("key_a", key_a, (*lead, M), a.device)
+        if b is None and key_b is not None:
+            raise ValueError("key_b must be None with one set (b=None): its keys are key_a")
+        if b is not None:
+            checks.keys("key_b", key_b, (*lead, N), a.device)
+    elif key_a is not None or key_b is not None:
+        raise ValueError(
+            f"key_a and key_b need candidates in {KEYED}, got candidates={candidates!r}"
+        )
+    kind, offset = resolve_offset(candidates, self_offset, b is None)
+    result = similarity(
+        a, b, as_scalar(scale, a), bias=bias, key_a=key_a, key_b=key_b, kind=kind, offset=offset,
+        stride=pair_stride or 1, normalize=normalize, columns=return_columns, backend=backend,
+    )  # fmt: skip
+    return (result.rows, result.cols) if return_columns else result.rows
