@@ -1,7 +1,7 @@
 // Rows of any floating type to and from the accumulation type; rounding to nearest even.
 #pragma once
 
-#include "similarity.h"
+#include "problem.h"
 #include "vec.h"
 
 namespace fused_contrastive::FUSED_ISA {

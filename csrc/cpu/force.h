@@ -2,7 +2,7 @@
 // quantity: fused_contrastive/force_ops.py. T is the accumulation type: double for float64 points, else float.
 #pragma once
 
-#include "similarity.h"
+#include "problem.h"
 
 namespace fused_contrastive {
 

@@ -1,7 +1,7 @@
 // The torch side of the sigmoid family: op schemas, checks, outputs.
 #include <torch/library.h>
 
-#include "problem.h"
+#include "bindings.h"
 
 namespace fused_contrastive {
 namespace {

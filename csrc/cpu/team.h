@@ -7,7 +7,7 @@
 #include <memory>
 #include <thread>
 
-#include "similarity.h"
+#include "problem.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

@@ -76,7 +76,7 @@ inline Tensor rows_contiguous(const Tensor& x) { return x.size(2) == 1 || x.stri
 
 inline void* data(const Tensor& x) { return x.defined() && x.numel() ? x.mutable_data_ptr() : nullptr; }
 
-// Of the ISA in use (ops.cpp).
+// Of the ISA in use (similarity_ops.cpp).
 ForceKernels force_kernels_for(at::ScalarType accumulation);
 
 }  // namespace fused_contrastive

@@ -1,6 +1,6 @@
 // finish_forward, finish_weighted: partial results merged in a fixed order, positives, losses. finish_backward:
 // gradients of the inputs.
-#include "rows.cuh"
+#include "row_kernels.cuh"
 
 namespace fused_contrastive {
 namespace {

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "force.h"
-#include "rows.cuh"
+#include "row_kernels.cuh"
 
 namespace fused_contrastive {
 

@@ -3,7 +3,7 @@
 
 #include "force_finish.cuh"
 #include "force_group.cuh"
-#include "force_panels.cuh"
+#include "force_weights.cuh"
 #include "force_rows.cuh"
 
 namespace fused_contrastive {

@@ -4,7 +4,7 @@
 //   force_distances   sums of d weight per row
 //   force_log_sums    log-sum-exps over the columns, of all temperatures; columns as rows give those over the rows
 //   force_affinities  shifts and sums of both sides; with rms log sum (d A)^2 of each row
-//   (force_panels.cuh: force_weights, force_inverses)
+//   (force_weights.cuh: force_weights, force_inverses)
 //
 // Flops: 3 D per pair and pass, 2 instructions per feature of a pair; one exponential per pair, temperature and pass
 // (affinities with rms two), the log and the square root of a distance. Bytes: 64 x 64 tiles from L2, 12 flop per byte

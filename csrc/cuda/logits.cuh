@@ -2,7 +2,7 @@
 // s2 = s log2(e), so that an exponential is one exp2.
 #pragma once
 
-#include "params.h"
+#include "problem.h"
 #include "tile_loop.cuh"
 
 namespace fused_contrastive {

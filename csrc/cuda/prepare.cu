@@ -1,6 +1,6 @@
 // prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the maxima that bound the
 // logits. terms: upstream gradients as what pair_weight reads.
-#include "rows.cuh"
+#include "row_kernels.cuh"
 
 namespace fused_contrastive {
 namespace {

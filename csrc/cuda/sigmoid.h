@@ -2,7 +2,7 @@
 // What is computed: fused_contrastive/sigmoid_ops.py.
 #pragma once
 
-#include "params.h"
+#include "problem.h"
 
 namespace fused_contrastive {
 

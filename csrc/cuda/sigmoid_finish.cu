@@ -1,6 +1,6 @@
 // sigmoid_finish: sigmoid_reduce's partial results added up in a fixed order, the positives. sigmoid_terms: what
 // sigmoid_weight and finish_backward read of the rows.
-#include "rows.cuh"
+#include "row_kernels.cuh"
 #include "sigmoid.h"
 
 namespace fused_contrastive {

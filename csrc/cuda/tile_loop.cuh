@@ -2,7 +2,7 @@
 // copies can read the matrices), with its own epilogue for a finished tile of products.
 #pragma once
 
-#include "params.h"
+#include "problem.h"
 #include "products.cuh"
 
 namespace fused_contrastive {

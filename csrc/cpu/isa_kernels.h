@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "backward.h"
-#include "sigmoid.h"
+#include "similarity_backward.h"
+#include "sigmoid_passes.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

@@ -2,11 +2,11 @@
 // softplus(y_ij) and the positive's softplus(-y), backward, W_ij = g_i sign sigmoid(y_ij). For one set each tile serves
 // its rows and its columns, whose biases differ: two exps per element, half the products.
 //
-// Flops, bytes, schedule: forward.h, gradient.h. In units of log 2, t = y / log 2. Terms are accurate relative to
+// Flops, bytes, schedule: similarity_forward.h, gradient_pass.h. In units of log 2, t = y / log 2. Terms are accurate relative to
 // themselves on both sides, added up in T within a tile and in double across tiles.
 #pragma once
 
-#include "gradient.h"
+#include "gradient_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

@@ -1,7 +1,7 @@
 // Shared by the row-wise kernels: a warp per row, scalar functions, elements of any type.
 #pragma once
 
-#include "launch.h"
+#include "similarity.h"
 #include "logits.cuh"
 
 namespace fused_contrastive {

@@ -8,7 +8,7 @@
 #include <string>
 #include <tuple>
 
-#include "problem.h"
+#include "bindings.h"
 
 namespace fused_contrastive {
 namespace {

@@ -6,7 +6,7 @@
 // team.h.
 #pragma once
 
-#include "forward.h"
+#include "similarity_forward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

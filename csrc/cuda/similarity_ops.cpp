@@ -1,9 +1,9 @@
 // Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py allocates every output
 // and workspace, passes absent tensors as empty ones, and checks shapes; here are only pointers, sizes and the stream.
-// The other families' operators: force_library.cpp, sigmoid_library.cpp.
+// The other families' operators: force_ops.cpp, sigmoid_ops.cpp.
 #include <Python.h>
 
-#include "matrices.h"
+#include "pair_operators.h"
 
 #ifdef FUSED_CONTRASTIVE_HOST
 #define LIBRARY_NAME PyInit__C_cuda_host

@@ -1,6 +1,6 @@
 // Torch operators over the kernels of the sigmoid family: fused_contrastive/cuda_sigmoid.py allocates and checks, as
-// with library.cpp. Each launches one kernel.
-#include "matrices.h"
+// with similarity_ops.cpp. Each launches one kernel.
+#include "pair_operators.h"
 #include "sigmoid.h"
 
 namespace fused_contrastive {

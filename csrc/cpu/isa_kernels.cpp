@@ -1,6 +1,6 @@
 // Compiled once for each ISA, with the macros of vec.h and gemm.h.
-#include "affinities.h"
-#include "kernels.h"
+#include "force_pass.h"
+#include "isa_kernels.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

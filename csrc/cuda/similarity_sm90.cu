@@ -1,4 +1,4 @@
-#include "launch.h"
+#include "similarity.h"
 #include "pair_reduce.cuh"
 #include "pair_weight.cuh"
 #include "products_sm90.cuh"

@@ -1,12 +1,12 @@
 // Backward: W_ij = g_i exp(s_ij - rows_i) + h_j exp(s_ij - cols_j), with the sigmoid factors of the loss in g and h;
-// G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z). Flops, bytes and what follows: gradient.h.
+// G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z). Flops, bytes and what follows: gradient_pass.h.
 //
 // One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c - cols_j) for
 // one c where the log-sum-exps lie within 2^+-SPREAD of each other, else within a tile; where they do not, two exps.
 // Shifts are integral and the rest of a log-sum-exp is a factor of its weight: no rounding grows with the logits.
 #pragma once
 
-#include "gradient.h"
+#include "gradient_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

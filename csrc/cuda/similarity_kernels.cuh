@@ -2,7 +2,7 @@
 #pragma once
 
 #include "fused_rows.cuh"
-#include "launch.h"
+#include "similarity.h"
 #include "pair_reduce.cuh"
 #include "pair_weight.cuh"
 

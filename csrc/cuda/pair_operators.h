@@ -1,9 +1,9 @@
 // What the operators over pairs share: element types, the choice of kernels, the problem as plain pointers and sizes.
 #pragma once
 
-#include "launch.h"
+#include "similarity.h"
 #include "operators.h"
-#include "params.h"
+#include "problem.h"
 
 namespace fused_contrastive {
 

@@ -7,8 +7,8 @@
 // any number of threads.
 #pragma once
 
-#include "distances.h"
-#include "forward.h"
+#include "force_distances.h"
+#include "similarity_forward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

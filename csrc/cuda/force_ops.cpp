@@ -1,5 +1,5 @@
 // Torch operators over the kernels of the force family: fused_contrastive/cuda_force.py allocates and checks, as with
-// library.cpp. Each launches one kernel.
+// similarity_ops.cpp. Each launches one kernel.
 #include "force.h"
 #include "operators.h"
 
