@@ -1,5 +1,5 @@
-// What the bindings of the similarity and the sigmoid family share: checks, views of tensors as the kernels' plain
-// structures.
+// What the bindings of the similarity and the sigmoid family share: checks, views of tensors as the
+// kernels' plain structures.
 #pragma once
 
 #include <limits>
@@ -43,7 +43,9 @@ struct Keys {
       std::sort(values.begin(), values.end());
     }
     const auto rank = [&](int64_t k) {
-      return values.empty() ? int32_t(k) : int32_t(std::lower_bound(values.begin(), values.end(), k) - values.begin());
+      return values.empty()
+                 ? int32_t(k)
+                 : int32_t(std::lower_bound(values.begin(), values.end(), k) - values.begin());
     };
     std::transform(p, p + n, std::back_inserter(a), rank);
     std::transform(q, q + m, std::back_inserter(b), rank);
@@ -52,13 +54,16 @@ struct Keys {
 };
 
 inline Set set_of(const Tensor& x, const Tensor& hat, const Tensor& inv, const Tensor& gradient) {
-  return {x.const_data_ptr(), type_of(x.scalar_type()), x.stride(0), x.stride(1), x.size(1), data(hat), data(inv),
-          data(gradient)};
+  return {x.const_data_ptr(), type_of(x.scalar_type()),
+          x.stride(0),        x.stride(1),
+          x.size(1),          data(hat),
+          data(inv),          data(gradient)};
 }
 
 // Fields that forward and backward share; `bias` is kept alive by the caller.
-inline void describe(Problem& p, const Tensor& a, const Tensor& scale, const Tensor& bias, const Keys& keys, Kind kind,
-                     int64_t offset, int64_t stride, int64_t positive, at::ScalarType dtype) {
+inline void describe(Problem& p, const Tensor& a, const Tensor& scale, const Tensor& bias,
+                     const Keys& keys, Kind kind, int64_t offset, int64_t stride, int64_t positive,
+                     at::ScalarType dtype) {
   p.G = a.size(0);
   p.D = a.size(2);
   p.matrix = type_of(dtype);
@@ -72,18 +77,22 @@ inline void describe(Problem& p, const Tensor& a, const Tensor& scale, const Ten
   p.key_b = keys.b.empty() ? nullptr : keys.b.data();
 }
 
-inline void check(const Tensor& a, const optional<Tensor>& b, bool bias, bool columns, Kind kind, int64_t offset,
-                  int64_t stride, const optional<Tensor>& key_a, const optional<Tensor>& key_b) {
+inline void check(const Tensor& a, const optional<Tensor>& b, bool bias, bool columns, Kind kind,
+                  int64_t offset, int64_t stride, const optional<Tensor>& key_a,
+                  const optional<Tensor>& key_b) {
   TORCH_CHECK(a.dim() == 3 && a.numel() > 0, "a must be [G, M, D] and not empty, got ", a.sizes());
   if (b) {
-    TORCH_CHECK(b->dim() == 3 && b->numel() > 0 && b->size(0) == a.size(0) && b->size(2) == a.size(2),
-                "b must be [G, N, D] and not empty with G and D of a ", a.sizes(), ", got ", b->sizes());
+    TORCH_CHECK(
+        b->dim() == 3 && b->numel() > 0 && b->size(0) == a.size(0) && b->size(2) == a.size(2),
+        "b must be [G, N, D] and not empty with G and D of a ", a.sizes(), ", got ", b->sizes());
   } else {
-    TORCH_CHECK(!columns && !bias && (offset == 0 || offset == NO_SELF), "one set must be symmetric");
+    TORCH_CHECK(!columns && !bias && (offset == 0 || offset == NO_SELF),
+                "one set must be symmetric");
   }
   TORCH_CHECK(kind != Kind::NotPair || stride > 0, "stride must be positive, got ", stride);
   const bool keyed = kind == Kind::OtherKey || kind == Kind::SameKey;
-  TORCH_CHECK(keyed == key_a.has_value() && (!b || keyed == key_b.has_value()), "keys and kind do not agree");
+  TORCH_CHECK(keyed == key_a.has_value() && (!b || keyed == key_b.has_value()),
+              "keys and kind do not agree");
 }
 
 using Outputs = std::vector<Tensor>;

@@ -1,8 +1,9 @@
-// What the bindings (similarity_ops.cpp) and the kernels of every ISA agree on; no torch headers, so that a kernel file compiles
-// in seconds.
+// What the bindings (similarity_ops.cpp) and the kernels of every ISA agree on; no torch headers,
+// so that a kernel file compiles in seconds.
 //
-// All G groups have the same sizes. Matrices are row-major; strides are in elements. T is the accumulation type: double
-// for float64 matrices, else float. Definitions of every quantity: fused_contrastive/ops.py.
+// All G groups have the same sizes. Matrices are row-major; strides are in elements. T is the
+// accumulation type: double for float64 matrices, else float. Definitions of every quantity:
+// fused_contrastive/ops.py.
 #pragma once
 
 #include <cstddef>
@@ -14,15 +15,17 @@ enum class Type { Float, Double, BFloat16, Half };
 
 enum class Kind { All, NotSelf, NotPair, OtherKey, SameKey };
 
-// Runs body(0) ... body(n - 1) on up to n threads, and hands out memory that lives until the op returns.
+// Runs body(0) ... body(n - 1) on up to n threads, and hands out memory that lives until the op
+// returns.
 struct Runtime {
   int threads;
   void* (*allocate)(Runtime*, size_t bytes);
   void (*parallel)(Runtime*, int n, void (*body)(void*, int), void* context);
 };
 
-// One set of vectors: the input x, what the forward saved of it, and its gradient. Group strides of hat, inv and
-// gradient are n * D and n. hat is null where x is it already; inv is null without normalisation.
+// One set of vectors: the input x, what the forward saved of it, and its gradient. Group strides of
+// hat, inv and gradient are n * D and n. hat is null where x is it already; inv is null without
+// normalisation.
 struct Set {
   const void* x;
   Type type;
@@ -47,7 +50,8 @@ struct Problem {
 
 struct Forward : Problem {
   bool normalize;
-  void *rows, *cols, *pos, *loss, *row_max, *col_max, *mean;  // T, null when absent; rows and cols in two parts
+  void *rows, *cols, *pos, *loss, *row_max, *col_max,
+      *mean;  // T, null when absent; rows and cols in two parts
 };
 
 struct Backward : Problem {
@@ -80,8 +84,8 @@ struct Kernels {
   void (*sigmoid_backward)(const SigmoidBackward&, Runtime*);
 };
 
-// The kernels of one ISA by matrix type. bf16 and fp16 matrices are widened to float tiles, except where the ISA
-// multiplies bf16.
+// The kernels of one ISA by matrix type. bf16 and fp16 matrices are widened to float tiles, except
+// where the ISA multiplies bf16.
 namespace portable {
 Kernels kernels(Type matrix);
 }
