@@ -101,7 +101,7 @@ def isas():
 
 
 class BuildKernels(build_ext):
-    """Compiles kernels.cpp once for each ISA, the *ops.cpp against torch, all at once, and links them."""
+    """Compiles isa_kernels.cpp once for each ISA, the *ops.cpp against torch, all at once, and links them."""
 
     def build_extension(self, extension):
         Path(self.get_ext_filename(extension.name)).unlink(
@@ -153,12 +153,12 @@ class BuildKernels(build_ext):
         headers = [str(path) for path in CPU.glob("*.h")]
         jobs = [
             (name, CPU / f"{name}.cpp", [*common, *openmp], macros)
-            for name in ("ops", "force_ops", "sigmoid_ops")
+            for name in ("similarity_ops", "force_ops", "sigmoid_ops")
         ]
         for name in names:
             flags, defines = ISAS[name]
             isa = [("FUSED_ISA", name), *((define, None) for define in defines)]
-            jobs.append((name, CPU / "kernels.cpp", [*common, *flags], isa))
+            jobs.append((name, CPU / "isa_kernels.cpp", [*common, *flags], isa))
 
         def compile_one(job):
             name, source, flags, defines = job
@@ -166,7 +166,9 @@ class BuildKernels(build_ext):
                 [str(source)],
                 output_dir=str(Path(self.build_temp, name)),
                 macros=defines,
-                include_dirs=[str(path) for path in include] if source.stem != "kernels" else [],
+                include_dirs=[str(path) for path in include]
+                if source.stem != "isa_kernels"
+                else [],
                 extra_postargs=flags,
                 depends=headers,
             )
@@ -188,16 +190,18 @@ what, required = decide()
 extensions = []
 if what in ("cpu", "cuda"):
     sources = [
-        str(CPU / "ops.cpp"),
+        str(CPU / "similarity_ops.cpp"),
         str(CPU / "force_ops.cpp"),
         str(CPU / "sigmoid_ops.cpp"),
-        str(CPU / "kernels.cpp"),
+        str(CPU / "isa_kernels.cpp"),
     ]
     extensions.append(
         Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)
     )
 if what == "cuda":  # one binary for every Python and every torch from 2.11 on
     extensions.append(
-        Extension("fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True)
+        Extension(
+            "fused_contrastive._C_cuda", [str(CUDA / "similarity_ops.cpp")], py_limited_api=True
+        )
     )
 setup(license="Apache-2.0", ext_modules=extensions, cmdclass={"build_ext": BuildKernels})

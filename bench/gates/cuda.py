@@ -101,10 +101,10 @@ def shared_bytes(folder: Path) -> dict[str, int]:
     of whole groups, sized by the group, for 128 points (float64: 64)."""
     probe = folder / "shared.cu"
     lines = [
-        '#include "tile_kernels.cuh"',
+        '#include "similarity_kernels.cuh"',
         '#include "products_sm90.cuh"',
         '#include "force_kernels.cuh"',
-        '#include "sigmoid.cuh"',
+        '#include "sigmoid_kernels.cuh"',
         "#include <cstdio>",
         "using namespace fused_contrastive;",
     ]

@@ -56,7 +56,7 @@ def source_of(operator: str, arguments: tuple) -> str:
         return f"cuda/force_{TILES.get(x.dtype, 'f32')}"
     if operator in ("sigmoid_finish", "sigmoid_terms"):
         return "cuda/sigmoid_finish"
-    x, family = arguments[0], "sigmoid" if operator.startswith("sigmoid_") else "tiles"
+    x, family = arguments[0], "sigmoid" if operator.startswith("sigmoid_") else "similarity"
     if x.dtype == torch.float32:
         return f"cuda/{family}_{FLOAT32_TILES[arguments[-1]]}"
     by_copies = operator != "fused_rows" and x.is_cuda and _by_tensor_copies(*arguments[:2])
@@ -64,7 +64,7 @@ def source_of(operator: str, arguments: tuple) -> str:
 
 
 def _by_tensor_copies(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """As csrc/cuda/matrices.h."""
+    """As csrc/cuda/pair_operators.h."""
     aligned = all((z.data_ptr() | 2 * z.shape[2]) % 16 == 0 for z in (x, y))
     return x.itemsize == 2 and aligned and torch.cuda.get_device_capability(x.device)[0] == 9
 

@@ -1,7 +1,7 @@
 // Rows of any floating type to and from the accumulation type; rounding to nearest even.
 #pragma once
 
-#include "similarity.h"
+#include "problem.h"
 #include "vec.h"
 
 namespace fused_contrastive::FUSED_ISA {
@@ -23,7 +23,8 @@ FUSED_INLINE uint16_t to_bfloat16(float x) {
   return x != x ? uint16_t(0x7fc0) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// A half's exponent moves by multiplication with 2^112 (down) or 2^-112 (up), which also treats its subnormal numbers.
+// A half's exponent moves by multiplication with 2^112 (down) or 2^-112 (up), which also treats its
+// subnormal numbers.
 FUSED_INLINE float from_half(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = uint32_t(h & 0x7fff) << 13;
   const bool special = (h & 0x7c00) == 0x7c00;
@@ -35,7 +36,7 @@ FUSED_INLINE uint16_t to_half(float x) {
   const uint16_t sign = uint16_t((u >> 16) & 0x8000);
   if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
   if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (magnitude < 0x38800000)                                   // subnormal: the sum's low bits are the half's, rounded
+  if (magnitude < 0x38800000)  // subnormal: the sum's low bits are the half's, rounded
     return uint16_t(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
   return uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
 }

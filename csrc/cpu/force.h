@@ -1,8 +1,9 @@
-// What the bindings (force_ops.cpp) and the force kernels of every ISA agree on; no torch headers. Definitions of every
-// quantity: fused_contrastive/force_ops.py. T is the accumulation type: double for float64 points, else float.
+// What the bindings (force_ops.cpp) and the force kernels of every ISA agree on; no torch headers.
+// Definitions of every quantity: fused_contrastive/force_ops.py. T is the accumulation type: double
+// for float64 points, else float.
 #pragma once
 
-#include "similarity.h"
+#include "problem.h"
 
 namespace fused_contrastive {
 
@@ -21,7 +22,8 @@ struct Force : Points {
   void *force, *log_norm, *scale, *lse_rows, *lse_cols, *shift, *sums;
 };
 
-// Sums of distances [G, rows], or, with `upstream` [G], their gradient [G, P, D] in the points' type.
+// Sums of distances [G, rows], or, with `upstream` [G], their gradient [G, P, D] in the points'
+// type.
 struct Distances : Points {
   int64_t rows;
   double clip;

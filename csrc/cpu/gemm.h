@@ -1,6 +1,6 @@
-// Register-blocked products of packed operands: MR rows by NR vectors of accumulators, one broadcast and NR fused
-// multiply-adds per row and step. On AVX-512 the 8 x 2 block runs at the machine's multiply-add rate (two per cycle)
-// from the second-level cache.
+// Register-blocked products of packed operands: MR rows by NR vectors of accumulators, one
+// broadcast and NR fused multiply-adds per row and step. On AVX-512 the 8 x 2 block runs at the
+// machine's multiply-add rate (two per cycle) from the second-level cache.
 //
 // Packed layouts (pack.h), in units of one element or, for bf16, of a pair along the contraction:
 //   z_t  [row panels][D units][P]     the rows' side and the columns' side of a tile of logits
@@ -16,7 +16,8 @@ constexpr int MR = Vec<float>::W == 16 ? 8 : 4;
 template <class T>
 constexpr int PANEL = 2 * Vec<T>::W;
 
-// How a matrix type is multiplied: T accumulates, a Unit holds PAIR consecutive elements of the contraction.
+// How a matrix type is multiplied: T accumulates, a Unit holds PAIR consecutive elements of the
+// contraction.
 template <class T_>
 struct Native {
   using T = T_;
@@ -44,8 +45,9 @@ struct PairedBFloat16 {
 
 // acc[r][c] = sum_k a[r * row_stride + k * step] * b[k * PANEL + c * W]
 template <class C, int NR>
-FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C::Unit* a, int64_t row_stride,
-                             int64_t step, const typename C::Unit* b, int64_t k) {
+FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C::Unit* a,
+                             int64_t row_stride, int64_t step, const typename C::Unit* b,
+                             int64_t k) {
   using T = typename C::T;
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
@@ -67,9 +69,10 @@ FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C
   }
 }
 
-// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it carries no rounding of
-// its own. Both have one sign and are not 0, so that an infinite product stays that infinity. Forward and backward round a
-// logit alike: then a row's weights sum to 1 whatever was lost.
+// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it
+// carries no rounding of its own. Both have one sign and are not 0, so that an infinite product
+// stays that infinity. Forward and backward round a logit alike: then a row's weights sum to 1
+// whatever was lost.
 template <class T>
 struct Factor {
   T high, low;
@@ -82,7 +85,8 @@ struct Factor {
 
 template <class C, int NR>
 void logits_block(const typename C::Unit* a, int64_t step, const typename C::Unit* b, int64_t k,
-                  Factor<typename C::T> factor, const typename C::T* add, typename C::T* out, int64_t ld) {
+                  Factor<typename C::T> factor, const typename C::T* add, typename C::T* out,
+                  int64_t ld) {
   using V = Vec<typename C::T>;
   V acc[MR][NR];
   accumulate<C, NR>(acc, a, 1, step, b, k);
@@ -106,8 +110,8 @@ FUSED_INLINE void prefetch([[maybe_unused]] const T* out, [[maybe_unused]] int64
 }
 
 template <class C, int NR>
-void product_block(const typename C::Unit* a, int64_t row_stride, int64_t step, const typename C::Unit* b, int64_t k,
-                   typename C::T* out, int64_t ld, bool add) {
+void product_block(const typename C::Unit* a, int64_t row_stride, int64_t step,
+                   const typename C::Unit* b, int64_t k, typename C::T* out, int64_t ld, bool add) {
   using V = Vec<typename C::T>;
   V acc[MR][NR];
   if (add) prefetch<NR>(out, ld);
@@ -123,8 +127,9 @@ void product_block(const typename C::Unit* a, int64_t row_stride, int64_t step, 
 
 // out [m, D] (+)= a [m, k] b [k, D], b packed as z_p with `panel_stride` units between its panels.
 template <class C>
-void product(const typename C::Unit* a, int64_t row_stride, int64_t step, int64_t m, const typename C::Unit* b,
-             int64_t panel_stride, int64_t k, typename C::T* out, int64_t D, bool add) {
+void product(const typename C::Unit* a, int64_t row_stride, int64_t step, int64_t m,
+             const typename C::Unit* b, int64_t panel_stride, int64_t k, typename C::T* out,
+             int64_t D, bool add) {
   using T = typename C::T;
   constexpr int P = PANEL<T>, W = Vec<T>::W;
   for (int64_t d = 0; d < D; d += P, b += panel_stride) {
@@ -140,7 +145,8 @@ void product(const typename C::Unit* a, int64_t row_stride, int64_t step, int64_
         T edge[MR * P];
         product_block<C, 2>(x, row_stride, step, b, k, edge, P, false);
         for (int64_t r = 0; r < std::min<int64_t>(MR, m - i); ++r)
-          for (int64_t c = 0; c < n; ++c) p[r * D + c] = edge[r * P + c] + (add ? p[r * D + c] : T(0));
+          for (int64_t c = 0; c < n; ++c)
+            p[r * D + c] = edge[r * P + c] + (add ? p[r * D + c] : T(0));
       }
     }
   }

@@ -1,4 +1,5 @@
-// Prepare: normalise in T, round to the matrix type, save, and copy into the layouts of gemm.h. O(n D) work and bytes.
+// Prepare: normalise in T, round to the matrix type, save, and copy into the layouts of gemm.h. O(n
+// D) work and bytes.
 #pragma once
 
 #include "convert.h"
@@ -33,8 +34,10 @@ struct Packed {
   Unit *t = nullptr, *p = nullptr;
   T* row_norm = nullptr;  // largest squared norm (or a bound) of each panel of P rows
 
-  // Rows that only ever are the left side need no full panel: `narrow` keeps many tiny groups small.
-  Packed(Runtime* runtime, int64_t n, int64_t D, bool left_or_right, bool values, bool narrow) : n(n), D(D) {
+  // Rows that only ever are the left side need no full panel: `narrow` keeps many tiny groups
+  // small.
+  Packed(Runtime* runtime, int64_t n, int64_t D, bool left_or_right, bool values, bool narrow)
+      : n(n), D(D) {
     units = (D + C::PAIR - 1) / C::PAIR;
     width = narrow && n < P ? (n + MR - 1) / MR * MR : P;
     p_stride = (n + C::PAIR - 1) / C::PAIR * P;
@@ -47,8 +50,8 @@ struct Packed {
   const Unit* values(int64_t i) const { return p + i / C::PAIR * P; }
 };
 
-// The rows to pack, as units along a row: views of the set's own memory where its type allows, else converted into a
-// buffer.
+// The rows to pack, as units along a row: views of the set's own memory where its type allows, else
+// converted into a buffer.
 template <class C>
 class UnitRows {
   using T = typename C::T;
@@ -94,13 +97,15 @@ void pack(const Packed<C>& packed, int64_t i0, int64_t m, const UnitRows<C>& row
     int64_t r = 0;
     for (; r + S <= m; r += S) {
       int64_t k = 0;
-      for (; k + S <= units; k += S) transpose(rows(r) + k, rows.stride(), out + k * width + r, width);
+      for (; k + S <= units; k += S)
+        transpose(rows(r) + k, rows.stride(), out + k * width + r, width);
       for (; k < units; ++k)
         for (int64_t x = r; x < r + S; ++x) out[k * width + x] = rows(x)[k];
     }
     for (; r < m; ++r)
       for (int64_t k = 0; k < units; ++k) out[k * width + r] = rows(r)[k];
-    for (int64_t k = 0; r < width && k < units; ++k) std::fill(out + k * width + r, out + (k + 1) * width, Unit(0));
+    for (int64_t k = 0; r < width && k < units; ++k)
+      std::fill(out + k * width + r, out + (k + 1) * width, Unit(0));
   }
   if (packed.p) {
     for (int64_t r = 0; r < m; r += C::PAIR) {
@@ -125,7 +130,8 @@ void pack(const Packed<C>& packed, int64_t i0, int64_t m, const UnitRows<C>& row
 }
 
 // Row i of the matrix the products read: hat, or x where hat is absent.
-inline const void* rounded(const Set& set, int64_t g, int64_t i, int64_t D, Type matrix, Type* type) {
+inline const void* rounded(const Set& set, int64_t g, int64_t i, int64_t D, Type matrix,
+                           Type* type) {
   *type = set.hat ? matrix : set.type;
   return set.hat ? offset_by(static_cast<const void*>(set.hat), matrix, (g * set.n + i) * D)
                  : offset_by(set.x, set.type, g * set.group_stride + i * set.row_stride);
@@ -142,10 +148,11 @@ inline const void* input(const Set& set, int64_t g, int64_t i) {
   return offset_by(set.x, set.type, g * set.group_stride + i * set.row_stride);
 }
 
-// Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and null where x needs no
-// rounding.
+// Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and
+// null where x needs no rounding.
 template <class C>
-void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type matrix, const Packed<C>& packed) {
+void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type matrix,
+             const Packed<C>& packed) {
   using T = typename C::T;
   constexpr int P = PANEL<T>;
   const int64_t D = packed.D, n = packed.n;
@@ -153,7 +160,8 @@ void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type mat
     T* buffer = worker.scratch<T>();
     UnitRows<C> rows(reinterpret_cast<typename C::Unit*>(buffer + D), packed.units);
     const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
-    T largest = normalize ? T(1.02) : T(0);  // rounding a unit vector moves its norm by less than 2^-8
+    T largest =
+        normalize ? T(1.02) : T(0);  // rounding a unit vector moves its norm by less than 2^-8
     for (int64_t r = 0; r < m; ++r) {
       const void* given = input(set, g, i0 + r);
       const T* x = row_in(given, set.type, D, buffer);
@@ -182,7 +190,8 @@ void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type mat
 
 // Backward: the packed copies of panel `task` of what the forward saved.
 template <class C>
-void repack(Worker& worker, const Set& set, int64_t g, Type matrix, const Packed<C>& packed, int64_t task) {
+void repack(Worker& worker, const Set& set, int64_t g, Type matrix, const Packed<C>& packed,
+            int64_t task) {
   using T = typename C::T;
   constexpr int P = PANEL<T>;
   UnitRows<C> rows(worker.scratch<typename C::Unit>(), packed.units);

@@ -1,97 +1,102 @@
-// What the bindings of the similarity and the sigmoid family share: checks, views of tensors as the kernels' plain
-// structures.
+// What the bindings (similarity_ops.cpp) and the kernels of every ISA agree on; no torch headers,
+// so that a kernel file compiles in seconds.
+//
+// All G groups have the same sizes. Matrices are row-major; strides are in elements. T is the
+// accumulation type: double for float64 matrices, else float. Definitions of every quantity:
+// fused_contrastive/ops.py.
 #pragma once
 
-#include <limits>
-#include <optional>
-#include <string>
-
-#include "torch_runtime.h"
+#include <cstddef>
+#include <cstdint>
 
 namespace fused_contrastive {
 
-using std::optional;
+enum class Type { Float, Double, BFloat16, Half };
 
-constexpr int64_t NO_SELF = std::numeric_limits<int32_t>::min();  // fused_contrastive/candidates.py
+enum class Kind { All, NotSelf, NotPair, OtherKey, SameKey };
 
-// Of the ISA in use (ops.cpp).
-Kernels kernels_for(Type matrix);
-
-inline Kind kind_of(const std::string& kind) {
-  if (kind == "all") return Kind::All;
-  if (kind == "not_self") return Kind::NotSelf;
-  if (kind == "not_pair") return Kind::NotPair;
-  if (kind == "other_key") return Kind::OtherKey;
-  TORCH_CHECK_VALUE(kind == "same_key", "unknown candidates ", kind);
-  return Kind::SameKey;
-}
-
-// int32 keys that are equal exactly where the int64 keys are.
-struct Keys {
-  std::vector<int32_t> a, b;
-
-  Keys(const optional<Tensor>& key_a, const optional<Tensor>& key_b, bool one_set) {
-    if (!key_a) return;
-    const Tensor x = key_a->contiguous(), y = one_set ? x : key_b->contiguous();
-    const int64_t *p = x.const_data_ptr<int64_t>(), *q = y.const_data_ptr<int64_t>();
-    const int64_t n = x.numel(), m = one_set ? 0 : y.numel();
-    const auto small = [](int64_t k) { return k == int32_t(k); };
-    std::vector<int64_t> values;
-    if (!std::all_of(p, p + n, small) || !std::all_of(q, q + m, small)) {
-      values.assign(p, p + n);
-      values.insert(values.end(), q, q + m);
-      std::sort(values.begin(), values.end());
-    }
-    const auto rank = [&](int64_t k) {
-      return values.empty() ? int32_t(k) : int32_t(std::lower_bound(values.begin(), values.end(), k) - values.begin());
-    };
-    std::transform(p, p + n, std::back_inserter(a), rank);
-    std::transform(q, q + m, std::back_inserter(b), rank);
-    if (one_set) b = a;
-  }
+// Runs body(0) ... body(n - 1) on up to n threads, and hands out memory that lives until the op
+// returns.
+struct Runtime {
+  int threads;
+  void* (*allocate)(Runtime*, size_t bytes);
+  void (*parallel)(Runtime*, int n, void (*body)(void*, int), void* context);
 };
 
-inline Set set_of(const Tensor& x, const Tensor& hat, const Tensor& inv, const Tensor& gradient) {
-  return {x.const_data_ptr(), type_of(x.scalar_type()), x.stride(0), x.stride(1), x.size(1), data(hat), data(inv),
-          data(gradient)};
+// One set of vectors: the input x, what the forward saved of it, and its gradient. Group strides of
+// hat, inv and gradient are n * D and n. hat is null where x is it already; inv is null without
+// normalisation.
+struct Set {
+  const void* x;
+  Type type;
+  int64_t group_stride, row_stride;
+  int64_t n;
+  void* hat;
+  void* inv;
+  void* gradient;
+};
+
+struct Problem {
+  int64_t G, D;
+  Set a, b;  // one set: b is a copy of a
+  bool one_set;
+  Type matrix;
+  double scale;
+  const void* bias;  // T [G, N] or null
+  Kind kind;
+  int64_t offset, stride, positive;
+  const int32_t *key_a, *key_b;  // [G, M] and [G, N] ranks of the keys, or null
+};
+
+struct Forward : Problem {
+  bool normalize;
+  void *rows, *cols, *pos, *loss, *row_max, *col_max,
+      *mean;  // T, null when absent; rows and cols in two parts
+};
+
+struct Backward : Problem {
+  const void *g_rows, *g_cols, *rows, *cols, *pos, *mean;  // T, null when absent
+  bool need_scale;
+  double* dscale;  // [G]
+  void* dbias;     // T [G, N] or null
+};
+
+// The sigmoid family (fused_contrastive/sigmoid_ops.py); `bias` is null.
+struct SigmoidForward : Problem {
+  int sign;
+  const void* row_bias;  // T [G, M] or null
+  bool normalize;
+  void *rows, *pos, *row_max;  // T, null when absent
+};
+
+struct SigmoidBackward : Problem {
+  int sign;
+  const void *row_bias, *g, *pos;  // T, null when absent
+  bool need_scale;
+  double* dscale;  // [G]
+  void* dbias;     // T [G, M] or null
+};
+
+struct Kernels {
+  void (*forward)(const Forward&, Runtime*);
+  void (*backward)(const Backward&, Runtime*);
+  void (*sigmoid_forward)(const SigmoidForward&, Runtime*);
+  void (*sigmoid_backward)(const SigmoidBackward&, Runtime*);
+};
+
+// The kernels of one ISA by matrix type. bf16 and fp16 matrices are widened to float tiles, except
+// where the ISA multiplies bf16.
+namespace portable {
+Kernels kernels(Type matrix);
 }
-
-// Fields that forward and backward share; `bias` is kept alive by the caller.
-inline void describe(Problem& p, const Tensor& a, const Tensor& scale, const Tensor& bias, const Keys& keys, Kind kind,
-                     int64_t offset, int64_t stride, int64_t positive, at::ScalarType dtype) {
-  p.G = a.size(0);
-  p.D = a.size(2);
-  p.matrix = type_of(dtype);
-  p.scale = scale.item<double>();
-  p.bias = data(bias);
-  p.kind = kind;
-  p.offset = offset;
-  p.stride = stride;
-  p.positive = positive;
-  p.key_a = keys.a.empty() ? nullptr : keys.a.data();
-  p.key_b = keys.b.empty() ? nullptr : keys.b.data();
+namespace avx2 {
+Kernels kernels(Type matrix);
 }
-
-inline void check(const Tensor& a, const optional<Tensor>& b, bool bias, bool columns, Kind kind, int64_t offset,
-                  int64_t stride, const optional<Tensor>& key_a, const optional<Tensor>& key_b) {
-  TORCH_CHECK(a.dim() == 3 && a.numel() > 0, "a must be [G, M, D] and not empty, got ", a.sizes());
-  if (b) {
-    TORCH_CHECK(b->dim() == 3 && b->numel() > 0 && b->size(0) == a.size(0) && b->size(2) == a.size(2),
-                "b must be [G, N, D] and not empty with G and D of a ", a.sizes(), ", got ", b->sizes());
-  } else {
-    TORCH_CHECK(!columns && !bias && (offset == 0 || offset == NO_SELF), "one set must be symmetric");
-  }
-  TORCH_CHECK(kind != Kind::NotPair || stride > 0, "stride must be positive, got ", stride);
-  const bool keyed = kind == Kind::OtherKey || kind == Kind::SameKey;
-  TORCH_CHECK(keyed == key_a.has_value() && (!b || keyed == key_b.has_value()), "keys and kind do not agree");
+namespace avx512 {
+Kernels kernels(Type matrix);
 }
-
-using Outputs = std::vector<Tensor>;
-
-// An output of the op, `[0]` when absent; no two outputs share memory.
-inline Tensor output(const Tensor& like, bool present, at::IntArrayRef sizes, at::ScalarType type) {
-  return present ? with_large_pages(at::empty(sizes, like.options().dtype(type)))
-                 : at::empty({0}, like.options().dtype(type));
+namespace avx512_bf16 {
+Kernels kernels(Type matrix);
 }
 
 }  // namespace fused_contrastive

@@ -1,22 +1,25 @@
 // The torch side of the sigmoid family: op schemas, checks, outputs.
 #include <torch/library.h>
 
-#include "problem.h"
+#include "bindings.h"
 
 namespace fused_contrastive {
 namespace {
 
-Tensor row_biases(const optional<Tensor>& row_bias, const Tensor& a, int64_t sign, at::ScalarType type) {
+Tensor row_biases(const optional<Tensor>& row_bias, const Tensor& a, int64_t sign,
+                  at::ScalarType type) {
   TORCH_CHECK(sign == 1 || sign == -1, "sign must be 1 or -1, got ", sign);
   if (!row_bias) return Tensor();
-  TORCH_CHECK(row_bias->sizes() == a.sizes().slice(0, 2), "row_bias must be [G, M], got ", row_bias->sizes());
+  TORCH_CHECK(row_bias->sizes() == a.sizes().slice(0, 2), "row_bias must be [G, M], got ",
+              row_bias->sizes());
   return row_bias->to(type).contiguous();
 }
 
 Outputs sigmoid_forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale,
-                        const optional<Tensor>& row_bias_, const optional<Tensor>& key_a, const optional<Tensor>& key_b,
-                        const std::string& kind_name, int64_t offset, int64_t stride, int64_t positive, int64_t sign,
-                        bool normalize, bool extrema, at::ScalarType dtype) {
+                        const optional<Tensor>& row_bias_, const optional<Tensor>& key_a,
+                        const optional<Tensor>& key_b, const std::string& kind_name, int64_t offset,
+                        int64_t stride, int64_t positive, int64_t sign, bool normalize,
+                        bool extrema, at::ScalarType dtype) {
   const Kind kind = kind_of(kind_name);
   check(a_, b_, false, false, kind, offset, stride, key_a, key_b);
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
@@ -47,12 +50,14 @@ Outputs sigmoid_forward(const Tensor& a_, const optional<Tensor>& b_, const Tens
   return {rows, pos, row_max, a_hat, b_hat, a_inv, b_inv};
 }
 
-Outputs sigmoid_backward(const Tensor& g_, const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale,
-                         const optional<Tensor>& row_bias_, const optional<Tensor>& key_a,
-                         const optional<Tensor>& key_b, const Tensor& pos_, const Tensor& a_hat, const Tensor& b_hat,
-                         const Tensor& a_inv, const Tensor& b_inv, const std::string& kind_name, int64_t offset,
-                         int64_t stride, int64_t positive, int64_t sign, bool normalize, at::ScalarType dtype,
-                         bool need_a, bool need_b, bool need_scale, bool need_bias) {
+Outputs sigmoid_backward(const Tensor& g_, const Tensor& a_, const optional<Tensor>& b_,
+                         const Tensor& scale, const optional<Tensor>& row_bias_,
+                         const optional<Tensor>& key_a, const optional<Tensor>& key_b,
+                         const Tensor& pos_, const Tensor& a_hat, const Tensor& b_hat,
+                         const Tensor& a_inv, const Tensor& b_inv, const std::string& kind_name,
+                         int64_t offset, int64_t stride, int64_t positive, int64_t sign,
+                         bool normalize, at::ScalarType dtype, bool need_a, bool need_b,
+                         bool need_scale, bool need_bias) {
   const Kind kind = kind_of(kind_name);
   check(a_, b_, false, false, kind, offset, stride, key_a, key_b);
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
@@ -63,7 +68,8 @@ Outputs sigmoid_backward(const Tensor& g_, const Tensor& a_, const optional<Tens
     return output(a, present, sizes, type);
   };
   need_b = need_b && b_;
-  const Tensor da = make(need_a, {G, M, D}, a.scalar_type()), db = make(need_b, {G, N, D}, b.scalar_type());
+  const Tensor da = make(need_a, {G, M, D}, a.scalar_type()),
+               db = make(need_b, {G, N, D}, b.scalar_type());
   const Tensor dscale = make(need_scale, {}, acc), dbias = make(need_bias, {G, M}, acc);
   if (!need_a && !need_b && !need_scale && !need_bias) return {da, db, dscale, dbias};
 
@@ -95,12 +101,17 @@ Outputs sigmoid_backward(const Tensor& g_, const Tensor& a_, const optional<Tens
 
 TORCH_LIBRARY_FRAGMENT(fused_contrastive_cpu, m) {
   m.def(
-      "sigmoid_forward(Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? key_b, str kind, "
-      "int offset, int stride, int positive, int sign, bool normalize, bool extrema, ScalarType dtype) -> Tensor[]");
+      "sigmoid_forward(Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? "
+      "key_b, str kind, "
+      "int offset, int stride, int positive, int sign, bool normalize, bool extrema, ScalarType "
+      "dtype) -> Tensor[]");
   m.def(
-      "sigmoid_backward(Tensor g, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? key_b, "
-      "Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, str kind, int offset, int stride, "
-      "int positive, int sign, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool need_scale, "
+      "sigmoid_backward(Tensor g, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? "
+      "key_a, Tensor? key_b, "
+      "Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, str kind, int offset, "
+      "int stride, "
+      "int positive, int sign, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool "
+      "need_scale, "
       "bool need_bias) -> Tensor[]");
 }
 

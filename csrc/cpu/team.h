@@ -1,5 +1,6 @@
-// Threads and the order of tiles. Which thread runs a tile never matters: tiles that add to the same block do so in one
-// fixed order, enforced by a counter per block, so that results have the same bits for any number of threads.
+// Threads and the order of tiles. Which thread runs a tile never matters: tiles that add to the
+// same block do so in one fixed order, enforced by a counter per block, so that results have the
+// same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -7,7 +8,7 @@
 #include <memory>
 #include <thread>
 
-#include "similarity.h"
+#include "problem.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
@@ -23,29 +24,33 @@ void wait_until(F ready) {
     if (spins > 2000) std::this_thread::yield();
 }
 
-// How many tiles each block has served. wait() holds a tile back until its turn; earlier tiles are always running or
-// done.
+// How many tiles each block has served. wait() holds a tile back until its turn; earlier tiles are
+// always running or done.
 class Turns {
  public:
-  explicit Turns(int64_t blocks) : blocks_(blocks), turn_(new std::atomic<int32_t>[size_t(blocks)]) {}
+  explicit Turns(int64_t blocks)
+      : blocks_(blocks), turn_(new std::atomic<int32_t>[size_t(blocks)]) {}
   void reset() {
     for (int64_t i = 0; i < blocks_; ++i) turn_[size_t(i)].store(0, std::memory_order_relaxed);
   }
   void wait(int64_t block, int64_t turn) const {
     wait_until([&] { return turn_[size_t(block)].load(std::memory_order_acquire) == turn; });
   }
-  void done(int64_t block, int64_t turn) { turn_[size_t(block)].store(int32_t(turn) + 1, std::memory_order_release); }
+  void done(int64_t block, int64_t turn) {
+    turn_[size_t(block)].store(int32_t(turn) + 1, std::memory_order_release);
+  }
 
  private:
   int64_t blocks_;
   std::unique_ptr<std::atomic<int32_t>[]> turn_;
 };
 
-// The threads of one pass. A pass is a sequence of phases, each a number of tasks; a thread that comes late finds them
-// done, so that a pass waits for no thread that has not started a task.
+// The threads of one pass. A pass is a sequence of phases, each a number of tasks; a thread that
+// comes late finds them done, so that a pass waits for no thread that has not started a task.
 class Team {
  public:
-  Team(Runtime* runtime, int threads, int64_t scratch_bytes) : runtime_(runtime), threads_(threads) {
+  Team(Runtime* runtime, int threads, int64_t scratch_bytes)
+      : runtime_(runtime), threads_(threads) {
     stride_ = (scratch_bytes + 4095) / 4096 * 4096 + 256;
     scratch_ = allocate<char>(runtime, stride_ * threads);
   }
@@ -114,8 +119,8 @@ struct Block {
   int64_t size() const { return end - begin; }
 };
 
-// Every unordered pair of q blocks of n indices once, the diagonal first, then the rounds of a tournament, in each of
-// which the pairs are disjoint. f(I, J) may update both blocks.
+// Every unordered pair of q blocks of n indices once, the diagonal first, then the rounds of a
+// tournament, in each of which the pairs are disjoint. f(I, J) may update both blocks.
 template <class F>
 void tournament(Worker& worker, Turns& turns, int64_t n, int64_t size, F f) {
   const int64_t q = (n + size - 1) / size, half = q / 2, odd = q % 2, ring = q - 1 + odd;
@@ -128,7 +133,8 @@ void tournament(Worker& worker, Turns& turns, int64_t n, int64_t size, F f) {
       return turns.done(task, 0);
     }
     const int64_t round = (task - q) / half, k = (task - q) % half + odd;
-    const int64_t i = k == 0 ? q - 1 : (round + k) % ring, j = k == 0 ? round : (round - k + ring) % ring;
+    const int64_t i = k == 0 ? q - 1 : (round + k) % ring,
+                  j = k == 0 ? round : (round - k + ring) % ring;
     const int64_t turn_i = 1 + round - (odd && round > i), turn_j = 1 + round - (odd && round > j);
     turns.wait(i, turn_i);
     turns.wait(j, turn_j);
@@ -138,8 +144,9 @@ void tournament(Worker& worker, Turns& turns, int64_t n, int64_t size, F f) {
   });
 }
 
-// Blocks of `size` rows by blocks of `size` columns. With few blocks on one side the other side is cut into `row_parts`
-// or `column_parts` parts, each with sums of its own for the side that is not cut.
+// Blocks of `size` rows by blocks of `size` columns. With few blocks on one side the other side is
+// cut into `row_parts` or `column_parts` parts, each with sums of its own for the side that is not
+// cut.
 struct Grid {
   int64_t M, N, size;
   bool rows, columns;  // which sums a tile adds to
@@ -150,7 +157,8 @@ struct Grid {
     const int64_t p = row_blocks(), q = column_blocks();
     // Towards TASKS independent tiles at a time, with at least two blocks to a part.
     const auto parts = [](int64_t few, int64_t many) {
-      return std::max<int64_t>(1, std::min((TASKS + few - 1) / few, many / std::max<int64_t>(2, few)));
+      return std::max<int64_t>(1,
+                               std::min((TASKS + few - 1) / few, many / std::max<int64_t>(2, few)));
     };
     if (rows && !(columns && q < p)) column_parts = parts(p, q);
     if (columns && !(rows && q >= p)) row_parts = parts(q, p);
@@ -163,19 +171,23 @@ struct Grid {
     if (!columns) return row_blocks() * column_parts;
     if (!rows) return column_blocks() * row_parts;
     return std::max<int64_t>(
-        1, row_parts * column_parts * std::min(row_blocks() / row_parts, column_blocks() / column_parts));
+        1, row_parts * column_parts *
+               std::min(row_blocks() / row_parts, column_blocks() / column_parts));
   }
 
   static constexpr int64_t TASKS = 16;
 };
 
-// f(I, J, row_part, column_part): I's sums of column part `column_part` and J's of row part `row_part` may be updated.
-// With both sums the tiles of a part form a Latin square whose rounds are disjoint in rows and columns; with one sum, a
-// task is all the tiles of its block.
+// f(I, J, row_part, column_part): I's sums of column part `column_part` and J's of row part
+// `row_part` may be updated. With both sums the tiles of a part form a Latin square whose rounds
+// are disjoint in rows and columns; with one sum, a task is all the tiles of its block.
 template <class F>
 void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Grid& grid, F f) {
-  const int64_t p = grid.row_blocks(), q = grid.column_blocks(), R = grid.row_parts, C = grid.column_parts;
-  const auto begin = [](int64_t part, int64_t parts, int64_t blocks) { return part * blocks / parts; };
+  const int64_t p = grid.row_blocks(), q = grid.column_blocks(), R = grid.row_parts,
+                C = grid.column_parts;
+  const auto begin = [](int64_t part, int64_t parts, int64_t blocks) {
+    return part * blocks / parts;
+  };
   const auto row = [&](int64_t i, bool first) {
     return Block{i, i * grid.size, std::min(grid.M, (i + 1) * grid.size), first};
   };
@@ -185,18 +197,21 @@ void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Gri
   if (!grid.columns) {
     worker.tasks(p * C, [&](int64_t task) {
       const int64_t c = task % C, j0 = begin(c, C, q);
-      for (int64_t j = j0; j < begin(c + 1, C, q); ++j) f(row(task / C, j == j0), column(j, false), 0, c);
+      for (int64_t j = j0; j < begin(c + 1, C, q); ++j)
+        f(row(task / C, j == j0), column(j, false), 0, c);
     });
     return;
   }
   if (!grid.rows) {
     worker.tasks(q * R, [&](int64_t task) {
       const int64_t r = task % R, i0 = begin(r, R, p);
-      for (int64_t i = i0; i < begin(r + 1, R, p); ++i) f(row(i, false), column(task / R, i == i0), r, 0);
+      for (int64_t i = i0; i < begin(r + 1, R, p); ++i)
+        f(row(i, false), column(task / R, i == i0), r, 0);
     });
     return;
   }
-  // Both: part s has rows [i0, i0 + pi) and columns [j0, j0 + qj); in round k row x meets column (x + k) % max.
+  // Both: part s has rows [i0, i0 + pi) and columns [j0, j0 + qj); in round k row x meets column (x
+  // + k) % max.
   const int64_t parts = R * C;  // one of them is 1
   int64_t widest = 0, tallest = 0;
   for (int64_t s = 0; s < parts; ++s) {
@@ -208,13 +223,14 @@ void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Gri
   worker.tasks(widest * parts * tallest, [&](int64_t task) {
     const int64_t x = task % tallest, s = task / tallest % parts, k = task / tallest / parts;
     const int64_t r = R > 1 ? s : 0, c = C > 1 ? s : 0;
-    const int64_t i0 = begin(r, R, p), pi = begin(r + 1, R, p) - i0, j0 = begin(c, C, q), qj = begin(c + 1, C, q) - j0;
+    const int64_t i0 = begin(r, R, p), pi = begin(r + 1, R, p) - i0, j0 = begin(c, C, q),
+                  qj = begin(c + 1, C, q) - j0;
     const int64_t ring = std::max(pi, qj);
     if (x >= pi || k >= ring) return;
     const int64_t y = (x + k) % ring;
     if (y >= qj) return;
-    // In how many of the rounds before k row x (column y) met a column (row) that exists: of the residues [from, to)
-    // modulo ring, those below count.
+    // In how many of the rounds before k row x (column y) met a column (row) that exists: of the
+    // residues [from, to) modulo ring, those below count.
     const auto met = [&](int64_t from, int64_t to, int64_t count) {
       const int64_t wraps = to / ring - from / ring;
       return wraps * count + std::min(to % ring, count) - std::min(from % ring, count);

@@ -1,6 +1,6 @@
-// One tile of logits, t = log2(e) (scale <a_i, b_j> + bias_j), -inf where j is no candidate of i, handed on in blocks
-// of MR rows by PANEL columns while they are in the first-level cache. What differs between passes is only what is done
-// to such a block.
+// One tile of logits, t = log2(e) (scale <a_i, b_j> + bias_j), -inf where j is no candidate of i,
+// handed on in blocks of MR rows by PANEL columns while they are in the first-level cache. What
+// differs between passes is only what is done to such a block.
 #pragma once
 
 #include <utility>
@@ -13,7 +13,8 @@ namespace fused_contrastive::FUSED_ISA {
 constexpr double LOG2_E = 1.4426950408889634, LOG2_E_LOW = 2.0355273740931033e-17;
 constexpr double LN_2 = 0.6931471805599453, LN_2_LOW = 2.3190468138462996e-17;
 
-// Blocks are whole panels; larger ones serve larger problems, for which there are still enough of them to share.
+// Blocks are whole panels; larger ones serve larger problems, for which there are still enough of
+// them to share.
 inline int64_t block_size(int64_t M, int64_t N, int64_t D, bool one_set) {
   if (one_set && N <= 256) return 32;
   if (std::max(M, N) <= 1024) return 64;
@@ -33,7 +34,8 @@ struct Candidates {
         key_a(p.key_a ? p.key_a + g * p.a.n : nullptr),
         key_b(p.key_b ? p.key_b + g * p.b.n : nullptr) {}
 
-  // Whether rows [i0, i1) by columns [j0, j1) contain (keys: may contain) a pair that is not a candidate.
+  // Whether rows [i0, i1) by columns [j0, j1) contain (keys: may contain) a pair that is not a
+  // candidate.
   bool masks(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
     const int64_t low = j0 - (i1 - 1) - offset, high = (j1 - 1) - i0 - offset;
     if (kind == Kind::NotSelf) return low <= 0 && 0 <= high;
@@ -41,7 +43,8 @@ struct Candidates {
     return kind != Kind::All;
   }
 
-  // Whether rows [i0, i1) by columns [j0, j1) can contain a candidate. Of equal keys few blocks do where they are sorted.
+  // Whether rows [i0, i1) by columns [j0, j1) can contain a candidate. Of equal keys few blocks do
+  // where they are sorted.
   bool any(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
     if (kind != Kind::SameKey) return true;
     const auto [low_a, high_a] = std::minmax_element(key_a + i0, key_a + i1);
@@ -81,24 +84,27 @@ struct TileScratch {
 
   TileScratch(T* memory, int64_t size) {
     const auto take = [&](int64_t n) { return std::exchange(memory, memory + n); };
-    block = take(MR * P), row_vectors = take(size * W), column_sums = take(size), u = take(size), v = take(size);
+    block = take(MR * P), row_vectors = take(size * W), column_sums = take(size), u = take(size),
+    v = take(size);
     tile = take(size * size);
     by_rows = reinterpret_cast<Unit*>(take(size * size / C::PAIR));
     by_columns = C::PAIR == 1 ? by_rows : reinterpret_cast<Unit*>(take(size * size / C::PAIR));
   }
   static int64_t bytes(int64_t size, int64_t D) {
-    return int64_t(sizeof(T)) * std::max<int64_t>((P + 1) * (D + 1), MR * P + size * (W + 3) + 2 * size * size);
+    return int64_t(sizeof(T)) *
+           std::max<int64_t>((P + 1) * (D + 1), MR * P + size * (W + 3) + 2 * size * size);
   }
 };
 
-// visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns from J.begin + j, with NR
-// = columns(). `whole`: t is the place of the block in a tile of leading dimension ld, else a buffer that the next
-// block overwrites. `upper`: blocks wholly below the diagonal are left out.
+// visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns from
+// J.begin + j, with NR = columns(). `whole`: t is the place of the block in a tile of leading
+// dimension ld, else a buffer that the next block overwrites. `upper`: blocks wholly below the
+// diagonal are left out.
 template <class C, class F>
-FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Block& I, const Block& J,
-                              Factor<typename C::T> factor, const typename C::T* add,
-                              const Candidates<typename C::T>& candidates, typename C::T* out, int64_t ld, bool whole,
-                              bool upper, F visit) {
+FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Block& I,
+                              const Block& J, Factor<typename C::T> factor,
+                              const typename C::T* add, const Candidates<typename C::T>& candidates,
+                              typename C::T* out, int64_t ld, bool whole, bool upper, F visit) {
   using T = typename C::T;
   constexpr int P = PANEL<T>, W = Vec<T>::W;
   const bool masked = candidates.masks(I.begin, I.end, J.begin, J.end);
@@ -106,13 +112,17 @@ FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Bloc
     const int64_t n = std::min<int64_t>(P, J.size() - j);
     const auto panel = [&](auto columns) {
       for (int64_t i = 0; i < (upper ? std::min(I.size(), j + P) : I.size()); i += MR) {
-        const int64_t m = std::min<int64_t>(MR, I.size() - i), row = I.begin + i, column = J.begin + j;
+        const int64_t m = std::min<int64_t>(MR, I.size() - i), row = I.begin + i,
+                      column = J.begin + j;
         T* t = whole ? out + i * ld + j : out;
-        logits_block<C, columns()>(a.rows(row), a.width, b.rows(column), a.units, factor, add + j, t, ld);
-        if (masked && candidates.masks(row, row + m, column, column + n)) candidates.mask(row, m, column, n, t, ld);
+        logits_block<C, columns()>(a.rows(row), a.width, b.rows(column), a.units, factor, add + j,
+                                   t, ld);
+        if (masked && candidates.masks(row, row + m, column, column + n))
+          candidates.mask(row, m, column, n, t, ld);
         if (n < columns() * W)
           for (int64_t r = 0; r < m; ++r)
-            std::fill(t + r * ld + n, t + r * ld + columns() * W, -std::numeric_limits<T>::infinity());
+            std::fill(t + r * ld + n, t + r * ld + columns() * W,
+                      -std::numeric_limits<T>::infinity());
         visit(i, m, j, t, ld, columns);
       }
     };
@@ -125,8 +135,8 @@ FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Bloc
 
 // Stores the weights x, y of two adjacent rows (an even one and the next) at column j of the tile.
 template <class C>
-FUSED_INLINE void store_weights(const TileScratch<C>& s, int64_t size, int64_t row, int64_t j, Vec<typename C::T> x,
-                                Vec<typename C::T> y, bool second) {
+FUSED_INLINE void store_weights(const TileScratch<C>& s, int64_t size, int64_t row, int64_t j,
+                                Vec<typename C::T> x, Vec<typename C::T> y, bool second) {
 #if defined(FUSED_BF16)
   if constexpr (C::PAIR == 2) {
     const __m256bh p = _mm512_cvtneps_pbh(x.v), q = _mm512_cvtneps_pbh(y.v);
@@ -134,7 +144,8 @@ FUSED_INLINE void store_weights(const TileScratch<C>& s, int64_t size, int64_t r
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), __m256i(p));
     if (second) _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + 2 * size), __m256i(q));
     const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(__m256i(q)), 16);
-    _mm512_storeu_si512(s.by_columns + row / 2 * size + j, _mm512_or_si512(_mm512_cvtepu16_epi32(__m256i(p)), high));
+    _mm512_storeu_si512(s.by_columns + row / 2 * size + j,
+                        _mm512_or_si512(_mm512_cvtepu16_epi32(__m256i(p)), high));
     return;
   }
 #endif
@@ -146,16 +157,16 @@ FUSED_INLINE void store_weights(const TileScratch<C>& s, int64_t size, int64_t r
 
 // out [I.size(), D] (+)= W z_J and out [J.size(), D] (+)= W^T z_I for the weights in `s`.
 template <class C>
-void add_rows(const TileScratch<C>& s, int64_t size, const Block& I, const Block& J, const Packed<C>& z,
-              typename C::T* out, bool add) {
-  product<C>(s.by_rows, size / C::PAIR, 1, I.size(), z.values(J.begin), z.p_stride, (J.size() + C::PAIR - 1) / C::PAIR,
-             out, z.D, add);
+void add_rows(const TileScratch<C>& s, int64_t size, const Block& I, const Block& J,
+              const Packed<C>& z, typename C::T* out, bool add) {
+  product<C>(s.by_rows, size / C::PAIR, 1, I.size(), z.values(J.begin), z.p_stride,
+             (J.size() + C::PAIR - 1) / C::PAIR, out, z.D, add);
 }
 template <class C>
-void add_columns(const TileScratch<C>& s, int64_t size, const Block& I, const Block& J, const Packed<C>& z,
-                 typename C::T* out, bool add) {
-  product<C>(s.by_columns, 1, size, J.size(), z.values(I.begin), z.p_stride, (I.size() + C::PAIR - 1) / C::PAIR, out,
-             z.D, add);
+void add_columns(const TileScratch<C>& s, int64_t size, const Block& I, const Block& J,
+                 const Packed<C>& z, typename C::T* out, bool add) {
+  product<C>(s.by_columns, 1, size, J.size(), z.values(I.begin), z.p_stride,
+             (I.size() + C::PAIR - 1) / C::PAIR, out, z.D, add);
 }
 
 }  // namespace fused_contrastive::FUSED_ISA

@@ -1,4 +1,5 @@
-// What the bindings share: threads and memory of torch, views of tensors as the kernels' plain structures, the ISA.
+// What the bindings share: threads and memory of torch, views of tensors as the kernels' plain
+// structures, the ISA.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -16,20 +17,21 @@ namespace fused_contrastive {
 
 using at::Tensor;
 
-// Memory that is about to be written once: large pages where the system grants them, for page faults cost more than the
-// copy.
+// Memory that is about to be written once: large pages where the system grants them, for page
+// faults cost more than the copy.
 inline Tensor with_large_pages(Tensor x) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t(1) << 21;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(x.mutable_data_ptr()), end = begin + x.nbytes();
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(x.mutable_data_ptr()),
+                  end = begin + x.nbytes();
   const uintptr_t first = (begin + page - 1) / page * page, last = end / page * page;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
   return x;
 }
 
-// Tensors as memory: a bump allocator over chunks of torch's own, so that its profiler and its NaN fill see the
-// workspaces.
+// Tensors as memory: a bump allocator over chunks of torch's own, so that its profiler and its NaN
+// fill see the workspaces.
 struct TorchRuntime : Runtime {
   std::vector<Tensor> chunks;
   size_t used = 0, size = 0;
@@ -70,13 +72,19 @@ inline Type type_of(at::ScalarType dtype) {
   }
 }
 
-inline at::ScalarType accumulation(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType accumulation(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
 
-inline Tensor rows_contiguous(const Tensor& x) { return x.size(2) == 1 || x.stride(2) == 1 ? x : x.contiguous(); }
+inline Tensor rows_contiguous(const Tensor& x) {
+  return x.size(2) == 1 || x.stride(2) == 1 ? x : x.contiguous();
+}
 
-inline void* data(const Tensor& x) { return x.defined() && x.numel() ? x.mutable_data_ptr() : nullptr; }
+inline void* data(const Tensor& x) {
+  return x.defined() && x.numel() ? x.mutable_data_ptr() : nullptr;
+}
 
-// Of the ISA in use (ops.cpp).
+// Of the ISA in use (similarity_ops.cpp).
 ForceKernels force_kernels_for(at::ScalarType accumulation);
 
 }  // namespace fused_contrastive

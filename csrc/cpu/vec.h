@@ -1,9 +1,9 @@
-// Vectors of float and double for the ISA of the including translation unit, which defines FUSED_ISA (a namespace name)
-// and is compiled with the matching flags: AVX-512, AVX2 + FMA, or the portable form, plain loops that any compiler
-// vectorises.
+// Vectors of float and double for the ISA of the including translation unit, which defines
+// FUSED_ISA (a namespace name) and is compiled with the matching flags: AVX-512, AVX2 + FMA, or the
+// portable form, plain loops that any compiler vectorises.
 //
-// maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp: 0 far below the smallest normal number
-// (and at -inf), +inf or NaN at +inf, NaN at NaN.
+// maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp: 0 far below the smallest
+// normal number (and at -inf), +inf or NaN at +inf, NaN at NaN.
 #pragma once
 
 #include <algorithm>
@@ -153,15 +153,16 @@ FUSED_INLINE T sum(Vec<T> a) {
   return x[0];
 }
 
-// 1.5 * 2^23 (2^52) added to t leaves round(t) in the low bits, from where it is shifted into the exponent.
+// 1.5 * 2^23 (2^52) added to t leaves round(t) in the low bits, from where it is shifted into the
+// exponent.
 FUSED_INLINE VF exp2(VF t) {
   const VF tiny(-126.f), magic(12582912.f);
   const __m256 kept = _mm256_cmp_ps(t.v, tiny.v, _CMP_NLT_UQ);
   t = _mm256_min_ps(_mm256_set1_ps(128.f), maximum(tiny, t).v);
   const VF shifted = t + magic;
   const VF p = exp2_polynomial(t - (shifted - magic), 0.f);
-  const __m256i bits =
-      _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23), _mm256_set1_epi32(127 << 23));
+  const __m256i bits = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted.v), 23),
+                                        _mm256_set1_epi32(127 << 23));
   return _mm256_and_ps(kept, _mm256_mul_ps(p.v, _mm256_castsi256_ps(bits)));
 }
 FUSED_INLINE VD exp2(VD t) {
@@ -170,8 +171,8 @@ FUSED_INLINE VD exp2(VD t) {
   t = _mm256_min_pd(_mm256_set1_pd(1024.), maximum(tiny, t).v);
   const VD shifted = t + magic;
   const VD p = exp2_polynomial(t - (shifted - magic), 0.);
-  const __m256i bits =
-      _mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52), _mm256_set1_epi64x(1023LL << 52));
+  const __m256i bits = _mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(shifted.v), 52),
+                                        _mm256_set1_epi64x(1023LL << 52));
   return _mm256_and_pd(kept, _mm256_mul_pd(p.v, _mm256_castsi256_pd(bits)));
 }
 
@@ -257,8 +258,8 @@ FUSED_INLINE Vec<T> exp2(Vec<T> t) {
 
 #endif
 
-// out[c * ld_out + r] = in[r * ld_in + c] for S x S blocks of 4-byte (AVX-512, AVX2) or other elements, S =
-// TRANSPOSED<U>.
+// out[c * ld_out + r] = in[r * ld_in + c] for S x S blocks of 4-byte (AVX-512, AVX2) or other
+// elements, S = TRANSPOSED<U>.
 template <class U>
 constexpr int TRANSPOSED = sizeof(U) == 4 && Vec<float>::W > 4 ? Vec<float>::W : 4;
 
@@ -283,8 +284,10 @@ FUSED_INLINE void transpose(const U* in, int64_t ld_in, U* out, int64_t ld_out) 
     }
 #pragma GCC unroll 4
     for (int c = 0; c < 4; ++c) {  // a[4 i + c]: in lane l, column 4 l + c of rows 4 i ... 4 i + 3
-      const __m512i p = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44), q = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
-      const __m512i s = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee), t = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
+      const __m512i p = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44),
+                    q = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
+      const __m512i s = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee),
+                    t = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xee);
       _mm512_storeu_si512(out + c * ld_out, _mm512_shuffle_i32x4(p, q, 0x88));
       _mm512_storeu_si512(out + (4 + c) * ld_out, _mm512_shuffle_i32x4(p, q, 0xdd));
       _mm512_storeu_si512(out + (8 + c) * ld_out, _mm512_shuffle_i32x4(s, t, 0x88));
@@ -296,7 +299,8 @@ FUSED_INLINE void transpose(const U* in, int64_t ld_in, U* out, int64_t ld_out) 
   if constexpr (sizeof(U) == 4) {
     __m256i a[8], b[8];
 #pragma GCC unroll 8
-    for (int r = 0; r < 8; ++r) a[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + r * ld_in));
+    for (int r = 0; r < 8; ++r)
+      a[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + r * ld_in));
 #pragma GCC unroll 8
     for (int r = 0; r < 8; r += 2) {
       b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);

@@ -59,9 +59,9 @@ def kernel_hashes() -> dict[str, str]:
 
     def launching(family: str) -> bytes:
         host, modules = {
-            "force": ("force_library.cpp", ("cuda/force.py",)),
-            "sigmoid": ("sigmoid_library.cpp", ("cuda/sigmoid.py", "cuda/_tiles.py")),
-        }.get(family, ("library.cpp", ("cuda/__init__.py", "cuda/_tiles.py")))
+            "force": ("force_ops.cpp", ("cuda/force.py",)),
+            "sigmoid": ("sigmoid_ops.cpp", ("cuda/sigmoid.py", "cuda/_tiles.py")),
+        }.get(family, ("similarity_ops.cpp", ("cuda/__init__.py", "cuda/_tiles.py")))
         paths = [package / name for name in (*modules, "tiled/plan.py")]
         return source_hash(HERE / host).encode() + b"".join(
             path.read_bytes() for path in paths if path.exists()

@@ -1,11 +1,12 @@
-// finish_forward, finish_weighted: partial results merged in a fixed order, positives, losses. finish_backward:
-// gradients of the inputs.
-#include "rows.cuh"
+// finish_forward, finish_weighted: partial results merged in a fixed order, positives, losses.
+// finish_backward: gradients of the inputs.
+#include "row_kernels.cuh"
 
 namespace fused_contrastive {
 namespace {
 
-constexpr int MERGE_ROWS = 32;  // rows of a block of finish_forward: a lane each, slots shared among the warps
+constexpr int MERGE_ROWS =
+    32;  // rows of a block of finish_forward: a lane each, slots shared among the warps
 
 template <class Acc>
 struct Partial {
@@ -14,7 +15,8 @@ struct Partial {
 
 // This warp's share of `count` slots, a lane per row.
 template <class Acc>
-__device__ Partial<Acc> merge_share(const Acc* slots, int64_t stride, int64_t planes, int count, bool inside) {
+__device__ Partial<Acc> merge_share(const Acc* slots, int64_t stride, int64_t planes, int count,
+                                    bool inside) {
   Partial<Acc> part{-infinity(Acc(0)), Acc(0)};
   if (!inside) return part;
   for (int s = static_cast<int>(threadIdx.x) / 32; s < count; s += WARPS) {
@@ -33,11 +35,13 @@ __device__ Partial<Acc> merge_shares(const Partial<Acc>* shares) {
   return part;
 }
 
-// Log-sum-exp of rows (and columns) from pair_reduce's slots; the positives' logits and softplus(lse - pos); maxima.
-// One block per MERGE_ROWS rows of one group, with the columns of the same index, or with a positive those of their
-// positives. Bytes: 8 (M + N) S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy rate.
+// Log-sum-exp of rows (and columns) from pair_reduce's slots; the positives' logits and
+// softplus(lse - pos); maxima. One block per MERGE_ROWS rows of one group, with the columns of the
+// same index, or with a positive those of their positives. Bytes: 8 (M + N) S of slots; with a
+// positive 2 M D elements. Predicted: 70 % of the copy rate.
 template <class T>
-__global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_constant__ FinishForwardParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    finish_forward(const __grid_constant__ FinishForwardParams p) {
   using Acc = typename Accumulation<T>::type;
   SHARED_MEMORY(shared);
   Partial<Acc>* shares = reinterpret_cast<Partial<Acc>*>(shared);  // [2][WARPS][32]
@@ -49,15 +53,18 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
   const bool paired = p.pos != nullptr, inside = index < p.M;
   const int column = paired ? (index + p.positive) % p.N : index;
   const bool column_inside = paired ? inside : index < p.N;
-  const int row_slots = ceil_div(p.N, p.super_rows) + p.symmetric, col_slots = ceil_div(p.M, p.super_rows);
-  const int64_t row_stride = static_cast<int64_t>(p.G) * p.M, col_stride = static_cast<int64_t>(p.G) * p.N;
+  const int row_slots = ceil_div(p.N, p.super_rows) + p.symmetric,
+            col_slots = ceil_div(p.M, p.super_rows);
+  const int64_t row_stride = static_cast<int64_t>(p.G) * p.M,
+                col_stride = static_cast<int64_t>(p.G) * p.N;
   const Acc* slots = static_cast<const Acc*>(p.slots);
   const Acc* column_slots = slots + 2 * row_stride * row_slots;
   shares[warp * 32 + lane_id()] =
       merge_share(slots + g * p.M + index, row_stride, row_stride * row_slots, row_slots, inside);
   if (p.cols != nullptr) {
     shares[(WARPS + warp) * 32 + lane_id()] =
-        merge_share(column_slots + g * p.N + column, col_stride, col_stride * col_slots, col_slots, column_inside);
+        merge_share(column_slots + g * p.N + column, col_stride, col_stride * col_slots, col_slots,
+                    column_inside);
   }
   if (paired) {
     for (int n = warp; n < MERGE_ROWS && first + n < p.M; n += WARPS) {
@@ -67,7 +74,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
       Acc sum = 0;
       for (int d = lane_id(); d < p.D; d += 32) sum = fma(to_float(x[d]), to_float(y[d]), sum);
       // Scaled as the logits of the tiles are: their common roundings cancel in lse - pos.
-      const Acc shift = p.bias == nullptr ? Acc(0) : static_cast<const Acc*>(p.bias)[g * p.N + partner] * Acc(LOG2E);
+      const Acc shift = p.bias == nullptr
+                            ? Acc(0)
+                            : static_cast<const Acc*>(p.bias)[g * p.N + partner] * Acc(LOG2E);
       sum = fma(warp_sum(sum), *static_cast<const Acc*>(p.scale) * Acc(LOG2E), shift);
       if (lane_id() == 0) targets[n] = sum;
     }
@@ -87,7 +96,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
     col_lse = log_sum(of_column.maximum, of_column.sum);
     if (column_inside) {
       store_lse<Acc>(p.cols, col_stride, g * p.N + column, col_lse);
-      if (p.col_max != nullptr) static_cast<Acc*>(p.col_max)[g * p.N + column] = of_column.maximum * Acc(LN2);
+      if (p.col_max != nullptr)
+        static_cast<Acc*>(p.col_max)[g * p.N + column] = of_column.maximum * Acc(LN2);
     }
   }
   if (!paired || !inside) return;
@@ -95,15 +105,18 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_forward(const __grid_con
   static_cast<Acc*>(p.pos)[row] = static_cast<Acc>(target);
   Acc value = softplus(static_cast<Acc>(lse.excess(target) + lse.undefined(target)));
   if (p.cols != nullptr) {
-    value = (value + softplus(static_cast<Acc>(col_lse.excess(target) + col_lse.undefined(target)))) / 2;
+    value =
+        (value + softplus(static_cast<Acc>(col_lse.excess(target) + col_lse.undefined(target)))) /
+        2;
   }
   static_cast<Acc*>(p.loss)[row] = value;
 }
 
-// Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp per row. Bytes: 4
-// (splits + 1) M D.
+// Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp
+// per row. Bytes: 4 (splits + 1) M D.
 template <class Acc>
-__global__ void __launch_bounds__(32 * WARPS, 2) finish_weighted(const __grid_constant__ FinishWeightedParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    finish_weighted(const __grid_constant__ FinishWeightedParams p) {
   const int64_t rows = static_cast<int64_t>(p.G) * p.M;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * WARPS + static_cast<int>(threadIdx.x) / 32;
   if (row >= rows) return;
@@ -121,18 +134,21 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_weighted(const __grid_co
   const Acc* partial = static_cast<const Acc*>(p.partial);
   for (int d = lane_id(); d < p.D; d += 32) {
     Acc value = 0;
-    for (int s = 0; s < p.splits; ++s) value += partial[(s * rows + row) * p.D + d] * exp_2(maxima[s * rows] - shift);
+    for (int s = 0; s < p.splits; ++s)
+      value += partial[(s * rows + row) * p.D + d] * exp_2(maxima[s * rows] - shift);
     static_cast<Acc*>(p.mean)[row * p.D + d] = value * share;
   }
 }
 
-// dx = scale (G - <u, G> u) inv with u = given * inv, in the type of dx and given; radial: this block's sum of <x, G>
-// (half of it with `halved`) in float64, for the gradient of the scale. G is `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows
-// with positives y[(i + positive) % Y]; far, x are the positives of y[(j - positive) % X]; both for one set. Rows below
-// the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 8) X D read, the second reading from cache.
-// Predicted: 70 % of the copy rate.
+// dx = scale (G - <u, G> u) inv with u = given * inv, in the type of dx and given; radial: this
+// block's sum of <x, G> (half of it with `halved`) in float64, for the gradient of the scale. G is
+// `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows with positives
+// y[(i + positive) % Y]; far, x are the positives of y[(j - positive) % X]; both for one set. Rows
+// below the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 8) X D read, the
+// second reading from cache. Predicted: 70 % of the copy rate.
 template <class T>
-__global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_constant__ FinishBackwardParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    finish_backward(const __grid_constant__ FinishBackwardParams p) {
   using Acc = typename Accumulation<T>::type;
   static_assert(FINISH_ROWS == WARPS, "a warp per row");
   SHARED_MEMORY(shared);
@@ -168,7 +184,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_co
       return value;
     };
     if (p.radial != nullptr) {
-      for (int d = lane_id(); d < p.D; d += 32) inner = fma(static_cast<Acc>(to_float(x[d])), total(d), inner);
+      for (int d = lane_id(); d < p.D; d += 32)
+        inner = fma(static_cast<Acc>(to_float(x[d])), total(d), inner);
       inner = warp_sum(inner);
     }
     if (p.dx != nullptr) {
@@ -187,7 +204,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) finish_backward(const __grid_co
         Acc along = 0;
         for (int d = lane_id(); d < p.D; d += 32) along = fma(direction(d), total(d), along);
         along = warp_sum(along);
-        for (int d = lane_id(); d < p.D; d += 32) from_float((total(d) - along * direction(d)) * factor, dx[d]);
+        for (int d = lane_id(); d < p.D; d += 32)
+          from_float((total(d) - along * direction(d)) * factor, dx[d]);
       });
     }
   }
@@ -213,13 +231,15 @@ void launch_finish_forward(const FinishForwardParams& p, Type matrix, Stream str
 
 void launch_finish_weighted(const FinishWeightedParams& p, Type matrix, Stream stream) {
   const int64_t blocks = ceil_div(static_cast<int64_t>(p.G) * p.M, static_cast<int64_t>(WARPS));
-  launch(matrix == Type::f64 ? finish_weighted<double> : finish_weighted<float>, blocks, 32 * WARPS, 0, stream, p);
+  launch(matrix == Type::f64 ? finish_weighted<double> : finish_weighted<float>, blocks, 32 * WARPS,
+         0, stream, p);
 }
 
 void launch_finish_backward(const FinishBackwardParams& p, Type matrix, Stream stream) {
   const int64_t blocks = static_cast<int64_t>(p.G) * ceil_div(p.X, WARPS);
   with_matrix(matrix, [&](auto zero) {
-    launch(finish_backward<decltype(zero)>, blocks, 32 * WARPS, WARPS * static_cast<int>(sizeof(double)), stream, p);
+    launch(finish_backward<decltype(zero)>, blocks, 32 * WARPS,
+           WARPS * static_cast<int>(sizeof(double)), stream, p);
   });
 }
 

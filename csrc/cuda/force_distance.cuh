@@ -1,9 +1,10 @@
-// The tile main loop of the force family: squared distances of 64 x 64 pairs as sums of squared differences in the
-// accumulation type, with an epilogue per kernel; and what every epilogue does with a distance.
+// The tile main loop of the force family: squared distances of 64 x 64 pairs as sums of squared
+// differences in the accumulation type, with an epilogue per kernel; and what every epilogue does
+// with a distance.
 #pragma once
 
 #include "force.h"
-#include "rows.cuh"
+#include "row_kernels.cuh"
 
 namespace fused_contrastive {
 
@@ -26,8 +27,8 @@ struct alignas(sizeof(T) < 4 ? 8 : 16) Four {
 template <class T>
 __device__ inline Four<T> load_four(const T* row, int d, int D) {
   Four<T> x{};
-  const bool aligned =
-      ((reinterpret_cast<uint64_t>(row) | static_cast<uint64_t>(d) * sizeof(T)) & (alignof(Four<T>) - 1)) == 0;
+  const bool aligned = ((reinterpret_cast<uint64_t>(row) | static_cast<uint64_t>(d) * sizeof(T)) &
+                        (alignof(Four<T>) - 1)) == 0;
   if (aligned && d + 4 <= D) return *reinterpret_cast<const Four<T>*>(row + d);
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
@@ -36,12 +37,14 @@ __device__ inline Four<T> load_four(const T* row, int d, int D) {
   return x;
 }
 
-// Thread (tx, ty) = (n % 16, n / 16) of 256 holds rows ty + 16 r and columns tx + 16 c of a tile, r, c < 4.
+// Thread (tx, ty) = (n % 16, n / 16) of 256 holds rows ty + 16 r and columns tx + 16 c of a tile,
+// r, c < 4.
 //
-// A step is 16 features of both sides, loaded into registers while the step before is computed, across tile borders,
-// then stored as the accumulation type: two stages, one barrier per step. Rows lie 16 features + 16 bytes apart, so
-// that 16-byte loads of eight neighbouring rows touch every bank once. Sums of 16 features are added up.
-// Per four features a thread loads 8 x 16 bytes for 128 arithmetic instructions (subtract, multiply-add).
+// A step is 16 features of both sides, loaded into registers while the step before is computed,
+// across tile borders, then stored as the accumulation type: two stages, one barrier per step. Rows
+// lie 16 features + 16 bytes apart, so that 16-byte loads of eight neighbouring rows touch every
+// bank once. Sums of 16 features are added up. Per four features a thread loads 8 x 16 bytes for
+// 128 arithmetic instructions (subtract, multiply-add).
 template <class T>
 struct Distances {
   using Acc = typename Accumulation<T>::type;
@@ -49,10 +52,13 @@ struct Distances {
   static constexpr int STRIDE = STEP + Unit<Acc>::SIZE, STAGE = 2 * TILE * STRIDE;
   static constexpr int SHARED = 2 * STAGE * static_cast<int>(sizeof(Acc));  // bytes
 
-  // Calls epilogue(squares, tile) for every tile of `tiles`, in order; x [count, D] is one group. Ends with a barrier.
+  // Calls epilogue(squares, tile) for every tile of `tiles`, in order; x [count, D] is one group.
+  // Ends with a barrier.
   template <class Tiles, class Epilogue>
-  static __device__ void run(const T* x, int count, int D, Tiles tiles, Epilogue& epilogue, Acc* shared) {
-    const int row = static_cast<int>(threadIdx.x) / 4, feature = static_cast<int>(threadIdx.x) % 4 * 4;
+  static __device__ void run(const T* x, int count, int D, Tiles tiles, Epilogue& epilogue,
+                             Acc* shared) {
+    const int row = static_cast<int>(threadIdx.x) / 4,
+              feature = static_cast<int>(threadIdx.x) % 4 * 4;
     Tiles ahead = tiles;
     int d_ahead = 0;
     Four<T> staged[2];
@@ -138,7 +144,8 @@ __device__ inline Acc distance(Acc square, const ForceParams& p) {
 // Natural exponential. float: one exp2, what rounding its argument lost as a factor; 0 below -200.
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float exponential(float x) {
-  constexpr float HIGH = static_cast<float>(LOG2E), LOW = static_cast<float>(LOG2E - static_cast<double>(HIGH));
+  constexpr float HIGH = static_cast<float>(LOG2E),
+                  LOW = static_cast<float>(LOG2E - static_cast<double>(HIGH));
   x = at_least(x, -200.0f);
   const float y = x * HIGH, e = exp_2(y);
   return fma(e, static_cast<float>(LN2) * fma(x, LOW, fma(x, HIGH, -y)), e);
@@ -188,7 +195,8 @@ struct LogOfSum {
   }
 };
 
-// Temperature k of group g as the factor of its distances; a scale of 0, where all points are equal, counts as 1.
+// Temperature k of group g as the factor of its distances; a scale of 0, where all points are
+// equal, counts as 1.
 template <class Acc>
 __device__ inline Acc unit_scale(const void* scale, int g) {
   const Acc given = static_cast<const Acc*>(scale)[g];
@@ -224,9 +232,10 @@ __device__ inline double log_moments(double maximum, double sum) {
   return sum == 0 ? -infinity(sum) : 2 * shift_of(maximum) + log(sum);
 }
 
-// A row's weights of one side are +-coefficient * exp(a - level): level is log_norm less the other side's shift, whose
-// sum is in the coefficient, with what rounding the level lost. So the exponent is a term's own, however far the
-// affinities of equal points, which are no terms, exceed all others. 0 where log_norm or the shift is -inf.
+// A row's weights of one side are +-coefficient * exp(a - level): level is log_norm less the other
+// side's shift, whose sum is in the coefficient, with what rounding the level lost. So the exponent
+// is a term's own, however far the affinities of equal points, which are no terms, exceed all
+// others. 0 where log_norm or the shift is -inf.
 template <class Acc>
 struct ForceLevel {
   Acc level, coefficient;
@@ -235,12 +244,13 @@ struct ForceLevel {
     const double exact = log_norm - static_cast<double>(shift);
     const bool none = log_norm == -infinity(log_norm) || shift == -infinity(shift);
     level = none ? Acc(0) : static_cast<Acc>(exact);
-    coefficient = sum * (none ? Acc(0) : exponential(static_cast<Acc>(static_cast<double>(level) - exact)));
+    coefficient =
+        sum * (none ? Acc(0) : exponential(static_cast<Acc>(static_cast<double>(level) - exact)));
   }
 };
 
-// log_norm from the parts [2][WARPS] of the warps: with rms (maximum, sum) of the logs of (d A)^2, else maxima of the
-// terms' exponents.
+// log_norm from the parts [2][WARPS] of the warps: with rms (maximum, sum) of the logs of (d A)^2,
+// else maxima of the terms' exponents.
 __device__ inline double log_norm_of(const double* parts, double scale, const ForceParams& p) {
   double maximum = parts[0], sum = parts[WARPS];
   for (int w = 1; w < WARPS; ++w) {

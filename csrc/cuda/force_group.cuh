@@ -1,19 +1,20 @@
-// The force family for groups that fit into one block's shared memory: one launch, a block per group.
+// The force family for groups that fit into one block's shared memory: one launch, a block per
+// group.
 //
 //   force_group            all of force_forward
 //   force_group_gradient   distance_gradient
 //
-// The distances of all pairs that are needed lie in shared memory, [P, stride]: rows i < rows alone where nothing asks
-// for more, and only tiles at or above the diagonal are computed. Everything after that goes by rows, a warp each,
-// lanes over the columns; the rows' log-sum-exps, shifts and sums pass through the outputs. Weights replace the
-// distances of their rows, or with `separate` lie in a panel of 64 rows, and multiply differences of coordinates, in
-// tiles of 64 x 64.
+// The distances of all pairs that are needed lie in shared memory, [P, stride]: rows i < rows alone
+// where nothing asks for more, and only tiles at or above the diagonal are computed. Everything
+// after that goes by rows, a warp each, lanes over the columns; the rows' log-sum-exps, shifts and
+// sums pass through the outputs. Weights replace the distances of their rows, or with `separate`
+// lie in a panel of 64 rows, and multiply differences of coordinates, in tiles of 64 x 64.
 //
-// Flops: 3 P^2 D / 2 of distances (rows P D where that is less) and 3 rows P D of products; 3 or 4 exponentials per
-// pair and temperature. Bytes: x three times, mostly from L2. Shared memory: 4 P (P + 8) + 20 KiB, 86 KiB at P = 128:
-// two blocks on an SM of sm_90 and sm_100, one of sm_80, sm_86 and sm_120; up to P = 228 on sm_90; float64
-// 8 P (P + 8) + 37 KiB. Predicted, one H200: 256 groups of 128 points in 256 dimensions, 5 temperatures: 0.17 ms, at
-// 65 % of the instruction rate.
+// Flops: 3 P^2 D / 2 of distances (rows P D where that is less) and 3 rows P D of products; 3 or 4
+// exponentials per pair and temperature. Bytes: x three times, mostly from L2. Shared memory: 4 P
+// (P + 8) + 20 KiB, 86 KiB at P = 128: two blocks on an SM of sm_90 and sm_100, one of sm_80, sm_86
+// and sm_120; up to P = 228 on sm_90; float64 8 P (P + 8) + 37 KiB. Predicted, one H200: 256 groups
+// of 128 points in 256 dimensions, 5 temperatures: 0.17 ms, at 65 % of the instruction rate.
 #pragma once
 
 #include "force_product.cuh"
@@ -65,7 +66,9 @@ struct Group {
         d(reinterpret_cast<Acc*>(shared + Loop::SHARED + PARTS)),
         panel(d + params.P * width) {}
   __device__ Coordinates<T> coordinates() const { return {points(), p.P, p.D, width, stages}; }
-  __device__ const T* points() const { return static_cast<const T*>(p.x) + static_cast<int64_t>(g) * p.P * p.D; }
+  __device__ const T* points() const {
+    return static_cast<const T*>(p.x) + static_cast<int64_t>(g) * p.P * p.D;
+  }
   static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
 
   // Epilogue of the tile loop.
@@ -83,7 +86,9 @@ struct Group {
       }
     }
   }
-  __device__ void distances(int rows) { Loop::run(points(), p.P, p.D, UpperTiles{0, 0, rows, p.P}, *this, stages); }
+  __device__ void distances(int rows) {
+    Loop::run(points(), p.P, p.D, UpperTiles{0, 0, rows, p.P}, *this, stages);
+  }
 
   // The given scale, or the mean of all distances.
   __device__ Acc scale() {
@@ -123,7 +128,9 @@ struct Group {
     const Acc* row = d + i * width;
     Acc maximum = -infinity(Acc(0)), sum = 0;
     const auto left_out = [&](int j) { return j >= count || (p.mask && i == j); };
-    for_columns([&](int, int j) { maximum = fmax(maximum, left_out(j) ? -infinity(Acc(0)) : -f * row[j]); });
+    for_columns([&](int, int j) {
+      maximum = fmax(maximum, left_out(j) ? -infinity(Acc(0)) : -f * row[j]);
+    });
     maximum = warp_max(maximum);
     const Acc shift = shift_of(maximum);
     for_columns([&](int, int j) {
@@ -146,7 +153,8 @@ struct Group {
         const LogOfSum<Acc> lse = log_sum(i, is_row ? p.P : p.rows, f);
         const int64_t count = is_row ? row_count : p.P;
         if (lane_id() == 0) {
-          lse.store(is_row ? p.lse_rows : p.lse_cols, static_cast<int64_t>(p.K) * p.G * count, plane * count + i);
+          lse.store(is_row ? p.lse_rows : p.lse_cols, static_cast<int64_t>(p.K) * p.G * count,
+                    plane * count + i);
         }
       }
     }
@@ -167,18 +175,24 @@ struct Group {
     }
   };
   __device__ const Acc* columns_of(int k) const {
-    return static_cast<const Acc*>(p.all_rows ? p.lse_rows : p.lse_cols) + (static_cast<int64_t>(k) * p.G + g) * p.P;
+    return static_cast<const Acc*>(p.all_rows ? p.lse_rows : p.lse_cols) +
+           (static_cast<int64_t>(k) * p.G + g) * p.P;
   }
   __device__ Row row(int i, int k, Acc f) const {
     const int64_t planes = static_cast<int64_t>(p.K) * p.G, count = p.all_rows ? p.P : p.rows;
-    const Acc* lse = static_cast<const Acc*>(p.lse_rows) + (static_cast<int64_t>(k) * p.G + g) * count + i;
+    const Acc* lse =
+        static_cast<const Acc*>(p.lse_rows) + (static_cast<int64_t>(k) * p.G + g) * count + i;
     return {p, d + i * width, columns_of(k), planes * p.P, f, lse[0], lse[planes * count], i};
   }
   __device__ Acc weight(int j) const {
-    return p.weight == nullptr ? Acc(1) : static_cast<const Acc*>(p.weight)[static_cast<int64_t>(g) * p.P + j];
+    return p.weight == nullptr
+               ? Acc(1)
+               : static_cast<const Acc*>(p.weight)[static_cast<int64_t>(g) * p.P + j];
   }
   // Where shift and sums of a row are; those of the positive side `sides` elements on.
-  __device__ int64_t place(int i, int k) const { return (static_cast<int64_t>(k) * p.G + g) * p.rows + i; }
+  __device__ int64_t place(int i, int k) const {
+    return (static_cast<int64_t>(k) * p.G + g) * p.rows + i;
+  }
   __device__ int64_t sides() const { return static_cast<int64_t>(p.K) * p.G * p.rows; }
 
   // shift, sums and log_norm. Ends with a barrier.
@@ -206,7 +220,9 @@ struct Group {
         sum[0] = warp_sum(sum[0]), sum[1] = warp_sum(sum[1]);
         if (p.rms) {
           Acc moment_top = -infinity(Acc(0)), moments = 0;
-          for_columns([&](int c, int j) { moment_top = r.d[j] == Acc(0) ? moment_top : fmax(moment_top, a[c]); });
+          for_columns([&](int c, int j) {
+            moment_top = r.d[j] == Acc(0) ? moment_top : fmax(moment_top, a[c]);
+          });
           moment_top = warp_max(moment_top);
           for_columns([&](int c, int j) { moments += moment(r.d[j], a[c], moment_top); });
           merge_log(norm, norm_sum, log_moments(moment_top, warp_sum(moments)));
@@ -219,7 +235,8 @@ struct Group {
           norm = larger(norm, static_cast<double>(warp_max(exponent)));
         }
         if (lane_id() != 0 || i >= p.rows) continue;
-        Acc *shift = static_cast<Acc*>(p.shift) + place(i, k), *sums = static_cast<Acc*>(p.sums) + place(i, k);
+        Acc *shift = static_cast<Acc*>(p.shift) + place(i, k),
+            *sums = static_cast<Acc*>(p.sums) + place(i, k);
         shift[0] = top[0], shift[sides()] = top[1], sums[0] = sum[0], sums[sides()] = sum[1];
       }
       if (p.rms || p.separate) {
@@ -236,8 +253,8 @@ struct Group {
     }
   }
 
-  // Weights of temperatures [k, k_end) of row i, added, into `target`: 0 for points that equal it, and behind the last
-  // column. Each lane prepares one temperature, for all.
+  // Weights of temperatures [k, k_end) of row i, added, into `target`: 0 for points that equal it,
+  // and behind the last column. Each lane prepares one temperature, for all.
   __device__ void weights(int i, int k, int k_end, Acc* target) const {
     Acc total[COLUMNS] = {};
 #pragma unroll 1
@@ -246,7 +263,8 @@ struct Group {
       const Row own = row(i, own_k, factor(p, own_k, unit_scale<Acc>(p.scale, g)));
       const Acc* shift = static_cast<const Acc*>(p.shift) + place(i, own_k);
       const Acc* sums = static_cast<const Acc*>(p.sums) + place(i, own_k);
-      const double log_norm = static_cast<const double*>(p.wide)[static_cast<int64_t>(own_k) * p.G + g];
+      const double log_norm =
+          static_cast<const double*>(p.wide)[static_cast<int64_t>(own_k) * p.G + g];
       const ForceLevel<Acc> of_negative(shift[sides()], -sums[sides()], log_norm);
       const ForceLevel<Acc> of_positive(shift[0], sums[0], log_norm);
 #pragma unroll 1
@@ -261,7 +279,8 @@ struct Group {
                     i};
         const Acc by_negative = shuffle(of_negative.coefficient, lane);
         const Acc by_positive = shuffle(of_positive.coefficient, lane);
-        const Acc negative = shuffle(of_negative.level, lane), positive = shuffle(of_positive.level, lane);
+        const Acc negative = shuffle(of_negative.level, lane),
+                  positive = shuffle(of_positive.level, lane);
         for_columns([&](int c, int j) {
           const bool side = j >= p.negatives;
           const Acc e = exponential(r.log_a(j) - (side ? positive : negative));
@@ -270,7 +289,8 @@ struct Group {
       }
     }
     const Acc* row = d + i * width;
-    for_columns([&](int c, int j) { target[j] = row[j] == Acc(0) ? Acc(0) : total[c] * weight(j); });
+    for_columns(
+        [&](int c, int j) { target[j] = row[j] == Acc(0) ? Acc(0) : total[c] * weight(j); });
     if (p.P + lane_id() < width) target[p.P + lane_id()] = 0;  // fewer than 32
   }
 
@@ -279,7 +299,8 @@ struct Group {
     const Acc g2 = Acc(-2) * static_cast<const Acc*>(p.upstream)[g];
     Acc* row = d + i * width;
 #pragma unroll 1
-    for (int j = lane_id(); j < width; j += 32) row[j] = j < p.P && row[j] != Acc(0) ? g2 / row[j] : Acc(0);
+    for (int j = lane_id(); j < width; j += 32)
+      row[j] = j < p.P && row[j] != Acc(0) ? g2 / row[j] : Acc(0);
   }
 };
 

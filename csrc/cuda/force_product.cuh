@@ -1,20 +1,21 @@
-// The product of a group's weights, in shared memory, with the differences of its coordinates: sum_j w_ij (x_j - x_i),
-// exactly 0 where all points are equal, and with nothing lost where a row's neighbours are near it and all far from the
-// others.
+// The product of a group's weights, in shared memory, with the differences of its coordinates:
+// sum_j w_ij (x_j - x_i), exactly 0 where all points are equal, and with nothing lost where a row's
+// neighbours are near it and all far from the others.
 #pragma once
 
 #include "force_distance.cuh"
 
 namespace fused_contrastive {
 
-// Tiles of 64 rows x 64 features over 16 points at a time, loaded into registers while those before are multiplied. Per
-// four points a thread loads 8 x 16 bytes for 128 arithmetic instructions.
+// Tiles of 64 rows x 64 features over 16 points at a time, loaded into registers while those before
+// are multiplied. Per four points a thread loads 8 x 16 bytes for 128 arithmetic instructions.
 template <class T>
 struct Coordinates {
   using Acc = typename Accumulation<T>::type;
   using Loop = Distances<T>;
   static constexpr int TILE = Loop::TILE, THREADS = Loop::THREADS, SIZE = Unit<Acc>::SIZE;
-  static constexpr int DEPTH = 16, LOADS = DEPTH / 16, WIDTH = TILE + SIZE;  // a stage of coordinates: [DEPTH][WIDTH]
+  static constexpr int DEPTH = 16, LOADS = DEPTH / 16,
+                       WIDTH = TILE + SIZE;  // a stage of coordinates: [DEPTH][WIDTH]
   static constexpr int SHARED = 2 * DEPTH * WIDTH * static_cast<int>(sizeof(Acc));
 
   const T* x;  // [P, D]
@@ -47,7 +48,8 @@ struct Coordinates {
         for (int j = 0; j < min(DEPTH, width - j0); j += SIZE) {
           Unit<Acc> own[4];
 #pragma unroll
-          for (int r = 0; r < 4; ++r) own[r] = load_unit(w + min(ty + 16 * r, count - 1) * width + j0 + j);
+          for (int r = 0; r < 4; ++r)
+            own[r] = load_unit(w + min(ty + 16 * r, count - 1) * width + j0 + j);
 #pragma unroll
           for (int e = 0; e < SIZE; ++e) {
             Acc value[4];
@@ -60,7 +62,8 @@ struct Coordinates {
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
 #pragma unroll
-              for (int c = 0; c < 4; ++c) sum[r][c] = fma(own[r].v[e], value[c] - place[r][c], sum[r][c]);
+              for (int c = 0; c < 4; ++c)
+                sum[r][c] = fma(own[r].v[e], value[c] - place[r][c], sum[r][c]);
             }
           }
         }
@@ -71,7 +74,8 @@ struct Coordinates {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const int row = ty + 16 * r, column = d0 + 4 * tx + c;
-          if (row < count && column < D) from_float(sum[r][c], out[static_cast<int64_t>(row) * D + column]);
+          if (row < count && column < D)
+            from_float(sum[r][c], out[static_cast<int64_t>(row) * D + column]);
         }
       }
       __syncthreads();

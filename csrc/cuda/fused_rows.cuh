@@ -1,16 +1,16 @@
-// fused_rows: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that need no gradient. D <=
-// 128 (float64: 64).
+// fused_rows: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that
+// need no gradient. D <= 128 (float64: 64).
 //
-// Per row and split of the columns: slots [2][splits, G, M] (sum of exp2(s2 - maximum), then maximum) and partial
-// [splits, G, M, D], sum_j exp2(s2 - maximum) y_j, unnormalised. Running maxima, so any logits. One block per BM rows
-// and split_columns columns of one group: rows stay in shared memory, tiles of columns pass through a ring and serve
-// both products; the weights go from accumulators to the second product's operand in registers (mma.sync, which is
-// synchronous).
+// Per row and split of the columns: slots [2][splits, G, M] (sum of exp2(s2 - maximum), then
+// maximum) and partial [splits, G, M, D], sum_j exp2(s2 - maximum) y_j, unnormalised. Running
+// maxima, so any logits. One block per BM rows and split_columns columns of one group: rows stay in
+// shared memory, tiles of columns pass through a ring and serve both products; the weights go from
+// accumulators to the second product's operand in registers (mma.sync, which is synchronous).
 //
-// Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split written. 40-80 KiB
-// shared. Predicted, bf16: as FlashAttention-2, which has this structure: 60-65 % of the tensor rate on sm_80 at D =
-// 128 (200 TF/s), 45 % on sm_90 (350 TF/s), 50 % and 35 % at D = 64, where the exponentials cost as much as the
-// products.
+// Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split
+// written. 40-80 KiB shared. Predicted, bf16: as FlashAttention-2, which has this structure: 60-65
+// % of the tensor rate on sm_80 at D = 128 (200 TF/s), 45 % on sm_90 (350 TF/s), 50 % and 35 % at D
+// = 64, where the exponentials cost as much as the products.
 #pragma once
 
 #include "logits.cuh"
@@ -34,7 +34,8 @@ struct WeightedRows {
   Acc row_sum[2], row_max[2];
   Acc out[2][DB][2];
 
-  __device__ void operator()(Acc (&s)[2][P::NB][2], const ColumnTiles& t, const unsigned char* columns) {
+  __device__ void operator()(Acc (&s)[2][P::NB][2], const ColumnTiles& t,
+                             const unsigned char* columns) {
     const bool mask = needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
     if (r.p.kind >= OTHER_KEY) {
       logits<P, true>(s, r.p, g, scale2, t.i + P::warp_row(), t.j, mask, false);
@@ -100,8 +101,10 @@ __global__ void __launch_bounds__(P::THREADS) fused_rows(const __grid_constant__
   constexpr int DB = CHUNKS * CHUNK / static_cast<int>(sizeof(Element)) / 8;
   SHARED_MEMORY(shared);
   const Problem& p = r.p;
-  const int tiles_m = ceil_div(p.M, P::BM), splits = ceil_div(p.N, r.split_columns), blocks = tiles_m * splits;
-  const int g = static_cast<int>(blockIdx.x) / blocks, block = static_cast<int>(blockIdx.x) % blocks;
+  const int tiles_m = ceil_div(p.M, P::BM), splits = ceil_div(p.N, r.split_columns),
+            blocks = tiles_m * splits;
+  const int g = static_cast<int>(blockIdx.x) / blocks,
+            block = static_cast<int>(blockIdx.x) % blocks;
   const int i = block / splits * P::BM, split = block % splits, j = split * r.split_columns;
   WeightedRows<P, DB> epilogue{r, g, *static_cast<const Acc*>(p.scale) * Acc(LOG2E)};
 #pragma unroll
@@ -112,14 +115,15 @@ __global__ void __launch_bounds__(P::THREADS) fused_rows(const __grid_constant__
     for (int d = 0; d < DB; ++d) epilogue.out[m][d][0] = 0, epilogue.out[m][d][1] = 0;
   }
   const ColumnTiles tiles{i, j, min(j + r.split_columns, p.N), P::BN};
-  RowsLoop<P, CHUNKS>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D), p.D, tiles, epilogue,
-                           shared);
+  RowsLoop<P, CHUNKS>::run(operand<Element>(p.x, g, p.M, p.D), operand<Element>(p.y, g, p.N, p.D),
+                           p.D, tiles, epilogue, shared);
   epilogue.finish(i, split, splits);
 }
 
 template <class P, int CHUNKS>
 void launch_fused_rows(const RowsParams& r, Stream stream) {
-  const int64_t blocks = static_cast<int64_t>(ceil_div(r.p.M, P::BM)) * ceil_div(r.p.N, r.split_columns);
+  const int64_t blocks =
+      static_cast<int64_t>(ceil_div(r.p.M, P::BM)) * ceil_div(r.p.N, r.split_columns);
   launch(fused_rows<P, CHUNKS>, r.p.G * blocks, P::THREADS, RowsLoop<P, CHUNKS>::SHARED, stream, r);
 }
 

@@ -1,5 +1,5 @@
-// The machine instructions the kernels use, one wrapper each. With FUSED_CONTRASTIVE_HOST the shim defines the same
-// names.
+// The machine instructions the kernels use, one wrapper each. With FUSED_CONTRASTIVE_HOST the shim
+// defines the same names.
 #pragma once
 
 #include "platform.cuh"
@@ -10,7 +10,9 @@
 
 namespace fused_contrastive {
 
-__device__ inline float to_float(bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ inline float to_float(bf16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
 __device__ inline float to_float(f16 x) {
   float y;
   asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
@@ -20,8 +22,12 @@ __device__ inline float to_float(float x) { return x; }
 __device__ inline double to_float(double x) { return x; }
 
 // Round to nearest even.
-__device__ inline void from_float(float x, bf16& y) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
-__device__ inline void from_float(float x, f16& y) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
+__device__ inline void from_float(float x, bf16& y) {
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+}
+__device__ inline void from_float(float x, f16& y) {
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+}
 __device__ inline void from_float(float x, float& y) { y = x; }
 __device__ inline void from_float(float x, double& y) { y = x; }
 __device__ inline void from_float(double x, double& y) { y = x; }
@@ -85,11 +91,15 @@ __device__ inline void atomic_raise(float* target, float x) {
   atomicMax(reinterpret_cast<int*>(target), __float_as_int(fabsf(x)));
 }
 
-__device__ inline uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
-// 16 bytes from global to shared memory, asynchronously; only the first `valid` are read, zeros for the rest.
+// 16 bytes from global to shared memory, asynchronously; only the first `valid` are read, zeros for
+// the rest.
 __device__ inline void copy_async(void* shared, const void* global, int valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(global), "r"(valid)
                : "memory");
 }
 __device__ inline void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -99,8 +109,8 @@ __device__ inline void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// Four 8 x 16-byte matrices; lane l gives the address of row l % 8 of matrix l / 8 and receives word l % 4 of row l / 4
-// of each.
+// Four 8 x 16-byte matrices; lane l gives the address of row l % 8 of matrix l / 8 and receives
+// word l % 4 of row l / 4 of each.
 __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -115,21 +125,27 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void* ro
                : "memory");
 }
 
-// c += a b for one warp. c: rows lane / 4 (c0, c1) and lane / 4 + 8 (c2, c3), columns 2 (lane % 4) + {0, 1}. m16n8k16,
-// 4096 flops.
-__device__ inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+// c += a b for one warp. c: rows lane / 4 (c0, c1) and lane / 4 + 8 (c2, c3), columns 2 (lane % 4)
+// + {0, 1}. m16n8k16, 4096 flops.
+__device__ inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0,
+                           uint32_t b1, bf16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c0[0]), "+f"(c0[1]), "+f"(c1[0]), "+f"(c1[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-__device__ inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+__device__ inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0,
+                           uint32_t b1, f16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c0[0]), "+f"(c0[1]), "+f"(c1[0]), "+f"(c1[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // The same, m16n8k8 on tf32 operands.
-__device__ inline void mma_tf32(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+__device__ inline void mma_tf32(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0,
+                                uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
       : "+f"(c0[0]), "+f"(c0[1]), "+f"(c1[0]), "+f"(c1[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }

@@ -1,8 +1,8 @@
-// Logits of a tile: scale, bias and candidates (fused_contrastive/candidates.py) applied to the products. In base 2,
-// s2 = s log2(e), so that an exponential is one exp2.
+// Logits of a tile: scale, bias and candidates (fused_contrastive/candidates.py) applied to the
+// products. In base 2, s2 = s log2(e), so that an exponential is one exp2.
 #pragma once
 
-#include "params.h"
+#include "problem.h"
 #include "tile_loop.cuh"
 
 namespace fused_contrastive {
@@ -25,8 +25,9 @@ __device__ inline void fold(Acc& maximum, Acc& sum, Acc other_maximum, Acc other
   maximum = top;
 }
 
-// Which differences column - row are multiples of a stride, for `first` and up to 2^16 behind it: no division after the
-// first (Lemire, Kaser, Kurz 2019, "Faster remainder by direct computation", 3.2).
+// Which differences column - row are multiples of a stride, for `first` and up to 2^16 behind it:
+// no division after the first (Lemire, Kaser, Kurz 2019, "Faster remainder by direct
+// computation", 3.2).
 struct Multiples {
   int offset;  // of the first multiple at or behind `first`, negated
   uint32_t inverse;
@@ -41,8 +42,8 @@ struct Multiples {
   }
 };
 
-// Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is no candidate (keys:
-// may).
+// Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is
+// no candidate (keys: may).
 template <int BM, int BN>
 __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   if (i + BM > p.M || j + BN > p.N || p.kind >= OTHER_KEY) return true;
@@ -61,11 +62,12 @@ __device__ inline Acc scaled(Acc s, Acc scale2, Acc shift) {
   return fma(s, scale2, P::LOST == 0 ? shift : fma(s, scale2 * Acc(P::LOST), shift));
 }
 
-// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix); -inf where not a
-// candidate, with `upper` also where column < row. KEYED kinds compare keys. SCALED: s already is s2.
+// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix);
+// -inf where not a candidate, with `upper` also where column < row. KEYED kinds compare keys.
+// SCALED: s already is s2.
 template <class P, bool KEYED, bool SCALED = false, class Acc = typename P::Acc>
-__device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64_t g, Acc scale2, int i, int j,
-                              bool mask, bool upper) {
+__device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64_t g, Acc scale2,
+                              int i, int j, bool mask, bool upper) {
   constexpr int MB = P::MB, NB = P::NB;
   i += lane_id() >> 2;
   j += 2 * (lane_id() & 3);
@@ -101,9 +103,11 @@ __device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64
         const int behind = 8 * (MB - 1 + n - m) + e;
         bool keep = row < p.M && column < p.N && !(upper && column < row);
         if (KEYED) {
-          keep = keep && (key == keys[m]) == (p.kind == SAME_KEY) && (p.kind == OTHER_KEY || first + behind != 0);
+          keep = keep && (key == keys[m]) == (p.kind == SAME_KEY) &&
+                 (p.kind == OTHER_KEY || first + behind != 0);
         } else {
-          keep = keep && (p.kind == NOT_PAIR ? !pairs[behind] : p.kind == ALL || first + behind != 0);
+          keep =
+              keep && (p.kind == NOT_PAIR ? !pairs[behind] : p.kind == ALL || first + behind != 0);
         }
         if (!keep) s[m][n][e] = -infinity(Acc(0));
       }

@@ -1,9 +1,10 @@
-// What the files of operators share: the namespace and device they are registered for, tensors as pointers and sizes,
-// the stream. With FUSED_CONTRASTIVE_HOST the tests' host shim compiles the same operators for CPU tensors, in another
-// namespace.
+// What the files of operators share: the namespace and device they are registered for, tensors as
+// pointers and sizes, the stream. With FUSED_CONTRASTIVE_HOST the tests' host shim compiles the
+// same operators for CPU tensors, in another namespace.
 #pragma once
 
-#pragma weak aoti_torch_get_current_cuda_stream  // absent from a CPU-only torch, where this library must still load
+#pragma weak aoti_torch_get_current_cuda_stream  // absent from a CPU-only torch, where this library
+                                                 // must still load
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

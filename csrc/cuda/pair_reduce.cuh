@@ -1,37 +1,43 @@
-// pair_reduce: (maximum, sum of exp2(s2 - maximum)) of the candidate logits of each row, and of each column, in one
-// pass over the tiles, as partial results in private slots: no atomics, the same bits in every run.
+// pair_reduce: (maximum, sum of exp2(s2 - maximum)) of the candidate logits of each row, and of
+// each column, in one pass over the tiles, as partial results in private slots: no atomics, the
+// same bits in every run.
 //
-// One block per pair of super tiles (super_rows rows x super_rows columns of one group). SYMMETRIC (one set): only
-// pairs at or above the diagonal; their column results are partial results of the mirrored rows. Row statistics stay in
-// registers along a strip of tiles; column statistics of SUB columns stay in shared memory, one copy per row of warps,
-// so a tile's epilogue needs no barrier.
+// One block per pair of super tiles (super_rows rows x super_rows columns of one group). SYMMETRIC
+// (one set): only pairs at or above the diagonal; their column results are partial results of the
+// mirrored rows. Row statistics stay in registers along a strip of tiles; column statistics of SUB
+// columns stay in shared memory, one copy per row of warps, so a tile's epilogue needs no barrier.
 //
-// Slots, S = super tiles across: rows [S_n (+ 1 if symmetric), G, M] sums, then as many maxima; columns (two sets)
-// [S_m, G, N] sums, then maxima. Symmetric: slot S holds the diagonal super tile's mirrored part.
+// Slots, S = super tiles across: rows [S_n (+ 1 if symmetric), G, M] sums, then as many maxima;
+// columns (two sets) [S_m, G, N] sums, then maxima. Symmetric: slot S holds the diagonal super
+// tile's mirrored part.
 //
-// Two regimes, by a uniform test of |scale| max|a| max|b| + max|bias| <= DIRECT: without a shift (one exp2 per logit,
-// maximum stored as 0), or with running maxima kept by each thread (two exp2 with columns), exact for any logits.
+// Two regimes, by a uniform test of |scale| max|a| max|b| + max|bias| <= DIRECT: without a shift
+// (one exp2 per logit, maximum stored as 0), or with running maxima kept by each thread (two exp2
+// with columns), exact for any logits.
 //
-// Flops: 2 M N D (symmetric: N^2 D), M N (half) exponentials. Bytes: tiles from L2, 128 x 128: 64 flop/byte at 16 bit;
-// 16 bytes of slots per row and super tile. Shared memory 64 KiB of stages + column statistics, two blocks per SM
-// (sm_90 at 16 bit: 225 KiB, one).
-// Predicted, bf16, D >= 256: on sm_80 mma.sync at 60-65 % of the tensor rate (190 TF/s of 312); on sm_90 see
-// products_sm90.cuh; sm_86 and sm_120 65 % of their mma.sync rate. D = 128: 16 exp2 per clock and SM add 0.06 clk per
-// element to 0.10 of products, hidden in part by the second block: 45 %. tf32: half of that rate, 3 x tf32 a sixth,
-// both products-bound from D = 64 on; FMA 60 % of the float32 rate (shared memory feeds 16 FMA per load); float64 70 %.
+// Flops: 2 M N D (symmetric: N^2 D), M N (half) exponentials. Bytes: tiles from L2, 128 x 128: 64
+// flop/byte at 16 bit; 16 bytes of slots per row and super tile. Shared memory 64 KiB of stages +
+// column statistics, two blocks per SM (sm_90 at 16 bit: 225 KiB, one). Predicted, bf16, D >= 256:
+// on sm_80 mma.sync at 60-65 % of the tensor rate (190 TF/s of 312); on sm_90 see
+// products_sm90.cuh; sm_86 and sm_120 65 % of their mma.sync rate. D = 128: 16 exp2 per clock and
+// SM add 0.06 clk per element to 0.10 of products, hidden in part by the second block: 45 %. tf32:
+// half of that rate, 3 x tf32 a sixth, both products-bound from D = 64 on; FMA 60 % of the float32
+// rate (shared memory feeds 16 FMA per load); float64 70 %.
 #pragma once
 
 #include "logits.cuh"
 
 namespace fused_contrastive {
 
-constexpr double DIRECT = 60.0;  // natural logits; exp stays normal in float32, sums of 2^30 of them too
-constexpr int SUB = 512;         // columns whose statistics are in shared memory at a time
+constexpr double DIRECT =
+    60.0;                 // natural logits; exp stays normal in float32, sums of 2^30 of them too
+constexpr int SUB = 512;  // columns whose statistics are in shared memory at a time
 
 // The tiles of one super tile: SUB columns at a time, strips of rows within, tiles along a strip.
 template <int BM, int BN>
 struct SuperTiles {
-  static_assert(BN % BM == 0 && SUB % BN == 0, "a tile that crosses the diagonal is the first of its strip");
+  static_assert(BN % BM == 0 && SUB % BN == 0,
+                "a tile that crosses the diagonal is the first of its strip");
   const ReduceParams& r;
   int g, super_i, super_j;
   int i, j, sub;
@@ -47,14 +53,18 @@ struct SuperTiles {
   __device__ int i_begin() const { return super_i * r.super_rows; }
   __device__ int j_begin() const { return super_j * r.super_rows; }
   __device__ int j_end() const { return min(j_begin() + r.super_rows, r.p.N); }
-  __device__ bool diagonal() const { return r.symmetric && super_i == super_j; }  // only tiles at or above it
+  __device__ bool diagonal() const {
+    return r.symmetric && super_i == super_j;
+  }  // only tiles at or above it
   __device__ int sub_end() const { return min(sub + SUB, j_end()); }
   __device__ int rows_end() const {
     const int end = min(i_begin() + r.super_rows, r.p.M);
     return diagonal() ? min(end, sub_end()) : end;
   }
   __device__ bool valid() const { return sub < j_end(); }
-  __device__ int first_at_or_above() const { return BM == BN ? i : i / BN * BN; }  // column of the diagonal's tile
+  __device__ int first_at_or_above() const {
+    return BM == BN ? i : i / BN * BN;
+  }  // column of the diagonal's tile
   __device__ bool on_diagonal() const { return diagonal() && j == first_at_or_above(); }
   __device__ bool strip_end() const { return j + BN >= sub_end(); }
   __device__ bool sub_is_done() const { return strip_end() && i + BM >= rows_end(); }
@@ -75,7 +85,8 @@ template <class P, bool KEYED>
 struct Reduce {
   using Acc = typename P::Acc;
   static_assert(P::NB % 4 == 0, "columns are exchanged 32 at a time");
-  static constexpr int SHARED = static_cast<int>(sizeof(Acc)) * 2 * (P::WARPS_M * SUB + P::WARPS_N * P::BM);
+  static constexpr int SHARED =
+      static_cast<int>(sizeof(Acc)) * 2 * (P::WARPS_M * SUB + P::WARPS_N * P::BM);
 
   const ReduceParams& r;
   int g;
@@ -86,7 +97,8 @@ struct Reduce {
 
   __device__ Acc* row_parts() const { return col_sums + 2 * P::WARPS_M * SUB; }  // [2][WARPS_N][BM]
 
-  // Slots of this group and pair of super tiles, from its first row (column) on; `planes` leads from sums to maxima.
+  // Slots of this group and pair of super tiles, from its first row (column) on; `planes` leads
+  // from sums to maxima.
   struct Slot {
     Acc* sums;
     int64_t planes;
@@ -101,12 +113,14 @@ struct Reduce {
     if (r.symmetric) return row_slot(t.diagonal() ? supers_n : super_i);
     const int64_t plane = static_cast<int64_t>(r.p.G) * r.p.N;
     Acc* columns = static_cast<Acc*>(r.slots) + 2 * static_cast<int64_t>(r.p.G) * r.p.M * supers_n;
-    return {columns + super_i * plane + static_cast<int64_t>(g) * r.p.N, plane * ceil_div(r.p.M, r.super_rows)};
+    return {columns + super_i * plane + static_cast<int64_t>(g) * r.p.N,
+            plane * ceil_div(r.p.M, r.super_rows)};
   }
 
   __device__ void clear_rows() {
 #pragma unroll
-    for (int m = 0; m < P::MB; ++m) row_sum[m] = 0, row_max[m] = careful ? -infinity(Acc(0)) : Acc(0);
+    for (int m = 0; m < P::MB; ++m)
+      row_sum[m] = 0, row_max[m] = careful ? -infinity(Acc(0)) : Acc(0);
   }
 
   __device__ void clear_columns() {
@@ -119,10 +133,12 @@ struct Reduce {
     }
   }
 
-  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, const unsigned char*) {
+  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t,
+                             const unsigned char*) {
     const bool on_diagonal = t.on_diagonal();
     const bool mask = on_diagonal || needs_mask<P::BM, P::BN>(r.p, t.i, t.j);
-    logits<P, KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask, t.diagonal());
+    logits<P, KEYED>(s, r.p, g, scale2, t.i + P::warp_row(), t.j + P::warp_column(), mask,
+                     t.diagonal());
     if (careful) {
       rows_careful(s);
       if (r.columns) columns_careful(s, t, on_diagonal);
@@ -137,10 +153,12 @@ struct Reduce {
 
   // Whether element (m, n, e) of this lane is a pair of a row with itself.
   __device__ bool is_self(const SuperTiles<P::BM, P::BN>& t, int m, int n, int e) const {
-    return t.i + P::warp_row() + 8 * m + (lane_id() >> 2) == t.j + P::warp_column() + 8 * n + 2 * (lane_id() & 3) + e;
+    return t.i + P::warp_row() + 8 * m + (lane_id() >> 2) ==
+           t.j + P::warp_column() + 8 * n + 2 * (lane_id() & 3) + e;
   }
 
-  __device__ void direct(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t, bool on_diagonal) {
+  __device__ void direct(Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t,
+                         bool on_diagonal) {
 #pragma unroll
     for (int group = 0; group < P::NB / 4; ++group) {
       Acc sums[8] = {};
@@ -160,7 +178,8 @@ struct Reduce {
         const bool upper = lane_id() & bit;
 #pragma unroll
         for (int c = 0; c < width; ++c) {
-          const Acc mine = upper ? sums[c + width] : sums[c], given = upper ? sums[c] : sums[c + width];
+          const Acc mine = upper ? sums[c + width] : sums[c],
+                    given = upper ? sums[c] : sums[c + width];
           sums[c] = mine + shuffle_xor(given, bit);
         }
       }
@@ -168,11 +187,13 @@ struct Reduce {
     }
   }
 
-  // The eight lanes that hold parts of the same eight columns (of four 8 x 8 blocks) each end up with the total of one:
-  // an exchange halves the columns of a lane three times. This is where that column's statistics are.
+  // The eight lanes that hold parts of the same eight columns (of four 8 x 8 blocks) each end up
+  // with the total of one: an exchange halves the columns of a lane three times. This is where that
+  // column's statistics are.
   __device__ Acc* own_column(const SuperTiles<P::BM, P::BN>& t, int group) const {
     const int lane = lane_id(), value = lane >> 4 << 2 | (lane >> 3 & 1) << 1 | (lane >> 2 & 1);
-    const int column = t.j - t.sub + P::warp_column() + (4 * group + value / 2) * 8 + 2 * (lane & 3) + value % 2;
+    const int column =
+        t.j - t.sub + P::warp_column() + (4 * group + value / 2) * 8 + 2 * (lane & 3) + value % 2;
     return col_sums + static_cast<int>(threadIdx.x) / 32 / P::WARPS_N * SUB + column;
   }
 
@@ -191,8 +212,8 @@ struct Reduce {
     }
   }
 
-  __device__ void columns_careful(const Acc (&s)[P::MB][P::NB][2], const SuperTiles<P::BM, P::BN>& t,
-                                  bool on_diagonal) {
+  __device__ void columns_careful(const Acc (&s)[P::MB][P::NB][2],
+                                  const SuperTiles<P::BM, P::BN>& t, bool on_diagonal) {
 #pragma unroll
     for (int group = 0; group < P::NB / 4; ++group) {
       Acc sums[8], tops[8];
@@ -201,11 +222,13 @@ struct Reduce {
         const int n = 4 * group + c / 2, e = c % 2;
         Acc top = -infinity(Acc(0));
 #pragma unroll
-        for (int m = 0; m < P::MB; ++m) top = on_diagonal && is_self(t, m, n, e) ? top : fmax(top, s[m][n][e]);
+        for (int m = 0; m < P::MB; ++m)
+          top = on_diagonal && is_self(t, m, n, e) ? top : fmax(top, s[m][n][e]);
         const Acc shift = finite(top);
         Acc sum = 0;
 #pragma unroll
-        for (int m = 0; m < P::MB; ++m) sum += on_diagonal && is_self(t, m, n, e) ? Acc(0) : exp_2(s[m][n][e] - shift);
+        for (int m = 0; m < P::MB; ++m)
+          sum += on_diagonal && is_self(t, m, n, e) ? Acc(0) : exp_2(s[m][n][e] - shift);
         sums[c] = sum;
         tops[c] = top;
       }
@@ -214,7 +237,8 @@ struct Reduce {
         const bool upper = lane_id() & bit;
 #pragma unroll
         for (int c = 0; c < width; ++c) {
-          const Acc given = upper ? sums[c] : sums[c + width], given_top = upper ? tops[c] : tops[c + width];
+          const Acc given = upper ? sums[c] : sums[c + width],
+                    given_top = upper ? tops[c] : tops[c + width];
           sums[c] = upper ? sums[c + width] : sums[c];
           tops[c] = upper ? tops[c + width] : tops[c];
           const Acc other_top = shuffle_xor(given_top, bit), other = shuffle_xor(given, bit);
@@ -265,7 +289,8 @@ struct Reduce {
     P::sync_all();
     for (int c = static_cast<int>(threadIdx.x); c < t.sub_end() - t.sub; c += P::THREADS) {
       Acc sum = col_sums[c], top = col_sums[P::WARPS_M * SUB + c];
-      for (int w = 1; w < P::WARPS_M; ++w) fold(top, sum, col_sums[(P::WARPS_M + w) * SUB + c], col_sums[w * SUB + c]);
+      for (int w = 1; w < P::WARPS_M; ++w)
+        fold(top, sum, col_sums[(P::WARPS_M + w) * SUB + c], col_sums[w * SUB + c]);
       slot.sums[t.sub + c] = sum;
       slot.sums[t.sub + c + slot.planes] = top;
       clear_column(c);
@@ -299,12 +324,15 @@ __global__ void __launch_bounds__(ReduceLoop<P>::THREADS, KEYED ? 1 : P::BLOCKS)
   const Acc scale = *static_cast<const Acc*>(p.scale);
   const float* bound = r.bound + 3 * g;
   const float norms = r.normalized ? 1.01f : bound[0] * bound[r.symmetric ? 0 : 1];
-  const float limit = fabsf(static_cast<float>(scale)) * norms + (p.bias == nullptr ? 0.0f : bound[2]);
-  Reduce<P, KEYED> epilogue{r, g, scale * Acc(LOG2E), r.extrema || !(limit <= static_cast<float>(DIRECT))};
+  const float limit =
+      fabsf(static_cast<float>(scale)) * norms + (p.bias == nullptr ? 0.0f : bound[2]);
+  Reduce<P, KEYED> epilogue{r, g, scale * Acc(LOG2E),
+                            r.extrema || !(limit <= static_cast<float>(DIRECT))};
   epilogue.col_sums = reinterpret_cast<Acc*>(shared + ReduceLoop<P>::SHARED);
   epilogue.clear_rows();
   epilogue.clear_columns();
-  ReduceLoop<P>::run(arguments.sources, p, SuperTiles<P::BM, P::BN>(r, g, super_i, super_j), epilogue, shared);
+  ReduceLoop<P>::run(arguments.sources, p, SuperTiles<P::BM, P::BN>(r, g, super_i, super_j),
+                     epilogue, shared);
 }
 
 template <class P>
@@ -312,10 +340,11 @@ void launch_pair_reduce(const ReduceParams& r, Stream stream) {
   const int64_t supers_m = ceil_div(r.p.M, r.super_rows), supers_n = ceil_div(r.p.N, r.super_rows);
   const int64_t pairs = r.symmetric ? supers_n * (supers_n + 1) / 2 : supers_m * supers_n;
   const int shared = ReduceLoop<P>::SHARED + Reduce<P, false>::SHARED;
-  if (r.super_rows % P::BN != 0) throw std::runtime_error("pair_reduce: super tiles of whole tiles");
+  if (r.super_rows % P::BN != 0)
+    throw std::runtime_error("pair_reduce: super tiles of whole tiles");
   const Arguments<ReduceLoop<P>, ReduceParams> arguments{typename ReduceLoop<P>::Sources(r.p), r};
-  launch(r.p.kind >= OTHER_KEY ? pair_reduce<P, true> : pair_reduce<P, false>, r.p.G * pairs, ReduceLoop<P>::THREADS,
-         shared, stream, arguments);
+  launch(r.p.kind >= OTHER_KEY ? pair_reduce<P, true> : pair_reduce<P, false>, r.p.G * pairs,
+         ReduceLoop<P>::THREADS, shared, stream, arguments);
 }
 
 }  // namespace fused_contrastive

@@ -1,23 +1,26 @@
 // pair_weight: a panel of the gradient weights, for library products with the embeddings:
-//   W_ij = weight_i exp2(s2_ij - level_i) [+ weight_j exp2(s2_ij - level_j)],  0 where j is no candidate of i.
-// Terms are pairs (level, weight). Panel [G, M, ld], ld = N rounded up to 16 elements. MIRROR (one set, the whole
-// matrix): tiles at or above the diagonal are computed and written at both places. One block per tile, on sm_90 one per
-// SM that runs through its share; BAND rows of tiles in turn, so that operands stay in L2. Tiles leave through shared
-// memory in rows of 16-byte stores.
+//   W_ij = weight_i exp2(s2_ij - level_i) [+ weight_j exp2(s2_ij - level_j)],  0 where j is no
+//   candidate of i.
+// Terms are pairs (level, weight). Panel [G, M, ld], ld = N rounded up to 16 elements. MIRROR (one
+// set, the whole matrix): tiles at or above the diagonal are computed and written at both places.
+// One block per tile, on sm_90 one per SM that runs through its share; BAND rows of tiles in turn,
+// so that operands stay in L2. Tiles leave through shared memory in rows of 16-byte stores.
 //
 // Where the levels of a warp's tile are close (SPREAD octaves) both terms share one exponential.
 // Flops: 2 M N D (MIRROR: N^2 D), M N (half) exponentials. Bytes: M N elements written.
-// Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block (hidden by the second block
-// of an SM; sm_90: products_sm90.cuh); never above the copy rate: at 16 bit 4.3 TB/s of W are 2.15e12 elements/s, 2 D
-// flops each (MIRROR: D): D >= 200 (400) to be limited by products.
+// Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block (hidden
+// by the second block of an SM; sm_90: products_sm90.cuh); never above the copy rate: at 16 bit 4.3
+// TB/s of W are 2.15e12 elements/s, 2 D flops each (MIRROR: D): D >= 200 (400) to be limited by
+// products.
 #pragma once
 
 #include "logits.cuh"
 
 namespace fused_contrastive {
 
-constexpr double SPREAD = 34.0;        // octaves: what flushes to zero is below 2^-92 of its row's weight
-constexpr double HALF_RANGE = 8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice that in magnitude
+constexpr double SPREAD = 34.0;  // octaves: what flushes to zero is below 2^-92 of its row's weight
+constexpr double HALF_RANGE =
+    8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice that in magnitude
 constexpr int BAND = 8;
 
 // Tiles of all groups, BAND rows of them in turn: one per block, or SEVERAL, every gridDim.x-th.
@@ -27,7 +30,9 @@ struct PanelTiles {
   uint32_t index;
   int g, i, j;
 
-  __device__ explicit PanelTiles(const WeightParams& params) : w(params), index(blockIdx.x) { find(); }
+  __device__ explicit PanelTiles(const WeightParams& params) : w(params), index(blockIdx.x) {
+    find();
+  }
   __device__ bool valid() const { return i >= 0; }
   __device__ void next() {
     i = -1;
@@ -37,7 +42,8 @@ struct PanelTiles {
   }
   // The next tile from `index` on that is not the mirror image of another.
   __device__ void find() {
-    const int tiles_m = ceil_div(w.p.M, BM), tiles_n = ceil_div(w.p.N, BN), tiles = tiles_m * tiles_n;
+    const int tiles_m = ceil_div(w.p.M, BM), tiles_n = ceil_div(w.p.N, BN),
+              tiles = tiles_m * tiles_n;
     for (i = -1; index < static_cast<uint32_t>(w.p.G * tiles); index += gridDim.x) {
       const int tile = static_cast<int>(index % tiles), place = tile % (BAND * tiles_n);
       const int band = tile / (BAND * tiles_n) * BAND, height = min(tiles_m - band, BAND);
@@ -56,8 +62,10 @@ struct Weight {
   using Element = typename P::Element;
   static constexpr int VECTOR = 16 / static_cast<int>(sizeof(Element));
   using Tiles = PanelTiles<P::BM, P::BN, PairLoop<P, 4>::PERSISTENT>;
-  static_assert(P::BN % P::BM == 0, "the mirror image of a tile that crosses the diagonal is in tiles that do");
-  static constexpr int PIECE = P::TEAM_ROWS * (P::PIECE + VECTOR), MIRRORED = P::PIECE * (P::TEAM_ROWS + VECTOR);
+  static_assert(P::BN % P::BM == 0,
+                "the mirror image of a tile that crosses the diagonal is in tiles that do");
+  static constexpr int PIECE = P::TEAM_ROWS * (P::PIECE + VECTOR),
+                       MIRRORED = P::PIECE * (P::TEAM_ROWS + VECTOR);
   static constexpr int TEAM_SHARED = max_of(PIECE, MIRRORED) * static_cast<int>(sizeof(Element));
   static constexpr int SHARED = P::THREADS / P::TEAM * TEAM_SHARED;
 
@@ -74,14 +82,16 @@ struct Weight {
     if (w.mirror && t.j > t.i) emit<true>(s, t.g, t.j, t.i);
   }
 
-  // The tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel, through the team's shared memory, whose
-  // rows begin in different banks.
+  // The tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel, through the team's
+  // shared memory, whose rows begin in different banks.
   template <bool TRANSPOSED>
   __device__ void emit(const Acc (&s)[P::MB][P::NB][2], int g, int i, int j) const {
-    constexpr int ROWS = TRANSPOSED ? P::PIECE : P::TEAM_ROWS, COLUMNS = TRANSPOSED ? P::TEAM_ROWS : P::PIECE;
+    constexpr int ROWS = TRANSPOSED ? P::PIECE : P::TEAM_ROWS,
+                  COLUMNS = TRANSPOSED ? P::TEAM_ROWS : P::PIECE;
     constexpr int LEADING = COLUMNS + VECTOR, PIECES = P::BN / P::PIECE, ACROSS = P::NB / PIECES;
     Element* tile = reinterpret_cast<Element*>(shared + P::team_row() / P::TEAM_ROWS * TEAM_SHARED);
-    const int row = P::warp_row() - P::team_row() + (lane_id() >> 2), column = P::warp_column() + 2 * (lane_id() & 3);
+    const int row = P::warp_row() - P::team_row() + (lane_id() >> 2),
+              column = P::warp_column() + 2 * (lane_id() & 3);
     Element* own = tile + (TRANSPOSED ? column * LEADING + row : row * LEADING + column);
 #pragma unroll
     for (int piece = 0; piece < PIECES; ++piece) {
@@ -93,7 +103,8 @@ struct Weight {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const int r = 8 * m, c = 8 * n + e;
-            from_float(s[m][piece * ACROSS + n][e], own[TRANSPOSED ? c * LEADING + r : r * LEADING + c]);
+            from_float(s[m][piece * ACROSS + n][e],
+                       own[TRANSPOSED ? c * LEADING + r : r * LEADING + c]);
           }
         }
       }
@@ -118,7 +129,8 @@ struct Weight {
       factor = largest > Acc(0) ? Acc(HALF_RANGE) / largest : Acc(0);
       if (largest != largest) factor = largest;
     }
-    const Acc* row_terms = static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(t.g) * p.M;
+    const Acc* row_terms =
+        static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(t.g) * p.M;
     Acc row_level[P::MB], row_weight[P::MB];
 #pragma unroll
     for (int m = 0; m < P::MB; ++m) {
@@ -137,7 +149,8 @@ struct Weight {
       }
       return;
     }
-    const Acc* col_terms = static_cast<const Acc*>(w.col_terms) + 2 * (static_cast<int64_t>(t.g) * p.N + column);
+    const Acc* col_terms =
+        static_cast<const Acc*>(w.col_terms) + 2 * (static_cast<int64_t>(t.g) * p.N + column);
     Acc top = row_level[0], low = top;
 #pragma unroll
     for (int m = 1; m < P::MB; ++m) top = fmax(top, row_level[m]), low = fmin(low, row_level[m]);
@@ -171,18 +184,21 @@ struct Weight {
         if (close) {
           weight *= exp_2(top - level);
 #pragma unroll
-          for (int m = 0; m < P::MB; ++m) s[m][n][e] = exp_2(s[m][n][e] - top) * (row_weight[m] + weight);
+          for (int m = 0; m < P::MB; ++m)
+            s[m][n][e] = exp_2(s[m][n][e] - top) * (row_weight[m] + weight);
         } else {
 #pragma unroll
           for (int m = 0; m < P::MB; ++m) {
-            s[m][n][e] = row_weight[m] * exp_2(s[m][n][e] - row_level[m]) + weight * exp_2(s[m][n][e] - level);
+            s[m][n][e] = row_weight[m] * exp_2(s[m][n][e] - row_level[m]) +
+                         weight * exp_2(s[m][n][e] - level);
           }
         }
       }
     }
   }
 
-  // The tile in shared memory to rows i.., columns j.. of the panel; the padding of ld gets what the tile holds there.
+  // The tile in shared memory to rows i.., columns j.. of the panel; the padding of ld gets what
+  // the tile holds there.
   template <int ROWS, int COLUMNS>
   __device__ void store(const Element* tile, int g, int i, int j) const {
     const int64_t ld = ceil_div(w.p.N, 16) * int64_t(16);
@@ -209,7 +225,8 @@ constexpr int weight_shared() {
 }
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(WeightLoop<P>::THREADS, KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
+__global__ void __launch_bounds__(WeightLoop<P>::THREADS,
+                                  KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
     pair_weight(const __grid_constant__ Arguments<WeightLoop<P>, WeightParams> arguments) {
   using Acc = typename P::Acc;
   SHARED_MEMORY(shared);
@@ -221,11 +238,13 @@ __global__ void __launch_bounds__(WeightLoop<P>::THREADS, KEYED || sizeof(typena
 
 template <class P>
 void launch_pair_weight(const WeightParams& w, Stream stream) {
-  const int64_t tiles = static_cast<int64_t>(ceil_div(w.p.M, P::BM)) * ceil_div(w.p.N, P::BN) * w.p.G;
-  const int64_t blocks = WeightLoop<P>::PERSISTENT ? min(checked_blocks(tiles), multiprocessors()) : tiles;
+  const int64_t tiles =
+      static_cast<int64_t>(ceil_div(w.p.M, P::BM)) * ceil_div(w.p.N, P::BN) * w.p.G;
+  const int64_t blocks =
+      WeightLoop<P>::PERSISTENT ? min(checked_blocks(tiles), multiprocessors()) : tiles;
   const Arguments<WeightLoop<P>, WeightParams> arguments{typename WeightLoop<P>::Sources(w.p), w};
-  launch(w.p.kind >= OTHER_KEY ? pair_weight<P, true> : pair_weight<P, false>, blocks, WeightLoop<P>::THREADS,
-         weight_shared<P, false>(), stream, arguments);
+  launch(w.p.kind >= OTHER_KEY ? pair_weight<P, true> : pair_weight<P, false>, blocks,
+         WeightLoop<P>::THREADS, weight_shared<P, false>(), stream, arguments);
 }
 
 }  // namespace fused_contrastive

@@ -1,5 +1,5 @@
-// What kernels are written against: CUDA, or with FUSED_CONTRASTIVE_HOST the shim of tests/cuda_host that runs the same
-// sources on the CPU, block by block.
+// What kernels are written against: CUDA, or with FUSED_CONTRASTIVE_HOST the shim of
+// tests/cuda_host that runs the same sources on the CPU, block by block.
 #pragma once
 
 #include <cstdint>
@@ -22,11 +22,13 @@ using Stream = void*;
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 #endif
 
-constexpr int64_t MOST_BLOCKS = (int64_t(1) << 31) - 1;  // of a launch: CUDA's limit, and that of block indices as int
+constexpr int64_t MOST_BLOCKS =
+    (int64_t(1) << 31) - 1;  // of a launch: CUDA's limit, and that of block indices as int
 
 // `blocks`, which one launch takes.
 inline int64_t checked_blocks(int64_t blocks) {
@@ -47,19 +49,23 @@ inline int64_t multiprocessors() {
 #endif
 }
 
-// Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Asynchronous, no allocation.
+// Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Asynchronous,
+// no allocation.
 template <class Params>
-void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Stream stream, const Params& params) {
+void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Stream stream,
+            const Params& params) {
   if (checked_blocks(blocks) <= 0) return;
 #ifdef FUSED_CONTRASTIVE_HOST
   shim::run(kernel, blocks, threads, shared, params);
 #else
   const void* function = reinterpret_cast<const void*>(kernel);
   if (shared > 48 * 1024) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
+          "shared memory");
   }
   void* arguments[] = {const_cast<Params*>(&params)};
-  check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments, shared, stream),
+  check(cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)), dim3(threads), arguments,
+                         shared, stream),
         "launch");
 #endif
 }

@@ -1,6 +1,6 @@
-// prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the maxima that bound the
-// logits. terms: upstream gradients as what pair_weight reads.
-#include "rows.cuh"
+// prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the
+// maxima that bound the logits. terms: upstream gradients as what pair_weight reads.
+#include "row_kernels.cuh"
 
 namespace fused_contrastive {
 namespace {
@@ -18,15 +18,16 @@ __device__ Acc square_sum(const In* x, int D) {
   return warp_sum(square);
 }
 
-// One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice (the second time from
-// cache), hat written once. Memory-bound: predicted 70 % of the copy rate for D >= 128 at 16 bit (2-byte accesses below
-// that).
+// One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice
+// (the second time from cache), hat written once. Memory-bound: predicted 70 % of the copy rate for
+// D >= 128 at 16 bit (2-byte accesses below that).
 template <class Out>
 __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__ PrepareParams p) {
   using Acc = typename Accumulation<Out>::type;
   SHARED_MEMORY(shared);
   float* largest = reinterpret_cast<float*>(shared);
-  const int blocks_a = ceil_div(p.set[0].count, BLOCK_ROWS), blocks_b = ceil_div(p.set[1].count, BLOCK_ROWS);
+  const int blocks_a = ceil_div(p.set[0].count, BLOCK_ROWS),
+            blocks_b = ceil_div(p.set[1].count, BLOCK_ROWS);
   const int blocks = blocks_a + blocks_b + ceil_div(p.bias_count, 32 * WARPS);
   const int g = static_cast<int>(blockIdx.x) / blocks, warp = static_cast<int>(threadIdx.x) / 32;
   int block = static_cast<int>(blockIdx.x) % blocks, target = 0;
@@ -48,14 +49,16 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
         factor = square < floor * floor ? Acc(1) / floor : inverse_root(square);
         if (lane_id() == 0) static_cast<Acc*>(set.inv)[place] = factor;
       } else {
-        const float norm = static_cast<float>(square > Acc(0) ? square * inverse_root(square) : square);
+        const float norm =
+            static_cast<float>(square > Acc(0) ? square * inverse_root(square) : square);
         top = larger(top, norm);
       }
       if (set.hat == nullptr) continue;
       Out* hat = static_cast<Out*>(set.hat) + place * p.D;
       with_type(set.input, [&](auto zero) {
         const auto* x = static_cast<const decltype(zero)*>(set.x) + place * p.D;
-        for (int d = lane_id(); d < p.D; d += 32) from_float(static_cast<Acc>(to_float(x[d])) * factor, hat[d]);
+        for (int d = lane_id(); d < p.D; d += 32)
+          from_float(static_cast<Acc>(to_float(x[d])) * factor, hat[d]);
       });
     }
     if (p.normalize) return;  // the norms are 1
@@ -63,7 +66,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
     target = 2;
     const int column = (block - blocks_a - blocks_b) * 32 * WARPS + static_cast<int>(threadIdx.x);
     if (column < p.bias_count) {
-      const Acc value = static_cast<const Acc*>(p.bias)[static_cast<int64_t>(g) * p.bias_count + column];
+      const Acc value =
+          static_cast<const Acc*>(p.bias)[static_cast<int64_t>(g) * p.bias_count + column];
       top = value == -infinity(value) ? 0.0f : static_cast<float>(fabs(value));
     }
   }
@@ -76,38 +80,43 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
   atomic_raise(p.bound + 3 * g + target, top);
 }
 
-// weight exp(s - lse) as the factor of exp2(s2 - level): the level is whole, so that it is exact and so is the
-// subtraction, and its distance from lse log2(e) goes into the factor. A row without candidates has no gradient: level
-// 0, factor 0 (NaN for a NaN).
+// weight exp(s - lse) as the factor of exp2(s2 - level): the level is whole, so that it is exact
+// and so is the subtraction, and its distance from lse log2(e) goes into the factor. A row without
+// candidates has no gradient: level 0, factor 0 (NaN for a NaN).
 template <class Acc>
 __device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc weight) {
   Acc* target = static_cast<Acc*>(terms) + 2 * index;
   const bool empty = lse.value == -infinity(lse.value);
   const Acc level = static_cast<Acc>(rint(lse.value * LOG2E));
-  const double below = fma(lse.value, LOG2E, -static_cast<double>(level)) + lse.value * LOG2E_LOW + lse.lost * LOG2E;
-  const double above = fmin(fmax(-below, -1.0), 1.0);  // more only where Acc's whole numbers are further apart
+  const double below =
+      fma(lse.value, LOG2E, -static_cast<double>(level)) + lse.value * LOG2E_LOW + lse.lost * LOG2E;
+  const double above =
+      fmin(fmax(-below, -1.0), 1.0);  // more only where Acc's whole numbers are further apart
   target[0] = empty ? Acc(0) : level;
   target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(above));
 }
 
-// The unit of float16 weights that are at most `largest` after the sigmoids and `size` before them. 2^-60 of `size` is
-// far below what float16 can hold of a gradient; what is divided by less overflows once all rows have converged.
+// The unit of float16 weights that are at most `largest` after the sigmoids and `size` before them.
+// 2^-60 of `size` is far below what float16 can hold of a gradient; what is divided by less
+// overflows once all rows have converged.
 template <class Acc>
 __device__ Acc unit_of(Acc largest, Acc size) {
   if (size == Acc(0)) return size;
   return larger(larger(largest, size * Acc(0x1p-60)), Acc(1e-30));
 }
 
-// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor); pull [G, M] is minus the gradient of the positive's
-// logit; `unit` becomes the largest total weight of a row or column (see unit_of). With a positive the level is that of
-// log(exp(lse) + exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One thread per row,
-// O(M + N) bytes.
+// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor); pull [G, M] is minus the
+// gradient of the positive's logit; `unit` becomes the largest total weight of a row or column (see
+// unit_of). With a positive the level is that of log(exp(lse) + exp(pos)): nothing cancels, and no
+// weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ TermsParams p) {
   const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;
-  const int index = static_cast<int>(blockIdx.x) % blocks * 32 * WARPS + static_cast<int>(threadIdx.x);
+  const int index =
+      static_cast<int>(blockIdx.x) % blocks * 32 * WARPS + static_cast<int>(threadIdx.x);
   const int64_t row = static_cast<int64_t>(g) * p.M + index;
-  const int64_t row_plane = static_cast<int64_t>(p.G) * p.M, col_plane = static_cast<int64_t>(p.G) * p.N;
+  const int64_t row_plane = static_cast<int64_t>(p.G) * p.M,
+                col_plane = static_cast<int64_t>(p.G) * p.N;
   Acc largest = 0, size = 0;  // of the total weights; before their sigmoids
   if (index < p.M) {
     LogSum lse = load_lse<Acc>(p.rows, row_plane, row);
@@ -153,10 +162,11 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
 }  // namespace
 
 void launch_prepare(const PrepareParams& p, Type matrix, Stream stream) {
-  const int64_t blocks =
-      ceil_div(p.set[0].count, BLOCK_ROWS) + ceil_div(p.set[1].count, BLOCK_ROWS) + ceil_div(p.bias_count, 32 * WARPS);
+  const int64_t blocks = ceil_div(p.set[0].count, BLOCK_ROWS) +
+                         ceil_div(p.set[1].count, BLOCK_ROWS) + ceil_div(p.bias_count, 32 * WARPS);
   with_matrix(matrix, [&](auto zero) {
-    launch(prepare<decltype(zero)>, p.G * blocks, 32 * WARPS, WARPS * static_cast<int>(sizeof(float)), stream, p);
+    launch(prepare<decltype(zero)>, p.G * blocks, 32 * WARPS,
+           WARPS * static_cast<int>(sizeof(float)), stream, p);
   });
 }
 

@@ -1,9 +1,10 @@
-// Products of one warp, one struct per matrix precision, all with one accumulator layout: 8 x 8 blocks, of which a lane
-// holds row lane / 4, columns 2 (lane % 4) + {0, 1}. So epilogues are written once.
+// Products of one warp, one struct per matrix precision, all with one accumulator layout: 8 x 8
+// blocks, of which a lane holds row lane / 4, columns 2 (lane % 4) + {0, 1}. So epilogues are
+// written once.
 //
-// Operands lie in shared memory as chunks of 64 bytes per row, 16-byte units swizzled: unit u of row r is stored at
-// place u ^ (r / 2 % 4). Eight rows of one unit, which is what every load below touches, then lie in different banks;
-// it is also the hardware's 64-byte swizzle.
+// Operands lie in shared memory as chunks of 64 bytes per row, 16-byte units swizzled: unit u of
+// row r is stored at place u ^ (r / 2 % 4). Eight rows of one unit, which is what every load below
+// touches, then lie in different banks; it is also the hardware's 64-byte swizzle.
 #pragma once
 
 #include "instructions.cuh"
@@ -12,7 +13,9 @@ namespace fused_contrastive {
 
 constexpr int CHUNK = 64;  // bytes of a row in one chunk
 
-__device__ inline int swizzled(int row, int unit) { return row * CHUNK + ((unit ^ (row >> 1 & 3)) << 4); }
+__device__ inline int swizzled(int row, int unit) {
+  return row * CHUNK + ((unit ^ (row >> 1 & 3)) << 4);
+}
 
 template <class T>
 __device__ inline T& element(unsigned char* chunk, int row, int column) {
@@ -29,13 +32,20 @@ template <int BLOCK_M, int BLOCK_N, int WARPS_M_, int WARPS_N_>
 struct Shape {
   static constexpr int BM = BLOCK_M, BN = BLOCK_N, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-  static constexpr int MB = BM / WARPS_M / 8, NB = BN / WARPS_N / 8;  // 8 x 8 blocks of a warp's tile
-  static constexpr double LOST = 0;  // what the products lose on average, relative to their sums: logits puts it back
-  static __device__ int warp_row() { return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8); }
-  static __device__ int warp_column() { return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8); }
+  static constexpr int MB = BM / WARPS_M / 8,
+                       NB = BN / WARPS_N / 8;  // 8 x 8 blocks of a warp's tile
+  static constexpr double LOST =
+      0;  // what the products lose on average, relative to their sums: logits puts it back
+  static __device__ int warp_row() {
+    return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8);
+  }
+  static __device__ int warp_column() {
+    return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8);
+  }
 
-  // A team of warps, which shares TEAM_ROWS whole rows, goes through epilogues together; sync is its barrier, sync_all
-  // that of all threads with epilogues. Tiles leave pair_weight in pieces of PIECE columns.
+  // A team of warps, which shares TEAM_ROWS whole rows, goes through epilogues together; sync is
+  // its barrier, sync_all that of all threads with epilogues. Tiles leave pair_weight in pieces of
+  // PIECE columns.
   static constexpr int TEAM = THREADS, TEAM_ROWS = BM, PIECE = BN;
   static __device__ int team_row() { return 0; }
   static __device__ int team_thread() { return static_cast<int>(threadIdx.x); }
@@ -45,14 +55,16 @@ struct Shape {
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & 31; }
 
-// Fragments of 16 rows (a) or two blocks of 8 columns (b) for bytes [32 step, 32 step + 32) of a chunk.
+// Fragments of 16 rows (a) or two blocks of 8 columns (b) for bytes [32 step, 32 step + 32) of a
+// chunk.
 __device__ inline void load_a(uint32_t (&r)[4], const unsigned char* chunk, int row, int step) {
   const int lane = lane_id();
   load_matrices(r, chunk + swizzled(row + (lane & 15), 2 * step + (lane >> 4)));
 }
 __device__ inline void load_b(uint32_t (&r)[4], const unsigned char* chunk, int row, int step) {
   const int lane = lane_id();
-  load_matrices(r, chunk + swizzled(row + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));
+  load_matrices(r,
+                chunk + swizzled(row + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));
 }
 
 // bfloat16 or float16 operands, float32 sums. 1 mma.m16n8k16 per 4096 flops.
@@ -63,8 +75,8 @@ struct Half : S {
   static constexpr int BLOCKS = 2;  // of the pair kernels on one SM, by registers: here and below
 
   // s += a b^T over one chunk; a: the warp's first row of the block's chunk.
-  static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
-                                  int column) {
+  static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row,
+                                  const unsigned char* b, int column) {
 #pragma unroll
     for (int step = 0; step < 2; ++step) {
       uint32_t fb[S::NB / 2][4];
@@ -76,27 +88,31 @@ struct Half : S {
         load_a(fa, a, row + 16 * m, step);
 #pragma unroll
         for (int n = 0; n < S::NB; ++n) {
-          mma(s[2 * m][n], s[2 * m + 1][n], fa, fb[n / 2][n % 2 * 2], fb[n / 2][n % 2 * 2 + 1], T{});
+          mma(s[2 * m][n], s[2 * m + 1][n], fa, fb[n / 2][n % 2 * 2], fb[n / 2][n % 2 * 2 + 1],
+              T{});
         }
       }
     }
   }
 
-  // out += w v with w in the accumulator layout (16 rows) and v [8 NB, 8 DB] in chunks of `rows` rows.
+  // out += w v with w in the accumulator layout (16 rows) and v [8 NB, 8 DB] in chunks of `rows`
+  // rows.
   template <int NB, int DB>
-  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v,
-                                    int rows) {
+  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2],
+                                    const unsigned char* v, int rows) {
     const int lane = lane_id();
 #pragma unroll
     for (int k = 0; k < NB / 2; ++k) {
-      const uint32_t fa[4] = {pack(w[0][2 * k][0], w[0][2 * k][1], T{}), pack(w[1][2 * k][0], w[1][2 * k][1], T{}),
+      const uint32_t fa[4] = {pack(w[0][2 * k][0], w[0][2 * k][1], T{}),
+                              pack(w[1][2 * k][0], w[1][2 * k][1], T{}),
                               pack(w[0][2 * k + 1][0], w[0][2 * k + 1][1], T{}),
                               pack(w[1][2 * k + 1][0], w[1][2 * k + 1][1], T{})};
 #pragma unroll
       for (int d = 0; d < DB / 2; ++d) {
         uint32_t fb[4];
         const unsigned char* chunk = v + d / 2 * rows * CHUNK;
-        load_matrices_transposed(fb, chunk + swizzled(16 * k + (lane & 15), d % 2 * 2 + (lane >> 4)));
+        load_matrices_transposed(fb,
+                                 chunk + swizzled(16 * k + (lane & 15), d % 2 * 2 + (lane >> 4)));
         mma(out[0][2 * d], out[1][2 * d], fa, fb[0], fb[1], T{});
         mma(out[0][2 * d + 1], out[1][2 * d + 1], fa, fb[2], fb[3], T{});
       }
@@ -104,13 +120,15 @@ struct Half : S {
   }
 };
 
-// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high low + low high + high
-// high, relative error 2^-21 per product. Tensor cores round their sums toward zero: these start from zero every time
-// and ordinary additions join them (Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor Cores").
-// A sum m 2^e, 1 <= m < 2, then loses half a unit in the last place on average, 2^-24 / m of itself: LOST, with m
-// distributed as leading digits are, of every sum and so of their total. That is a model: one exact sum and one
-// rounding per instruction. Where addends, too, are truncated as they are aligned (to 24, 25 or 26 bits, 4 or 8
-// products at a time), simulation gives 0.4 to 0.9 in place of 0.72; no GPU has been measured.
+// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high low +
+// low high + high high, relative error 2^-21 per product. Tensor cores round their sums toward
+// zero: these start from zero every time and ordinary additions join them (Ootomo and Yokota 2022,
+// "Recovering single precision accuracy from Tensor Cores"). A sum m 2^e, 1 <= m < 2, then loses
+// half a unit in the last place on average, 2^-24 / m of itself: LOST, with m distributed as
+// leading digits are, of every sum and so of their total. That is a model: one exact sum and one
+// rounding per instruction. Where addends, too, are truncated as they are aligned (to 24, 25 or 26
+// bits, 4 or 8 products at a time), simulation gives 0.4 to 0.9 in place of 0.72; no GPU has been
+// measured.
 template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
@@ -128,8 +146,9 @@ struct Tf32 : S {
     }
   }
 
-  static __device__ void product(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], const uint32_t (&a_low)[4],
-                                 const uint32_t (&b)[2], const uint32_t (&b_low)[2]) {
+  static __device__ void product(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4],
+                                 const uint32_t (&a_low)[4], const uint32_t (&b)[2],
+                                 const uint32_t (&b_low)[2]) {
     if (!SPLIT) return mma_tf32(c0, c1, a, b[0], b[1]);
     float sum[2][2] = {};
     mma_tf32(sum[0], sum[1], a, b_low[0], b_low[1]);
@@ -142,8 +161,8 @@ struct Tf32 : S {
     }
   }
 
-  static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
-                                  int column) {
+  static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row,
+                                  const unsigned char* b, int column) {
 #pragma unroll(SPLIT ? 1 : 2)
     for (int step = 0; step < 2; ++step) {
       uint32_t fb[S::NB][2], fb_low[S::NB][2];
@@ -162,22 +181,23 @@ struct Tf32 : S {
         load_a(fa, a, row + 16 * m, step);
         round(fa, fa_low);
 #pragma unroll
-        for (int n = 0; n < S::NB; ++n) product(s[2 * m][n], s[2 * m + 1][n], fa, fa_low, fb[n], fb_low[n]);
+        for (int n = 0; n < S::NB; ++n)
+          product(s[2 * m][n], s[2 * m + 1][n], fa, fa_low, fb[n], fb_low[n]);
         if (SPLIT) __syncwarp();  // no more products at once than there are registers
       }
     }
   }
 
-  // Contraction indices may be renamed: slots k, k + 4 of the instruction are columns 2 k, 2 k + 1 of w, so w needs no
-  // exchange.
+  // Contraction indices may be renamed: slots k, k + 4 of the instruction are columns 2 k, 2 k + 1
+  // of w, so w needs no exchange.
   template <int NB, int DB>
-  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v,
-                                    int rows) {
+  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2],
+                                    const unsigned char* v, int rows) {
     const int group = lane_id() >> 2, part = lane_id() & 3;
 #pragma unroll
     for (int k = 0; k < NB; ++k) {
-      uint32_t fa[4] = {__float_as_uint(w[0][k][0]), __float_as_uint(w[1][k][0]), __float_as_uint(w[0][k][1]),
-                        __float_as_uint(w[1][k][1])};
+      uint32_t fa[4] = {__float_as_uint(w[0][k][0]), __float_as_uint(w[1][k][0]),
+                        __float_as_uint(w[0][k][1]), __float_as_uint(w[1][k][1])};
       uint32_t fa_low[4];
       round(fa, fa_low);
 #pragma unroll
@@ -185,7 +205,8 @@ struct Tf32 : S {
         const unsigned char* chunk = v + d / 2 * rows * CHUNK;
         uint32_t fb[2], fb_low[2];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) fb[e] = element<uint32_t>(chunk, 8 * k + 2 * part + e, d % 2 * 8 + group);
+        for (int e = 0; e < 2; ++e)
+          fb[e] = element<uint32_t>(chunk, 8 * k + 2 * part + e, d % 2 * 8 + group);
         round(fb, fb_low);
         product(out[0][d], out[1][d], fa, fa_low, fb, fb_low);
       }
@@ -193,16 +214,16 @@ struct Tf32 : S {
   }
 };
 
-// float32 with ordinary multiply-adds: exact float32, and the faster float32-class choice where tensor cores run tf32
-// at the FMA rate (sm_86, sm_89, sm_120). 16 16-byte loads per 256 FMA.
+// float32 with ordinary multiply-adds: exact float32, and the faster float32-class choice where
+// tensor cores run tf32 at the FMA rate (sm_86, sm_89, sm_120). 16 16-byte loads per 256 FMA.
 template <class S>
 struct Fma : S {
   using Element = float;
   using Acc = float;
   static constexpr int BLOCKS = 1;
 
-  static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
-                                  int column) {
+  static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row,
+                                  const unsigned char* b, int column) {
     row += lane_id() >> 2;
     column += 2 * (lane_id() & 3);
 #pragma unroll
@@ -234,18 +255,21 @@ struct Fma : S {
   }
 
   template <int NB, int DB>
-  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2], const unsigned char* v,
-                                    int rows) {
+  static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2],
+                                    const unsigned char* v, int rows) {
     const int quad = lane_id() & 28, part = lane_id() & 3;
     for (int k = 0; k < NB; ++k) {
       float own[2][2] = {};
 #pragma unroll
       for (int n = 0; n < NB; ++n) {  // registers cannot be indexed by k
-        if (n == k) own[0][0] = w[0][n][0], own[0][1] = w[0][n][1], own[1][0] = w[1][n][0], own[1][1] = w[1][n][1];
+        if (n == k)
+          own[0][0] = w[0][n][0], own[0][1] = w[0][n][1], own[1][0] = w[1][n][0],
+          own[1][1] = w[1][n][1];
       }
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float w0 = shuffle(own[0][j & 1], quad + j / 2), w1 = shuffle(own[1][j & 1], quad + j / 2);
+        const float w0 = shuffle(own[0][j & 1], quad + j / 2),
+                    w1 = shuffle(own[1][j & 1], quad + j / 2);
 #pragma unroll
         for (int d = 0; d < DB; ++d) {
           const unsigned char* chunk = v + d / 2 * rows * CHUNK;
@@ -268,8 +292,8 @@ struct F64 : S {
   using Acc = double;
   static constexpr int BLOCKS = 1;
 
-  static __device__ void multiply(double (&s)[S::MB][S::NB][2], const unsigned char* a, int row, const unsigned char* b,
-                                  int column) {
+  static __device__ void multiply(double (&s)[S::MB][S::NB][2], const unsigned char* a, int row,
+                                  const unsigned char* b, int column) {
     const int group = lane_id() >> 2, part = lane_id() & 3;
 #pragma unroll
     for (int k = 0; k < 8; k += 4) {
@@ -286,8 +310,8 @@ struct F64 : S {
   }
 
   template <int NB, int DB>
-  static __device__ void accumulate(double (&out)[2][DB][2], const double (&w)[2][NB][2], const unsigned char* v,
-                                    int rows) {
+  static __device__ void accumulate(double (&out)[2][DB][2], const double (&w)[2][NB][2],
+                                    const unsigned char* v, int rows) {
     const int group = lane_id() >> 2, part = lane_id() & 3;
 #pragma unroll
     for (int k = 0; k < NB; ++k) {

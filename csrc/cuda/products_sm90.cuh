@@ -1,15 +1,17 @@
-// Warpgroup products of sm_90a and the loop that feeds them: one warpgroup gives its registers away and has one thread
-// start tensor copies (TMA) into a ring of stages, two multiply and run the epilogues. Same accumulator layout as
-// products.cuh. Both operands come from shared memory (nvcc 13.0's assembler mishandles register operands).
+// Warpgroup products of sm_90a and the loop that feeds them: one warpgroup gives its registers away
+// and has one thread start tensor copies (TMA) into a ring of stages, two multiply and run the
+// epilogues. Same accumulator layout as products.cuh. Both operands come from shared memory
+// (nvcc 13.0's assembler mishandles register operands).
 //
-// A stage is 64 features of 128 rows and 256 columns, 48 KiB, in the layout of the 128-byte swizzle; four of them,
-// 192 KiB, and one block per SM. 8 instructions of 2^19 flops per stage: 1024 clk of an SM's tensor cores. 85 flops per
-// byte read from L2, whose 5.5 TB/s then carry 470 TF/s where no two blocks read the same at once (128 x 128 tiles: 64,
-// 350 TF/s). The exponentials of a tile take 2048 clk, its products 16 D: up to D = 256, where the warpgroups take
-// turns, the longer of the two counts, beyond it both do.
-// Predicted for pair_reduce, of 790 TF/s: D = 128 380-480, 256 470-600, 512 430-560, 1024 450-620. pair_weight: the
-// same less its stores, which bound a symmetric panel to 2.15e12 D flop/s: D = 128 200-270, 256 350-480, 512 400-540,
-// 1024 450-600.
+// A stage is 64 features of 128 rows and 256 columns, 48 KiB, in the layout of the 128-byte
+// swizzle; four of them, 192 KiB, and one block per SM. 8 instructions of 2^19 flops per stage:
+// 1024 clk of an SM's tensor cores. 85 flops per byte read from L2, whose 5.5 TB/s then carry 470
+// TF/s where no two blocks read the same at once (128 x 128 tiles: 64, 350 TF/s). The exponentials
+// of a tile take 2048 clk, its products 16 D: up to D = 256, where the warpgroups take turns, the
+// longer of the two counts, beyond it both do. Predicted for pair_reduce, of 790 TF/s: D = 128
+// 380-480, 256 470-600, 512 430-560, 1024 450-620. pair_weight: the same less its stores, which
+// bound a symmetric panel to 2.15e12 D flop/s: D = 128 200-270, 256 350-480, 512 400-540, 1024
+// 450-600.
 #pragma once
 
 #include "tensor_copy.cuh"
@@ -33,11 +35,13 @@ struct Warpgroup : Shape<128, 256, 8, 1> {
   static __device__ void sync_all() { named_barrier(3, THREADS); }
 
   // s += a b^T over one stage; returns when the products before these are done.
-  static __device__ void multiply(float (&s)[2][32][2], const unsigned char* a, const unsigned char* b) {
+  static __device__ void multiply(float (&s)[2][32][2], const unsigned char* a,
+                                  const unsigned char* b) {
     const uint64_t rows = descriptor(a + team_row() * WIDTH), columns = descriptor(b);
     warpgroup_fence();
 #pragma unroll
-    for (int step = 0; step < WIDTH / 32; ++step) warpgroup_mma(s, rows + 2 * step, columns + 2 * step, T{});
+    for (int step = 0; step < WIDTH / 32; ++step)
+      warpgroup_mma(s, rows + 2 * step, columns + 2 * step, T{});
     warpgroup_commit();
     warpgroup_wait<1>();
   }
@@ -48,8 +52,9 @@ struct Warpgroup : Shape<128, 256, 8, 1> {
   }
 };
 
-// Tensor maps of both operands: x and y start at a multiple of 16 bytes, and so does every row. Where a tile is at most
-// STAGES deep, the warpgroups take turns, so that one multiplies while the other has its epilogue.
+// Tensor maps of both operands: x and y start at a multiple of 16 bytes, and so does every row.
+// Where a tile is at most STAGES deep, the warpgroups take turns, so that one multiplies while the
+// other has its epilogue.
 template <class T, int STAGES>
 struct PairLoop<Warpgroup<T>, STAGES> {
   using P = Warpgroup<T>;
@@ -62,12 +67,13 @@ struct PairLoop<Warpgroup<T>, STAGES> {
   struct Sources {
     TensorMap x, y;
     explicit Sources(const Problem& p)
-        : x(tensor_map<T>(p.x, p.G, p.M, p.D, P::BM)), y(tensor_map<T>(p.y, p.G, p.N, p.D, P::BN)) {}
+        : x(tensor_map<T>(p.x, p.G, p.M, p.D, P::BM)),
+          y(tensor_map<T>(p.y, p.G, p.N, p.D, P::BN)) {}
   };
 
   template <class Tiles, class Epilogue>
-  static __device__ void run(const Sources& sources, const Problem& p, Tiles tiles, Epilogue& epilogue,
-                             unsigned char* shared) {
+  static __device__ void run(const Sources& sources, const Problem& p, Tiles tiles,
+                             Epilogue& epilogue, unsigned char* shared) {
     Barrier* full = reinterpret_cast<Barrier*>(shared + STAGES * STAGE);
     Barrier *empty = full + STAGES, *turn = empty + STAGES;
     if (threadIdx.x == 0) {
@@ -112,7 +118,8 @@ struct PairLoop<Warpgroup<T>, STAGES> {
     for (uint32_t turns = 0; tiles.valid(); tiles.next(), ++turns) {
       float s[2][32][2] = {};
       int read = 0;
-      if (in_turn) barrier_wait(turn + team, (turns + team + 1) & 1);  // the first one to go need not wait
+      if (in_turn)
+        barrier_wait(turn + team, (turns + team + 1) & 1);  // the first one to go need not wait
       for (int step = 0; step < steps; ++step, advance()) {
         const unsigned char* current = shared + stage * STAGE;
         barrier_wait(full + stage, parity);

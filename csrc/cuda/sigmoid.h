@@ -1,8 +1,8 @@
-// Host entry points of the kernels of the sigmoid family: plain pointers and sizes, no torch. Absent tensors are null.
-// What is computed: fused_contrastive/sigmoid_ops.py.
+// Host entry points of the kernels of the sigmoid family: plain pointers and sizes, no torch.
+// Absent tensors are null. What is computed: fused_contrastive/sigmoid_ops.py.
 #pragma once
 
-#include "params.h"
+#include "problem.h"
 
 namespace fused_contrastive {
 
@@ -15,7 +15,8 @@ struct SigmoidReduceParams {
   bool extrema;
 };
 
-// WeightParams with row_terms [G, M, 2] = (row_bias in base 2, g), both times sign, and no col_terms or mirror.
+// WeightParams with row_terms [G, M, 2] = (row_bias in base 2, g), both times sign, and no
+// col_terms or mirror.
 struct SigmoidWeightParams : WeightParams {
   void* sums;  // row sums of the tiles [planes, G, M], zeroed, or null
   int sign;
@@ -25,7 +26,8 @@ struct SigmoidKernels {
   void (*reduce)(const SigmoidReduceParams&, Stream);
   void (*weight)(const SigmoidWeightParams&, Stream);
 };
-extern const SigmoidKernels BF16_SIGMOID, F16_SIGMOID, TF32_SIGMOID, TF32X3_SIGMOID, FMA_SIGMOID, F64_SIGMOID;
+extern const SigmoidKernels BF16_SIGMOID, F16_SIGMOID, TF32_SIGMOID, TF32X3_SIGMOID, FMA_SIGMOID,
+    F64_SIGMOID;
 // For compute capability 9.0 alone, as BF16_SM90_KERNELS.
 extern const SigmoidKernels BF16_SM90_SIGMOID, F16_SM90_SIGMOID;
 

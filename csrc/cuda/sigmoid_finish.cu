@@ -1,17 +1,20 @@
-// sigmoid_finish: sigmoid_reduce's partial results added up in a fixed order, the positives. sigmoid_terms: what
-// sigmoid_weight and finish_backward read of the rows.
-#include "rows.cuh"
+// sigmoid_finish: sigmoid_reduce's partial results added up in a fixed order, the positives.
+// sigmoid_terms: what sigmoid_weight and finish_backward read of the rows.
+#include "row_kernels.cuh"
 #include "sigmoid.h"
 
 namespace fused_contrastive {
 namespace {
 
-constexpr int FINISHED = 32;  // rows of a block of sigmoid_finish: a lane each, slots shared among the warps
+constexpr int FINISHED =
+    32;  // rows of a block of sigmoid_finish: a lane each, slots shared among the warps
 
-// Rows, the positives' logits and their softplus(-y), maxima. One block per FINISHED rows of one group. Bytes: 4 (8) M
-// S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy rate.
+// Rows, the positives' logits and their softplus(-y), maxima. One block per FINISHED rows of one
+// group. Bytes: 4 (8) M S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy
+// rate.
 template <class T>
-__global__ void __launch_bounds__(32 * WARPS, 2) sigmoid_finish(const __grid_constant__ SigmoidFinishParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    sigmoid_finish(const __grid_constant__ SigmoidFinishParams p) {
   using Acc = typename Accumulation<T>::type;
   SHARED_MEMORY(shared);
   Acc* sums = reinterpret_cast<Acc*>(shared);  // [WARPS][FINISHED]
@@ -35,7 +38,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) sigmoid_finish(const __grid_con
       const T* x = static_cast<const T*>(p.x) + (g * p.M + first + n) * p.D;
       const T* y = static_cast<const T*>(p.y) + (g * p.N + partner) * p.D;
       Acc target = 0;
-      for (int d = lane_id(); d < p.D; d += 32) target = fma(to_float(x[d]), to_float(y[d]), target);
+      for (int d = lane_id(); d < p.D; d += 32)
+        target = fma(to_float(x[d]), to_float(y[d]), target);
       target = warp_sum(target);
       if (lane_id() == 0) targets[n] = target;
     }
@@ -50,28 +54,34 @@ __global__ void __launch_bounds__(32 * WARPS, 2) sigmoid_finish(const __grid_con
   if (p.row_max != nullptr) static_cast<Acc*>(p.row_max)[row] = top * Acc(LN2);
   if (p.pos != nullptr) {  // scaled as the logits of the tiles are
     const Acc factor = Acc(LOG2E) * Acc(p.sign);
-    const Acc shift = p.row_bias == nullptr ? Acc(0) : static_cast<const Acc*>(p.row_bias)[row] * factor;
-    const Acc y = fma(targets[lane_id()], *static_cast<const Acc*>(p.scale) * factor, shift) * Acc(LN2);
+    const Acc shift =
+        p.row_bias == nullptr ? Acc(0) : static_cast<const Acc*>(p.row_bias)[row] * factor;
+    const Acc y =
+        fma(targets[lane_id()], *static_cast<const Acc*>(p.scale) * factor, shift) * Acc(LN2);
     static_cast<Acc*>(p.pos)[row] = y * Acc(p.sign);
     sum += softplus(-y);
   }
   static_cast<Acc*>(p.rows)[row] = sum;
 }
 
-// row_terms (row_bias in base 2, g), both times sign; pull: minus the weight of the positive; `unit`: the largest
-// finite |g|, at least 1e-30 where there is one. One thread per row, O(M) bytes.
+// row_terms (row_bias in base 2, g), both times sign; pull: minus the weight of the positive;
+// `unit`: the largest finite |g|, at least 1e-30 where there is one. One thread per row, O(M)
+// bytes.
 template <class Acc>
-__global__ void __launch_bounds__(32 * WARPS, 2) sigmoid_terms(const __grid_constant__ SigmoidTermsParams p) {
+__global__ void __launch_bounds__(32 * WARPS, 2)
+    sigmoid_terms(const __grid_constant__ SigmoidTermsParams p) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * 32 * WARPS + static_cast<int>(threadIdx.x);
   Acc size = 0;
   if (row < static_cast<int64_t>(p.G) * p.M) {
-    const Acc sign = static_cast<Acc>(p.sign), weight = sign * static_cast<const Acc*>(p.g)[p.same_g ? 0 : row];
+    const Acc sign = static_cast<Acc>(p.sign),
+              weight = sign * static_cast<const Acc*>(p.g)[p.same_g ? 0 : row];
     const Acc* bias = static_cast<const Acc*>(p.row_bias);
     Acc* terms = static_cast<Acc*>(p.row_terms) + 2 * row;
     terms[0] = bias == nullptr ? Acc(0) : bias[p.same_bias ? 0 : row] * (Acc(LOG2E) * sign);
     terms[1] = weight;
     if (p.pos != nullptr) {
-      static_cast<Acc*>(p.pull)[row] = weight * sigmoid(-sign * static_cast<const Acc*>(p.pos)[row]);
+      static_cast<Acc*>(p.pull)[row] =
+          weight * sigmoid(-sign * static_cast<const Acc*>(p.pos)[row]);
     }
     size = fabs(weight) < infinity(weight) ? fabs(weight) : Acc(0);
   }
@@ -94,8 +104,10 @@ void launch_sigmoid_finish(const SigmoidFinishParams& p, Type matrix, Stream str
 }
 
 void launch_sigmoid_terms(const SigmoidTermsParams& p, Type matrix, Stream stream) {
-  const int64_t blocks = ceil_div(static_cast<int64_t>(p.G) * p.M, static_cast<int64_t>(32 * WARPS));
-  launch(matrix == Type::f64 ? sigmoid_terms<double> : sigmoid_terms<float>, blocks, 32 * WARPS, 0, stream, p);
+  const int64_t blocks =
+      ceil_div(static_cast<int64_t>(p.G) * p.M, static_cast<int64_t>(32 * WARPS));
+  launch(matrix == Type::f64 ? sigmoid_terms<double> : sigmoid_terms<float>, blocks, 32 * WARPS, 0,
+         stream, p);
 }
 
 }  // namespace fused_contrastive

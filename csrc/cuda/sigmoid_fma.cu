@@ -1,4 +1,4 @@
-#include "sigmoid.cuh"
+#include "sigmoid_kernels.cuh"
 
 namespace fused_contrastive {
 const SigmoidKernels FMA_SIGMOID = sigmoid_kernels<Fma<Square>>();

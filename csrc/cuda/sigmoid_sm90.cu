@@ -1,5 +1,5 @@
 #include "products_sm90.cuh"
-#include "sigmoid.cuh"
+#include "sigmoid_kernels.cuh"
 
 namespace fused_contrastive {
 const SigmoidKernels BF16_SM90_SIGMOID = sigmoid_kernels<Warpgroup<bf16>>();

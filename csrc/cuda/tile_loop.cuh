@@ -1,8 +1,9 @@
-// The tile main loop: every kernel that multiplies runs this one (on sm_90 that of products_sm90.cuh, where its tensor
-// copies can read the matrices), with its own epilogue for a finished tile of products.
+// The tile main loop: every kernel that multiplies runs this one (on sm_90 that of
+// products_sm90.cuh, where its tensor copies can read the matrices), with its own epilogue for a
+// finished tile of products.
 #pragma once
 
-#include "params.h"
+#include "problem.h"
 #include "products.cuh"
 
 namespace fused_contrastive {
@@ -15,20 +16,24 @@ struct Operand {
 
 template <class T>
 __device__ inline Operand operand(const void* x, int64_t group, int count, int D) {
-  return {reinterpret_cast<const unsigned char*>(static_cast<const T*>(x) + group * count * D), count};
+  return {reinterpret_cast<const unsigned char*>(static_cast<const T*>(x) + group * count * D),
+          count};
 }
 
-// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, of `bytes` bytes each, into swizzled chunks of shared
-// memory. Rows past the end repeat the last one (epilogues mask them), bytes past the end are zeros.
+// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, of `bytes` bytes each, into
+// swizzled chunks of shared memory. Rows past the end repeat the last one (epilogues mask them),
+// bytes past the end are zeros.
 template <class T, int ROWS, int CHUNKS, int THREADS>
-__device__ inline void load_tile(unsigned char* shared, const Operand& x, int first, int bytes, int begin) {
+__device__ inline void load_tile(unsigned char* shared, const Operand& x, int first, int bytes,
+                                 int begin) {
   constexpr int UNITS = CHUNK / 16;
   const bool aligned = ((reinterpret_cast<uint64_t>(x.data) | bytes) & 15) == 0;
 #pragma unroll
   for (int place = static_cast<int>(threadIdx.x); place < ROWS * UNITS * CHUNKS; place += THREADS) {
     const int unit = place % UNITS, row = place / UNITS % ROWS, chunk = place / UNITS / ROWS;
     const int byte = begin + chunk * CHUNK + unit * 16, valid = max(0, min(16, bytes - byte));
-    const unsigned char* source = x.data + static_cast<int64_t>(min(first + row, x.count - 1)) * bytes;
+    const unsigned char* source =
+        x.data + static_cast<int64_t>(min(first + row, x.count - 1)) * bytes;
     unsigned char* target = shared + chunk * (ROWS * CHUNK) + swizzled(row, unit);
     if (aligned) {
       copy_async(target, valid > 0 ? source + byte : x.data, valid);
@@ -36,18 +41,19 @@ __device__ inline void load_tile(unsigned char* shared, const Operand& x, int fi
       constexpr int SIZE = static_cast<int>(sizeof(T));
 #pragma unroll
       for (int e = 0; e < 16; e += SIZE) {
-        *reinterpret_cast<T*>(target + e) = e < valid ? *reinterpret_cast<const T*>(source + byte + e) : T{};
+        *reinterpret_cast<T*>(target + e) =
+            e < valid ? *reinterpret_cast<const T*>(source + byte + e) : T{};
       }
     }
   }
 }
 
-// Runs `epilogue(s, tile, columns)` on the products of every tile of `tiles`, in order: s the warp's accumulators,
-// `columns` the tile's right operand in shared memory where WHOLE.
+// Runs `epilogue(s, tile, columns)` on the products of every tile of `tiles`, in order: s the
+// warp's accumulators, `columns` the tile's right operand in shared memory where WHOLE.
 //
-// A ring of STAGES buffers is filled ahead by asynchronous copies, across tile borders, so that an epilogue hides the
-// next tile's loads. WHOLE (D <= CHUNKS chunks): a stage is a whole tile of columns and the rows stay resident.
-// Otherwise a stage is one chunk of both sides.
+// A ring of STAGES buffers is filled ahead by asynchronous copies, across tile borders, so that an
+// epilogue hides the next tile's loads. WHOLE (D <= CHUNKS chunks): a stage is a whole tile of
+// columns and the rows stay resident. Otherwise a stage is one chunk of both sides.
 template <class P, int STAGES_, bool WHOLE = false, int CHUNKS = 1>
 struct TileLoop {
   using Element = typename P::Element;
@@ -59,9 +65,10 @@ struct TileLoop {
   static constexpr int SHARED = STAGES * STAGE + (WHOLE ? ROWS_BYTES : 0);
 
   template <class Tiles, class Epilogue>
-  static __device__ void run(const Operand& a, const Operand& b, int D, Tiles tiles, Epilogue& epilogue,
-                             unsigned char* shared) {
-    const int bytes = D * static_cast<int>(sizeof(Element)), steps = WHOLE ? 1 : ceil_div(bytes, CHUNK);
+  static __device__ void run(const Operand& a, const Operand& b, int D, Tiles tiles,
+                             Epilogue& epilogue, unsigned char* shared) {
+    const int bytes = D * static_cast<int>(sizeof(Element)),
+              steps = WHOLE ? 1 : ceil_div(bytes, CHUNK);
     const int row = P::warp_row(), column = P::warp_column();
     unsigned char* resident = shared + STAGES * STAGE;
     Tiles ahead = tiles;
@@ -70,7 +77,9 @@ struct TileLoop {
       if (ahead.valid()) {
         unsigned char* target = shared + stage * STAGE;
         const int begin = step_ahead * CHUNK;
-        if (!WHOLE) load_tile<Element, P::BM, 1, P::THREADS>(target + COLUMNS_BYTES, a, ahead.i, bytes, begin);
+        if (!WHOLE)
+          load_tile<Element, P::BM, 1, P::THREADS>(target + COLUMNS_BYTES, a, ahead.i, bytes,
+                                                   begin);
         load_tile<Element, P::BN, CHUNKS, P::THREADS>(target, b, ahead.j, bytes, begin);
         if (++step_ahead == steps) {
           step_ahead = 0;
@@ -93,7 +102,8 @@ struct TileLoop {
         current = shared + stage * STAGE;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-          const unsigned char* rows = WHOLE ? resident + chunk * (P::BM * CHUNK) : current + COLUMNS_BYTES;
+          const unsigned char* rows =
+              WHOLE ? resident + chunk * (P::BM * CHUNK) : current + COLUMNS_BYTES;
           P::multiply(s, rows, row, current + chunk * (P::BN * CHUNK), column);
         }
         stage = stage + 1 == STAGES ? 0 : stage + 1;
@@ -109,7 +119,8 @@ struct TileLoop {
 template <class P, int STAGES>
 struct PairLoop : TileLoop<P, STAGES> {
   static constexpr int THREADS = P::THREADS;
-  static constexpr bool PERSISTENT = false;  // whether a block runs several tiles where it may: they are of one group
+  static constexpr bool PERSISTENT =
+      false;  // whether a block runs several tiles where it may: they are of one group
 
   // What the loop reads, made by the host and handed to the kernel.
   struct Sources {
@@ -117,10 +128,12 @@ struct PairLoop : TileLoop<P, STAGES> {
   };
 
   template <class Tiles, class Epilogue>
-  static __device__ void run(const Sources&, const Problem& p, Tiles tiles, Epilogue& epilogue, unsigned char* shared) {
+  static __device__ void run(const Sources&, const Problem& p, Tiles tiles, Epilogue& epilogue,
+                             unsigned char* shared) {
     using Element = typename P::Element;
-    TileLoop<P, STAGES>::run(operand<Element>(p.x, tiles.g, p.M, p.D), operand<Element>(p.y, tiles.g, p.N, p.D), p.D,
-                             tiles, epilogue, shared);
+    TileLoop<P, STAGES>::run(operand<Element>(p.x, tiles.g, p.M, p.D),
+                             operand<Element>(p.y, tiles.g, p.N, p.D), p.D, tiles, epilogue,
+                             shared);
   }
 };
 

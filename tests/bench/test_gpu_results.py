@@ -143,11 +143,11 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
 @pytest.mark.parametrize(
     "file, family",
     [
-        ("csrc/cuda/library.cpp", "similarity"),
+        ("csrc/cuda/similarity_ops.cpp", "similarity"),
         ("fused_contrastive/backends/cuda/__init__.py", "similarity"),
-        ("csrc/cuda/force_library.cpp", "force"),
+        ("csrc/cuda/force_ops.cpp", "force"),
         ("fused_contrastive/backends/cuda/force.py", "force"),
-        ("csrc/cuda/sigmoid_library.cpp", "sigmoid"),
+        ("csrc/cuda/sigmoid_ops.cpp", "sigmoid"),
         ("fused_contrastive/backends/cuda/sigmoid.py", "sigmoid"),
     ],
 )
@@ -187,7 +187,7 @@ def test_gpu_status_runs_without_a_gpu(capsys):
 
 
 def test_the_table_of_faster_backends(tmp_path):
-    hashes = {"pair_reduce": "t", "cuda/tiles": "c"}
+    hashes = {"pair_reduce": "t", "cuda/similarity": "c"}
 
     def kernels(**changed):
         return {
@@ -256,7 +256,7 @@ def test_the_table_of_faster_backends(tmp_path):
         module["FASTEST"] == found
         and fastest.generated(fastest.generated(empty, found), {}) == empty
     )
-    changed = fastest.table(tmp_path, {**hashes, "cuda/tiles": "changed"})
+    changed = fastest.table(tmp_path, {**hashes, "cuda/similarity": "changed"})
     assert {backend for backends in changed.values() for backend in backends.values()} == {"triton"}
     write(row("triton", 1.0), row("cuda", 2.0), day="2025-01-03", name="failed", passed=False)
     assert fastest.table(tmp_path, hashes) == {}

@@ -321,10 +321,10 @@ def test_every_operator_has_a_source():
     names |= {
         device_tests.source_of("sigmoid_reduce", (torch.ones(1), float32)) for float32 in (0, 1, 2)
     }
-    assert names | {"cuda/tiles_sm90", "cuda/sigmoid_sm90"} == {
+    assert names | {"cuda/similarity_sm90", "cuda/sigmoid_sm90"} == {
         name for name in environment.kernel_hashes() if name.startswith("cuda/")
     }
-    assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/tiles_fma"
+    assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/similarity_fma"
 
 
 def test_the_plugin_notes_launches(monkeypatch):
@@ -341,8 +341,8 @@ def test_gpu_status_covers_the_cuda_kernels(capsys):
     assert {
         "cuda/prepare",
         "cuda/finish",
-        "cuda/tiles_bf16",
-        "cuda/tiles_sm90",
+        "cuda/similarity_bf16",
+        "cuda/similarity_sm90",
         "pair_reduce",
     } <= names
 
@@ -391,7 +391,7 @@ def test_the_small_case_reaches_every_kernel(monkeypatch):
     assert small_case.main("cpu") == 0
     assert device_tests._launched == {
         f"cuda/{name}"
-        for name in "prepare finish tiles_bf16 tiles_f16 tiles_f64 tiles_tf32x3 force_bf16 force_f16 force_f32 force_f64".split()
+        for name in "prepare finish similarity_bf16 similarity_f16 similarity_f64 similarity_tf32x3 force_bf16 force_f16 force_f32 force_f64".split()
     }
 
 

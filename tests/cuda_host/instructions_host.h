@@ -1,11 +1,13 @@
-// The wrappers of csrc/cuda/instructions.cuh on the CPU. Instructions of a warp gather the fragments of its 32 lanes.
+// The wrappers of csrc/cuda/instructions.cuh on the CPU. Instructions of a warp gather the
+// fragments of its 32 lanes.
 #pragma once
 
 namespace fused_contrastive {
 
 inline float to_float(bf16 x) { return bits_as<float>(static_cast<uint32_t>(x.bits) << 16); }
 inline float to_float(f16 x) {
-  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 0x3ff;
+  const uint32_t sign = (x.bits & 0x8000u) << 16, exponent = x.bits >> 10 & 31,
+                 fraction = x.bits & 0x3ff;
   if (exponent == 31) return bits_as<float>(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) return (sign ? -1.0f : 1.0f) * static_cast<float>(fraction) * 0x1p-24f;
   return bits_as<float>(sign | (exponent + 112) << 23 | fraction << 13);
@@ -92,7 +94,9 @@ struct Matrices {
     for (int lane = 0; lane < 32; ++lane) {
       for (int matrix = 0; matrix < 4; ++matrix) {
         uint32_t& word = of<Matrices>(lanes, lane).out[matrix];
-        auto row = [&](int r) { return static_cast<const uint16_t*>(of<Matrices>(lanes, matrix * 8 + r).row); };
+        auto row = [&](int r) {
+          return static_cast<const uint16_t*>(of<Matrices>(lanes, matrix * 8 + r).row);
+        };
         const int g = lane / 4, t = lane % 4;
         if (TRANSPOSED) {
           word = row(2 * t)[g] | static_cast<uint32_t>(row(2 * t + 1)[g]) << 16;
@@ -104,8 +108,8 @@ struct Matrices {
   }
 };
 
-// What tensor cores do with the products of one instruction: their exact sum is added to the accumulator with one
-// rounding, toward zero.
+// What tensor cores do with the products of one instruction: their exact sum is added to the
+// accumulator with one rounding, toward zero.
 inline float added(float accumulator, double products) {
   const double exact = accumulator + products;
   const float nearest = static_cast<float>(exact);
@@ -166,8 +170,8 @@ struct MmaF64 {
     for (int lane = 0; lane < 32; ++lane) {
       for (int e = 0; e < 2; ++e) {
         for (int k = 0; k < 4; ++k) {
-          of<MmaF64>(lanes, lane).c[e] +=
-              of<MmaF64>(lanes, lane / 4 * 4 + k).a * of<MmaF64>(lanes, (lane % 4 * 2 + e) * 4 + k).b;
+          of<MmaF64>(lanes, lane).c[e] += of<MmaF64>(lanes, lane / 4 * 4 + k).a *
+                                          of<MmaF64>(lanes, (lane % 4 * 2 + e) * 4 + k).b;
         }
       }
     }
@@ -192,7 +196,9 @@ inline void atomic_raise(float* target, float x) {
   if (bits > bits_as<int>(*target)) *target = bits_as<float>(bits);
 }
 
-inline void copy_async(void* shared, const void* global, int valid) { shim::copy(shared, global, valid); }
+inline void copy_async(void* shared, const void* global, int valid) {
+  shim::copy(shared, global, valid);
+}
 inline void copy_commit() { shim::commit_copies(); }
 template <int PENDING>
 inline void copy_wait() {
@@ -209,11 +215,13 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
 }
 
 template <class T>
-inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, T) {
+inline void mma(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                T) {
   detail::Mma<T> mine{c0, c1, a, {b0, b1}};
   detail::collective(mine, detail::Mma<T>::all);
 }
-inline void mma_tf32(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+inline void mma_tf32(float (&c0)[2], float (&c1)[2], const uint32_t (&a)[4], uint32_t b0,
+                     uint32_t b1) {
   mma(c0, c1, a, b0, b1, float{});
 }
 inline void mma_f64(double (&c)[2], double a, double b) {

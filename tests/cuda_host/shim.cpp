@@ -197,16 +197,18 @@ bool land_one(bool newest) {
   return true;
 }
 
-constexpr uint64_t INITIALISED = 0x6d62617272696572;  // what shared memory holds in place of a barrier
+constexpr uint64_t INITIALISED =
+    0x6d62617272696572;  // what shared memory holds in place of a barrier
 
 Phases& phases(uint64_t* barrier) {
   const auto found = block.barriers.find(barrier);
-  if (found == block.barriers.end() || *barrier != INITIALISED) fail("not a barrier, or overwritten");
+  if (found == block.barriers.end() || *barrier != INITIALISED)
+    fail("not a barrier, or overwritten");
   return found->second;
 }
 
-// Lets every thread run to where it waits, warp by warp; `eager` ends with the first warp in which one could. Whether
-// any ran.
+// Lets every thread run to where it waits, warp by warp; `eager` ends with the first warp in which
+// one could. Whether any ran.
 bool run_warps(size_t warps, bool reverse, bool eager) {
   bool progress = false;
   for (size_t w = 0; w < warps && !(eager && progress); ++w) {
@@ -239,7 +241,8 @@ Index thread_index() { return {current->thread}; }
 Index block_index() { return {block.index}; }
 Index grid_size() { return {block.count}; }
 unsigned char* shared_memory() {
-  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(block.shared.data()) + 1023) & ~uintptr_t(1023));
+  return reinterpret_cast<unsigned char*>(
+      (reinterpret_cast<uintptr_t>(block.shared.data()) + 1023) & ~uintptr_t(1023));
 }
 
 void barrier() {
@@ -265,7 +268,8 @@ void collective(void* arguments, void (*all)(void* const*)) {
 
 void copy(void* target, const void* source, int valid) {
   const uintptr_t bits = reinterpret_cast<uintptr_t>(target) | reinterpret_cast<uintptr_t>(source);
-  if (bits % 16 != 0 || valid < 0 || valid > 16) fail("asynchronous copy: 16-byte alignment, 0 to 16 valid bytes");
+  if (bits % 16 != 0 || valid < 0 || valid > 16)
+    fail("asynchronous copy: 16-byte alignment, 0 to 16 valid bytes");
   if (copies_at_once) return perform(Copy{target, source, valid});
   current->groups.back().push_back({target, source, valid});
 }
@@ -301,9 +305,11 @@ void barrier_wait(uint64_t* barrier, uint32_t parity) {
   while ((mine.ended & 1) == parity) wait(mine.ended);
 }
 
-void tensor_copy(unsigned char* target, int bytes, uint64_t* landed, const std::function<void()>& copy) {
+void tensor_copy(unsigned char* target, int bytes, uint64_t* landed,
+                 const std::function<void()>& copy) {
   const unsigned char* begin = shared_memory();
-  if ((target - begin) % 1024 != 0 || target < begin || target + bytes > begin + block.shared_size) {
+  if ((target - begin) % 1024 != 0 || target < begin ||
+      target + bytes > begin + block.shared_size) {
     fail("tensor copy: outside of shared memory, or not 1024-byte aligned");
   }
   block.copies.push_back({copy, &phases(landed), bytes});
@@ -322,9 +328,11 @@ void named_barrier(int id, int threads) {
 int capability_major() { return capability; }
 
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread) {
-  if (threads % 32 != 0 || threads > 1024) throw std::runtime_error("a block is 1 to 32 whole warps");
+  if (threads % 32 != 0 || threads > 1024)
+    throw std::runtime_error("a block is 1 to 32 whole warps");
   if (shared > (capability == 9 ? 227 : 99) * 1024) {
-    throw std::runtime_error("more shared memory than sm_86, or sm_90 as a whole, has: " + std::to_string(shared));
+    throw std::runtime_error("more shared memory than sm_86, or sm_90 as a whole, has: " +
+                             std::to_string(shared));
   }
   const size_t count = static_cast<size_t>(threads);
   block.thread = &thread;
@@ -352,7 +360,8 @@ void run_blocks(int64_t blocks, int threads, int shared, const std::function<voi
       start(fiber, block.stacks.data() + n * STACK);
     }
     run_block(threads);
-    if (!block.copies.empty()) throw std::runtime_error("a tensor copy was under way when its block ended");
+    if (!block.copies.empty())
+      throw std::runtime_error("a tensor copy was under way when its block ended");
     const unsigned char* end = shared_memory() + shared;
     if (std::any_of(end, end + GUARD, [](unsigned char c) { return c != POISON; })) {
       throw std::runtime_error("a kernel wrote past the end of its shared memory");
@@ -362,11 +371,13 @@ void run_blocks(int64_t blocks, int threads, int shared, const std::function<voi
 
 }  // namespace shim
 
-// How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2 alternating, 3 the first
-// warps as far ahead of the others as they come, 4 the last ones), and whether
-// asynchronous copies and warpgroup products happen when issued rather than when waited for (tensor copies: when no
-// thread can run without one, the oldest first, backward the newest, else in turns).
-extern "C" __attribute__((visibility("default"))) void shim_options(int new_order, int new_copies_at_once,
+// How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2
+// alternating, 3 the first warps as far ahead of the others as they come, 4 the last ones), and
+// whether asynchronous copies and warpgroup products happen when issued rather than when waited for
+// (tensor copies: when no thread can run without one, the oldest first, backward the newest, else
+// in turns).
+extern "C" __attribute__((visibility("default"))) void shim_options(int new_order,
+                                                                    int new_copies_at_once,
                                                                     int new_products_at_once) {
   shim::order = new_order;
   shim::copies_at_once = new_copies_at_once != 0;
@@ -374,4 +385,6 @@ extern "C" __attribute__((visibility("default"))) void shim_options(int new_orde
 }
 
 // The major compute capability that the library sees: 9 has warpgroup products.
-extern "C" __attribute__((visibility("default"))) void shim_capability(int major) { shim::capability = major; }
+extern "C" __attribute__((visibility("default"))) void shim_capability(int major) {
+  shim::capability = major;
+}

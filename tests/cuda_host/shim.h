@@ -1,5 +1,6 @@
-// Runs CUDA kernels on the CPU: what csrc/cuda needs of the language, block by block. The threads of a block are fibers
-// on one thread; they change over at barriers and at instructions of a whole warp, in an order that tests can choose.
+// Runs CUDA kernels on the CPU: what csrc/cuda needs of the language, block by block. The threads
+// of a block are fibers on one thread; they change over at barriers and at instructions of a whole
+// warp, in an order that tests can choose.
 #pragma once
 
 #include <math.h>
@@ -52,7 +53,8 @@ Index grid_size();
 unsigned char* shared_memory();
 void barrier();
 
-// Called by all 32 lanes with their own `arguments`; the last one to arrive runs `all` on those of every lane.
+// Called by all 32 lanes with their own `arguments`; the last one to arrive runs `all` on those of
+// every lane.
 void collective(void* arguments, void (*all)(void* const* lanes));
 
 // Asynchronous copies: queued, and done when waited for (or at once, as tests choose).
@@ -60,27 +62,31 @@ void copy(void* target, const void* source, int valid);
 void commit_copies();
 void wait_for_copies(int pending);
 
-// Products of a warpgroup, one share per thread: done when waited for (or at once, as tests choose).
+// Products of a warpgroup, one share per thread: done when waited for (or at once, as tests
+// choose).
 void issue_product(const std::function<void()>& share);
 void commit_products();
 void wait_for_products(int pending);
 
-// Barriers in shared memory: a phase ends when all have arrived and the bytes that arrivals announced have landed.
+// Barriers in shared memory: a phase ends when all have arrived and the bytes that arrivals
+// announced have landed.
 void barrier_init(uint64_t* barrier, int arrivals);
 void barrier_arrive(uint64_t* barrier, int bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
 
-// A tensor copy of `bytes` bytes to `target`: done at once, or when no thread can run without it, oldest or newest
-// first.
-void tensor_copy(unsigned char* target, int bytes, uint64_t* landed, const std::function<void()>& copy);
+// A tensor copy of `bytes` bytes to `target`: done at once, or when no thread can run without it,
+// oldest or newest first.
+void tensor_copy(unsigned char* target, int bytes, uint64_t* landed,
+                 const std::function<void()>& copy);
 
 void named_barrier(int id, int threads);
 
 constexpr int64_t MULTIPROCESSORS = 3;
 int capability_major();  // of the device that tests choose to be on
 
-// Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on divergence within
-// an instruction of a warp, on writes past the end of shared memory, on misuse of its barriers.
+// Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on
+// divergence within an instruction of a warp, on writes past the end of shared memory, on misuse of
+// its barriers.
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread);
 
 template <class Params>

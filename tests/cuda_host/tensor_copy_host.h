@@ -21,7 +21,8 @@ inline TensorMap tensor_map(const void* x, int G, int count, int D, int rows) {
 }
 
 // The 128-byte swizzle is one of address bits.
-inline void tensor_copy(void* shared, const TensorMap& map, int feature, int row, int group, Barrier* landed) {
+inline void tensor_copy(void* shared, const TensorMap& map, int feature, int row, int group,
+                        Barrier* landed) {
   unsigned char* target = static_cast<unsigned char*>(shared);
   const int64_t byte = int64_t(2) * feature;
   shim::tensor_copy(target, map.rows * 128, landed, [=, &map] {
@@ -42,7 +43,9 @@ inline void tensor_copy(void* shared, const TensorMap& map, int feature, int row
 inline void barrier_init(Barrier* barrier, int arrivals) { shim::barrier_init(barrier, arrivals); }
 inline void barriers_ready() {}
 inline void barrier_arrive(Barrier* barrier) { shim::barrier_arrive(barrier, 0); }
-inline void barrier_arrive_and_expect(Barrier* barrier, int bytes) { shim::barrier_arrive(barrier, bytes); }
+inline void barrier_arrive_and_expect(Barrier* barrier, int bytes) {
+  shim::barrier_arrive(barrier, bytes);
+}
 inline void barrier_wait(Barrier* barrier, uint32_t parity) { shim::barrier_wait(barrier, parity); }
 
 inline void named_barrier(int barrier, int threads) { shim::named_barrier(barrier, threads); }

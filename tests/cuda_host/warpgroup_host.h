@@ -1,6 +1,6 @@
-// The wrappers of csrc/cuda/warpgroup.cuh on the CPU: a descriptor is the address it would hold, and a thread computes
-// its own sums of a product when it waits for the product, from what shared memory then holds. The fences and
-// registers are not modelled.
+// The wrappers of csrc/cuda/warpgroup.cuh on the CPU: a descriptor is the address it would hold,
+// and a thread computes its own sums of a product when it waits for the product, from what shared
+// memory then holds. The fences and registers are not modelled.
 #pragma once
 
 namespace fused_contrastive {
@@ -20,14 +20,17 @@ inline void fewer_registers() {}
 template <int COUNT>
 inline void more_registers() {}
 
-inline uint64_t descriptor(const unsigned char* rows) { return reinterpret_cast<uint64_t>(rows) >> 4; }
+inline uint64_t descriptor(const unsigned char* rows) {
+  return reinterpret_cast<uint64_t>(rows) >> 4;
+}
 
 namespace detail {
 
 // Row and element of an operand, rows 128 bytes apart. The 128-byte swizzle is one of address bits.
 template <class T>
 float operand_element(uint64_t descriptor, int row, int k) {
-  const uint64_t address = (descriptor << 4) + static_cast<uint64_t>(row) * 128 + static_cast<uint64_t>(k) * sizeof(T);
+  const uint64_t address =
+      (descriptor << 4) + static_cast<uint64_t>(row) * 128 + static_cast<uint64_t>(k) * sizeof(T);
   return to_float(*reinterpret_cast<const T*>(address ^ (address >> 7 & 7) << 4));
 }
 
@@ -36,7 +39,8 @@ float operand_element(uint64_t descriptor, int row, int k) {
 template <class T>
 inline void warpgroup_mma(float (&s)[2][32][2], uint64_t a, uint64_t b, T) {
   constexpr int K = 32 / sizeof(T);
-  const int lane = static_cast<int>(threadIdx.x) % 32, row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32,
+            row = static_cast<int>(threadIdx.x) / 32 % 4 * 16 + lane / 4;
   float(*sums)[32][2] = s;
   shim::issue_product([=] {
     float x[2][K];

@@ -1,11 +1,11 @@
-// The entry points of one ISA. Many small groups are shared out whole, one thread each; otherwise the threads share
-// each group's tiles.
+// The entry points of one ISA. Many small groups are shared out whole, one thread each; otherwise
+// the threads share each group's tiles.
 #pragma once
 
 #include <vector>
 
-#include "backward.h"
-#include "sigmoid.h"
+#include "sigmoid_passes.h"
+#include "similarity_backward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
@@ -22,10 +22,12 @@ void run_groups(const Arguments& f, Runtime* runtime) {
     return;
   }
   std::vector<std::unique_ptr<Pass>> passes;
-  for (int64_t i = 0; i < std::min<int64_t>(threads, f.G); ++i) passes.push_back(std::make_unique<Pass>(f, runtime, 1));
+  for (int64_t i = 0; i < std::min<int64_t>(threads, f.G); ++i)
+    passes.push_back(std::make_unique<Pass>(f, runtime, 1));
   std::atomic<int64_t> next{0};
   Team(runtime, int(passes.size()), 0).run([&](Worker& worker) {
-    for (int64_t g; (g = next.fetch_add(1, std::memory_order_relaxed)) < f.G;) passes[size_t(worker.thread())]->run(g);
+    for (int64_t g; (g = next.fetch_add(1, std::memory_order_relaxed)) < f.G;)
+      passes[size_t(worker.thread())]->run(g);
   });
 }
 
@@ -33,8 +35,12 @@ template <class C>
 Kernels kernels_of() {
   return {[](const Forward& f, Runtime* runtime) { run_groups<ForwardPass<C>>(f, runtime); },
           [](const Backward& f, Runtime* runtime) { run_groups<BackwardPass<C>>(f, runtime); },
-          [](const SigmoidForward& f, Runtime* runtime) { run_groups<SigmoidForwardPass<C>>(f, runtime); },
-          [](const SigmoidBackward& f, Runtime* runtime) { run_groups<SigmoidBackwardPass<C>>(f, runtime); }};
+          [](const SigmoidForward& f, Runtime* runtime) {
+            run_groups<SigmoidForwardPass<C>>(f, runtime);
+          },
+          [](const SigmoidBackward& f, Runtime* runtime) {
+            run_groups<SigmoidBackwardPass<C>>(f, runtime);
+          }};
 }
 
 }  // namespace fused_contrastive::FUSED_ISA

@@ -1,14 +1,17 @@
-// The tile kernels of the sigmoid family over the loops of pair_reduce and pair_weight. In base 2, t = log2(e) sign (s
+// The tile kernels of the sigmoid family over the loops of pair_reduce and pair_weight. In base 2,
+// t = log2(e) sign (s
 // + row_bias_i).
 //
-// sigmoid_reduce: sums of log2(1 + 2^t) over the candidate columns of each row, and maxima of t, as partial results in
-// private slots: no atomics, the same bits in every run. One block per pair of super tiles (super_rows rows x
-// super_rows columns of one group); a row's statistics stay in shared memory along a strip of tiles. Flops: 2 M N D, M
-// N exponentials and 10 multiply-adds each. Bytes: tiles from L2; 4 bytes of slots per row and super tile. Predicted:
-// pair_reduce with two sets, less 10 % at D = 256 for the polynomials.
+// sigmoid_reduce: sums of log2(1 + 2^t) over the candidate columns of each row, and maxima of t, as
+// partial results in private slots: no atomics, the same bits in every run. One block per pair of
+// super tiles (super_rows rows x super_rows columns of one group); a row's statistics stay in
+// shared memory along a strip of tiles. Flops: 2 M N D, M N exponentials and 10 multiply-adds each.
+// Bytes: tiles from L2; 4 bytes of slots per row and super tile. Predicted: pair_reduce with two
+// sets, less 10 % at D = 256 for the polynomials.
 //
-// sigmoid_weight: a panel of the gradient weights, W_ij = weight_i / (1 + 2^-t_ij), 0 where j is no candidate of i, and
-// its row sums by tile. Panel, blocks, flops and bytes as pair_weight; predicted: as it.
+// sigmoid_weight: a panel of the gradient weights, W_ij = weight_i / (1 + 2^-t_ij), 0 where j is no
+// candidate of i, and its row sums by tile. Panel, blocks, flops and bytes as pair_weight;
+// predicted: as it.
 #pragma once
 
 #include "pair_weight.cuh"
@@ -16,7 +19,8 @@
 
 namespace fused_contrastive {
 
-// log2(1 + 2^t): max(t, 0) and the logarithm of 1 + e with e = 2^-|t|, by a minimax polynomial of relative error 3e-8.
+// log2(1 + 2^t): max(t, 0) and the logarithm of 1 + e with e = 2^-|t|, by a minimax polynomial of
+// relative error 3e-8.
 __device__ inline float softplus_2(float t) {
   const float e = exp_2(-fabsf(t));
   float p = fmaf(e, 0.0075491759531384945f, -0.042567034457811722f);
@@ -29,7 +33,9 @@ __device__ inline float softplus_2(float t) {
   p = fmaf(p, e, 1.4426949974347122f);
   return fmaf(p, e, fmaxf(t, 0.0f));
 }
-__device__ inline double softplus_2(double t) { return fmax(t, 0.0) + log1p(exp_2(-fabs(t))) * LOG2E; }
+__device__ inline double softplus_2(double t) {
+  return fmax(t, 0.0) + log1p(exp_2(-fabs(t))) * LOG2E;
+}
 
 // 1 / (1 + 2^-t); 0 from where 2^-t overflows.
 __device__ inline float sigmoid_2(float t) { return rough_inverse(1.0f + exp_2(-t)); }
@@ -65,7 +71,8 @@ struct RowParts {
   static constexpr int SIZE = P::WARPS_N * P::BM, SHARED = SIZE * static_cast<int>(sizeof(Acc));
   Acc* parts;
 
-  // That of this lane's row m. Of the four lanes that hold parts of the row the first one writes it.
+  // That of this lane's row m. Of the four lanes that hold parts of the row the first one writes
+  // it.
   __device__ Acc& own(int m) const {
     const int warp = static_cast<int>(threadIdx.x) / 32 % P::WARPS_N;
     return parts[warp * P::BM + P::warp_row() + 8 * m + (lane_id() >> 2)];
@@ -75,7 +82,8 @@ struct RowParts {
   // f(row, parts of that row) for the team's rows.
   template <class F>
   __device__ static void each(F f) {
-    for (int place = P::team_thread(); place < P::TEAM_ROWS; place += P::TEAM) f(P::team_row() + place);
+    for (int place = P::team_thread(); place < P::TEAM_ROWS; place += P::TEAM)
+      f(P::team_row() + place);
   }
 };
 
@@ -109,7 +117,8 @@ struct SigmoidReduce {
     for (int m = 0; m < P::MB; ++m) sums.own(m) = 0, maxima.own(m) = -infinity(Acc(0));
   }
 
-  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Strips<P::BM, P::BN>& t, const unsigned char*) const {
+  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Strips<P::BM, P::BN>& t,
+                             const unsigned char*) const {
     const Problem& p = r.p;
     Acc shift[P::MB];
 #pragma unroll
@@ -168,45 +177,52 @@ template <class P>
 using SigmoidLoop = PairLoop<P, 4>;
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(SigmoidLoop<P>::THREADS, KEYED ? 1 : P::BLOCKS)
-    sigmoid_reduce(const __grid_constant__ Arguments<SigmoidLoop<P>, SigmoidReduceParams> arguments) {
+__global__ void __launch_bounds__(SigmoidLoop<P>::THREADS, KEYED ? 1 : P::BLOCKS) sigmoid_reduce(
+    const __grid_constant__ Arguments<SigmoidLoop<P>, SigmoidReduceParams> arguments) {
   using Acc = typename P::Acc;
   SHARED_MEMORY(shared);
   const SigmoidReduceParams& r = arguments.params;
   const Problem& p = r.p;
   const int supers_n = ceil_div(p.N, r.super_rows), pairs = ceil_div(p.M, r.super_rows) * supers_n;
   const int g = static_cast<int>(blockIdx.x) / pairs, pair = static_cast<int>(blockIdx.x) % pairs;
-  const int i = pair / supers_n * r.super_rows, super_j = pair % supers_n, j = super_j * r.super_rows;
+  const int i = pair / supers_n * r.super_rows, super_j = pair % supers_n,
+            j = super_j * r.super_rows;
   Acc* parts = reinterpret_cast<Acc*>(shared + SigmoidLoop<P>::SHARED);
   const Acc scale2 = *static_cast<const Acc*>(p.scale) * (Acc(LOG2E) * Acc(r.sign));
   const SigmoidReduce<P, KEYED> epilogue{r, scale2, {parts}, {parts + RowParts<P>::SIZE}, super_j};
   epilogue.clear();
-  const Strips<P::BM, P::BN> tiles{g, i, j, min(i + r.super_rows, p.M), j, min(j + r.super_rows, p.N)};
+  const Strips<P::BM, P::BN> tiles{
+      g, i, j, min(i + r.super_rows, p.M), j, min(j + r.super_rows, p.N)};
   SigmoidLoop<P>::run(arguments.sources, p, tiles, epilogue, shared);
 }
 
 template <class P>
 void launch_sigmoid_reduce(const SigmoidReduceParams& r, Stream stream) {
-  const int64_t blocks = static_cast<int64_t>(ceil_div(r.p.M, r.super_rows)) * ceil_div(r.p.N, r.super_rows) * r.p.G;
+  const int64_t blocks =
+      static_cast<int64_t>(ceil_div(r.p.M, r.super_rows)) * ceil_div(r.p.N, r.super_rows) * r.p.G;
   const int shared = SigmoidLoop<P>::SHARED + SigmoidReduce<P, false>::SHARED;
-  if (r.super_rows % P::BN != 0) throw std::runtime_error("sigmoid_reduce: super tiles of whole tiles");
-  const Arguments<SigmoidLoop<P>, SigmoidReduceParams> arguments{typename SigmoidLoop<P>::Sources(r.p), r};
-  launch(r.p.kind >= OTHER_KEY ? sigmoid_reduce<P, true> : sigmoid_reduce<P, false>, blocks, SigmoidLoop<P>::THREADS,
-         shared, stream, arguments);
+  if (r.super_rows % P::BN != 0)
+    throw std::runtime_error("sigmoid_reduce: super tiles of whole tiles");
+  const Arguments<SigmoidLoop<P>, SigmoidReduceParams> arguments{
+      typename SigmoidLoop<P>::Sources(r.p), r};
+  launch(r.p.kind >= OTHER_KEY ? sigmoid_reduce<P, true> : sigmoid_reduce<P, false>, blocks,
+         SigmoidLoop<P>::THREADS, shared, stream, arguments);
 }
 
 template <class P, bool KEYED>
 struct SigmoidWeight {
   using Acc = typename P::Acc;
   using Tiles = typename Weight<P, KEYED>::Tiles;
-  static constexpr int PARTS = weight_shared<P, KEYED>();                    // where in shared memory they begin
-  static constexpr int PLANE = sizeof(typename P::Element) == 8 ? 64 : 128;  // columns of a plane of `sums`
+  static constexpr int PARTS = weight_shared<P, KEYED>();  // where in shared memory they begin
+  static constexpr int PLANE =
+      sizeof(typename P::Element) == 8 ? 64 : 128;  // columns of a plane of `sums`
 
   const SigmoidWeightParams& w;
   Weight<P, KEYED> panel;
   RowParts<P> parts;
 
-  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Tiles& t, const unsigned char*) const {
+  __device__ void operator()(Acc (&s)[P::MB][P::NB][2], const Tiles& t,
+                             const unsigned char*) const {
     const Problem& p = w.p;
     Acc factor = 1;
     if (w.unit != nullptr) {
@@ -214,7 +230,8 @@ struct SigmoidWeight {
       factor = largest > Acc(0) ? Acc(HALF_RANGE) / largest : Acc(0);
       if (largest != largest) factor = largest;
     }
-    const Acc* row_terms = static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(t.g) * p.M;
+    const Acc* row_terms =
+        static_cast<const Acc*>(w.row_terms) + 2 * static_cast<int64_t>(t.g) * p.M;
     Acc shift[P::MB], weight[P::MB];
 #pragma unroll
     for (int m = 0; m < P::MB; ++m) {
@@ -246,7 +263,8 @@ struct SigmoidWeight {
   __device__ void store_sums(const Tiles& t) const {
     P::sync();
     const int64_t plane = static_cast<int64_t>(w.p.G) * w.p.M;
-    Acc* target = static_cast<Acc*>(w.sums) + t.j / PLANE * plane + static_cast<int64_t>(t.g) * w.p.M + t.i;
+    Acc* target =
+        static_cast<Acc*>(w.sums) + t.j / PLANE * plane + static_cast<int64_t>(t.g) * w.p.M + t.i;
     RowParts<P>::each([&](int row) {
       if (t.i + row >= w.p.M) return;
       Acc sum = parts.parts[row];
@@ -257,8 +275,10 @@ struct SigmoidWeight {
 };
 
 template <class P, bool KEYED>
-__global__ void __launch_bounds__(WeightLoop<P>::THREADS, KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
-    sigmoid_weight(const __grid_constant__ Arguments<WeightLoop<P>, SigmoidWeightParams> arguments) {
+__global__ void __launch_bounds__(WeightLoop<P>::THREADS,
+                                  KEYED || sizeof(typename P::Element) == 4 ? 1 : P::BLOCKS)
+    sigmoid_weight(
+        const __grid_constant__ Arguments<WeightLoop<P>, SigmoidWeightParams> arguments) {
   using Acc = typename P::Acc;
   SHARED_MEMORY(shared);
   const SigmoidWeightParams& w = arguments.params;
@@ -271,11 +291,15 @@ __global__ void __launch_bounds__(WeightLoop<P>::THREADS, KEYED || sizeof(typena
 
 template <class P>
 void launch_sigmoid_weight(const SigmoidWeightParams& w, Stream stream) {
-  const int64_t tiles = static_cast<int64_t>(ceil_div(w.p.M, P::BM)) * ceil_div(w.p.N, P::BN) * w.p.G;
-  const int64_t blocks = WeightLoop<P>::PERSISTENT ? min(checked_blocks(tiles), multiprocessors()) : tiles;
-  const Arguments<WeightLoop<P>, SigmoidWeightParams> arguments{typename WeightLoop<P>::Sources(w.p), w};
-  launch(w.p.kind >= OTHER_KEY ? sigmoid_weight<P, true> : sigmoid_weight<P, false>, blocks, WeightLoop<P>::THREADS,
-         weight_shared<P, false>() + RowParts<P>::SHARED, stream, arguments);
+  const int64_t tiles =
+      static_cast<int64_t>(ceil_div(w.p.M, P::BM)) * ceil_div(w.p.N, P::BN) * w.p.G;
+  const int64_t blocks =
+      WeightLoop<P>::PERSISTENT ? min(checked_blocks(tiles), multiprocessors()) : tiles;
+  const Arguments<WeightLoop<P>, SigmoidWeightParams> arguments{
+      typename WeightLoop<P>::Sources(w.p), w};
+  launch(w.p.kind >= OTHER_KEY ? sigmoid_weight<P, true> : sigmoid_weight<P, false>, blocks,
+         WeightLoop<P>::THREADS, weight_shared<P, false>() + RowParts<P>::SHARED, stream,
+         arguments);
 }
 
 template <class P>

@@ -1,11 +1,11 @@
-// Forward: log-sum-exp of rows (and columns) over the candidates, positives, loss, and with `mean` the softmax-weighted
-// mean of b.
+// Forward: log-sum-exp of rows (and columns) over the candidates, positives, loss, and with `mean`
+// the softmax-weighted mean of b.
 //
-// Flops: N^2 D for one set (half the tiles; each serves its rows and its columns), 2 M N D for two, 4 M N D with
-// `mean`. Bytes: every tile of B x B logits reads two blocks of B packed rows, 8 B D for 2 B^2 D flops; the logits
-// themselves stay in the caches. Schedule: team.h. Where |logits| <= 60 is known beforehand (600 in double) no maximum
-// is needed, and one exp per element serves row and column; otherwise sums are kept relative to a power of two that
-// follows the maximum.
+// Flops: N^2 D for one set (half the tiles; each serves its rows and its columns), 2 M N D for two,
+// 4 M N D with `mean`. Bytes: every tile of B x B logits reads two blocks of B packed rows, 8 B D
+// for 2 B^2 D flops; the logits themselves stay in the caches. Schedule: team.h. Where |logits| <=
+// 60 is known beforehand (600 in double) no maximum is needed, and one exp per element serves row
+// and column; otherwise sums are kept relative to a power of two that follows the maximum.
 #pragma once
 
 #include "tile.h"
@@ -37,32 +37,37 @@ struct RunningSum {
   std::pair<double, double> log() const {
     const double x = sum == 0 ? 0 : reference * LN_2, y = std::log(sum), lse = x + y;
     if (!std::isfinite(lse)) return {lse, 0};
-    const double product = x == 0 ? 0 : std::fma(reference, LN_2, -x) + reference * LN_2_LOW, added = lse - x;
+    const double product = x == 0 ? 0 : std::fma(reference, LN_2, -x) + reference * LN_2_LOW,
+                 added = lse - x;
     const double rest = (x - (lse - added)) + (y - added) + product, high = lse + rest;
     return {high, rest - (high - lse)};
   }
 };
 
-// NaN where the loss of eager cross entropy is (an infinite positive, or an infinite candidate), else 0.
+// NaN where the loss of eager cross entropy is (an infinite positive, or an infinite candidate),
+// else 0.
 inline double undefined(double lse, double pos) { return 0 * (pos + (lse > 0 ? lse : 0)); }
 inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
 
-// No overflow, and no underflow that matters, without subtracting a maximum: in sums of exp(s) and, with `mean`, of
-// exp(s) b.
+// No overflow, and no underflow that matters, without subtracting a maximum: in sums of exp(s) and,
+// with `mean`, of exp(s) b.
 template <class T>
 bool needs_no_maximum(const Forward& f, double norm_a, double norm_b, double bias) {
-  const double bound = std::fabs(f.scale) * norm_a * norm_b + bias, limit = sizeof(T) == 8 ? 600 : 60;
+  const double bound = std::fabs(f.scale) * norm_a * norm_b + bias,
+               limit = sizeof(T) == 8 ? 600 : 60;
   return bound <= limit && (!f.mean || bound + std::log(double(f.b.n) * norm_b) <= 1.4 * limit);
 }
 
-// The logits' additive part in units of log 2, padded to whole panels; the largest finite |bias| (NaN or +inf: itself).
+// The logits' additive part in units of log 2, padded to whole panels; the largest finite |bias|
+// (NaN or +inf: itself).
 template <class T>
 double additive(const Problem& p, int64_t g, int64_t size, T* add) {
   double largest = 0;
   for (int64_t j = 0; j < size; ++j) {
     const double x = p.bias && j < p.b.n ? double(static_cast<const T*>(p.bias)[g * p.b.n + j]) : 0;
     add[j] = T(x * LOG2_E);
-    if (!(std::fabs(x) <= largest) && largest == largest && x != -std::numeric_limits<double>::infinity())
+    if (!(std::fabs(x) <= largest) && largest == largest &&
+        x != -std::numeric_limits<double>::infinity())
       largest = std::fabs(x);
   }
   return largest;
@@ -84,7 +89,9 @@ class ForwardPass {
         D_(f.D),
         size_(block_size(M_, N_, f.D, f.one_set)),
         grid_(M_, N_, size_, true, !f.one_set && f.cols),
-        team_(runtime, int(std::min<int64_t>(threads, f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
+        team_(runtime,
+              int(std::min<int64_t>(threads,
+                                    f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
               TileScratch<C>::bytes(size_, D_)),
         row_turns_(grid_.row_blocks() * grid_.column_parts),
         column_turns_(grid_.column_blocks() * grid_.row_parts),
@@ -96,7 +103,8 @@ class ForwardPass {
     if (grid_.columns) columns_ = allocate<RunningSum>(runtime, grid_.row_parts * N_);
     if (f.row_max) row_top_ = allocate<T>(runtime, grid_.column_parts * M_);
     if (f.col_max && grid_.columns) column_top_ = allocate<T>(runtime, grid_.row_parts * N_);
-    if (f.mean && grid_.column_parts > 1) mean_ = allocate<T>(runtime, grid_.column_parts * M_ * D_);
+    if (f.mean && grid_.column_parts > 1)
+      mean_ = allocate<T>(runtime, grid_.column_parts * M_ * D_);
   }
 
   static double work(const Forward& f) {
@@ -117,8 +125,8 @@ class ForwardPass {
     worker.tasks(1, [&](int64_t) { start(g, b); });
     const Candidates<T> candidates(f_, g);
     const TileScratch<C> s(worker.scratch<T>(), size_);
-    const auto tile = [&](const Block& I, const Block& J, RunningSum* rows, RunningSum* columns, T* row_top,
-                          T* column_top, T* mean) {
+    const auto tile = [&](const Block& I, const Block& J, RunningSum* rows, RunningSum* columns,
+                          T* row_top, T* column_top, T* mean) {
       if (!mean && !candidates.any(I.begin, I.end, J.begin, J.end)) return;
       if (fast_)
         fast_tile(s, b, candidates, I, J, rows, columns, mean);
@@ -131,10 +139,13 @@ class ForwardPass {
         tile(I, J, rows_, both ? rows_ : nullptr, row_top_, both ? row_top_ : nullptr, nullptr);
       });
     else
-      grid_tiles(worker, row_turns_, column_turns_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c) {
-        tile(I, J, rows_ + c * M_, columns_ ? columns_ + r * N_ : nullptr, row_top_ ? row_top_ + c * M_ : nullptr,
-             column_top_ ? column_top_ + r * N_ : nullptr, mean_ ? mean_ + c * M_ * D_ : nullptr);
-      });
+      grid_tiles(worker, row_turns_, column_turns_, grid_,
+                 [&](const Block& I, const Block& J, int64_t r, int64_t c) {
+                   tile(I, J, rows_ + c * M_, columns_ ? columns_ + r * N_ : nullptr,
+                        row_top_ ? row_top_ + c * M_ : nullptr,
+                        column_top_ ? column_top_ + r * N_ : nullptr,
+                        mean_ ? mean_ + c * M_ * D_ : nullptr);
+                 });
     finish(worker, g, b);
   }
 
@@ -157,11 +168,13 @@ class ForwardPass {
     return std::sqrt(largest);
   }
 
-  void fast_tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
-                 const Block& J, RunningSum* rows, RunningSum* columns, T* mean) const {
+  void fast_tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
+                 const Block& I, const Block& J, RunningSum* rows, RunningSum* columns,
+                 T* mean) const {
     std::fill_n(s.row_vectors, size_ * W, T(0));
     std::fill_n(s.column_sums, size_, T(0));
-    const bool triangle = f_.one_set && I.index == J.index;  // its blocks on the diagonal hold both orders of a pair
+    const bool triangle =
+        f_.one_set && I.index == J.index;  // its blocks on the diagonal hold both orders of a pair
     const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
       constexpr int NR = count();
       V below[NR];
@@ -189,15 +202,18 @@ class ForwardPass {
       if (triangle && i >= j) return;
       for (int c = 0; c < NR; ++c) below[c].store(s.column_sums + j + c * W);
     };
-    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, triangle, visit);
-    for (int64_t i = 0; i < I.size(); ++i) rows[I.begin + i].sum += sum(V::load(s.row_vectors + i * W));
+    logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, triangle,
+                visit);
+    for (int64_t i = 0; i < I.size(); ++i)
+      rows[I.begin + i].sum += sum(V::load(s.row_vectors + i * W));
     if (columns)
       for (int64_t j = 0; j < J.size(); ++j) columns[J.begin + j].sum += s.column_sums[j];
     if (mean) add_rows(s, size_, I, J, b, mean + I.begin * D_, !I.first);
   }
 
-  void shifted_tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
-                    const Block& J, RunningSum* rows, RunningSum* columns, T* row_top, T* column_top, T* mean) const {
+  void shifted_tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
+                    const Block& I, const Block& J, RunningSum* rows, RunningSum* columns,
+                    T* row_top, T* column_top, T* mean) const {
     T *top = s.u, *column_max = s.v;
     std::fill_n(s.row_vectors, size_ * W, NONE);
     std::fill_n(column_max, size_, NONE);
@@ -228,7 +244,8 @@ class ForwardPass {
       }
     const int64_t width = (J.size() + W - 1) / W * W;
     if (mean) return weigh_shifted(s, b, I, J, width, top, rows, mean);
-    const bool one_shift = highest - lowest <= (sizeof(T) == 8 ? 800 : 80);  // no row or column loses its leading terms
+    const bool one_shift = highest - lowest <=
+                           (sizeof(T) == 8 ? 800 : 80);  // no row or column loses its leading terms
     const T common = one_shift && highest != NONE ? std::ceil(highest) : T(0);
     std::fill_n(s.column_sums, size_, T(0));
     for (int64_t i = 0; i < I.size(); ++i) {
@@ -250,12 +267,14 @@ class ForwardPass {
           const V x = exp2(V::load(s.tile + i * size_ + j) - V::load(column_max + j));
           (V::load(s.column_sums + j) + x).store(s.column_sums + j);
         }
-    for (int64_t j = 0; j < J.size(); ++j) columns[J.begin + j].add(s.column_sums[j], column_max[j]);
+    for (int64_t j = 0; j < J.size(); ++j)
+      columns[J.begin + j].add(s.column_sums[j], column_max[j]);
   }
 
-  // Weights 2^(t - reference of the row); what earlier tiles left in `mean` follows a new reference.
-  void weigh_shifted(const TileScratch<C>& s, const Packed<C>& b, const Block& I, const Block& J, int64_t width,
-                     const T* top, RunningSum* rows, T* mean) const {
+  // Weights 2^(t - reference of the row); what earlier tiles left in `mean` follows a new
+  // reference.
+  void weigh_shifted(const TileScratch<C>& s, const Packed<C>& b, const Block& I, const Block& J,
+                     int64_t width, const T* top, RunningSum* rows, T* mean) const {
     for (int64_t i = 0; i < I.size(); i += 2) {
       T shift[2];
       const int64_t m = std::min<int64_t>(2, I.size() - i);
@@ -284,7 +303,8 @@ class ForwardPass {
   }
 
   // Adds up the parts; afterwards the first part's sum is the log-sum-exp.
-  void total(Worker& worker, RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g, void* lse, void* maximum) {
+  void total(Worker& worker, RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g,
+             void* lse, void* maximum) {
     worker.tasks((n + CHUNK - 1) / CHUNK, [&](int64_t task) {
       const auto put = [&](void* out, int64_t i, T x) {
         if (out) static_cast<T*>(out)[g * n + i] = x;
@@ -297,7 +317,8 @@ class ForwardPass {
         const auto [x, lost] = sums[i].log();
         const T highest = !top ? T(0) : x == x ? T(double(top[i]) * LN_2) : T(x);
         put(lse, i, T(x));
-        static_cast<T*>(lse)[(f_.G + g) * n + i] = std::isfinite(x) ? T(x - double(T(x)) + lost) : T(0);
+        static_cast<T*>(lse)[(f_.G + g) * n + i] =
+            std::isfinite(x) ? T(x - double(T(x)) + lost) : T(0);
         put(maximum, i, highest);
         sums[i].sum = x;
       }
@@ -316,13 +337,16 @@ class ForwardPass {
         int64_t j0 = -1;
         for (int64_t i = i0; i < std::min(M_, i0 + MR); ++i) {
           const int64_t j = (i + f_.positive) % N_;
-          if (j / W * W != j0) {  // the same products as in the tiles: equal pairs have equal logits
+          if (j / W * W !=
+              j0) {  // the same products as in the tiles: equal pairs have equal logits
             j0 = j / W * W;
-            logits_block<C, 1>(a_.rows(i0), a_.width, b.rows(j0), a_.units, factor_, add_ + j0, t, W);
+            logits_block<C, 1>(a_.rows(i0), a_.width, b.rows(j0), a_.units, factor_, add_ + j0, t,
+                               W);
           }
           const double pos = double(t[(i - i0) * W + j - j0]) * LN_2;
           double loss = softplus(rows_[i].sum - pos) + undefined(rows_[i].sum, pos);
-          if (columns) loss = 0.5 * (loss + softplus(columns[j].sum - pos) + undefined(columns[j].sum, pos));
+          if (columns)
+            loss = 0.5 * (loss + softplus(columns[j].sum - pos) + undefined(columns[j].sum, pos));
           static_cast<T*>(f_.pos)[g * M_ + i] = T(pos);
           static_cast<T*>(f_.loss)[g * M_ + i] = T(loss);
         }
@@ -335,11 +359,13 @@ class ForwardPass {
     worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
       for (int64_t i = task * P; i < std::min(M_, (task + 1) * P); ++i) {
         RunningSum all = rows_[i];
-        for (int64_t part = 1; part < parts; ++part) all.add(rows_[part * M_ + i].sum, rows_[part * M_ + i].reference);
+        for (int64_t part = 1; part < parts; ++part)
+          all.add(rows_[part * M_ + i].sum, rows_[part * M_ + i].reference);
         T* out = static_cast<T*>(f_.mean) + (g * M_ + i) * D_;
         for (int64_t part = 0; part < parts; ++part) {
           const RunningSum& sum = rows_[part * M_ + i];
-          const double share = sum.reference == all.reference ? 1 : power_of_two(sum.reference - all.reference);
+          const double share =
+              sum.reference == all.reference ? 1 : power_of_two(sum.reference - all.reference);
           const T factor = sum.sum == 0 ? T(0) : T(share / all.sum);
           const T* weighted = mean_ + (part * M_ + i) * D_;
           for (int64_t d = 0; d < D_; ++d) out[d] = factor * weighted[d] + (part ? out[d] : T(0));

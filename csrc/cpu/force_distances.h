@@ -1,9 +1,9 @@
-// Rows of distances of one group, from differences: no cancellation, wherever the points lie. Sums of distances and
-// their gradient.
+// Rows of distances of one group, from differences: no cancellation, wherever the points lie. Sums
+// of distances and their gradient.
 //
-// Flops: 3 P^2 D (a difference and a multiply-add per pair and feature: two vector instructions for the one of a product).
-// A task is a block of rows with all columns; its distances stay in the second-level cache. Small groups are one block,
-// whose distances are computed once for all passes.
+// Flops: 3 P^2 D (a difference and a multiply-add per pair and feature: two vector instructions for
+// the one of a product). A task is a block of rows with all columns; its distances stay in the
+// second-level cache. Small groups are one block, whose distances are computed once for all passes.
 #pragma once
 
 #include "force.h"
@@ -46,8 +46,8 @@ T maximum_over(const T* x, int64_t begin, int64_t end) {
   return maximum_of(top);
 }
 
-// MR rows by one vector of columns; operands as in gemm.h. Sums of 32 squares are added up, so that long sums keep
-// their accuracy.
+// MR rows by one vector of columns; operands as in gemm.h. Sums of 32 squares are added up, so that
+// long sums keep their accuracy.
 template <class T>
 FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* out, int64_t ld) {
   using V = Vec<T>;
@@ -76,7 +76,8 @@ FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* o
   for (int r = 0; r < MR; ++r) square_root(maximum(V(clip), total[r])).store(out + r * ld);
 }
 
-// out[r] = sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features; x [.][P] a panel of gemm.h's z_p.
+// out[r] = sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features; x [.][P] a panel
+// of gemm.h's z_p.
 template <class T>
 FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, int64_t k, T* out) {
   using V = Vec<T>;
@@ -94,7 +95,8 @@ FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, 
   for (int r = 0; r < MR; ++r) total[r].store(out + r * P);
 }
 
-// One group: its points packed by rows and, for weighted sums, by features; the rows' blocks and their distances.
+// One group: its points packed by rows and, for weighted sums, by features; the rows' blocks and
+// their distances.
 template <class T>
 class Group {
   using C = Native<T>;
@@ -122,18 +124,20 @@ class Group {
     worker.tasks(packed_.panels(), [&](int64_t task) { pack_panel(g, task, worker.scratch<T>()); });
   }
 
-  // Rows [i0, i0 + m) of the distances to columns [j0, j1), at out[r * ld + j]; kept where the block is the whole group.
+  // Rows [i0, i0 + m) of the distances to columns [j0, j1), at out[r * ld + j]; kept where the
+  // block is the whole group.
   void distances(int64_t i0, int64_t m, int64_t j0, int64_t j1, T* out) {
     const bool whole = block >= n;
     if (whole && !fresh_) return;
     if (whole) i0 = 0, m = n, j0 = 0, j1 = n, fresh_ = false;
     for (int64_t j = j0 / P * P; j < j1; j += W)
       for (int64_t r = 0; r < m; r += MR)
-        distance_block(packed_.rows(i0 + r), packed_.t + j / P * P * D + j % P, D, clip_, out + r * ld + j, ld);
+        distance_block(packed_.rows(i0 + r), packed_.t + j / P * P * D + j % P, D, clip_,
+                       out + r * ld + j, ld);
   }
 
-  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r. What is left may be small beside its
-  // parts: short sums, added up in double.
+  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r. What is left may
+  // be small beside its parts: short sums, added up in double.
   void pulls(const T* w, int64_t i0, int64_t m, T factor, T* out) const {
     constexpr int64_t SHORT = 8;
     T part[MR * P];
@@ -144,17 +148,20 @@ class Group {
         std::fill_n(sums, MR * P, 0.0);
         for (int64_t j = 0; j < n; j += SHORT) {
           for (int c = 0; c < P; c += W)
-            pull_block(w + r * ld + j, ld, panel + j * P + c, rows + c, std::min(SHORT, n - j), part + c);
+            pull_block(w + r * ld + j, ld, panel + j * P + c, rows + c, std::min(SHORT, n - j),
+                       part + c);
           for (int i = 0; i < MR * P; ++i) sums[i] += double(part[i]);
         }
         for (int64_t e = 0; e < std::min<int64_t>(MR, m - r); ++e)
-          for (int64_t d = d0; d < std::min(D, d0 + P); ++d) out[(r + e) * D + d] = T(double(factor) * sums[e * P + d - d0]);
+          for (int64_t d = d0; d < std::min(D, d0 + P); ++d)
+            out[(r + e) * D + d] = T(double(factor) * sums[e * P + d - d0]);
       }
   }
 
  private:
   static int64_t block_rows(int64_t n, int threads) {
-    const int64_t share = threads > 1 ? (n + 4 * threads - 1) / (4 * threads) : n, cached = (1 << 18) / round_up(n, P);
+    const int64_t share = threads > 1 ? (n + 4 * threads - 1) / (4 * threads) : n,
+                  cached = (1 << 18) / round_up(n, P);
     return round_up(std::max<int64_t>(1, std::min(share, cached)), MR);
   }
   void pack_panel(int64_t g, int64_t task, T* buffer) {
@@ -169,7 +176,8 @@ class Group {
 
   const Points& points_;
   T clip_;
-  Packed<C> packed_;  // of whole panels: the rows past the end of the last one are never used, but read
+  Packed<C>
+      packed_;  // of whole panels: the rows past the end of the last one are never used, but read
   bool fresh_ = true;
 };
 
@@ -184,7 +192,9 @@ class DistancePass {
         team_(runtime, int(std::min<int64_t>(threads, group_.blocks(f.rows))),
               (group_.scratch() + group_.block * f.D) * int64_t(sizeof(T))) {}
 
-  static double work(const Distances& f) { return double(f.rows) * double(f.P) * double(f.D) * (f.upstream ? 3 : 2); }
+  static double work(const Distances& f) {
+    return double(f.rows) * double(f.P) * double(f.D) * (f.upstream ? 3 : 2);
+  }
 
   void run(int64_t g) {
     team_.run([&](Worker& worker) {
@@ -217,7 +227,8 @@ class DistancePass {
     for (int64_t i = 0; i < m * group_.ld; ++i) d[i] = d[i] == 0 ? T(0) : T(1) / d[i];
     group_.pulls(d, i0, m, -2 * static_cast<const T*>(f_.upstream)[g], out);
     for (int64_t r = 0; r < m; ++r)
-      store_row(out + r * f_.D, f_.D, offset_by(f_.gradient, f_.type, (g * f_.P + i0 + r) * f_.D), f_.type);
+      store_row(out + r * f_.D, f_.D, offset_by(f_.gradient, f_.type, (g * f_.P + i0 + r) * f_.D),
+                f_.type);
   }
 
   const Distances& f_;

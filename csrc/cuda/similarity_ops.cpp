@@ -1,9 +1,10 @@
-// Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py allocates every output
-// and workspace, passes absent tensors as empty ones, and checks shapes; here are only pointers, sizes and the stream.
-// The other families' operators: force_library.cpp, sigmoid_library.cpp.
+// Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py
+// allocates every output and workspace, passes absent tensors as empty ones, and checks shapes;
+// here are only pointers, sizes and the stream. The other families' operators: force_ops.cpp,
+// sigmoid_ops.cpp.
 #include <Python.h>
 
-#include "matrices.h"
+#include "pair_operators.h"
 
 #ifdef FUSED_CONTRASTIVE_HOST
 #define LIBRARY_NAME PyInit__C_cuda_host
@@ -43,8 +44,8 @@ const PairKernels& pair_kernels(const Tensor& x, const Tensor& y, int64_t float3
   return kernels(x, float32).pairs;
 }
 
-void prepare(Tensor a, OptionalTensor b, OptionalTensor bias, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv,
-             Tensor bound, Tensor like, bool normalize) {
+void prepare(Tensor a, OptionalTensor b, OptionalTensor bias, Tensor a_hat, Tensor b_hat,
+             Tensor a_inv, Tensor b_inv, Tensor bound, Tensor like, bool normalize) {
   const Queue queue(a);
   PrepareParams p{};
   p.set[0] = {pointer(a), pointer(a_hat), pointer(a_inv), type(a), size(a, 1)};
@@ -56,9 +57,10 @@ void prepare(Tensor a, OptionalTensor b, OptionalTensor bias, Tensor a_hat, Tens
   launch_prepare(p, type(like), queue.stream());
 }
 
-void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
-                 Tensor bound, Tensor slots, int64_t kind, int64_t offset, int64_t stride, int64_t super_rows,
-                 bool symmetric, bool columns, bool normalized, bool extrema, int64_t float32) {
+void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a,
+                 OptionalTensor key_b, Tensor scale, Tensor bound, Tensor slots, int64_t kind,
+                 int64_t offset, int64_t stride, int64_t super_rows, bool symmetric, bool columns,
+                 bool normalized, bool extrema, int64_t float32) {
   const Queue queue(x);
   ReduceParams r{};
   r.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
@@ -68,32 +70,36 @@ void pair_reduce(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, 
   pair_kernels(x, y, float32).pair_reduce(r, queue.stream());
 }
 
-void finish_forward(Tensor slots, Tensor x, Tensor y, OptionalTensor bias, Tensor scale, Tensor rows, Tensor cols,
-                    Tensor pos, Tensor loss, Tensor row_max, Tensor col_max, int64_t positive, int64_t super_rows,
-                    bool symmetric) {
+void finish_forward(Tensor slots, Tensor x, Tensor y, OptionalTensor bias, Tensor scale,
+                    Tensor rows, Tensor cols, Tensor pos, Tensor loss, Tensor row_max,
+                    Tensor col_max, int64_t positive, int64_t super_rows, bool symmetric) {
   const Queue queue(x);
   FinishForwardParams p{};
-  p.slots = pointer(slots), p.x = pointer(x), p.y = pointer(y), p.bias = pointer(bias), p.scale = pointer(scale);
+  p.slots = pointer(slots), p.x = pointer(x), p.y = pointer(y), p.bias = pointer(bias),
+  p.scale = pointer(scale);
   p.rows = pointer(rows), p.cols = pointer(cols), p.pos = pointer(pos), p.loss = pointer(loss);
   p.row_max = pointer(row_max), p.col_max = pointer(col_max);
   p.G = size(x, 0), p.M = size(x, 1), p.N = size(y, 1), p.D = size(x, 2);
-  p.positive = static_cast<int>(positive), p.super_rows = static_cast<int>(super_rows), p.symmetric = symmetric;
+  p.positive = static_cast<int>(positive), p.super_rows = static_cast<int>(super_rows),
+  p.symmetric = symmetric;
   launch_finish_forward(p, type(x), queue.stream());
 }
 
-void fused_rows(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
-                Tensor slots, Tensor partial, int64_t kind, int64_t offset, int64_t stride, int64_t split_columns,
-                int64_t float32) {
+void fused_rows(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b,
+                Tensor scale, Tensor slots, Tensor partial, int64_t kind, int64_t offset,
+                int64_t stride, int64_t split_columns, int64_t float32) {
   const Queue queue(x);
   RowsParams r{};
   r.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
-  STD_TORCH_CHECK(r.p.D <= (type(x) == Type::f64 ? 64 : 128), "fused_rows takes D up to 128 (float64: 64), got ",
-                  r.p.D);
-  r.slots = pointer(slots), r.partial = pointer(partial), r.split_columns = static_cast<int>(split_columns);
+  STD_TORCH_CHECK(r.p.D <= (type(x) == Type::f64 ? 64 : 128),
+                  "fused_rows takes D up to 128 (float64: 64), got ", r.p.D);
+  r.slots = pointer(slots), r.partial = pointer(partial),
+  r.split_columns = static_cast<int>(split_columns);
   kernels(x, float32).fused_rows(r, queue.stream());
 }
 
-void finish_weighted(Tensor slots, Tensor partial, Tensor rows, Tensor row_max, Tensor mean, Tensor like) {
+void finish_weighted(Tensor slots, Tensor partial, Tensor rows, Tensor row_max, Tensor mean,
+                     Tensor like) {
   const Queue queue(rows);
   FinishWeightedParams p{};
   p.slots = pointer(slots), p.partial = pointer(partial);
@@ -102,22 +108,25 @@ void finish_weighted(Tensor slots, Tensor partial, Tensor rows, Tensor row_max, 
   launch_finish_weighted(p, type(like), queue.stream());
 }
 
-void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor row_terms, Tensor col_terms,
-           Tensor pull, Tensor unit, int64_t positive) {
+void terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor row_terms,
+           Tensor col_terms, Tensor pull, Tensor unit, int64_t positive) {
   const Queue queue(rows);
   TermsParams p{};
-  p.g_rows = pointer(g_rows), p.g_cols = pointer(g_cols), p.rows = pointer(rows), p.cols = pointer(cols),
-  p.pos = pointer(pos);
+  p.g_rows = pointer(g_rows), p.g_cols = pointer(g_cols), p.rows = pointer(rows),
+  p.cols = pointer(cols), p.pos = pointer(pos);
   p.row_terms = pointer(row_terms), p.col_terms = pointer(col_terms), p.pull = pointer(pull);
   p.unit = static_cast<float*>(pointer(unit));
-  p.G = size(rows, 1), p.M = size(g_rows, 1), p.N = p.cols == nullptr ? p.M : static_cast<int>(cols.size(2));
-  p.positive = static_cast<int>(positive), p.same_g_rows = expanded(g_rows), p.same_g_cols = expanded(g_cols);
+  p.G = size(rows, 1), p.M = size(g_rows, 1),
+  p.N = p.cols == nullptr ? p.M : static_cast<int>(cols.size(2));
+  p.positive = static_cast<int>(positive), p.same_g_rows = expanded(g_rows),
+  p.same_g_cols = expanded(g_cols);
   launch_terms(p, type(rows), queue.stream());
 }
 
-void pair_weight(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
-                 Tensor row_terms, Tensor col_terms, Tensor unit, Tensor panel, int64_t kind, int64_t offset,
-                 int64_t stride, bool mirror, int64_t float32) {
+void pair_weight(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a,
+                 OptionalTensor key_b, Tensor scale, Tensor row_terms, Tensor col_terms,
+                 Tensor unit, Tensor panel, int64_t kind, int64_t offset, int64_t stride,
+                 bool mirror, int64_t float32) {
   const Queue queue(x);
   WeightParams w{};
   w.p = problem(x, y, bias, key_a, key_b, scale, kind, offset, stride);
@@ -126,14 +135,18 @@ void pair_weight(Tensor x, Tensor y, OptionalTensor bias, OptionalTensor key_a, 
   pair_kernels(x, y, float32).pair_weight(w, queue.stream());
 }
 
-void finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, Tensor scale,
-                     Tensor unit, Tensor dx, Tensor radial, int64_t positive, bool near, bool far, bool halved) {
+void finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull,
+                     Tensor scale, Tensor unit, Tensor dx, Tensor radial, int64_t positive,
+                     bool near, bool far, bool halved) {
   const Queue queue(x);
   FinishBackwardParams p{};
-  p.gradient = pointer(gradient), p.x = pointer(x), p.y = pointer(y), p.inv = pointer(inv), p.pull = pointer(pull);
-  p.given = pointer(given), p.scale = pointer(scale), p.unit = static_cast<const float*>(pointer(unit));
+  p.gradient = pointer(gradient), p.x = pointer(x), p.y = pointer(y), p.inv = pointer(inv),
+  p.pull = pointer(pull);
+  p.given = pointer(given), p.scale = pointer(scale),
+  p.unit = static_cast<const float*>(pointer(unit));
   p.dx = pointer(dx), p.radial = static_cast<double*>(pointer(radial)), p.output = type(dx);
-  p.G = size(x, 0), p.X = size(x, 1), p.Y = size(y, 1), p.D = size(x, 2), p.positive = static_cast<int>(positive);
+  p.G = size(x, 0), p.X = size(x, 1), p.Y = size(y, 1), p.D = size(x, 2),
+  p.positive = static_cast<int>(positive);
   p.near = near, p.far = far, p.halved = halved;
   launch_finish_backward(p, type(x), queue.stream());
 }
@@ -148,29 +161,37 @@ using namespace fused_contrastive;
 
 STABLE_TORCH_LIBRARY(NAMESPACE, m) {
   m.def(
-      "prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, Tensor(c!) a_inv, Tensor(d!) "
+      "prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, Tensor(c!) "
+      "a_inv, Tensor(d!) "
       "b_inv, "
       "Tensor(e!) bound, Tensor like, bool normalize) -> ()");
   m.def("pair_reduce(" PROBLEM "Tensor bound, Tensor(a!) slots, " CANDIDATES
         "int super_rows, bool symmetric, bool columns, "
         "bool normalized, bool extrema, int float32) -> ()");
   m.def(
-      "finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) rows, Tensor(b!) cols, "
-      "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int super_rows, bool "
+      "finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) "
+      "rows, Tensor(b!) cols, "
+      "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int "
+      "super_rows, bool "
       "symmetric) -> ()");
   m.def("fused_rows(" PROBLEM "Tensor(a!) slots, Tensor(b!) partial, " CANDIDATES
         "int split_columns, int float32) -> ()");
   m.def(
-      "finish_weighted(Tensor slots, Tensor partial, Tensor(a!) rows, Tensor(b!) row_max, Tensor(c!) mean, Tensor "
+      "finish_weighted(Tensor slots, Tensor partial, Tensor(a!) rows, Tensor(b!) row_max, "
+      "Tensor(c!) mean, Tensor "
       "like) -> ()");
   m.def(
-      "terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor(a!) row_terms, Tensor(b!) "
+      "terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor(a!) "
+      "row_terms, Tensor(b!) "
       "col_terms, Tensor(c!) pull, Tensor(d!) unit, int positive) -> ()");
-  m.def("pair_weight(" PROBLEM "Tensor row_terms, Tensor col_terms, Tensor unit, Tensor(a!) panel, " CANDIDATES
+  m.def("pair_weight(" PROBLEM
+        "Tensor row_terms, Tensor col_terms, Tensor unit, Tensor(a!) panel, " CANDIDATES
         "bool mirror, int float32) -> ()");
   m.def(
-      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, Tensor scale, "
-      "Tensor unit, Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool halved) -> ()");
+      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, "
+      "Tensor scale, "
+      "Tensor unit, Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool "
+      "halved) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
@@ -185,7 +206,8 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
 }
 
 #ifndef FUSED_CONTRASTIVE_HOST
-// (newest CUDA that the driver serves, 0 without one; CUDA of the runtime in this library), as 1000 major + 10 minor.
+// (newest CUDA that the driver serves, 0 without one; CUDA of the runtime in this library), as 1000
+// major + 10 minor.
 static PyObject* versions(PyObject*, PyObject*) {
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
@@ -200,11 +222,19 @@ PyMODINIT_FUNC LIBRARY_NAME() {
       {"versions", versions, METH_NOARGS, nullptr},
 #endif
       {nullptr, nullptr, 0, nullptr}};
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "fused_contrastive", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT,
+                               "fused_contrastive",
+                               nullptr,
+                               -1,
+                               methods,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
   PyObject* created = PyModule_Create(&module);
 #ifdef FUSED_CONTRASTIVE_SOURCES
-  if (created != nullptr) PyModule_AddStringConstant(created, "SOURCES", STRING(FUSED_CONTRASTIVE_SOURCES));
+  if (created != nullptr)
+    PyModule_AddStringConstant(created, "SOURCES", STRING(FUSED_CONTRASTIVE_SOURCES));
 #endif
   return created;
 }

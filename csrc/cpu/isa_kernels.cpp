@@ -1,6 +1,7 @@
 // Compiled once for each ISA, with the macros of vec.h and gemm.h.
-#include "affinities.h"
-#include "kernels.h"
+#include "isa_kernels.h"
+
+#include "force_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
@@ -8,7 +9,7 @@ Kernels kernels([[maybe_unused]] Type matrix) {
 #if defined(FUSED_BF16)
   return kernels_of<PairedBFloat16>();
 #else
-  return matrix == Type::Double ? kernels_of<Native<double> >() : kernels_of<Native<float> >();
+  return matrix == Type::Double ? kernels_of<Native<double>>() : kernels_of<Native<float>>();
 #endif
 }
 

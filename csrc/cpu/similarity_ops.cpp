@@ -1,5 +1,5 @@
-// The torch side: op schemas, checks, views of tensors as the kernels' plain structures, threads and memory, and the
-// ISA.
+// The torch side: op schemas, checks, views of tensors as the kernels' plain structures, threads
+// and memory, and the ISA.
 #include <Python.h>
 #include <torch/library.h>
 
@@ -8,7 +8,7 @@
 #include <string>
 #include <tuple>
 
-#include "problem.h"
+#include "bindings.h"
 
 namespace fused_contrastive {
 namespace {
@@ -39,26 +39,32 @@ std::string isa() { return ISA_NAMES[chosen_isa]; }
 
 void set_isa(const std::string& name) {
   const auto* found = std::find(std::begin(ISA_NAMES), std::end(ISA_NAMES), name);
-  TORCH_CHECK_VALUE(found != std::end(ISA_NAMES), "isa must be portable, avx2, avx512 or avx512_bf16, got ", name);
+  TORCH_CHECK_VALUE(found != std::end(ISA_NAMES),
+                    "isa must be portable, avx2, avx512 or avx512_bf16, got ", name);
   const Isa wanted = Isa(found - ISA_NAMES);
-  TORCH_CHECK_VALUE(wanted <= best_isa(), "this CPU has no ", name, ": its best is ", ISA_NAMES[best_isa()]);
+  TORCH_CHECK_VALUE(wanted <= best_isa(), "this CPU has no ", name, ": its best is ",
+                    ISA_NAMES[best_isa()]);
   chosen_isa = wanted;
 }
 
-Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale, const optional<Tensor>& bias_,
-                const optional<Tensor>& key_a, const optional<Tensor>& key_b, const std::string& kind_name,
-                int64_t offset, int64_t stride, int64_t positive, bool normalize, bool columns, bool extrema,
+Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale,
+                const optional<Tensor>& bias_, const optional<Tensor>& key_a,
+                const optional<Tensor>& key_b, const std::string& kind_name, int64_t offset,
+                int64_t stride, int64_t positive, bool normalize, bool columns, bool extrema,
                 bool weighted, at::ScalarType dtype) {
   const Kind kind = kind_of(kind_name);
   check(a_, b_, bias_.has_value(), columns, kind, offset, stride, key_a, key_b);
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
-  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) { return output(a, present, sizes, type); };
+  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
+    return output(a, present, sizes, type);
+  };
   const bool paired = positive >= 0;
   const Tensor rows = make(true, {2, G, M}, acc), cols = make(columns, {2, G, N}, acc);
   const Tensor pos = make(paired, {G, M}, acc), loss = make(paired, {G, M}, acc);
-  const Tensor row_max = make(extrema, {G, M}, acc), col_max = make(extrema && columns, {G, N}, acc);
+  const Tensor row_max = make(extrema, {G, M}, acc),
+               col_max = make(extrema && columns, {G, N}, acc);
   const Tensor a_hat = make(normalize || a.scalar_type() != dtype, {G, M, D}, dtype);
   const Tensor b_hat = make(b_ && (normalize || b.scalar_type() != dtype), {G, N, D}, dtype);
   const Tensor a_inv = make(normalize, {G, M}, acc), b_inv = make(normalize && b_, {G, N}, acc);
@@ -79,18 +85,22 @@ Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scal
   return {rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean};
 }
 
-Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, const optional<Tensor>& b_,
-                 const Tensor& scale, const optional<Tensor>& bias_, const optional<Tensor>& key_a,
-                 const optional<Tensor>& key_b, const Tensor& rows, const Tensor& cols, const Tensor& pos,
-                 const Tensor& a_hat, const Tensor& b_hat, const Tensor& a_inv, const Tensor& b_inv, const Tensor& mean,
-                 const std::string& kind_name, int64_t offset, int64_t stride, int64_t positive, bool normalize,
-                 at::ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias) {
+Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_,
+                 const optional<Tensor>& b_, const Tensor& scale, const optional<Tensor>& bias_,
+                 const optional<Tensor>& key_a, const optional<Tensor>& key_b, const Tensor& rows,
+                 const Tensor& cols, const Tensor& pos, const Tensor& a_hat, const Tensor& b_hat,
+                 const Tensor& a_inv, const Tensor& b_inv, const Tensor& mean,
+                 const std::string& kind_name, int64_t offset, int64_t stride, int64_t positive,
+                 bool normalize, at::ScalarType dtype, bool need_a, bool need_b, bool need_scale,
+                 bool need_bias) {
   const Kind kind = kind_of(kind_name);
   check(a_, b_, bias_.has_value(), cols.numel() > 0, kind, offset, stride, key_a, key_b);
   const Tensor a = rows_contiguous(a_), b = b_ ? rows_contiguous(*b_) : a;
   const at::ScalarType acc = accumulation(dtype);
   const int64_t G = a.size(0), M = a.size(1), N = b.size(1), D = a.size(2);
-  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) { return output(a, present, sizes, type); };
+  const auto make = [&](bool present, at::IntArrayRef sizes, at::ScalarType type) {
+    return output(a, present, sizes, type);
+  };
   need_b = need_b && b_;
   const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
   need_bias = need_bias && bias.defined();
@@ -106,8 +116,10 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_, c
     f.a = set_of(a, a_hat, a_inv, da);
     f.b = b_ ? set_of(b, b_hat, b_inv, db) : f.a;
     const auto vector = [&](const Tensor& x) { return x.numel() ? x.to(acc).contiguous() : x; };
-    const Tensor saved[] = {vector(g_rows), vector(g_cols), vector(rows), vector(cols), vector(pos), vector(mean)};
-    f.g_rows = data(saved[0]), f.g_cols = data(saved[1]), f.rows = data(saved[2]), f.cols = data(saved[3]);
+    const Tensor saved[] = {vector(g_rows), vector(g_cols), vector(rows),
+                            vector(cols),   vector(pos),    vector(mean)};
+    f.g_rows = data(saved[0]), f.g_cols = data(saved[1]), f.rows = data(saved[2]),
+    f.cols = data(saved[3]);
     f.pos = data(saved[4]), f.mean = data(saved[5]);
     f.need_scale = need_scale;
     f.dscale = dscale.data();
@@ -153,15 +165,20 @@ TORCH_LIBRARY(fused_contrastive_cpu, m) {
   m.def("isa() -> str", &isa);
   m.def("set_isa(str name) -> ()", &set_isa);
   m.def(
-      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, str kind, int offset, "
+      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, str "
+      "kind, int offset, "
       "int stride, "
-      "int positive, bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype) -> Tensor[]");
+      "int positive, bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype) "
+      "-> Tensor[]");
   m.def(
-      "backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? "
+      "backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, "
+      "Tensor? key_a, Tensor? "
       "key_b, "
-      "Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, str "
+      "Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor "
+      "b_inv, Tensor mean, str "
       "kind, "
-      "int offset, int stride, int positive, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool "
+      "int offset, int stride, int positive, bool normalize, ScalarType dtype, bool need_a, bool "
+      "need_b, bool "
       "need_scale, "
       "bool need_bias) -> Tensor[]");
 }
@@ -177,6 +194,7 @@ TORCH_LIBRARY_IMPL(fused_contrastive_cpu, CPU, m) {
 PyMODINIT_FUNC PyInit__C_cpu(void) {
   // native.py looks for this mark in the file before it loads the library.
   static const char* const mark = "fused_contrastive for torch " FUSED_TORCH_VERSION ";";
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cpu", mark, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C_cpu", mark, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -7,8 +7,8 @@ namespace fused_contrastive {
 
 enum Kind { ALL = 0, NOT_SELF = 1, NOT_PAIR = 2, OTHER_KEY = 3, SAME_KEY = 4 };
 
-// What the tile kernels read: x [G, M, D], y [G, N, D], bias [G, N], keys [G, M] and [G, N] (null: none), scale and
-// bias in the accumulation type.
+// What the tile kernels read: x [G, M, D], y [G, N, D], bias [G, N], keys [G, M] and [G, N] (null:
+// none), scale and bias in the accumulation type.
 struct Problem {
   const void *x, *y, *bias, *scale;
   const int64_t *key_a, *key_b;
@@ -19,7 +19,8 @@ struct Problem {
 // pair_reduce.cuh
 struct ReduceParams {
   Problem p;
-  const float* bound;  // [G, 3]: largest row norm of a, of b, largest finite |bias|; null: none is read
+  const float*
+      bound;  // [G, 3]: largest row norm of a, of b, largest finite |bias|; null: none is read
   void* slots;
   int super_rows;
   bool symmetric, columns, normalized, extrema;  // symmetric: one set, y is x

@@ -1,6 +1,6 @@
-// Torch operators over the kernels of the sigmoid family: fused_contrastive/cuda_sigmoid.py allocates and checks, as
-// with library.cpp. Each launches one kernel.
-#include "matrices.h"
+// Torch operators over the kernels of the sigmoid family: fused_contrastive/cuda_sigmoid.py
+// allocates and checks, as with similarity_ops.cpp. Each launches one kernel.
+#include "pair_operators.h"
 #include "sigmoid.h"
 
 namespace fused_contrastive {
@@ -28,9 +28,10 @@ const SigmoidKernels& kernels(const Tensor& x, const Tensor& y, int64_t float32)
   }
 }
 
-void sigmoid_reduce(Tensor x, Tensor y, OptionalTensor row_bias, OptionalTensor key_a, OptionalTensor key_b,
-                    Tensor scale, Tensor slots, int64_t kind, int64_t offset, int64_t stride, int64_t super_rows,
-                    int64_t sign, bool extrema, int64_t float32) {
+void sigmoid_reduce(Tensor x, Tensor y, OptionalTensor row_bias, OptionalTensor key_a,
+                    OptionalTensor key_b, Tensor scale, Tensor slots, int64_t kind, int64_t offset,
+                    int64_t stride, int64_t super_rows, int64_t sign, bool extrema,
+                    int64_t float32) {
   const Queue queue(x);
   SigmoidReduceParams r{};
   r.p = problem(x, y, OptionalTensor(), key_a, key_b, scale, kind, offset, stride);
@@ -39,36 +40,40 @@ void sigmoid_reduce(Tensor x, Tensor y, OptionalTensor row_bias, OptionalTensor 
   kernels(x, y, float32).reduce(r, queue.stream());
 }
 
-void sigmoid_finish(Tensor slots, Tensor x, Tensor y, OptionalTensor row_bias, Tensor scale, Tensor rows, Tensor pos,
-                    Tensor row_max, int64_t positive, int64_t supers, int64_t sign) {
+void sigmoid_finish(Tensor slots, Tensor x, Tensor y, OptionalTensor row_bias, Tensor scale,
+                    Tensor rows, Tensor pos, Tensor row_max, int64_t positive, int64_t supers,
+                    int64_t sign) {
   const Queue queue(x);
   SigmoidFinishParams p{};
   p.slots = pointer(slots), p.x = pointer(x), p.y = pointer(y);
   p.row_bias = pointer(row_bias), p.scale = pointer(scale);
   p.rows = pointer(rows), p.pos = pointer(pos), p.row_max = pointer(row_max);
   p.G = size(x, 0), p.M = size(x, 1), p.N = size(y, 1), p.D = size(x, 2);
-  p.positive = static_cast<int>(positive), p.supers = static_cast<int>(supers), p.sign = static_cast<int>(sign);
+  p.positive = static_cast<int>(positive), p.supers = static_cast<int>(supers),
+  p.sign = static_cast<int>(sign);
   launch_sigmoid_finish(p, type(x), queue.stream());
 }
 
-void sigmoid_terms(Tensor g, OptionalTensor row_bias, Tensor pos, Tensor row_terms, Tensor pull, Tensor unit,
-                   int64_t sign) {
+void sigmoid_terms(Tensor g, OptionalTensor row_bias, Tensor pos, Tensor row_terms, Tensor pull,
+                   Tensor unit, int64_t sign) {
   const Queue queue(row_terms);
   SigmoidTermsParams p{};
   p.g = pointer(g), p.row_bias = pointer(row_bias), p.pos = pointer(pos);
-  p.row_terms = pointer(row_terms), p.pull = pointer(pull), p.unit = static_cast<float*>(pointer(unit));
+  p.row_terms = pointer(row_terms), p.pull = pointer(pull),
+  p.unit = static_cast<float*>(pointer(unit));
   p.G = size(row_terms, 0), p.M = size(row_terms, 1), p.sign = static_cast<int>(sign);
   p.same_g = expanded(g), p.same_bias = row_bias.has_value() && expanded(*row_bias);
   launch_sigmoid_terms(p, type(row_terms), queue.stream());
 }
 
-void sigmoid_weight(Tensor x, Tensor y, OptionalTensor key_a, OptionalTensor key_b, Tensor scale, Tensor row_terms,
-                    Tensor unit, Tensor sums, Tensor panel, int64_t kind, int64_t offset, int64_t stride, int64_t sign,
-                    int64_t float32) {
+void sigmoid_weight(Tensor x, Tensor y, OptionalTensor key_a, OptionalTensor key_b, Tensor scale,
+                    Tensor row_terms, Tensor unit, Tensor sums, Tensor panel, int64_t kind,
+                    int64_t offset, int64_t stride, int64_t sign, int64_t float32) {
   const Queue queue(x);
   SigmoidWeightParams w{};
   w.p = problem(x, y, OptionalTensor(), key_a, key_b, scale, kind, offset, stride);
-  w.row_terms = pointer(row_terms), w.unit = pointer(unit), w.panel = pointer(panel), w.sums = pointer(sums);
+  w.row_terms = pointer(row_terms), w.unit = pointer(unit), w.panel = pointer(panel),
+  w.sums = pointer(sums);
   w.sign = static_cast<int>(sign);
   kernels(x, y, float32).weight(w, queue.stream());
 }
@@ -80,17 +85,23 @@ using namespace fused_contrastive;
 
 STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, m) {
   m.def(
-      "sigmoid_reduce(Tensor x, Tensor y, Tensor? row_bias, Tensor? key_a, Tensor? key_b, Tensor scale, "
-      "Tensor(a!) slots, int kind, int offset, int stride, int super_rows, int sign, bool extrema, int float32) -> ()");
+      "sigmoid_reduce(Tensor x, Tensor y, Tensor? row_bias, Tensor? key_a, Tensor? key_b, Tensor "
+      "scale, "
+      "Tensor(a!) slots, int kind, int offset, int stride, int super_rows, int sign, bool extrema, "
+      "int float32) -> ()");
   m.def(
-      "sigmoid_finish(Tensor slots, Tensor x, Tensor y, Tensor? row_bias, Tensor scale, Tensor(a!) rows, "
+      "sigmoid_finish(Tensor slots, Tensor x, Tensor y, Tensor? row_bias, Tensor scale, Tensor(a!) "
+      "rows, "
       "Tensor(b!) pos, Tensor(c!) row_max, int positive, int supers, int sign) -> ()");
   m.def(
-      "sigmoid_terms(Tensor g, Tensor? row_bias, Tensor pos, Tensor(a!) row_terms, Tensor(b!) pull, Tensor(c!) unit, "
+      "sigmoid_terms(Tensor g, Tensor? row_bias, Tensor pos, Tensor(a!) row_terms, Tensor(b!) "
+      "pull, Tensor(c!) unit, "
       "int sign) -> ()");
   m.def(
-      "sigmoid_weight(Tensor x, Tensor y, Tensor? key_a, Tensor? key_b, Tensor scale, Tensor row_terms, Tensor unit, "
-      "Tensor(a!) sums, Tensor(b!) panel, int kind, int offset, int stride, int sign, int float32) -> ()");
+      "sigmoid_weight(Tensor x, Tensor y, Tensor? key_a, Tensor? key_b, Tensor scale, Tensor "
+      "row_terms, Tensor unit, "
+      "Tensor(a!) sums, Tensor(b!) panel, int kind, int offset, int stride, int sign, int float32) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {

@@ -1,22 +1,24 @@
-// The force of every row: log-sum-exps of the scaled distances, sums of affinities, weights, one weighted sum of the
-// differences to the other points.
+// The force of every row: log-sum-exps of the scaled distances, sums of affinities, weights, one
+// weighted sum of the differences to the other points.
 //
-// Flops per group of P points, M of them rows: 3 D per pair and pass (P^2 pairs for the mean distance and the
-// log-sum-exps, M P for sums and forces), one exp per pair, temperature and pass, 3 M P D for the weighted sums. Rows are
-// complete in their task, so that every maximum is known before its exponentials, and results have the same bits for
-// any number of threads.
+// Flops per group of P points, M of them rows: 3 D per pair and pass (P^2 pairs for the mean
+// distance and the log-sum-exps, M P for sums and forces), one exp per pair, temperature and pass,
+// 3 M P D for the weighted sums. Rows are complete in their task, so that every maximum is known
+// before its exponentials, and results have the same bits for any number of threads.
 #pragma once
 
-#include "distances.h"
-#include "forward.h"
+#include "force_distances.h"
+#include "similarity_forward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// Half log-sum-exps in units of log 2, as an integer and the rest: sums and differences of large ones lose nothing.
+// Half log-sum-exps in units of log 2, as an integer and the rest: sums and differences of large
+// ones lose nothing.
 template <class T>
 struct Halves {
   T *whole, *rest;
-  Halves(Runtime* runtime, int64_t n) : whole(allocate<T>(runtime, n)), rest(allocate<T>(runtime, n)) {}
+  Halves(Runtime* runtime, int64_t n)
+      : whole(allocate<T>(runtime, n)), rest(allocate<T>(runtime, n)) {}
   void set(int64_t i, double lse2) {
     const double half = lse2 / 2, integer = std::nearbyint(half);
     whole[i] = T(integer);
@@ -47,7 +49,9 @@ class ForcePass {
         apart_(allocate<double>(runtime, 2 * f.K * f.rows)),
         norms_(allocate<double>(runtime, f.K)) {}
 
-  static double work(const Force& f) { return double(f.P) * double(f.P) * double(f.D + 8 * f.K) * 2; }
+  static double work(const Force& f) {
+    return double(f.P) * double(f.P) * double(f.D + 8 * f.K) * 2;
+  }
 
   void run(int64_t g) {
     team_.run([&](Worker& worker) { run(worker, g); });
@@ -84,7 +88,8 @@ class ForcePass {
         log_sums(g, i, f_.rows, d, buffer, columns_, n_, nullptr, static_cast<T*>(f_.lse_cols));
       });
     const auto first = [&](int64_t i0) { return i0 < f_.rows ? 0 : f_.rows; };
-    each_row(worker, f_.rms ? n_ : f_.rows, first, n_, [&](int64_t i, const T* d) { sums(g, i, d, buffer); });
+    each_row(worker, f_.rms ? n_ : f_.rows, first, n_,
+             [&](int64_t i, const T* d) { sums(g, i, d, buffer); });
     worker.tasks(1, [&](int64_t) { norms(g); });
     forces(worker, g, buffer);
   }
@@ -105,10 +110,10 @@ class ForcePass {
   }
 
   // log sum_j exp(-f d_ij) over the first `end` points, for every temperature.
-  // `raised`: by how many powers of two the row's affinities are computed too large, so that those that count are near
-  // 1 and their exponents lose least.
-  void log_sums(int64_t g, int64_t i, int64_t end, const T* d, T* a, Halves<T>& halves, int64_t size, T* raised,
-                T* out) {
+  // `raised`: by how many powers of two the row's affinities are computed too large, so that those
+  // that count are near 1 and their exponents lose least.
+  void log_sums(int64_t g, int64_t i, int64_t end, const T* d, T* a, Halves<T>& halves,
+                int64_t size, T* raised, T* out) {
     for (int64_t k = 0; k < f_.K; ++k) {
       const V high(factors_[k].high), low(factors_[k].low);
       each<T>(0, end, [&](int64_t j, auto load) {
@@ -122,7 +127,8 @@ class ForcePass {
       each<T>(0, end, [&](int64_t, auto load) { total = total + exp2(load(a, NONE<T>) - shift); });
       const double lse2 = double(finite(top)) + std::log2(double(sum(total)));
       halves.set(k * size + i, lse2);
-      if (raised) raised[k * size + i] = std::isfinite(lse2) ? T(std::nearbyint(lse2 - double(top))) : T(0);
+      if (raised)
+        raised[k * size + i] = std::isfinite(lse2) ? T(std::nearbyint(lse2 - double(top))) : T(0);
       out[(k * f_.G + g) * size + i] = T(lse2 * LN_2);
     }
   }
@@ -137,7 +143,8 @@ class ForcePass {
       const V bound(T(f_.denominator * LOG2_E / 2) - up), zero(T(0));
       each<T>(0, n_, [&](int64_t j, auto load) {
         const V x = load(d, T(0));
-        const V half = maximum(bound, load(columns, T(0)) - whole + (load(columns_rest, T(0)) - rest));
+        const V half =
+            maximum(bound, load(columns, T(0)) - whole + (load(columns_rest, T(0)) - rest));
         maximum(floor, fma(x, high, fma(x, low, zero - half))).store(a + j);
       });
     } else {
@@ -150,8 +157,8 @@ class ForcePass {
     a[i] = T(f_.self_logit * LOG2_E) + up;
   }
 
-  // The sides' shifts and sums of row i, and its sums of (d A)^2; points that are no rows give only the latter, of the
-  // columns after the rows: the pairs before are mirrored.
+  // The sides' shifts and sums of row i, and its sums of (d A)^2; points that are no rows give only
+  // the latter, of the columns after the rows: the pairs before are mirrored.
   void sums(int64_t g, int64_t i, const T* d, T* a) {
     const T* weight = f_.weight ? static_cast<const T*>(f_.weight) + g * n_ : nullptr;
     const bool equal = has_equal(i, d);
@@ -202,8 +209,8 @@ class ForcePass {
     return zeros > 1;
   }
 
-  // Where the largest affinity is that of equal points, whose distance is 0, the sum of (d A)^2 is taken relative to the
-  // largest of the others, which is returned.
+  // Where the largest affinity is that of equal points, whose distance is 0, the sum of (d A)^2 is
+  // taken relative to the largest of the others, which is returned.
   T less_equal(const T* d, T* a, int64_t begin, int64_t end, V& square) const {
     for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
     const T top = maximum_over(a, begin, end);
@@ -259,7 +266,8 @@ class ForcePass {
       if (!f_.rms) norm = double(out) * LOG2_E;  // callers multiply by its exponential
     }
   }
-  // The largest power of two of a weight in the force on row i: one side's sum, the other's largest affinity.
+  // The largest power of two of a weight in the force on row i: one side's sum, the other's largest
+  // affinity.
   double row_top(int64_t i, int64_t k) const {
     const int64_t near = k * f_.rows + i, far = (f_.K + k) * f_.rows + i;
     return std::max(tops_[near] + apart_[far], tops_[far] + apart_[near]);
@@ -272,14 +280,17 @@ class ForcePass {
       group_.distances(i0, m, 0, n_, d);
       for (int64_t k0 = 0; k0 < f_.K; k0 = f_.separate ? k0 + 1 : f_.K) {
         for (int64_t r = 0; r < m; ++r)
-          weights(g, i0 + r, k0, f_.separate ? k0 + 1 : f_.K, d + r * group_.ld, buffer, w + r * group_.ld);
-        group_.pulls(w, i0, m, T(1), static_cast<T*>(f_.force) + ((k0 * f_.G + g) * f_.rows + i0) * f_.D);
+          weights(g, i0 + r, k0, f_.separate ? k0 + 1 : f_.K, d + r * group_.ld, buffer,
+                  w + r * group_.ld);
+        group_.pulls(w, i0, m, T(1),
+                     static_cast<T*>(f_.force) + ((k0 * f_.G + g) * f_.rows + i0) * f_.D);
       }
     });
   }
 
-  // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the other side times E. Their
-  // sum is 0 far below the rounding of one: the force is the same from wherever the points are seen.
+  // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the
+  // other side times E. Their sum is 0 far below the rounding of one: the force is the same from
+  // wherever the points are seen.
   void weights(int64_t g, int64_t i, int64_t k0, int64_t k1, const T* d, T* a, T* w) const {
     const bool equal = has_equal(i, d);
     std::fill(w, w + n_, T(0));
@@ -295,7 +306,8 @@ class ForcePass {
           for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
         const double unit = sums_[other] * std::exp2(tops_[other] + top - norms_[k]);
         const Factor<T> factor(side == 0 ? -unit : unit);
-        const V high(factor.high), low(factor.low), shift(T(top + double(raised_[k * lse_rows_ + i])));
+        const V high(factor.high), low(factor.low),
+            shift(T(top + double(raised_[k * lse_rows_ + i])));
         int64_t j = begin;
         for (; j + V::W <= end; j += V::W) {
           const V e = exp2(V::load(a + j) - shift);
@@ -321,12 +333,12 @@ class ForcePass {
   Team team_;
   Halves<T> rows_, columns_;
   Factor<T>* factors_;
-  T* raised_;   // [K, rows of lse_rows]
-  T* squares_;  // [K, side, maximum or sum, P]
-  double* totals_;         // [P]
-  double *tops_, *sums_;   // [side, K, rows]
-  double* apart_;          // like tops_, over the points that do not equal the row
-  double* norms_;          // [K]
+  T* raised_;             // [K, rows of lse_rows]
+  T* squares_;            // [K, side, maximum or sum, P]
+  double* totals_;        // [P]
+  double *tops_, *sums_;  // [side, K, rows]
+  double* apart_;         // like tops_, over the points that do not equal the row
+  double* norms_;         // [K]
 };
 
 }  // namespace fused_contrastive::FUSED_ISA

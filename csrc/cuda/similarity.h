@@ -10,8 +10,8 @@ struct ReduceParams;
 struct WeightParams;
 struct RowsParams;
 
-// Log-sum-exps are [2, G, M] (rows) and [2, G, N] (cols): the values rounded to the accumulation type, then what
-// rounding lost.
+// Log-sum-exps are [2, G, M] (rows) and [2, G, N] (cols): the values rounded to the accumulation
+// type, then what rounding lost.
 
 // How float32 matrices are multiplied.
 enum class Float32 { tf32 = 0, tf32x3 = 1, fma = 2 };
@@ -25,12 +25,14 @@ struct TileKernels {
   PairKernels pairs;
   void (*fused_rows)(const RowsParams&, Stream);
 };
-extern const TileKernels BF16_KERNELS, F16_KERNELS, TF32_KERNELS, TF32X3_KERNELS, FMA_KERNELS, F64_KERNELS;
-// With wgmma and tensor copies, for compute capability 9.0 alone: x, y and each of their rows are aligned to 16 bytes.
+extern const TileKernels BF16_KERNELS, F16_KERNELS, TF32_KERNELS, TF32X3_KERNELS, FMA_KERNELS,
+    F64_KERNELS;
+// With wgmma and tensor copies, for compute capability 9.0 alone: x, y and each of their rows are
+// aligned to 16 bytes.
 extern const PairKernels BF16_SM90_KERNELS, F16_SM90_KERNELS;
 
-// Rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x inv), inv = 1 / max(|x|,
-// 1e-12).
+// Rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x inv),
+// inv = 1 / max(|x|, 1e-12).
 struct PrepareSet {
   const void* x;
   void *hat, *inv;

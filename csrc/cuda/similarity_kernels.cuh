@@ -1,10 +1,11 @@
-// Instantiates the tile kernels for one matrix precision: pairs of rows and columns P, whole rows R.
+// Instantiates the tile kernels for one matrix precision: pairs of rows and columns P, whole rows
+// R.
 #pragma once
 
 #include "fused_rows.cuh"
-#include "launch.h"
 #include "pair_reduce.cuh"
 #include "pair_weight.cuh"
+#include "similarity.h"
 
 namespace fused_contrastive {
 

@@ -1,11 +1,11 @@
-// Panels of a matrix [rows, P] that multiplies coordinates, as force_rows.cuh goes over the pairs; any tile may be any
-// block's.
+// Panels of a matrix [rows, P] that multiplies coordinates, as force_rows.cuh goes over the pairs;
+// any tile may be any block's.
 //
 //   force_weights     weights of all temperatures added, or apart with `separate`
 //   force_inverses    -2 g / d
 //
-// Flops: 3 D per pair, one exponential per pair and temperature. Bytes: 4 (float64: 8) per pair and plane written.
-// Shared memory 60 KiB (float64: 97 KiB). Predicted: as force_rows.cuh.
+// Flops: 3 D per pair, one exponential per pair and temperature. Bytes: 4 (float64: 8) per pair and
+// plane written. Shared memory 60 KiB (float64: 97 KiB). Predicted: as force_rows.cuh.
 #pragma once
 
 #include "force_rows.cuh"
@@ -21,7 +21,8 @@ __device__ inline void store_row(Acc* row, const Acc (&w)[16], int j, int end) {
     Four<Acc> four;
 #pragma unroll
     for (int e = 0; e < 4; ++e) four.v[e] = w[c + e];
-    if ((reinterpret_cast<uint64_t>(row + column) & (alignof(Four<Acc>) - 1)) == 0 && column + 4 <= end) {
+    if ((reinterpret_cast<uint64_t>(row + column) & (alignof(Four<Acc>) - 1)) == 0 &&
+        column + 4 <= end) {
       *reinterpret_cast<Four<Acc>*>(row + column) = four;
       continue;
     }
@@ -32,7 +33,8 @@ __device__ inline void store_row(Acc* row, const Acc (&w)[16], int j, int end) {
   }
 }
 
-// out [G, K or 1, count, P]: weights of the differences x_j - x_i of rows first .., 0 where they are 0.
+// out [G, K or 1, count, P]: weights of the differences x_j - x_i of rows first .., 0 where they
+// are 0.
 template <class T>
 struct Weights {
   using Acc = typename Accumulation<T>::type;
@@ -68,7 +70,8 @@ struct Weights {
   __device__ void add_temperature(Acc (&total)[16], int row, int k, const SideTiles& t) {
     const ForceParams& p = view.p;
     const int side = t.side();
-    const int64_t plane = static_cast<int64_t>(view.k0 + k) * p.G + view.g, place = plane * p.rows + row;
+    const int64_t plane = static_cast<int64_t>(view.k0 + k) * p.G + view.g,
+                  place = plane * p.rows + row;
     const int64_t sides = static_cast<int64_t>(p.K) * p.G * p.rows;
     const Acc* shift = static_cast<const Acc*>(p.shift) + place;
     const Acc* sums = static_cast<const Acc*>(p.sums) + place;
@@ -77,8 +80,9 @@ struct Weights {
     const ForceLevel<Acc> of(shift[other], side ? sums[other] : -sums[other], log_norm);
     const int64_t count = p.all_rows ? p.P : p.rows;
     const Acc* lse = static_cast<const Acc*>(p.lse_rows) + plane * count + row;
-    view.affinities(row, lse[0], lse[static_cast<int64_t>(p.K) * p.G * count], k, t,
-                    [&](int c, Acc a) { total[c] = fma(exponential(a - of.level), of.coefficient, total[c]); });
+    view.affinities(
+        row, lse[0], lse[static_cast<int64_t>(p.K) * p.G * count], k, t,
+        [&](int c, Acc a) { total[c] = fma(exponential(a - of.level), of.coefficient, total[c]); });
   }
   __device__ void store(const Acc (&total)[16], int plane, const SideTiles& t) const {
     const ForceParams& p = view.p;
@@ -87,18 +91,20 @@ struct Weights {
 #pragma unroll
     for (int c = 0; c < 16; ++c) w[c] = view.of_row(c) == Acc(0) ? Acc(0) : total[c] * w[c];
     if (view.row() >= p.first + p.count) return;
-    const int64_t row =
-        (static_cast<int64_t>(view.g) * (p.separate ? p.K : 1) + plane) * p.count + view.row() - p.first;
+    const int64_t row = (static_cast<int64_t>(view.g) * (p.separate ? p.K : 1) + plane) * p.count +
+                        view.row() - p.first;
     store_row(static_cast<Acc*>(p.out) + row * p.P, w, t.j, t.side_end());
   }
 };
 
 template <class T>
-__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) force_weights(const __grid_constant__ ForceParams p) {
+__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2)
+    force_weights(const __grid_constant__ ForceParams p) {
   SHARED_MEMORY(shared);
   const RowBlock block(p.count, p.splits, 1, 0);
   Weights<T> epilogue{RowView<T>(p, block.g, p.first + block.i, 0, shared)};
-  epilogue.view.run(SideTiles(p.first + block.i, p.negatives, p.P, block.split, p.splits), epilogue, shared);
+  epilogue.view.run(SideTiles(p.first + block.i, p.negatives, p.P, block.split, p.splits), epilogue,
+                    shared);
 }
 
 // out [G, count, P]: -2 upstream_g / d, 0 where d = 0.
@@ -116,16 +122,19 @@ struct Inverses {
     for (int c = 0; c < 16; ++c) d[c] = d[c] == Acc(0) ? d[c] : g / d[c];
     const int row = view.row() - p.first;
     if (row >= p.count) return;
-    store_row(static_cast<Acc*>(p.out) + (static_cast<int64_t>(view.g) * p.count + row) * p.P, d, t.j, p.P);
+    store_row(static_cast<Acc*>(p.out) + (static_cast<int64_t>(view.g) * p.count + row) * p.P, d,
+              t.j, p.P);
   }
 };
 
 template <class T>
-__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2) force_inverses(const __grid_constant__ ForceParams p) {
+__global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2)
+    force_inverses(const __grid_constant__ ForceParams p) {
   SHARED_MEMORY(shared);
   const RowBlock block(p.count, p.splits, 1, 0);
   Inverses<T> epilogue{RowView<T>(p, block.g, p.first + block.i, 0, shared)};
-  epilogue.view.run(SideTiles(p.first + block.i, p.P, p.P, block.split, p.splits), epilogue, shared);
+  epilogue.view.run(SideTiles(p.first + block.i, p.P, p.P, block.split, p.splits), epilogue,
+                    shared);
 }
 
 }  // namespace fused_contrastive

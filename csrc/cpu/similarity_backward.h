@@ -1,24 +1,27 @@
-// Backward: W_ij = g_i exp(s_ij - rows_i) + h_j exp(s_ij - cols_j), with the sigmoid factors of the loss in g and h;
-// G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z). Flops, bytes and what follows: gradient.h.
+// Backward: W_ij = g_i exp(s_ij - rows_i) + h_j exp(s_ij - cols_j), with the sigmoid factors of the
+// loss in g and h; G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z). Flops,
+// bytes and what follows: gradient_pass.h.
 //
-// One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c - cols_j) for
-// one c where the log-sum-exps lie within 2^+-SPREAD of each other, else within a tile; where they do not, two exps.
-// Shifts are integral and the rest of a log-sum-exp is a factor of its weight: no rounding grows with the logits.
+// One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c -
+// cols_j) for one c where the log-sum-exps lie within 2^+-SPREAD of each other, else within a tile;
+// where they do not, two exps. Shifts are integral and the rest of a log-sum-exp is a factor of its
+// weight: no rounding grows with the logits.
 #pragma once
 
-#include "gradient.h"
+#include "gradient_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// The vectors of one side: 2^-level weight = coefficient exp(-lse) with an integral level near lse / log 2 (0 where
-// there are no candidates); scaled = 2^(c - level) weight where one exp serves all.
+// The vectors of one side: 2^-level weight = coefficient exp(-lse) with an integral level near lse
+// / log 2 (0 where there are no candidates); scaled = 2^(c - level) weight where one exp serves
+// all.
 template <class T>
 struct Weights {
   T *coefficient = nullptr, *weight = nullptr, *level = nullptr, *scaled = nullptr;
 };
 
-// The range of the levels that have a weight, and `bound`, which no logit exceeds by more than 1: the largest of all
-// rows.
+// The range of the levels that have a weight, and `bound`, which no logit exceeds by more than 1:
+// the largest of all rows.
 template <class T>
 struct Range {
   static constexpr double SPREAD = sizeof(T) == 8 ? 1000 : 100;
@@ -30,8 +33,11 @@ struct Range {
     if (weight != 0) low = std::min(low, level), high = std::max(high, level);
     if (row) bound = std::max(bound, level);
   }
-  // The middle of the range, where one exp serves all: it neither overflows nor loses a weight that matters.
-  double center() const { return low <= high ? std::rint(0.5 * (low + high)) : std::isfinite(bound) ? bound : 0; }
+  // The middle of the range, where one exp serves all: it neither overflows nor loses a weight that
+  // matters.
+  double center() const {
+    return low <= high ? std::rint(0.5 * (low + high)) : std::isfinite(bound) ? bound : 0;
+  }
   bool narrow() const { return finite && !(high - low > SPREAD) && !(bound - center() > SPREAD); }
 };
 
@@ -39,14 +45,15 @@ template <class C>
 class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
   using Base = GradientPass<BackwardPass<C>, C, Backward>;
   friend Base;
-  using Base::a_, Base::add_, Base::D_, Base::f_, Base::factor_, Base::grid_, Base::M_, Base::N_, Base::P,
-      Base::positive_, Base::size_, Base::tiles_, Base::upstream_scale_, Base::W;
+  using Base::a_, Base::add_, Base::D_, Base::f_, Base::factor_, Base::grid_, Base::M_, Base::N_,
+      Base::P, Base::positive_, Base::size_, Base::tiles_, Base::upstream_scale_, Base::W;
   using typename Base::T;
   using typename Base::V;
 
  public:
   BackwardPass(const Backward& f, Runtime* runtime, int threads)
-      : Base(f, runtime, threads, f.scale, !f.mean || (f.b.gradient && !f.one_set) || f.dbias, false, f.dbias) {
+      : Base(f, runtime, threads, f.scale, !f.mean || (f.b.gradient && !f.one_set) || f.dbias,
+             false, f.dbias) {
     rows_ = weights(runtime, M_);
     if (f.one_set)
       columns_ = rows_;
@@ -64,8 +71,8 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     return w;
   }
 
-  // Coefficients of rows, columns and positives from the upstream gradients, times a power of two that brings the
-  // largest near 1.
+  // Coefficients of rows, columns and positives from the upstream gradients, times a power of two
+  // that brings the largest near 1.
   void coefficients(int64_t g) {
     const auto at = [&](const void* p, int64_t i, int64_t n) {
       return p ? double(static_cast<const T*>(p)[g * n + i]) : 0.0;
@@ -73,16 +80,20 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     const auto excess = [&](const void* lse, int64_t i, int64_t n, double pos) {
       return at(lse, i, n) - pos + at(lse, f_.G * n + i, n);
     };
-    const auto sigmoid = [](double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); };
+    const auto sigmoid = [](double x) {
+      return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+    };
     for (int64_t i = 0; i < M_; ++i) row_[i] = at(f_.g_rows, i, M_);
     for (int64_t j = 0; column_ && j < N_; ++j) column_[j] = at(f_.g_cols, j, N_);
     for (int64_t i = 0; f_.positive >= 0 && i < M_; ++i) {
       const double upstream = row_[i] * (f_.cols ? 0.5 : 1), pos = at(f_.pos, i, M_);
-      row_[i] = upstream * sigmoid(excess(f_.rows, i, M_, pos)) + undefined(at(f_.rows, i, M_), pos);
+      row_[i] =
+          upstream * sigmoid(excess(f_.rows, i, M_, pos)) + undefined(at(f_.rows, i, M_), pos);
       positive_[i] = -row_[i];
       if (!f_.cols) continue;
       const int64_t j = (i + f_.positive) % N_;
-      const double h = upstream * sigmoid(excess(f_.cols, j, N_, pos)) + undefined(at(f_.cols, j, N_), pos);
+      const double h =
+          upstream * sigmoid(excess(f_.cols, j, N_, pos)) + undefined(at(f_.cols, j, N_), pos);
       column_[j] += h;
       positive_[i] -= h;
     }
@@ -96,18 +107,21 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     upstream_scale_ = this->power_near(largest);
     const double inverse = 1 / upstream_scale_;
 
-    const auto fill = [&](Weights<T>& w, const double* x, const void* lse, int64_t n, Range<T>& range, bool bounds) {
+    const auto fill = [&](Weights<T>& w, const double* x, const void* lse, int64_t n,
+                          Range<T>& range, bool bounds) {
       for (int64_t i = 0; i < n; ++i) {
         const double x0 = at(lse, i, n), y = x0 * LOG2_E;
         const bool empty = std::isinf(y) && y < 0;
         const double level = empty ? 0 : double(T(std::rint(y)));
         w.level[i] = T(level);
         w.coefficient[i] = empty && x[i] == x[i] ? T(0) : T(x[i] * inverse);
-        const double rest = std::fma(x0, LOG2_E, -level) + x0 * LOG2_E_LOW + at(lse, f_.G * n + i, n) * LOG2_E;
+        const double rest =
+            std::fma(x0, LOG2_E, -level) + x0 * LOG2_E_LOW + at(lse, f_.G * n + i, n) * LOG2_E;
         w.weight[i] = std::isfinite(y) ? T(x[i] * inverse * std::exp2(-rest)) : w.coefficient[i];
         if (!empty || x[i] != x[i]) range.include(level, w.weight[i], bounds);
       }
-      for (int64_t i = n; i < n + P; ++i) w.level[i] = w.weight[i] = w.coefficient[i] = w.scaled[i] = 0;
+      for (int64_t i = n; i < n + P; ++i)
+        w.level[i] = w.weight[i] = w.coefficient[i] = w.scaled[i] = 0;
     };
     Range<T> range;
     fill(rows_, row_, f_.rows, M_, range, true);
@@ -122,7 +136,8 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     if (f_.cols) scale_weights(columns_, 0, N_, center_, columns_.scaled);
   }
 
-  static void scale_weights(const Weights<T>& w, int64_t begin, int64_t end, double center, T* out) {
+  static void scale_weights(const Weights<T>& w, int64_t begin, int64_t end, double center,
+                            T* out) {
     for (int64_t i = begin; i < end; ++i)
       out[i - begin] = w.weight[i] == 0 ? T(0) : T(w.weight[i] * power_of_two(center - w.level[i]));
   }
@@ -135,17 +150,19 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
   }
 
   // The tile of weights into `s`, and their column sums into `bias`.
-  void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
-             const Block& J, int64_t row_part, int64_t) const {
+  void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
+             const Block& I, const Block& J, int64_t row_part, int64_t) const {
     double* bias = bias_ ? bias_ + row_part * N_ : nullptr;
     const T *u = rows_.scaled + I.begin, *v = columns_.scaled ? columns_.scaled + J.begin : s.v;
     double center = center_;
     bool one_exp = common_;
     if (!common_) {
       Range<T> range;
-      for (int64_t i = I.begin; i < I.end; ++i) range.include(rows_.level[i], rows_.weight[i], true);
+      for (int64_t i = I.begin; i < I.end; ++i)
+        range.include(rows_.level[i], rows_.weight[i], true);
       if (columns_.level)
-        for (int64_t j = J.begin; j < J.end; ++j) range.include(columns_.level[j], columns_.weight[j], false);
+        for (int64_t j = J.begin; j < J.end; ++j)
+          range.include(columns_.level[j], columns_.weight[j], false);
       one_exp = range.narrow();
       if (one_exp) {
         center = range.center();
@@ -171,7 +188,8 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
             const int64_t p = I.begin + i + row;
             V w = V(rows_.weight[p]) * exp2(x - V(rows_.level[p]));
             if (columns_.level)
-              w = fma(V::load(columns_.weight + J.begin + k), exp2(x - V::load(columns_.level + J.begin + k)), w);
+              w = fma(V::load(columns_.weight + J.begin + k),
+                      exp2(x - V::load(columns_.level + J.begin + k)), w);
             return w;
           };
           const V x = weight(r), y = second ? weight(r + 1) : V(T(0));

@@ -1,18 +1,19 @@
-// What the backward passes of the families share: W b and W^T a from the tiles of weights W that a pass computes (one
-// set: (W + W^T) z), then the positives, the scale and the Jacobian of the normalisation, row by row.
+// What the backward passes of the families share: W b and W^T a from the tiles of weights W that a
+// pass computes (one set: (W + W^T) z), then the positives, the scale and the Jacobian of the
+// normalisation, row by row.
 //
-// Flops: 3 N^2 D for one set (half the logits again, each tile of weights used twice), 2 M N D (1 + [G_a] + [G_b]) for
-// two. Bytes: a tile of B x B reads four blocks of B D and updates two; gradients are updated in place. Schedule:
-// team.h.
+// Flops: 3 N^2 D for one set (half the logits again, each tile of weights used twice), 2 M N D (1 +
+// [G_a] + [G_b]) for two. Bytes: a tile of B x B reads four blocks of B D and updates two;
+// gradients are updated in place. Schedule: team.h.
 #pragma once
 
-#include "forward.h"
+#include "similarity_forward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// Pass has coefficients(g), which also sets positive_ and upstream_scale_; weigh(s, b, candidates, I, J, row_part,
-// column_part), the tile of weights into `s`, divided by upstream_scale_; fill_row(g, i, row), whether it has row i of
-// W b at hand; finish_bias(g).
+// Pass has coefficients(g), which also sets positive_ and upstream_scale_; weigh(s, b, candidates,
+// I, J, row_part, column_part), the tile of weights into `s`, divided by upstream_scale_;
+// fill_row(g, i, row), whether it has row i of W b at hand; finish_bias(g).
 template <class Pass, class C, class Arguments>
 class GradientPass {
  protected:
@@ -20,9 +21,10 @@ class GradientPass {
   using V = Vec<T>;
   static constexpr int P = PANEL<T>, W = V::W;
 
-  // `tiles`: weights are needed at all; `row_sums`, `column_sums`: also their sums along rows or columns.
-  GradientPass(const Arguments& f, Runtime* runtime, int threads, double factor, bool tiles, bool row_sums,
-               bool column_sums)
+  // `tiles`: weights are needed at all; `row_sums`, `column_sums`: also their sums along rows or
+  // columns.
+  GradientPass(const Arguments& f, Runtime* runtime, int threads, double factor, bool tiles,
+               bool row_sums, bool column_sums)
       : f_(f),
         M_(f.a.n),
         N_(f.b.n),
@@ -32,7 +34,9 @@ class GradientPass {
         need_b_(!f.one_set && f.b.gradient),
         tiles_(tiles),
         grid_(M_, N_, size_, need_a_ || row_sums, need_b_ || column_sums),
-        team_(runtime, int(std::min<int64_t>(threads, f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
+        team_(runtime,
+              int(std::min<int64_t>(threads,
+                                    f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
               TileScratch<C>::bytes(size_, D_) + 2 * int64_t(sizeof(T)) * D_),
         row_turns_(grid_.row_blocks() * grid_.column_parts),
         column_turns_(grid_.column_blocks() * grid_.row_parts),
@@ -40,16 +44,20 @@ class GradientPass {
         a_(runtime, M_, D_, tiles_, tiles_ && (need_b_ || f.one_set), !f.one_set),
         b_(runtime, N_, D_, tiles_ && !f.one_set, tiles_ && need_a_ && !f.one_set, false) {
     const bool one = f.one_set;
-    if (need_a_ && tiles_ && (f.a.type != TYPE<T> || !f.a.gradient || (!one && grid_.column_parts > 1)))
+    if (need_a_ && tiles_ &&
+        (f.a.type != TYPE<T> || !f.a.gradient || (!one && grid_.column_parts > 1)))
       G_a_ = allocate<T>(runtime, (one ? 1 : grid_.column_parts) * M_ * D_);
-    if (need_b_ && (f.b.type != TYPE<T> || grid_.row_parts > 1)) G_b_ = allocate<T>(runtime, grid_.row_parts * N_ * D_);
+    if (need_b_ && (f.b.type != TYPE<T> || grid_.row_parts > 1))
+      G_b_ = allocate<T>(runtime, grid_.row_parts * N_ * D_);
     add_ = allocate<T>(runtime, N_ + P);
     if (f.positive >= 0) positive_ = allocate<double>(runtime, M_);
     dots_ = allocate<double>(runtime, std::max(M_, N_));
   }
 
  public:
-  static double work(const Arguments& f) { return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 1.5 : 2); }
+  static double work(const Arguments& f) {
+    return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 1.5 : 2);
+  }
 
   void run(int64_t g) {
     row_turns_.reset();
@@ -58,7 +66,8 @@ class GradientPass {
   }
 
  protected:
-  // The power of two below `largest` whose inverse is finite, 1 for 0: what upstream gradients are divided by.
+  // The power of two below `largest` whose inverse is finite, 1 for 0: what upstream gradients are
+  // divided by.
   static double power_near(double largest) {
     return std::ldexp(1.0, largest > 0 ? std::clamp(std::ilogb(largest), -1022, 1022) : 0);
   }
@@ -79,7 +88,8 @@ class GradientPass {
   Pass& pass() { return static_cast<Pass&>(*this); }
 
   void run(Worker& worker, int64_t g) {
-    const int64_t panels_a = tiles_ ? a_.panels() : 0, panels_b = tiles_ && !f_.one_set ? b_.panels() : 0;
+    const int64_t panels_a = tiles_ ? a_.panels() : 0,
+                  panels_b = tiles_ && !f_.one_set ? b_.panels() : 0;
     worker.tasks(1 + panels_a + panels_b, [&](int64_t task) {
       if (task == 0)
         pass().coefficients(g);
@@ -89,7 +99,8 @@ class GradientPass {
         repack(worker, f_.b, g, f_.matrix, b_, task - 1 - panels_a);
     });
     const auto in_place = [&](const Set& set) {
-      return set.gradient && set.type == TYPE<T> ? static_cast<T*>(set.gradient) + g * set.n * D_ : nullptr;
+      return set.gradient && set.type == TYPE<T> ? static_cast<T*>(set.gradient) + g * set.n * D_
+                                                 : nullptr;
     };
     T *G_a = G_a_ ? G_a_ : in_place(f_.a), *G_b = G_b_ ? G_b_ : in_place(f_.b);
     if (tiles_) all_tiles(worker, g, G_a, G_b);
@@ -103,7 +114,8 @@ class GradientPass {
     const TileScratch<C> s(worker.scratch<T>(), size_);
     if (f_.one_set) {
       tournament(worker, row_turns_, M_, size_, [&](const Block& I, const Block& J) {
-        if (!candidates.any(I.begin, I.end, J.begin, J.end)) return;  // never a first tile, which is on the diagonal
+        if (!candidates.any(I.begin, I.end, J.begin, J.end))
+          return;  // never a first tile, which is on the diagonal
         pass().weigh(s, a_, candidates, I, J, 0, 0);
         if (!need_a_) return;
         add_rows(s, size_, I, J, a_, G_a + I.begin * D_, !I.first);
@@ -111,21 +123,23 @@ class GradientPass {
       });
       return;
     }
-    grid_tiles(worker, row_turns_, column_turns_, grid_, [&](const Block& I, const Block& J, int64_t r, int64_t c) {
-      T* rows = need_a_ ? G_a + (c * M_ + I.begin) * D_ : nullptr;
-      T* columns = need_b_ ? G_b + (r * N_ + J.begin) * D_ : nullptr;
-      if (!candidates.any(I.begin, I.end, J.begin, J.end)) {
-        if (rows && I.first) std::fill_n(rows, I.size() * D_, T(0));
-        if (columns && J.first) std::fill_n(columns, J.size() * D_, T(0));
-        return;
-      }
-      pass().weigh(s, b_, candidates, I, J, r, c);
-      if (rows) add_rows(s, size_, I, J, b_, rows, !I.first);
-      if (columns) add_columns(s, size_, I, J, a_, columns, !J.first);
-    });
+    grid_tiles(worker, row_turns_, column_turns_, grid_,
+               [&](const Block& I, const Block& J, int64_t r, int64_t c) {
+                 T* rows = need_a_ ? G_a + (c * M_ + I.begin) * D_ : nullptr;
+                 T* columns = need_b_ ? G_b + (r * N_ + J.begin) * D_ : nullptr;
+                 if (!candidates.any(I.begin, I.end, J.begin, J.end)) {
+                   if (rows && I.first) std::fill_n(rows, I.size() * D_, T(0));
+                   if (columns && J.first) std::fill_n(columns, J.size() * D_, T(0));
+                   return;
+                 }
+                 pass().weigh(s, b_, candidates, I, J, r, c);
+                 if (rows) add_rows(s, size_, I, J, b_, rows, !I.first);
+                 if (columns) add_columns(s, size_, I, J, a_, columns, !J.first);
+               });
   }
 
-  // Adds up the parts and the positives of every row, then applies scale and the normalisation's Jacobian.
+  // Adds up the parts and the positives of every row, then applies scale and the normalisation's
+  // Jacobian.
   void finish(Worker& worker, int64_t g, const Set& set, T* G, int64_t parts, bool left) {
     const int64_t n = set.n;
     const bool dots = f_.need_scale && (left || !need_a_);
@@ -168,7 +182,8 @@ class GradientPass {
     };
     if (left) add(f_.b, (i + f_.positive) % N_, T(positive_[i]));
     if (!left || f_.one_set)
-      for (int64_t k = Candidates<T>::floor_mod(i - f_.positive, N_); k < M_; k += N_) add(f_.a, k, T(positive_[k]));
+      for (int64_t k = Candidates<T>::floor_mod(i - f_.positive, N_); k < M_; k += N_)
+        add(f_.a, k, T(positive_[k]));
   }
 
   void finish_sums(int64_t g) {

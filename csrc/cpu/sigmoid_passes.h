@@ -1,17 +1,19 @@
-// The sigmoid family: y_ij = sign (scale <a_i, b_j> + row_bias_i) over the candidates; forward, rows_i = sum_j
-// softplus(y_ij) and the positive's softplus(-y), backward, W_ij = g_i sign sigmoid(y_ij). For one set each tile serves
-// its rows and its columns, whose biases differ: two exps per element, half the products.
+// The sigmoid family: y_ij = sign (scale <a_i, b_j> + row_bias_i) over the candidates; forward,
+// rows_i = sum_j softplus(y_ij) and the positive's softplus(-y), backward, W_ij = g_i sign
+// sigmoid(y_ij). For one set each tile serves its rows and its columns, whose biases differ: two
+// exps per element, half the products.
 //
-// Flops, bytes, schedule: forward.h, gradient.h. In units of log 2, t = y / log 2. Terms are accurate relative to
-// themselves on both sides, added up in T within a tile and in double across tiles.
+// Flops, bytes, schedule: similarity_forward.h, gradient_pass.h. In units of log 2, t = y / log 2.
+// Terms are accurate relative to themselves on both sides, added up in T within a tile and in
+// double across tiles.
 #pragma once
 
-#include "gradient.h"
+#include "gradient_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// Minimax polynomials of 2 / log(2) atanh(u) / u in u^2 for u <= 1/3: relative error 4e-9 (degree 4) and 5e-17 (degree
-// 9).
+// Minimax polynomials of 2 / log(2) atanh(u) / u in u^2 for u <= 1/3: relative error 4e-9 (degree
+// 4) and 5e-17 (degree 9).
 template <class V>
 FUSED_INLINE V atanh_polynomial(V w, float) {
   V p = fma(w, V(0.40652744290139406f), V(0.40338622923610602f));
@@ -48,10 +50,12 @@ FUSED_INLINE Vec<T> sigmoid2(Vec<T> t) {
   return V(T(1)) / (V(T(1)) + exp2(V(T(0)) - maximum(V(T(sizeof(T) == 8 ? -1200 : -200)), t)));
 }
 
-inline double logistic(double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
+inline double logistic(double x) {
+  return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+}
 
-// sign row_bias_i, and in units of log 2 for the tiles, where +inf is the largest finite number: a pair that is no
-// candidate has t = -inf, which stays.
+// sign row_bias_i, and in units of log 2 for the tiles, where +inf is the largest finite number: a
+// pair that is no candidate has t = -inf, which stays.
 template <class T, class F>
 double signed_bias(const F& f, int64_t g, int64_t i) {
   return f.row_bias ? f.sign * double(static_cast<const T*>(f.row_bias)[g * f.a.n + i]) : 0.0;
@@ -78,7 +82,9 @@ class SigmoidForwardPass {
         N_(f.b.n),
         size_(block_size(M_, N_, f.D, f.one_set)),
         grid_(M_, N_, size_, true, false),
-        team_(runtime, int(std::min<int64_t>(threads, f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
+        team_(runtime,
+              int(std::min<int64_t>(threads,
+                                    f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
               TileScratch<C>::bytes(size_, f.D)),
         row_turns_(grid_.row_blocks()),
         factor_(f.sign * f.scale * LOG2_E),
@@ -118,17 +124,20 @@ class SigmoidForwardPass {
         tile(s, b, candidates, I, J, rows_, top_, I.index != J.index);
       });
     else
-      grid_tiles(worker, row_turns_, row_turns_, grid_, [&](const Block& I, const Block& J, int64_t, int64_t c) {
-        tile(s, b, candidates, I, J, rows_ + c * M_, top_ ? top_ + c * M_ : nullptr, false);
-      });
+      grid_tiles(worker, row_turns_, row_turns_, grid_,
+                 [&](const Block& I, const Block& J, int64_t, int64_t c) {
+                   tile(s, b, candidates, I, J, rows_ + c * M_, top_ ? top_ + c * M_ : nullptr,
+                        false);
+                 });
     worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
       for (int64_t i = task * P; i < std::min(M_, (task + 1) * P); i += MR) finish(g, i, b);
     });
   }
 
-  // Adds the tile to the sums and maxima of its rows and, with `both`, of its columns, which are rows, too.
-  void tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
-            const Block& J, double* rows, T* top, bool both) const {
+  // Adds the tile to the sums and maxima of its rows and, with `both`, of its columns, which are
+  // rows, too.
+  void tile(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
+            const Block& I, const Block& J, double* rows, T* top, bool both) const {
     if (!candidates.any(I.begin, I.end, J.begin, J.end)) return;
     T *row_top = s.tile, *column_top = s.v;
     std::fill_n(s.row_vectors, size_ * W, T(0));
@@ -180,7 +189,8 @@ class SigmoidForwardPass {
     int64_t j0 = -1;
     for (int64_t i = i0; i < std::min(M_, i0 + MR); ++i) {
       const double bias = signed_bias<T>(f_, g, i);
-      const bool infinite = std::isinf(bias) && bias > 0;  // of the tiles: the largest finite number
+      const bool infinite =
+          std::isinf(bias) && bias > 0;  // of the tiles: the largest finite number
       double total = 0;
       T highest = NONE;
       for (int64_t part = 0; part < parts_; ++part) {
@@ -189,7 +199,9 @@ class SigmoidForwardPass {
       }
       total = infinite && total > 0 ? bias : total * LN_2;
       if (top_) {
-        const T x = total != total ? T(total) : infinite && highest != NONE ? T(bias) : T(double(highest) * LN_2);
+        const T x = total != total                ? T(total)
+                    : infinite && highest != NONE ? T(bias)
+                                                  : T(double(highest) * LN_2);
         static_cast<T*>(f_.row_max)[g * M_ + i] = x;
       }
       if (f_.positive >= 0) {
@@ -221,8 +233,8 @@ template <class C>
 class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, SigmoidBackward> {
   using Base = GradientPass<SigmoidBackwardPass<C>, C, SigmoidBackward>;
   friend Base;
-  using Base::a_, Base::add_, Base::f_, Base::factor_, Base::grid_, Base::M_, Base::N_, Base::P, Base::positive_,
-      Base::size_, Base::upstream_scale_, Base::W;
+  using Base::a_, Base::add_, Base::f_, Base::factor_, Base::grid_, Base::M_, Base::N_, Base::P,
+      Base::positive_, Base::size_, Base::upstream_scale_, Base::W;
   using typename Base::T;
   using typename Base::V;
 
@@ -241,9 +253,11 @@ class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, Sigmo
     for (int64_t i = 0; i < M_; ++i)
       if (std::isfinite(upstream[i])) largest = std::max(largest, std::fabs(double(upstream[i])));
     upstream_scale_ = this->power_near(largest);
-    for (int64_t i = 0; i < M_ + P; ++i) coefficient_[i] = i < M_ ? T(f_.sign * upstream[i] / upstream_scale_) : T(0);
+    for (int64_t i = 0; i < M_ + P; ++i)
+      coefficient_[i] = i < M_ ? T(f_.sign * upstream[i] / upstream_scale_) : T(0);
     for (int64_t i = 0; positive_ && i < M_; ++i)
-      positive_[i] = -double(coefficient_[i]) * logistic(-f_.sign * double(static_cast<const T*>(f_.pos)[g * M_ + i]));
+      positive_[i] = -double(coefficient_[i]) *
+                     logistic(-f_.sign * double(static_cast<const T*>(f_.pos)[g * M_ + i]));
     signed_biases(f_, g, M_ + P, bias_);
     std::fill_n(add_, f_.b.n + P, T(0));
     if (sums_) std::fill_n(sums_, (f_.one_set ? 1 : grid_.column_parts) * M_, 0.0);
@@ -252,16 +266,16 @@ class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, Sigmo
   static bool fill_row(int64_t, int64_t, T*) { return false; }
 
   // The tile of weights into `s`, W + W^T for one set, and the row sums of W.
-  void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
-             const Block& J, int64_t, int64_t column_part) const {
+  void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
+             const Block& I, const Block& J, int64_t, int64_t column_part) const {
     double* sums = sums_ ? sums_ + column_part * M_ : nullptr;
     if (!f_.one_set) return weigh<false>(s, b, candidates, I, J, sums);
     weigh<true>(s, b, candidates, I, J, sums);
   }
 
   template <bool ONE_SET>
-  void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates, const Block& I,
-             const Block& J, double* sums) const {
+  void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
+             const Block& I, const Block& J, double* sums) const {
     if (sums) std::fill_n(s.row_vectors, size_ * W, T(0)), std::fill_n(s.column_sums, size_, T(0));
     const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
       constexpr int NR = count();
@@ -274,9 +288,11 @@ class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, Sigmo
           const auto weight = [&](int64_t row) {
             const V x = V::load(t + row * ld + c * W);
             const V w = V(coefficient[row]) * sigmoid2(x + V(bias[row]));
-            if (sums) (V::load(s.row_vectors + (i + row) * W) + w).store(s.row_vectors + (i + row) * W);
+            if (sums)
+              (V::load(s.row_vectors + (i + row) * W) + w).store(s.row_vectors + (i + row) * W);
             if constexpr (!ONE_SET) return w;
-            const V across = V::load(coefficient_ + J.begin + k) * sigmoid2(x + V::load(bias_ + J.begin + k));
+            const V across =
+                V::load(coefficient_ + J.begin + k) * sigmoid2(x + V::load(bias_ + J.begin + k));
             below = below + across;
             return w + across;
           };
@@ -291,7 +307,8 @@ class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, Sigmo
         for (int64_t r = 0; r < m; r += 2) two_rows(r, r + 1 < m);
     };
     logits_tile(a_, b, I, J, factor_, add_ + J.begin, candidates, s.block, P, false, false, visit);
-    for (int64_t i = 0; sums && i < I.size(); ++i) sums[I.begin + i] += sum(V::load(s.row_vectors + i * W));
+    for (int64_t i = 0; sums && i < I.size(); ++i)
+      sums[I.begin + i] += sum(V::load(s.row_vectors + i * W));
     for (int64_t j = 0; ONE_SET && sums && I.index != J.index && j < J.size(); ++j)
       sums[J.begin + j] += s.column_sums[j];
   }
@@ -300,7 +317,8 @@ class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, Sigmo
     T* out = static_cast<T*>(f_.dbias) + g * M_;
     for (int64_t i = 0; i < M_; ++i) {
       double total = positive_ ? positive_[i] : 0;
-      for (int64_t part = 0; part < (f_.one_set ? 1 : grid_.column_parts); ++part) total += sums_[part * M_ + i];
+      for (int64_t part = 0; part < (f_.one_set ? 1 : grid_.column_parts); ++part)
+        total += sums_[part * M_ + i];
       out[i] = T(total * upstream_scale_);
     }
   }

@@ -1,8 +1,8 @@
 // Shared by the row-wise kernels: a warp per row, scalar functions, elements of any type.
 #pragma once
 
-#include "launch.h"
 #include "logits.cuh"
+#include "similarity.h"
 
 namespace fused_contrastive {
 
@@ -24,7 +24,8 @@ __device__ inline Acc warp_sum(Acc x) {
   return x;
 }
 
-// log(1 + x) for 0 <= x <= 1, accurate relative to itself: what rounding 1 + x lost comes back to first order.
+// log(1 + x) for 0 <= x <= 1, accurate relative to itself: what rounding 1 + x lost comes back to
+// first order.
 template <class Acc>
 __device__ inline Acc log_one_plus(Acc x) {
   const Acc u = Acc(1) + x;
@@ -46,8 +47,8 @@ __device__ inline Acc sigmoid(Acc x) {
 // What rounding the constants to float64 lost.
 constexpr double LOG2E_LOW = 2.0355273740931033e-17, LN2_LOW = 2.3190468138462996e-17;
 
-// A log-sum-exp as the sum of two float64 numbers: at large logits the rounding of one would be most of the error of
-// exp(s - lse).
+// A log-sum-exp as the sum of two float64 numbers: at large logits the rounding of one would be
+// most of the error of exp(s - lse).
 struct LogSum {
   double value, lost;
 
@@ -56,18 +57,21 @@ struct LogSum {
   __device__ double undefined(double pos) const { return 0 * (pos + fmax(value, 0.0)); }
 };
 
-// Natural log of sum exp from base-2 parts; -inf for an empty sum. Sums and products with what their rounding lost.
+// Natural log of sum exp from base-2 parts; -inf for an empty sum. Sums and products with what
+// their rounding lost.
 __device__ inline LogSum log_sum(double maximum, double sum) {
   const double shift = finite(maximum), x = shift * LN2, y = log(sum), lse = x + y, added = lse - x;
   if (sum == 0 || !(fabs(lse) < infinity(lse))) return {sum == 0 ? -infinity(lse) : lse, 0};
-  const double rest = (x - (lse - added)) + (y - added) + fma(shift, LN2, -x) + shift * LN2_LOW, value = lse + rest;
+  const double rest = (x - (lse - added)) + (y - added) + fma(shift, LN2, -x) + shift * LN2_LOW,
+               value = lse + rest;
   return {value, rest - (value - lse)};
 }
 
 // log(exp(x) + exp(y)).
 __device__ inline LogSum logaddexp(const LogSum& x, double y) {
   const double excess = x.excess(y), top = excess > 0 ? x.value : y;
-  const double rest = log_one_plus(exp(-fabs(excess))) + (excess > 0 ? x.lost : 0), value = top + rest;
+  const double rest = log_one_plus(exp(-fabs(excess))) + (excess > 0 ? x.lost : 0),
+               value = top + rest;
   return {value, rest - (value - top)};
 }
 
@@ -77,7 +81,8 @@ __device__ inline void store_lse(void* lse, int64_t plane, int64_t index, const 
   const Acc rounded = static_cast<Acc>(x.value);
   Acc* target = static_cast<Acc*>(lse) + index;
   target[0] = rounded;
-  target[plane] = fabs(rounded) < infinity(rounded) ? static_cast<Acc>(x.value - rounded + x.lost) : Acc(0);
+  target[plane] =
+      fabs(rounded) < infinity(rounded) ? static_cast<Acc>(x.value - rounded + x.lost) : Acc(0);
 }
 template <class Acc>
 __device__ inline LogSum load_lse(const void* lse, int64_t plane, int64_t index) {
