@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import contenders, environment, report, rows
+from . import compare, contenders, digest, environment, report, rows
 from .losses import DTYPES, LOSSES, PASSES, parse_size
 from .source_tree import complete_package
 
@@ -44,6 +44,7 @@ COMPILED_FROM = 2048
 MEMORY_FROM = 2048
 """Resident memory is measured from this N (or K) on; below it is noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
+SUBCOMMANDS = {"compare": compare.main, "digest": digest.main}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -201,6 +202,9 @@ def headline(measured: list[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] and arguments[0] in SUBCOMMANDS:
+        return SUBCOMMANDS[arguments[0]](arguments[1:])
     options = parser().parse_args(arguments)
     complete_package()
     if options.threads:

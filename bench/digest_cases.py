@@ -1,0 +1,480 @@
+"""The cases of ``python -m bench digest``: every loss with its options, by public names only.
+
+The list knows nothing of the tests and nothing of the package's inside, so that it runs unchanged on any
+revision that has the public functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+import fused_contrastive as fc
+
+
+class Size(NamedTuple):
+    """``B`` rows of each set, ``D`` dimensions, ``K`` groups, queued keys or hard negatives."""
+
+    B: int
+    D: int
+    K: int
+
+    def __str__(self):
+        return f"{self.B}x{self.D}x{self.K}"
+
+
+RAGGED, EVEN, ONE = Size(37, 19, 3), Size(64, 32, 5), Size(1, 5, 2)
+LARGE = Size(611, 70, 2)
+"""Several tiles and panels in each direction, all of them with a remainder."""
+
+
+class Draw:
+    """Random inputs of one case, all from one generator of a fixed seed."""
+
+    def __init__(self, seed: int, size: Size, dtype: torch.dtype):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.size, self.dtype = size, dtype
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def embeddings(self, *shape: int) -> torch.Tensor:
+        """An input that gets a gradient."""
+        return self.normal(*shape).to(self.dtype).requires_grad_()
+
+    def constants(self, *shape: int) -> torch.Tensor:
+        return self.normal(*shape).to(self.dtype)
+
+    def near(self, other: torch.Tensor) -> torch.Tensor:
+        """An input that gets a gradient, close to `other`."""
+        near = other.detach().double() + 0.5 * self.normal(*other.shape)
+        return near.to(self.dtype).requires_grad_()
+
+    def keys(self, *shape: int) -> torch.Tensor:
+        return torch.randint(0, 9, shape, generator=self.generator)
+
+    def weights(self, *shape: int) -> torch.Tensor:
+        """Positive numbers, some of them 0."""
+        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        return torch.where(drawn < 0.2, 0.0, drawn).to(self.working)
+
+    def bias(self, *shape: int) -> torch.Tensor:
+        return self.normal(*shape).to(self.working).requires_grad_()
+
+    def number(self, value: float) -> torch.Tensor:
+        """A 0-d tensor that gets a gradient."""
+        return torch.tensor(value, dtype=self.working, requires_grad=True)
+
+    @property
+    def working(self) -> torch.dtype:
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def two(draw: Draw) -> list[torch.Tensor]:
+    first = draw.embeddings(draw.size.B, draw.size.D)
+    return [first, draw.near(first)]
+
+
+def one(draw: Draw) -> list[torch.Tensor]:
+    return [draw.embeddings(draw.size.B, draw.size.D)]
+
+
+def steps(draw: Draw) -> list[torch.Tensor]:
+    """``[K, B, D]`` twice."""
+    first = draw.embeddings(draw.size.K, draw.size.B, draw.size.D)
+    return [first, draw.near(first)]
+
+
+def points(draw: Draw) -> list[torch.Tensor]:
+    """Two sets of points with the same groups and different numbers of points."""
+    B, D, K = draw.size
+    return [draw.embeddings(K, B + 2, D), draw.embeddings(K, B, D)]
+
+
+def three_sets(draw: Draw) -> list[torch.Tensor]:
+    B, D, K = draw.size
+    return [draw.embeddings(K, B, D), draw.constants(K, B + 2, D), draw.constants(K, B // 2 + 1, D)]
+
+
+def distilled(draw: Draw) -> list:
+    B, D, _ = draw.size
+    student = two(draw)
+    return [*student, 7.0, draw.constants(B, D + 1), draw.constants(B, D + 1), 9.0]
+
+
+def logits(draw: Draw) -> list:
+    return [*two(draw), 5.0]
+
+
+def sigmoid_logits(draw: Draw) -> list:
+    return [*two(draw), 5.0, -4.0]
+
+
+def learnt_logits(draw: Draw) -> list:
+    return [*two(draw), draw.number(5.0)]
+
+
+def learnt_sigmoid_logits(draw: Draw) -> list:
+    return [*two(draw), draw.number(5.0), draw.number(-4.0)]
+
+
+def learnt_force(draw: Draw) -> list:
+    return [*points(draw), draw.number(0.7)]
+
+
+def views(draw: Draw) -> list[torch.Tensor]:
+    return [draw.embeddings(draw.size.B, 2, draw.size.D)]
+
+
+def three_views(draw: Draw) -> list[torch.Tensor]:
+    return [draw.embeddings(draw.size.B, 3, draw.size.D)]
+
+
+def strided(draw: Draw) -> list[torch.Tensor]:
+    """Two sets that are neither contiguous nor of unit stride."""
+    B, D, _ = draw.size
+    return [draw.embeddings(D, B).T, draw.embeddings(B, 2 * D)[:, ::2]]
+
+
+# Values of options that are drawn for each case.
+def keys(draw: Draw) -> torch.Tensor:
+    return draw.keys(draw.size.B)
+
+
+def weights(draw: Draw) -> torch.Tensor:
+    return draw.weights(draw.size.B)
+
+
+def bias(draw: Draw) -> torch.Tensor:
+    return draw.bias(draw.size.B)
+
+
+def learnt(draw: Draw) -> torch.Tensor:
+    return draw.number(0.3)
+
+
+def queue(draw: Draw) -> torch.Tensor:
+    return draw.embeddings(7 * draw.size.K, draw.size.D)
+
+
+def own_negatives(draw: Draw) -> torch.Tensor:
+    return draw.embeddings(draw.size.B, draw.size.K, draw.size.D)
+
+
+def queue_bias(draw: Draw) -> torch.Tensor:
+    return draw.bias(draw.size.B + 7 * draw.size.K)
+
+
+def queue_keys(draw: Draw) -> torch.Tensor:
+    return draw.keys(draw.size.B + 7 * draw.size.K)
+
+
+def own_bias(draw: Draw) -> torch.Tensor:
+    return draw.bias(draw.size.B, 1 + draw.size.K)
+
+
+def both_biases(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    return draw.bias(draw.size.B), draw.bias(draw.size.B)
+
+
+def labels(draw: Draw) -> torch.Tensor:
+    return draw.keys(draw.size.B)
+
+
+def pair_weights(draw: Draw) -> torch.Tensor:
+    return draw.weights(draw.size.B, draw.size.B)
+
+
+def point_weights(draw: Draw) -> torch.Tensor:
+    return draw.weights(draw.size.K, draw.size.B)
+
+
+def permutation(draw: Draw) -> torch.Tensor:
+    return torch.randperm(draw.size.B, generator=draw.generator)
+
+
+def more_columns(draw: Draw) -> torch.Tensor:
+    return draw.embeddings(draw.size.B + 9, draw.size.D)
+
+
+def column_bias(draw: Draw) -> torch.Tensor:
+    return draw.bias(draw.size.B + 9)
+
+
+def column_keys(draw: Draw) -> torch.Tensor:
+    return draw.keys(draw.size.B + 9)
+
+
+def half_size(draw: Draw) -> int:
+    return max(1, draw.size.B // 2)
+
+
+class Loss(NamedTuple):
+    """A function, its inputs, and the options to try; the first options are the plain ones."""
+
+    call: Callable
+    inputs: Callable[[Draw], list]
+    options: tuple[dict, ...]
+    reductions: tuple[str, ...] = ("none", "mean", "sum")
+
+
+SHARED = (
+    {"keys": keys},
+    {"weights": weights},
+    {"keys": keys, "weights": weights, "metrics": True},
+)
+SOFTMAX = (
+    {},
+    {"metrics": True},
+    *SHARED,
+    {"bias": bias},
+    {"label_smoothing": 0.2},
+    {"margin": 0.1},
+    {"keys": keys, "bias": bias, "label_smoothing": 0.1, "margin": 0.05, "weights": weights},
+)
+HARD = ({"hardness": 0.7}, {"hardness": 0.7, "keys": keys, "metrics": True})
+DEBIASED = ({"tau_plus": 0.1}, {"tau_plus": 0.1, "bias": bias})
+TEMPERATURE = (
+    {"temperature": learnt},
+    {"temperature": 0.07},
+    {"temperature": -0.4},
+    {"temperature": 0.2, "normalize": False},
+    {"temperature": learnt, "normalize": False},
+)
+QUEUE = {"negative_keys": queue}
+OWN = {"negative_keys": own_negatives, "negative_mode": "paired"}
+BESIDE = {"negative_keys": queue, "negative_mode": "in_batch"}
+ALL_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+BOTH = ("query_to_doc", "doc_to_query")
+COLUMNS = {"b": more_columns}
+FORCE = (
+    {},
+    {"mask_self": "softmax"},
+    {"normalizer": "force_rms"},
+    {"affinity_floor": 1e-6},
+)
+LOSSES = {
+    "nt_xent": Loss(fc.nt_xent_loss, two, (*SOFTMAX, *HARD, *DEBIASED, *TEMPERATURE)),
+    "nt_xent, strided": Loss(fc.nt_xent_loss, strided, ({}, {"bias": bias})),
+    "info_nce": Loss(
+        fc.info_nce_loss,
+        two,
+        (
+            *SOFTMAX,
+            *HARD,
+            *DEBIASED,
+            *TEMPERATURE,
+            {"symmetric": True},
+            {"symmetric": True, "temperature": learnt, "bias": bias, "keys": keys},
+            {"symmetric": True, "label_smoothing": 0.1, "weights": weights, "metrics": True},
+            QUEUE,
+            {**QUEUE, "temperature": learnt, "metrics": True},
+            {**QUEUE, "bias": queue_bias, "weights": weights},
+            {**QUEUE, "keys": queue_keys, "label_smoothing": 0.1},
+            {**QUEUE, "hardness": 0.5, "margin": 0.1},
+            {**QUEUE, "tau_plus": 0.1},
+            BESIDE,
+            {**BESIDE, "temperature": learnt, "keys": queue_keys, "bias": queue_bias},
+            {**BESIDE, "hardness": 0.5, "metrics": True},
+            OWN,
+            {**OWN, "temperature": learnt, "bias": own_bias},
+            {**OWN, "tau_plus": 0.1, "weights": weights},
+            {**OWN, "label_smoothing": 0.1, "metrics": True, "normalize": False},
+        ),
+    ),
+    "clip": Loss(
+        fc.clip_loss, logits, (*SOFTMAX, *HARD, {"logit_bias": 0.5}, {"bias": both_biases})
+    ),
+    "clip, learnt": Loss(fc.clip_loss, learnt_logits, ({}, {"bias": both_biases}, *SHARED)),
+    "siglip": Loss(fc.siglip_loss, sigmoid_logits, ({}, {"metrics": True}, *SHARED)),
+    "siglip, learnt": Loss(fc.siglip_loss, learnt_sigmoid_logits, ({}, {"keys": keys})),
+    "n_pairs": Loss(
+        fc.n_pairs_loss,
+        two,
+        (*SOFTMAX, {"normalize": False}, {"target": permutation}),
+    ),
+    "cpc": Loss(
+        fc.cpc_loss,
+        steps,
+        ({}, {"keys": keys}, {"weights": weights}, {"keys": keys, "weights": weights}),
+    ),
+    "sup_con": Loss(
+        fc.sup_con_loss,
+        one,
+        (
+            {"labels": labels},
+            {"labels": labels, "metrics": True},
+            {"labels": labels, "weights": weights, "temperature": learnt},
+            {"labels": labels, "skip_unmatched": True},
+            {"labels": labels, "positives": "in"},
+            {"labels": labels, "positives": "in", "skip_unmatched": True, "temperature": learnt},
+            {"labels": labels, "positives": "pairs"},
+            {"labels": labels, "positives": "pairs", "weights": weights, "metrics": True},
+            {"labels": labels, "positives": "pairs", "temperature": learnt, "normalize": False},
+            {"positive_weights": pair_weights, "temperature": learnt},
+        ),
+    ),
+    "sup_con, two views": Loss(
+        fc.sup_con_loss,
+        views,
+        (
+            {},
+            {"metrics": True, "temperature": learnt},
+            {"labels": labels},
+            {"labels": labels, "contrast_mode": "one"},
+            {"positives": "in"},
+            {"positives": "pairs"},
+        ),
+    ),
+    "sup_con, three views": Loss(
+        fc.sup_con_loss,
+        three_views,
+        (
+            {},
+            {"positives": "in", "weights": weights},
+            {"positives": "pairs"},
+            {"labels": labels, "positives": "pairs", "contrast_mode": "one"},
+            {"contrast_mode": "one", "temperature": learnt},
+        ),
+    ),
+    "dcl": Loss(fc.dcl_loss, two, ({}, {"metrics": True}, *SHARED, *TEMPERATURE)),
+    "dclw": Loss(fc.dclw_loss, two, ({}, {"sigma": 0.3}, *SHARED, *TEMPERATURE[:2])),
+    "ranking": Loss(
+        fc.multiple_negatives_ranking_loss,
+        two,
+        (
+            {},
+            {"metrics": True, "temperature": learnt},
+            *SHARED,
+            {"negative_keys": own_negatives},
+            {"negative_keys": own_negatives, "hardness": 0.5, "hardness_mode": "hard_negatives"},
+            {"directions": ALL_DIRECTIONS},
+            {"directions": ALL_DIRECTIONS, "negative_keys": own_negatives, "temperature": learnt},
+            {"directions": ALL_DIRECTIONS, "keys": keys, "hardness": 0.5, "metrics": True},
+            {"directions": BOTH, "partition": "per_direction", "weights": weights},
+            {"normalize": False, "directions": BOTH},
+        ),
+    ),
+    "distill_clip": Loss(fc.distill_clip_loss, distilled, ({}, {"weights": weights})),
+    "correlation": Loss(fc.correlation_loss, two, ({}, {"lamb": 0.1, "scale_loss": 1.0}), ()),
+    "barlow_twins": Loss(fc.barlow_twins_loss, two, ({}, {"lamb": 0.1}), ()),
+    "contrastive_force": Loss(fc.contrastive_force, learnt_force, FORCE, ()),
+    "contrastive_force_loss": Loss(
+        fc.contrastive_force_loss,
+        points,
+        (
+            *FORCE,
+            {"normalizer": None, "temperatures": (0.5, 2.0)},
+            {"scale": 3.0},
+            {"scale": learnt},
+            {"detach_scale": True},
+        ),
+    ),
+    "drift": Loss(
+        fc.drift_loss,
+        three_sets,
+        ({}, {"weight_gen": point_weights}, {"temperatures": (0.1,)}),
+        (),
+    ),
+    "drift_field": Loss(fc.drift_field, points, ({}, {"temperature": 0.5}), ()),
+    "similarity_logsumexp": Loss(
+        fc.similarity_logsumexp,
+        one,
+        (
+            {},
+            {"scale": learnt, "candidates": "not_self"},
+            {"candidates": "not_pair", "pair_stride": half_size, "normalize": True},
+            {"candidates": "same_key", "key_a": keys, "return_columns": True},
+            {"candidates": "other_key", "key_a": keys, "scale": learnt},
+            {"bias": bias, "normalize": True, "scale": 3.0},
+            COLUMNS,
+            {**COLUMNS, "bias": column_bias, "scale": learnt, "return_columns": True},
+            {**COLUMNS, "candidates": "not_self", "self_offset": 4, "normalize": True},
+            {**COLUMNS, "candidates": "other_key", "key_a": keys, "key_b": column_keys},
+            {**COLUMNS, "candidates": "same_key", "key_a": keys, "key_b": column_keys},
+        ),
+        (),
+    ),
+}
+MODULES = {
+    "NTXentLoss": (lambda: fc.NTXentLoss(0.2, learnable=True), two),
+    "InfoNCELoss": (lambda: fc.InfoNCELoss(0.2, learnable=True, symmetric=True), two),
+    "ClipLoss": (lambda: fc.ClipLoss(7.0, learnable=True), two),
+    "SigLipLoss": (lambda: fc.SigLipLoss(7.0, -3.0, learnable=True), two),
+    "NPairsLoss": (fc.NPairsLoss, two),
+    "CPCLoss": (fc.CPCLoss, steps),
+    "SupConLoss": (lambda: fc.SupConLoss(0.2, learnable=True), views),
+    "DCLLoss": (lambda: fc.DCLLoss(0.2, learnable=True), two),
+    "DCLWLoss": (fc.DCLWLoss, two),
+    "MultipleNegativesRankingLoss": (fc.MultipleNegativesRankingLoss, two),
+    "DistillClipLoss": (fc.DistillClipLoss, distilled),
+    "CorrelationLoss": (fc.CorrelationLoss, two),
+    "BarlowTwinsLoss": (fc.BarlowTwinsLoss, two),
+    "ContrastiveForceLoss": (fc.ContrastiveForceLoss, points),
+    "DriftLoss": (fc.DriftLoss, three_sets),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+MORE_DTYPES = {**DTYPES, "fp16": torch.float16}
+
+
+class Case(NamedTuple):
+    """One call: ``call(*inputs(draw), **options)`` with the values of the options drawn, too.
+
+    With `second` the gradients are differentiated once more.
+    """
+
+    name: str
+    call: Callable
+    inputs: Callable[[Draw], list]
+    options: dict
+    size: Size
+    dtype: torch.dtype
+    second: bool = False
+
+
+def written(options: dict) -> str:
+    """The options of a case as part of its name."""
+    parts = (
+        f"{name}={getattr(value, '__name__', value)}" for name, value in sorted(options.items())
+    )
+    return ", ".join(parts)
+
+
+def cases(backends: tuple[str, ...]) -> Iterator[Case]:
+    """Every case, in a fixed order."""
+    for label, loss in LOSSES.items():
+        for place, options in enumerate(loss.options):
+            plain = place == 0
+            sizes = (RAGGED, EVEN, ONE, LARGE) if plain else (RAGGED, EVEN)
+            for size in sizes:
+                for dtype_name, dtype in (MORE_DTYPES if plain else DTYPES).items():
+                    reductions = loss.reductions if size != LARGE else loss.reductions[:1]
+                    for reduction in reductions or (None,):
+                        extra = {} if reduction is None else {"reduction": reduction}
+                        for backend in backends:
+                            chosen = {**options, **extra, "backend": backend}
+                            name = f"{label}({written(chosen)}) {size} {dtype_name}"
+                            yield Case(name, loss.call, loss.inputs, chosen, size, dtype)
+    for label, (build, inputs) in MODULES.items():
+        for dtype_name in ("fp32", "bf16"):
+            name = f"{label} {RAGGED} {dtype_name}"
+            yield Case(name, Module(build), inputs, {}, RAGGED, DTYPES[dtype_name])
+    for label, loss in LOSSES.items():
+        for backend in backends:
+            chosen = {**loss.options[0], "backend": backend}
+            name = f"{label}({written(chosen)}) {RAGGED} fp32, second derivatives"
+            yield Case(name, loss.call, loss.inputs, chosen, RAGGED, torch.float32, second=True)
+
+
+class Module:
+    """A module as a function of its inputs, which shows its parameters to the digest."""
+
+    def __init__(self, build: Callable):
+        self.build = build
+
+    def __call__(self, *inputs):
+        module = self.build()
+        self.parameters = list(module.parameters())
+        return module(*inputs)
