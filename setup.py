@@ -201,7 +201,7 @@ if what in ("cpu", "cuda"):
 if what == "cuda":  # one binary for every Python and every torch from 2.11 on
     extensions.append(
         Extension(
-            "fused_contrastive._C_cuda", [str(CUDA / "similarity_ops.cpp")], py_limited_api=True
+            "fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True
         )
     )
 setup(license="Apache-2.0", ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
