@@ -1,7 +1,11 @@
-"""Builds the native kernels where it can and says what it decided and why.
+"""Builds the native kernels where it can, and says what it decided and why.
 
-FUSED_CONTRASTIVE_BUILD: auto (default: the CPU kernels where torch and a C++ compiler are present), cpu (they must
-build), cuda (the CUDA kernels must build, too), none.
+The environment variable FUSED_CONTRASTIVE_BUILD chooses what to build:
+
+- ``auto``, the default: the CPU kernels where torch and a C++ compiler are present.
+- ``cpu``: the CPU kernels must build.
+- ``cuda``: the CUDA kernels must build, too.
+- ``none``: nothing is built.
 """
 
 import importlib.util
@@ -19,6 +23,8 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
 CUDA = Path("csrc/cuda")
+TORCH_SOURCES = ("library.cpp", "similarity_ops.cpp", "sigmoid_ops.cpp", "force_ops.cpp")
+KERNELS = "isa_kernels.cpp"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
 ISAS = {
@@ -42,13 +48,17 @@ def compiler():
 
 
 def decide():
-    """What to build: "cuda" (and the CPU kernels), "cpu" or "none", and whether a failure to build it is an error."""
+    """What to build, and whether a failure to build it is an error.
+
+    What to build is "cuda" (which includes the CPU kernels), "cpu" or "none".
+    """
     wanted = os.environ.get("FUSED_CONTRASTIVE_BUILD", "auto")
     if wanted not in ("auto", "cpu", "cuda", "none"):
         raise SystemExit(f"FUSED_CONTRASTIVE_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
     if wanted == "none":
         say(
-            "no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; the panels and Triton backends need none"
+            "no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; "
+            "the panels and Triton backends need none"
         )
         return "none", False
     missing = []
@@ -67,18 +77,18 @@ def decide():
         say(f"no native kernels: {reason}; the panels and Triton backends work without them")
         return "none", False
     say(
-        f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} (FUSED_CONTRASTIVE_BUILD={wanted})"
+        f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} "
+        f"(FUSED_CONTRASTIVE_BUILD={wanted})"
     )
     if wanted == "cuda":
-        say(
-            f"CUDA kernels for sm_{', sm_'.join(cuda_build().ARCHITECTURES)}, by {cuda_build().nvcc()}"
-        )
+        architectures = ", sm_".join(cuda_build().ARCHITECTURES)
+        say(f"CUDA kernels for sm_{architectures}, by {cuda_build().nvcc()}")
         return "cuda", True
     return "cpu", wanted != "auto"
 
 
 def cuda_build():
-    """csrc/cuda/build.py: the compile gate uses it, too."""
+    """The module csrc/cuda/build.py, which the compile gate uses, too."""
     spec = importlib.util.spec_from_file_location("fused_contrastive_cuda_build", CUDA / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -92,7 +102,10 @@ def supports(flags):
 
 
 def isas():
-    """The instruction sets this compiler can target here; the run-time choice among them is the library's."""
+    """The instruction sets that this compiler can target here.
+
+    The library chooses among them at run time.
+    """
     x86 = X86 and os.name != "nt"
     return [
         "portable",
@@ -101,27 +114,29 @@ def isas():
 
 
 class BuildKernels(build_ext):
-    """Compiles isa_kernels.cpp once for each ISA, the *ops.cpp against torch, all at once, and links them."""
+    """Compiles isa_kernels.cpp once for each instruction set and the other files against torch.
+
+    All compilations run at once; then one library is linked.
+    """
 
     def build_extension(self, extension):
-        Path(self.get_ext_filename(extension.name)).unlink(
-            missing_ok=True
-        )  # of an earlier editable install
+        # An earlier editable install may have left a library here.
+        Path(self.get_ext_filename(extension.name)).unlink(missing_ok=True)
         try:
             self.build_kernels(extension)
         except Exception:
             if extension.optional:
                 say(
-                    "the CPU kernels did not build (reason below); the panels and Triton backends work without them"
+                    "the CPU kernels did not build (reason below); "
+                    "the panels and Triton backends work without them"
                 )
             raise
 
     def build_kernels(self, extension):
         if extension.name.endswith("_C_cuda"):
             library = Path(self.get_ext_fullpath(extension.name))
-            cuda_build().build(
-                library.absolute(), Path("build/cuda").absolute()
-            )  # kept: minutes to compile
+            # The objects are kept, for they take minutes to compile.
+            cuda_build().build(library.absolute(), Path("build/cuda").absolute())
             return
         import torch
 
@@ -151,14 +166,11 @@ class BuildKernels(build_ext):
             openmp = ["-fopenmp"] if supports(["-fopenmp"]) else []
             link = ["-s", *openmp] if sys.platform == "linux" else openmp
         headers = [str(path) for path in CPU.glob("*.h")]
-        jobs = [
-            (name, CPU / f"{name}.cpp", [*common, *openmp], macros)
-            for name in ("similarity_ops", "force_ops", "sigmoid_ops")
-        ]
+        jobs = [(Path(name).stem, CPU / name, [*common, *openmp], macros) for name in TORCH_SOURCES]
         for name in names:
             flags, defines = ISAS[name]
             isa = [("FUSED_ISA", name), *((define, None) for define in defines)]
-            jobs.append((name, CPU / "isa_kernels.cpp", [*common, *flags], isa))
+            jobs.append((name, CPU / KERNELS, [*common, *flags], isa))
 
         def compile_one(job):
             name, source, flags, defines = job
@@ -166,9 +178,7 @@ class BuildKernels(build_ext):
                 [str(source)],
                 output_dir=str(Path(self.build_temp, name)),
                 macros=defines,
-                include_dirs=[str(path) for path in include]
-                if source.stem != "isa_kernels"
-                else [],
+                include_dirs=[] if source.name == KERNELS else [str(path) for path in include],
                 extra_postargs=flags,
                 depends=headers,
             )
@@ -189,19 +199,14 @@ class BuildKernels(build_ext):
 what, required = decide()
 extensions = []
 if what in ("cpu", "cuda"):
-    sources = [
-        str(CPU / "similarity_ops.cpp"),
-        str(CPU / "force_ops.cpp"),
-        str(CPU / "sigmoid_ops.cpp"),
-        str(CPU / "isa_kernels.cpp"),
-    ]
+    sources = [str(CPU / name) for name in (*TORCH_SOURCES, KERNELS)]
     extensions.append(
         Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)
     )
-if what == "cuda":  # one binary for every Python and every torch from 2.11 on
-    extensions.append(
-        Extension(
-            "fused_contrastive._C_cuda", [str(CUDA / "similarity_ops.cpp")], py_limited_api=True
-        )
+if what == "cuda":
+    # One binary serves every Python and every torch from 2.11 on.
+    library = Extension(
+        "fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True
     )
+    extensions.append(library)
 setup(license="Apache-2.0", ext_modules=extensions, cmdclass={"build_ext": BuildKernels})

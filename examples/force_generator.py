@@ -1,11 +1,16 @@
-"""One-step generators trained with the contrastive force: noise in, samples out, no adversary and no diffusion.
+"""One-step generators trained with the contrastive force.
 
-Each batch of generated points is the negatives, a batch of data the positives; the loss moves every sample along the force on it. Three data
-sets: two moons, a checkerboard, and scikit-learn's 8 x 8 digits, where the ten classes are ten groups in one call. Two copies of each
-generator start from the same weights and see the same noise and data; only the function that computes the loss differs: the fused one in
-float32, and the dense eager one in float64 (whose float32 distances, ``|x|^2 + |y|^2 - 2 x y``, lose three digits). Reported: how far the two
-trajectories part, and the distance of samples from held-out data beside that of data from data. The samples are drawn beside the data over
-the training.
+A generator turns noise into samples in one step, without an adversary and without diffusion.
+Each batch of generated points is the negatives, and a batch of data is the positives. The loss
+moves every sample along the force on it. There are three data sets: two moons, a checkerboard,
+and scikit-learn's 8 x 8 digits, whose ten classes are ten groups in one call.
+
+Two copies of each generator start from the same weights and see the same noise and data. Only
+the function that computes the loss differs: the fused one in float32, and the dense eager one in
+float64. In float32 the eager distances, ``|x|^2 + |y|^2 - 2 x y``, would lose three digits.
+
+The example reports how far the two trajectories part, and the distance of samples from held-out
+data beside that of data from data. It draws the samples beside the data over the training.
 """
 
 from __future__ import annotations
@@ -60,7 +65,10 @@ def checkerboard(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def digits(seed: int = 0) -> tuple[Callable, Callable]:
-    """Samplers of training and of held-out images, ``[10, n, 64]`` in [0, 1]: a group for each class."""
+    """Samplers of training and of held-out images, ``[10, n, 64]`` in [0, 1].
+
+    Each class is a group.
+    """
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -80,19 +88,22 @@ def digits(seed: int = 0) -> tuple[Callable, Callable]:
 
 
 class Task(NamedTuple):
-    """Data and generator: samplers of training and held-out groups ``[G, n, D]``, points per group, noise dimensions, layer width."""
+    """A data set and the sizes of its generator."""
 
-    data: Callable
-    held_out: Callable
+    data: Callable  # sampler of training groups [G, n, D]
+    held_out: Callable  # sampler of held-out groups [G, n, D]
     groups: int
-    points: int
-    noise: int
+    points: int  # per group
+    noise: int  # dimensions
     D: int
-    width: int
+    width: int  # of a layer
 
 
 class Generator(nn.Module):
-    """Noise ``[G, n, noise]`` to samples ``[G, n, D]``, each group with inputs of its own; images in [0, 1]."""
+    """Turns noise ``[G, n, noise]`` into samples ``[G, n, D]``.
+
+    Each group adds an input of its own. Images are in [0, 1].
+    """
 
     def __init__(self, task: Task):
         super().__init__()
@@ -100,10 +111,8 @@ class Generator(nn.Module):
         layers = [nn.Linear(task.noise, task.width)]
         for _ in range(2):
             layers += [nn.SiLU(), nn.Linear(task.width, task.width)]
-        self.first, self.rest = (
-            layers[0],
-            nn.Sequential(*layers[1:], nn.SiLU(), nn.Linear(task.width, task.D)),
-        )
+        self.first = layers[0]
+        self.rest = nn.Sequential(*layers[1:], nn.SiLU(), nn.Linear(task.width, task.D))
         if task.D > 2:
             self.rest.append(nn.Sigmoid())
 
@@ -119,7 +128,7 @@ class Run:
         self.losses: list[float] = []
 
     def step(self, noise: torch.Tensor, data: torch.Tensor, rate: float) -> torch.Tensor:
-        """One step; returns the samples it was made from."""
+        """Takes one step and returns the samples it was made from."""
         self.optimizer.param_groups[0]["lr"] = rate
         samples = self.model(noise)
         loss = self.loss(data, samples, **OPTIONS)
@@ -131,12 +140,12 @@ class Run:
 
 
 def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Mean over groups of the energy distance of two samples ``[G, n, D]``."""
+    """The mean over groups of the energy distance of two samples ``[G, n, D]``."""
     return float((2 * torch.cdist(x, y) - torch.cdist(x, x) - torch.cdist(y, y)).mean())
 
 
 def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
-    """Train with the fused loss for `steps`, beside it with the eager one for `compared`."""
+    """Train with the fused loss for `steps` steps, and with the eager one for `compared` of them."""
     torch.manual_seed(seed)
     model, generator = Generator(task), torch.Generator().manual_seed(seed)
     runs = {key: Run(loss, copy.deepcopy(model)) for key, loss in LOSSES.items()}
@@ -146,11 +155,8 @@ def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
         return torch.randn(task.groups, n, task.noise, generator=generator)
 
     for step in range(1, steps + 1):
-        z, data, rate = (
-            noise(task.points),
-            task.data(task.points, generator),
-            1e-3 * (1 + math.cos(math.pi * step / steps)),
-        )
+        z, data = noise(task.points), task.data(task.points, generator)
+        rate = 1e-3 * (1 + math.cos(math.pi * step / steps))
         samples = runs["fused"].step(z, data, rate)
         if step <= compared:
             parted = max(parted, float((runs["eager"].step(z, data, rate) - samples).abs().max()))
@@ -161,14 +167,18 @@ def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
     held_out = [task.held_out(len(shown[steps][0]), generator) for _ in range(2)]
     start = min(shown)
     return {
-        "runs": runs, "parted": parted, "shown": shown, "data": held_out[0],
-        "start": energy_distance(shown[start], held_out[0]), "end": energy_distance(shown[steps], held_out[0]),
+        "runs": runs,
+        "parted": parted,
+        "shown": shown,
+        "data": held_out[0],
+        "start": energy_distance(shown[start], held_out[0]),
+        "end": energy_distance(shown[steps], held_out[0]),
         "floor": energy_distance(held_out[1], held_out[0]),
-    }  # fmt: skip
+    }
 
 
 def progress(label: str, done: int, total: int, status: str = "") -> None:
-    """A bar on a terminal; elsewhere only its last state."""
+    """Draw a bar on a terminal, and elsewhere only its last state."""
     if done == total or sys.stdout.isatty():
         bar = "#" * (30 * done // total)
         print(
@@ -179,13 +189,13 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
 
 
 def picture(x: torch.Tensor) -> torch.Tensor:
-    """Ten classes ``[10, n, 64]`` as one image: a row for each class."""
+    """Ten classes ``[10, n, 64]`` as one image with a row for each class."""
     tiles = x[:, :10].reshape(10, 10, 8, 8).permute(0, 2, 1, 3)
     return tiles.reshape(80, 80)
 
 
 def draw(path: Path, results: dict) -> None:
-    """A row for each data set: samples over the training, then the data."""
+    """Draw a row for each data set: samples over the training, then the data."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.4 * len(results)), layout="constrained")
@@ -207,7 +217,7 @@ def draw(path: Path, results: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Train, print and draw; returns what was measured."""
+    """Train, print, draw, and return what was measured."""
     parser = argparse.ArgumentParser(
         description="One-step generators trained with the contrastive force, eager and fused."
     )
@@ -236,9 +246,8 @@ def main(arguments: list[str] | None = None) -> dict:
         for name, task in tasks.items()
         if not options.only or name in options.only
     }
-    print(
-        f"\n{'':13}{'samples, fused and eager,':>27}{'energy distance to held-out data':>36}{'of data':>10}"
-    )
+    print(f"\n{'':13}{'samples, fused and eager,':>27}", end="")
+    print(f"{'energy distance to held-out data':>36}{'of data':>10}")
     print(f"{'':13}{f'part by, in {options.compared} steps':>27}{'first drawn -> last':>36}")
     for name, r in results.items():
         distance = f"{r['start']:.4f} -> {r['end']:.4f}"

@@ -1,9 +1,13 @@
-"""SimCLR (Chen et al. 2020, arXiv:2002.05709) on scikit-learn's digits, once with the eager NT-Xent and once with the fused one.
+"""SimCLR on scikit-learn's digits, once with the eager NT-Xent loss and once with the fused one.
 
-1797 real images of 8 x 8 pixels ship with scikit-learn: nothing is downloaded. Two copies of one network start from the same weights and
-see the same augmented views; only the function that computes the loss differs. The whole training set is one batch, and larger batches
-hold several augmented pairs of each image. Reported: how far the two loss curves part, what the features are worth to a nearest-neighbour
-classifier (the only user of the labels), time and memory of the loss. The result is printed and drawn into one picture.
+SimCLR is from Chen et al. 2020, arXiv:2002.05709. 1797 real images of 8 x 8 pixels ship with
+scikit-learn, so that nothing is downloaded. Two copies of one network start from the same weights
+and see the same augmented views. Only the function that computes the loss differs. The whole
+training set is one batch, and larger batches hold several augmented pairs of each image.
+
+The example reports how far the two loss curves part, and time and memory of the loss. It also
+reports what the features are worth to a nearest-neighbour classifier, the only user of the labels.
+The result is printed and drawn into one picture.
 """
 
 from __future__ import annotations
@@ -38,7 +42,10 @@ EAGER_LIMIT = 6 << 30
 
 
 def digits(seed: int, device: torch.device):
-    """``(train, train labels, test, test labels)``: 1437 and 360 images ``[B, 1, 8, 8]`` in [0, 1], a stratified split."""
+    """``(train, train labels, test, test labels)`` of a stratified split.
+
+    There are 1437 and 360 images ``[B, 1, 8, 8]`` in [0, 1].
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -54,7 +61,11 @@ def digits(seed: int, device: torch.device):
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random view of each image ``[B, 1, 8, 8]``: 1 pixel of shift, 20 degrees, 15 % of scale, a 2 x 2 hole, brightness, noise."""
+    """A random view of each image ``[B, 1, 8, 8]``.
+
+    It is shifted by 1 pixel, turned by 20 degrees and scaled by 15 % at most. It has a 2 x 2 hole,
+    another brightness, and noise.
+    """
     B, device = len(images), images.device
 
     def uniform(low, high):
@@ -85,9 +96,14 @@ def network(seed: int) -> nn.ModuleDict:
 
     torch.manual_seed(seed)
     encoder = nn.Sequential(
-        *block(1, 16, 1), *block(16, 32, 2), *block(32, 64, 2), nn.Flatten(),
-        nn.Linear(256, 128, bias=False), nn.BatchNorm1d(128), nn.GELU(),
-    )  # fmt: skip
+        *block(1, 16, 1),
+        *block(16, 32, 2),
+        *block(32, 64, 2),
+        nn.Flatten(),
+        nn.Linear(256, 128, bias=False),
+        nn.BatchNorm1d(128),
+        nn.GELU(),
+    )
     head = nn.Sequential(
         nn.Linear(128, 128, bias=False), nn.BatchNorm1d(128), nn.GELU(), nn.Linear(128, WIDTH)
     )
@@ -112,12 +128,13 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
 
     def step(self, views: torch.Tensor, temperature: float) -> None:
-        """One step on ``views [2B, 1, 8, 8]``; rows i and B + i are two views of one image."""
+        """One step on ``views [2B, 1, 8, 8]``, where rows i and B + i are views of one image."""
         start = clock(views.device)
         self.optimizer.zero_grad()
         z = self.model["head"](self.model["encoder"](views))
         embedded = clock(views.device)
-        # This hook runs once the gradient of z is complete: the loss has then run forward and backward, and nothing else.
+        # This hook runs once the gradient of z is complete. By then the loss has run forward and
+        # backward, and nothing else has.
         z.register_hook(lambda _: self.loss_seconds.append(clock(views.device) - embedded))
         z1, z2 = z.chunk(2)
         loss = self.loss_function(z1, z2, temperature)
@@ -128,7 +145,10 @@ class Run:
 
 
 def train(images, names, steps: int, copies: int, temperature: float, seed: int) -> dict[str, Run]:
-    """Train one network for each loss of `names`, side by side, on ``N = 2 * copies * len(images)`` rows a step."""
+    """Train one network for each loss of `names`, side by side.
+
+    Each step has ``N = 2 * copies * len(images)`` rows.
+    """
     initial, runs = network(seed).to(images.device), {}
     for name in names:
         model = copy.deepcopy(initial)
@@ -153,7 +173,7 @@ def train(images, names, steps: int, copies: int, temperature: float, seed: int)
 
 
 def progress(label: str, done: int, total: int, status: str = "") -> None:
-    """A bar on a terminal; elsewhere only its last state."""
+    """Draw a bar on a terminal, and elsewhere only its last state."""
     if done == total or sys.stdout.isatty():
         bar = "#" * (30 * done // total)
         print(
@@ -164,7 +184,10 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
 
 
 def features(model: nn.ModuleDict | None, images: torch.Tensor) -> torch.Tensor:
-    """What the encoder makes of the images, before the projection head; the pixels where there is no model."""
+    """The encoder's features of the images, before the projection head.
+
+    Without a model they are the pixels.
+    """
     if model is None:
         return images.flatten(1).cpu()
     model.eval()
@@ -173,7 +196,10 @@ def features(model: nn.ModuleDict | None, images: torch.Tensor) -> torch.Tensor:
 
 
 def knn_accuracy(model, train, y_train, tests) -> list[float]:
-    """For each ``(images, labels)`` of `tests` the accuracy of the 5 nearest unperturbed training images, by cosine similarity."""
+    """The accuracy of 5 nearest neighbours, for each ``(images, labels)`` of `tests`.
+
+    Neighbours are unperturbed training images, by cosine similarity.
+    """
     from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(5, metric="cosine").fit(features(model, train), y_train)
@@ -181,7 +207,10 @@ def knn_accuracy(model, train, y_train, tests) -> list[float]:
 
 
 def peak_memory(device: str) -> float:
-    """Bytes: the allocator's peak on CUDA, else this process's peak resident set (Linux; NaN elsewhere)."""
+    """The peak memory in bytes: of the allocator on CUDA, else of this process's resident set.
+
+    The resident set is known on Linux alone; elsewhere the result is NaN.
+    """
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
@@ -192,7 +221,10 @@ def peak_memory(device: str) -> float:
 
 
 def loss_memory(name: str, N: int, temperature: float, device: str) -> float:
-    """Peak bytes of the loss alone, forward and backward: all but its inputs. Needs a fresh process."""
+    """Peak bytes of the loss alone, forward and backward, without its inputs.
+
+    It must run in a fresh process.
+    """
 
     def growth(rows):
         z1, z2 = (
@@ -218,7 +250,10 @@ def measure_memory(jobs: list[tuple[str, int]], temperature: float, device: torc
 
 
 def table(larger: dict[int, dict[str, Run]], memory: dict) -> list[dict]:
-    """One row per batch size: medians over the steps after the first, `ratio` the median of each step's eager / fused loss time."""
+    """One row per batch size, with medians over the steps after the first.
+
+    `ratio` is the median of each step's eager / fused loss time.
+    """
     rows = []
     for N, runs in larger.items():
         row = {"N": N, "matrix_mb": 4 * N**2 / 1e6}
@@ -241,50 +276,42 @@ def largest_difference(runs: dict[str, Run], steps: int | None = None) -> float:
 
 def report(runs: dict[str, Run], accuracy: dict, rows: list[dict], measure: str) -> None:
     steps = len(runs["fused"].losses)
-    print(
-        f"\nNT-Xent, eager -> fused: step 1 {runs['eager'].losses[0]:.4f} -> {runs['fused'].losses[0]:.4f}, ",
-        end="",
-    )
-    print(f"step {steps} {runs['eager'].losses[-1]:.4f} -> {runs['fused'].losses[-1]:.4f}")
-    print(
-        f"largest difference of the loss curves: {largest_difference(runs, 20):.1e} in the first 20 steps, ",
-        end="",
-    )
-    print(f"{largest_difference(runs):.1e} in all {steps}")
+    eager, fused = runs["eager"].losses, runs["fused"].losses
+    print(f"\nNT-Xent, eager -> fused: step 1 {eager[0]:.4f} -> {fused[0]:.4f}, ", end="")
+    print(f"step {steps} {eager[-1]:.4f} -> {fused[-1]:.4f}")
+    print(f"largest difference of the loss curves: {largest_difference(runs, 20):.1e} ", end="")
+    print(f"in the first 20 steps, {largest_difference(runs):.1e} in all {steps}")
     print("\naccuracy of 5 nearest neighbours among the unperturbed training images")
     print(f"{'':24}{'test images':>12}{'perturbed test images':>24}")
     for name, (clean, perturbed) in accuracy.items():
         print(f"{name:24}{clean:12.1%}{perturbed:24.1%}")
-    print(
-        f"\nmedian time of a step and of its loss (forward + backward), peak memory of the loss alone ({measure})"
-    )
-    print(
-        f"{'':>8}{'loss, ms':^28}{'whole step, ms':^20}{'memory, MB':^20}{'N x N matrix':>14}{'largest':>12}"
-    )
-    print(
-        f"{'N':>8}" + f"{'eager':>10}{'fused':>9}{'ratio':>9}" + f"{'eager':>11}{'fused':>9}" * 2,
-        end="",
-    )
-    print(f"{'MB':>14}{'difference':>12}")
+    print("\nmedian time of a step and of its loss (forward + backward), ", end="")
+    print(f"peak memory of the loss alone ({measure})")
+    print(f"{'':>8}{'loss, ms':^28}{'whole step, ms':^20}{'memory, MB':^20}", end="")
+    print(f"{'N x N matrix':>14}{'largest':>12}")
+    print(f"{'N':>8}{'eager':>10}{'fused':>9}{'ratio':>9}", end="")
+    print(f"{'eager':>11}{'fused':>9}" * 2 + f"{'MB':>14}{'difference':>12}")
     for row in rows:
 
         def cell(key, width, factor=1.0, form=".0f", row=row):
             return f"{row[key] * factor:{width}{form}}" if key in row else f"{'-':>{width}}"
 
-        print(f"{row['N']:8,}{cell('eager_loss_s', 10, 1e3)}{cell('fused_loss_s', 9, 1e3)}", end="")
-        print(
-            f"{cell('ratio', 9, form='.1f')}{cell('eager_step_s', 11, 1e3)}{cell('fused_step_s', 9, 1e3)}",
-            end="",
-        )
-        print(
-            f"{cell('eager_mb', 11)}{cell('fused_mb', 9, form='.1f')}{cell('matrix_mb', 14)}",
-            end="",
-        )
-        print(cell("difference", 12, form=".1e"))
+        cells = [
+            cell("eager_loss_s", 10, 1e3),
+            cell("fused_loss_s", 9, 1e3),
+            cell("ratio", 9, form=".1f"),
+            cell("eager_step_s", 11, 1e3),
+            cell("fused_step_s", 9, 1e3),
+            cell("eager_mb", 11),
+            cell("fused_mb", 9, form=".1f"),
+            cell("matrix_mb", 14),
+            cell("difference", 12, form=".1e"),
+        ]
+        print(f"{row['N']:8,}" + "".join(cells))
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Train, measure, print and draw; returns what was measured."""
+    """Train, measure, print, draw, and return what was measured."""
     parser = argparse.ArgumentParser(
         description="SimCLR on real images with the eager and the fused NT-Xent loss."
     )
@@ -311,9 +338,8 @@ def main(arguments: list[str] | None = None) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     backend = dispatch.select(None, device, torch.float32)
-    print(
-        f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads, fused backend: {backend}"
-    )
+    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads, ", end="")
+    print(f"fused backend: {backend}")
 
     train_images, y_train, test, y_test = digits(options.seed, device)
     train_images, y_train = train_images[: options.images], y_train[: options.images]
@@ -345,13 +371,13 @@ def main(arguments: list[str] | None = None) -> dict:
     views = [augment(test[:10], generator) for _ in range(2)]
     draw(
         options.out,
-        runs,
-        accuracy,
-        rows,
-        [test[:10], *views],
-        features(runs["fused"].model, perturbed),
-        tests[1][1],
-        device,
+        runs=runs,
+        accuracy=accuracy,
+        rows=rows,
+        views=[test[:10], *views],
+        features=features(runs["fused"].model, perturbed),
+        labels=tests[1][1],
+        device=device,
     )
     print(f"\npicture: {options.out}; {time.perf_counter() - start:.0f} s in all")
     return {"runs": runs, "accuracy": accuracy, "rows": rows}

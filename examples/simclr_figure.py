@@ -1,4 +1,4 @@
-"""The picture of simclr_digits.py: six panels, one PNG."""
+"""The picture of simclr_digits.py: six panels in one PNG."""
 
 from __future__ import annotations
 
@@ -12,22 +12,35 @@ EAGER, FUSED, INK, GRAY, LIGHT = "#e07b39", "#2563a8", "#2b2f36", "#8b93a1", "#d
 
 
 def draw(path: Path, runs, accuracy, rows, views, features, labels, device) -> None:
-    """Save the picture: `views` is a list of image batches ``[B, 1, 8, 8]`` shown below each other, `features` ``[N, D]`` are embedded."""
+    """Save the picture.
+
+    `views` is a list of image batches ``[B, 1, 8, 8]``, which are shown below each other. The
+    `features` ``[N, D]`` are embedded in the plane.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     style = {
-        "font.size": 10, "axes.edgecolor": GRAY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    }  # fmt: skip
+        "font.size": 10,
+        "axes.edgecolor": GRAY,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(15, 8.6), layout="constrained", facecolor="white")
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.04)
         axes = figure.subplots(2, 3)
         steps = len(runs["fused"].losses)
         figure.suptitle(
-            f"SimCLR on {rows[0]['N'] // 2:,} handwritten digits, the whole set in each of {steps} steps: "
-            f"one network, two ways to compute NT-Xent ({device.type}, float32)",
+            f"SimCLR on {rows[0]['N'] // 2:,} handwritten digits, the whole set in each of "
+            f"{steps} steps: one network, two ways to compute NT-Xent ({device.type}, float32)",
             fontsize=13,
         )
         loss_curves(axes[0, 0], runs)
@@ -89,7 +102,7 @@ def image_grid(axes, views) -> None:
 
 
 def cost(axes, rows, key, factor, unit, title) -> None:
-    """One quantity against the batch size, with eager / fused at each size where both ran."""
+    """Draw one quantity against the batch size, with eager / fused at each size where both ran."""
     for name, color in (("eager", EAGER), ("fused", FUSED)):
         points = [
             (row["N"], factor * max(row[f"{name}_{key}"], 1e-9))
@@ -101,9 +114,9 @@ def cost(axes, rows, key, factor, unit, title) -> None:
         )
     for row in rows:
         if f"eager_{key}" not in row:
-            axes.annotate(
-                "fused only", (row["N"], factor * row[f"fused_{key}"]), (0, 9), textcoords="offset points", ha="right", fontsize=9,
-            )  # fmt: skip
+            place = (row["N"], factor * row[f"fused_{key}"])
+            style = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
+            axes.annotate("fused only", place, (0, 9), **style)
             continue
         eager, fused = row[f"eager_{key}"], max(row[f"fused_{key}"], 1e-9)
         ratio = row["ratio"] if key == "loss_s" else eager / fused
@@ -119,7 +132,7 @@ def cost(axes, rows, key, factor, unit, title) -> None:
 
 
 def projection(axes, features, labels) -> None:
-    """t-SNE of the features, coloured by label, at most 900 points."""
+    """Draw the t-SNE of the features, coloured by label, with at most 900 points."""
     import matplotlib
     from sklearn.manifold import TSNE
 

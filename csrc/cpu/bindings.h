@@ -1,5 +1,5 @@
-// What the bindings of the similarity and the sigmoid family share: checks, views of tensors as the
-// kernels' plain structures.
+// What the bindings of the similarity and the sigmoid family share: checks, and views of tensors as
+// the kernels' plain structures.
 #pragma once
 
 #include <limits>
@@ -12,10 +12,8 @@ namespace fused_contrastive {
 
 using std::optional;
 
-constexpr int64_t NO_SELF = std::numeric_limits<int32_t>::min();  // fused_contrastive/candidates.py
-
-// Of the ISA in use (similarity_ops.cpp).
-Kernels kernels_for(Type matrix);
+// The offset that stands for "no self" in fused_contrastive/problem.py.
+constexpr int64_t NO_SELF = std::numeric_limits<int32_t>::min();
 
 inline Kind kind_of(const std::string& kind) {
   if (kind == "all") return Kind::All;
@@ -26,7 +24,7 @@ inline Kind kind_of(const std::string& kind) {
   return Kind::SameKey;
 }
 
-// int32 keys that are equal exactly where the int64 keys are.
+// int32 keys that are equal exactly where the int64 keys are equal.
 struct Keys {
   std::vector<int32_t> a, b;
 
@@ -60,7 +58,7 @@ inline Set set_of(const Tensor& x, const Tensor& hat, const Tensor& inv, const T
           data(inv),          data(gradient)};
 }
 
-// Fields that forward and backward share; `bias` is kept alive by the caller.
+// Sets the fields that forward and backward share. The caller keeps `bias` alive.
 inline void describe(Problem& p, const Tensor& a, const Tensor& scale, const Tensor& bias,
                      const Keys& keys, Kind kind, int64_t offset, int64_t stride, int64_t positive,
                      at::ScalarType dtype) {
@@ -97,7 +95,7 @@ inline void check(const Tensor& a, const optional<Tensor>& b, bool bias, bool co
 
 using Outputs = std::vector<Tensor>;
 
-// An output of the op, `[0]` when absent; no two outputs share memory.
+// An output of the op, `[0]` when it is absent. No two outputs share memory.
 inline Tensor output(const Tensor& like, bool present, at::IntArrayRef sizes, at::ScalarType type) {
   return present ? with_large_pages(at::empty(sizes, like.options().dtype(type)))
                  : at::empty({0}, like.options().dtype(type));

@@ -1,4 +1,4 @@
-// Rows of any floating type to and from the accumulation type; rounding to nearest even.
+// Converts rows of any floating type to and from the accumulation type, rounding to nearest even.
 #pragma once
 
 #include "problem.h"
@@ -23,8 +23,8 @@ FUSED_INLINE uint16_t to_bfloat16(float x) {
   return x != x ? uint16_t(0x7fc0) : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// A half's exponent moves by multiplication with 2^112 (down) or 2^-112 (up), which also treats its
-// subnormal numbers.
+// A half's exponent moves by multiplication with 2^112 (down) or 2^-112 (up). That treats its
+// subnormal numbers, too.
 FUSED_INLINE float from_half(uint16_t h) {
   const uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = uint32_t(h & 0x7fff) << 13;
   const bool special = (h & 0x7c00) == 0x7c00;
@@ -36,7 +36,8 @@ FUSED_INLINE uint16_t to_half(float x) {
   const uint16_t sign = uint16_t((u >> 16) & 0x8000);
   if (magnitude > 0x7f800000) return uint16_t(sign | 0x7e00);
   if (magnitude >= 0x477ff000) return uint16_t(sign | 0x7c00);  // rounds to 65536 or more
-  if (magnitude < 0x38800000)  // subnormal: the sum's low bits are the half's, rounded
+  // Of a subnormal result the low bits of this sum are the rounded half.
+  if (magnitude < 0x38800000)
     return uint16_t(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000));
   return uint16_t(sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13));
 }
@@ -89,7 +90,7 @@ void store_row(const T* x, int64_t n, void* p, Type type) {
   }
 }
 
-// The row in T: where it is, if that is its type, else converted into `buffer`.
+// The row in T: where it lies, if T is its type, else converted into `buffer`.
 template <class T>
 const T* row_in(const void* p, Type type, int64_t n, T* buffer) {
   if (type == TYPE<T>) return static_cast<const T*>(p);

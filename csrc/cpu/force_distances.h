@@ -1,9 +1,10 @@
-// Rows of distances of one group, from differences: no cancellation, wherever the points lie. Sums
-// of distances and their gradient.
+// Rows of distances of one group, the sums of distances, and their gradient. Distances come from
+// differences, so that nothing cancels wherever the points lie.
 //
-// Flops: 3 P^2 D (a difference and a multiply-add per pair and feature: two vector instructions for
-// the one of a product). A task is a block of rows with all columns; its distances stay in the
-// second-level cache. Small groups are one block, whose distances are computed once for all passes.
+// Flops: 3 P^2 D. That is a difference and a multiply-add per pair and feature: two vector
+// instructions for the one of a product. A task is a block of rows with all columns, whose
+// distances stay in the second-level cache. A small group is one block, whose distances are
+// computed once for all passes.
 #pragma once
 
 #include "force.h"
@@ -22,7 +23,7 @@ T finite(T top) {
 
 inline int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// n < W elements, then `fill`.
+// A vector of n < W elements, then of `fill`.
 template <class T>
 FUSED_INLINE Vec<T> partial(const T* p, int64_t n, T fill) {
   T x[Vec<T>::W];
@@ -30,7 +31,8 @@ FUSED_INLINE Vec<T> partial(const T* p, int64_t n, T fill) {
   return Vec<T>::load(x);
 }
 
-// f(j, vectors of p... from j on) over [begin, end); past the end every array reads as its `fill`.
+// Calls f(j, load) over [begin, end), where load(p, fill) is the vector of p from j on. Past the
+// end every array reads as its `fill`.
 template <class T, class F>
 FUSED_INLINE void each(int64_t begin, int64_t end, F f) {
   int64_t j = begin;
@@ -46,8 +48,8 @@ T maximum_over(const T* x, int64_t begin, int64_t end) {
   return maximum_of(top);
 }
 
-// MR rows by one vector of columns; operands as in gemm.h. Sums of 32 squares are added up, so that
-// long sums keep their accuracy.
+// Distances of MR rows to one vector of columns; the operands are as in gemm.h. Partial sums of 32
+// squares are added up, so that long sums keep their accuracy.
 template <class T>
 FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* out, int64_t ld) {
   using V = Vec<T>;
@@ -76,8 +78,8 @@ FUSED_INLINE void distance_block(const T* a, const T* b, int64_t D, T clip, T* o
   for (int r = 0; r < MR; ++r) square_root(maximum(V(clip), total[r])).store(out + r * ld);
 }
 
-// out[r] = sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features; x [.][P] a panel
-// of gemm.h's z_p.
+// out[r] = sum_j w[r * ld + j] (x_j - x_r) for MR rows by one vector of features. x [.][P] is a
+// panel of gemm.h's z_p.
 template <class T>
 FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, int64_t k, T* out) {
   using V = Vec<T>;
@@ -95,8 +97,8 @@ FUSED_INLINE void pull_block(const T* w, int64_t ld, const T* x, const T* rows, 
   for (int r = 0; r < MR; ++r) total[r].store(out + r * P);
 }
 
-// One group: its points packed by rows and, for weighted sums, by features; the rows' blocks and
-// their distances.
+// One group: its points packed by rows and, for weighted sums, by features; the blocks of its rows
+// and their distances.
 template <class T>
 class Group {
   using C = Native<T>;
@@ -116,7 +118,7 @@ class Group {
         packed_(runtime, round_up(n, P), D, true, pulls, false) {}
 
   int64_t blocks(int64_t rows) const { return (rows + block - 1) / block; }
-  // Elements of scratch: the distances of a block, or a panel of converted rows.
+  // How many elements of scratch it needs: the distances of a block, or a panel of converted rows.
   int64_t scratch() const { return std::max(block * ld, P * D); }
 
   void prepare(Worker& worker, int64_t g) {
@@ -124,8 +126,8 @@ class Group {
     worker.tasks(packed_.panels(), [&](int64_t task) { pack_panel(g, task, worker.scratch<T>()); });
   }
 
-  // Rows [i0, i0 + m) of the distances to columns [j0, j1), at out[r * ld + j]; kept where the
-  // block is the whole group.
+  // Computes rows [i0, i0 + m) of the distances to columns [j0, j1), at out[r * ld + j]. Where the
+  // block is the whole group the first result is kept.
   void distances(int64_t i0, int64_t m, int64_t j0, int64_t j1, T* out) {
     const bool whole = block >= n;
     if (whole && !fresh_) return;
@@ -136,8 +138,8 @@ class Group {
                        out + r * ld + j, ld);
   }
 
-  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r. What is left may
-  // be small beside its parts: short sums, added up in double.
+  // out [m, D] = factor sum_j w_rj (x_j - x_r) over all points, for rows i0 + r. The result may be
+  // small beside its parts, so short sums are added up in double.
   void pulls(const T* w, int64_t i0, int64_t m, T factor, T* out) const {
     constexpr int64_t SHORT = 8;
     T part[MR * P];
@@ -176,8 +178,8 @@ class Group {
 
   const Points& points_;
   T clip_;
-  Packed<C>
-      packed_;  // of whole panels: the rows past the end of the last one are never used, but read
+  // Packed in whole panels. The rows past the end of the last panel are read, but never used.
+  Packed<C> packed_;
   bool fresh_ = true;
 };
 

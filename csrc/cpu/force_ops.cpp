@@ -63,7 +63,7 @@ std::vector<Tensor> force(const Tensor& x_, const Tensor& inverse_temperatures_,
   f.lse_rows = data(lse_rows), f.lse_cols = data(lse_cols), f.shift = data(shift),
   f.sums = data(sums);
   TorchRuntime runtime;
-  force_kernels_for(acc).force(f, &runtime);
+  force_kernels_for(type_of(acc)).force(f, &runtime);
   return {out, log_norm, used, lse_rows, lse_cols, shift, sums};
 }
 
@@ -84,7 +84,7 @@ Tensor distances(const Tensor& x_, const optional<Tensor>& weight_,
   f.weight = data(weight), f.upstream = data(upstream);
   (upstream_ ? f.gradient : f.sums) = data(out);
   TorchRuntime runtime;
-  force_kernels_for(acc).distances(f, &runtime);
+  force_kernels_for(type_of(acc)).distances(f, &runtime);
   return out;
 }
 
@@ -99,11 +99,9 @@ Tensor distance_gradient(const Tensor& g, const Tensor& x) {
 
 TORCH_LIBRARY_FRAGMENT(fused_contrastive_cpu, m) {
   m.def(
-      "force(Tensor x, Tensor inverse_temperatures, Tensor? scale, Tensor? weight, int rows, int "
-      "negatives, "
-      "bool all_rows, bool mask, float self_logit, float floor, float denominator, float clip, "
-      "bool rms, "
-      "bool separate) -> Tensor[]");
+      "force(Tensor x, Tensor inverse_temperatures, Tensor? scale, Tensor? weight, int rows, "
+      "int negatives, bool all_rows, bool mask, float self_logit, float floor, "
+      "float denominator, float clip, bool rms, bool separate) -> Tensor[]");
   m.def("distance_sums(Tensor x, Tensor? weight, int rows, float clip) -> Tensor");
   m.def("distance_gradient(Tensor g, Tensor x) -> Tensor");
 }

@@ -1,19 +1,19 @@
-// The force of every row: log-sum-exps of the scaled distances, sums of affinities, weights, one
-// weighted sum of the differences to the other points.
+// The force on every row: log-sum-exps of the scaled distances, sums of affinities, weights, and
+// one weighted sum of the differences to the other points.
 //
-// Flops per group of P points, M of them rows: 3 D per pair and pass (P^2 pairs for the mean
-// distance and the log-sum-exps, M P for sums and forces), one exp per pair, temperature and pass,
-// 3 M P D for the weighted sums. Rows are complete in their task, so that every maximum is known
-// before its exponentials, and results have the same bits for any number of threads.
+// Flops per group of P points, M of them rows: 3 D per pair and pass, one exp per pair, temperature
+// and pass, and 3 M P D for the weighted sums. A pass for the mean distance or the log-sum-exps has
+// P^2 pairs, one for sums or forces M P. Each task has complete rows, so that every maximum is
+// known before its exponentials. Results have the same bits for any number of threads.
 #pragma once
 
 #include "force_distances.h"
-#include "similarity_forward.h"
+#include "running_sum.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// Half log-sum-exps in units of log 2, as an integer and the rest: sums and differences of large
-// ones lose nothing.
+// Half log-sum-exps in units of log 2, as an integer and the rest. Sums and differences of large
+// ones then lose nothing.
 template <class T>
 struct Halves {
   T *whole, *rest;
@@ -42,8 +42,8 @@ class ForcePass {
         columns_(f.all_rows ? rows_ : Halves<T>(runtime, f.K * f.P)),
         factors_(allocate<Factor<T>>(runtime, f.K)),
         raised_(allocate<T>(runtime, f.K * lse_rows_)),
-        totals_(allocate<double>(runtime, f.P)),
         squares_(allocate<T>(runtime, f.rms ? 4 * f.K * f.P : 0)),
+        totals_(allocate<double>(runtime, f.P)),
         tops_(allocate<double>(runtime, 2 * f.K * f.rows)),
         sums_(allocate<double>(runtime, 2 * f.K * f.rows)),
         apart_(allocate<double>(runtime, 2 * f.K * f.rows)),
@@ -58,7 +58,8 @@ class ForcePass {
   }
 
  private:
-  // f(row, its distances) for rows [0, rows), with distances to columns [first(i0), end) at least.
+  // Calls f(row, its distances) for rows [0, rows), with distances to columns [first(i0), end) at
+  // least.
   template <class First, class F>
   void each_row(Worker& worker, int64_t rows, First first, int64_t end, F f) {
     worker.tasks(group_.blocks(rows), [&](int64_t task) {
@@ -109,9 +110,9 @@ class ForcePass {
     }
   }
 
-  // log sum_j exp(-f d_ij) over the first `end` points, for every temperature.
-  // `raised`: by how many powers of two the row's affinities are computed too large, so that those
-  // that count are near 1 and their exponents lose least.
+  // Computes log sum_j exp(-f d_ij) over the first `end` points, for every temperature. `raised`
+  // receives by how many powers of two the row's affinities are computed too large. Those that
+  // count are then near 1, and their exponents lose least.
   void log_sums(int64_t g, int64_t i, int64_t end, const T* d, T* a, Halves<T>& halves,
                 int64_t size, T* raised, T* out) {
     for (int64_t k = 0; k < f_.K; ++k) {
@@ -157,8 +158,8 @@ class ForcePass {
     a[i] = T(f_.self_logit * LOG2_E) + up;
   }
 
-  // The sides' shifts and sums of row i, and its sums of (d A)^2; points that are no rows give only
-  // the latter, of the columns after the rows: the pairs before are mirrored.
+  // Computes the sides' shifts and sums of row i, and its sums of (d A)^2. Points that are no rows
+  // give only the latter, over the columns after the rows: the pairs before those are mirrored.
   void sums(int64_t g, int64_t i, const T* d, T* a) {
     const T* weight = f_.weight ? static_cast<const T*>(f_.weight) + g * n_ : nullptr;
     const bool equal = has_equal(i, d);
@@ -171,7 +172,8 @@ class ForcePass {
         const V shift(finite(top));
         double total = 0;
         V square(T(0));
-        for (int64_t j0 = begin; j0 < end; j0 += 8 * V::W) {  // short sums lose little
+        // Short sums lose little.
+        for (int64_t j0 = begin; j0 < end; j0 += 8 * V::W) {
           V part(T(0));
           each<T>(j0, std::min(end, j0 + 8 * V::W), [&](int64_t, auto load) {
             const V e = exp2(load(a, NONE<T>) - shift), de = load(d, T(0)) * e;
@@ -209,8 +211,8 @@ class ForcePass {
     return zeros > 1;
   }
 
-  // Where the largest affinity is that of equal points, whose distance is 0, the sum of (d A)^2 is
-  // taken relative to the largest of the others, which is returned.
+  // Serves rows whose largest affinity is that of equal points, at distance 0. It takes the sum of
+  // (d A)^2 relative to the largest affinity of the other points, and returns that.
   T less_equal(const T* d, T* a, int64_t begin, int64_t end, V& square) const {
     for (int64_t j = begin; j < end; ++j) a[j] = d[j] == 0 ? NONE<T> : a[j];
     const T top = maximum_over(a, begin, end);
@@ -263,11 +265,11 @@ class ForcePass {
       }
       T& out = static_cast<T*>(f_.log_norm)[k * f_.G + g];
       out = T(norm * LN_2);
-      if (!f_.rms) norm = double(out) * LOG2_E;  // callers multiply by its exponential
+      if (!f_.rms) norm = double(out) * LOG2_E;  // Callers multiply by its exponential.
     }
   }
-  // The largest power of two of a weight in the force on row i: one side's sum, the other's largest
-  // affinity.
+  // The largest power of two of a weight in the force on row i: the sum of one side with the
+  // largest affinity of the other.
   double row_top(int64_t i, int64_t k) const {
     const int64_t near = k * f_.rows + i, far = (f_.K + k) * f_.rows + i;
     return std::max(tops_[near] + apart_[far], tops_[far] + apart_[near]);
@@ -288,9 +290,9 @@ class ForcePass {
     });
   }
 
-  // w = the weights of the points in the force on row i: over the temperatures, +-unit s of the
-  // other side times E. Their sum is 0 far below the rounding of one: the force is the same from
-  // wherever the points are seen.
+  // w receives the weights of the points in the force on row i: over the temperatures, +-unit s of
+  // the other side times E. The weights' sum is 0 far below the rounding of one weight. So the
+  // force is the same from wherever the points are seen.
   void weights(int64_t g, int64_t i, int64_t k0, int64_t k1, const T* d, T* a, T* w) const {
     const bool equal = has_equal(i, d);
     std::fill(w, w + n_, T(0));

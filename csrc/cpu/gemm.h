@@ -1,8 +1,9 @@
-// Register-blocked products of packed operands: MR rows by NR vectors of accumulators, one
+// Register-blocked products of packed operands. MR rows by NR vectors of accumulators take one
 // broadcast and NR fused multiply-adds per row and step. On AVX-512 the 8 x 2 block runs at the
 // machine's multiply-add rate (two per cycle) from the second-level cache.
 //
-// Packed layouts (pack.h), in units of one element or, for bf16, of a pair along the contraction:
+// The packed layouts (pack.h) are in units of one element or, for bf16, of a pair along the
+// contraction:
 //   z_t  [row panels][D units][P]     the rows' side and the columns' side of a tile of logits
 //   z_p  [D / P panels][row units][P] the right side of W z and W^T z
 #pragma once
@@ -16,7 +17,7 @@ constexpr int MR = Vec<float>::W == 16 ? 8 : 4;
 template <class T>
 constexpr int PANEL = 2 * Vec<T>::W;
 
-// How a matrix type is multiplied: T accumulates, a Unit holds PAIR consecutive elements of the
+// How a matrix type is multiplied. T accumulates, and a Unit holds PAIR consecutive elements of the
 // contraction.
 template <class T_>
 struct Native {
@@ -69,10 +70,10 @@ FUSED_INLINE void accumulate(Vec<typename C::T> (&acc)[MR][NR], const typename C
   }
 }
 
-// Logits in units of log 2: out = factor * (a b) + add, with the factor in two parts so that it
-// carries no rounding of its own. Both have one sign and are not 0, so that an infinite product
-// stays that infinity. Forward and backward round a logit alike: then a row's weights sum to 1
-// whatever was lost.
+// The factor of logits in units of log 2: out = factor * (a b) + add. It has two parts, so that it
+// carries no rounding of its own. Both parts have one sign and are not 0, so that an infinite
+// product stays that infinity. Forward and backward round a logit alike: a row's weights then sum
+// to 1, whatever was lost.
 template <class T>
 struct Factor {
   T high, low;
@@ -100,7 +101,7 @@ void logits_block(const typename C::Unit* a, int64_t step, const typename C::Uni
     }
 }
 
-// Asks for the block of the sum that is needed after the k multiply-adds.
+// Prefetches the block of the sum that is needed after the k multiply-adds.
 template <int NR, class T>
 FUSED_INLINE void prefetch([[maybe_unused]] const T* out, [[maybe_unused]] int64_t ld) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -125,7 +126,8 @@ void product_block(const typename C::Unit* a, int64_t row_stride, int64_t step,
     }
 }
 
-// out [m, D] (+)= a [m, k] b [k, D], b packed as z_p with `panel_stride` units between its panels.
+// out [m, D] (+)= a [m, k] b [k, D], where b is packed as z_p with `panel_stride` units between its
+// panels.
 template <class C>
 void product(const typename C::Unit* a, int64_t row_stride, int64_t step, int64_t m,
              const typename C::Unit* b, int64_t panel_stride, int64_t k, typename C::T* out,

@@ -1,55 +1,49 @@
-// What the backward passes of the families share: W b and W^T a from the tiles of weights W that a
-// pass computes (one set: (W + W^T) z), then the positives, the scale and the Jacobian of the
-// normalisation, row by row.
+// What the backward passes of the families share. They form W b and W^T a from tiles of the weights
+// W that a pass computes (for one set (W + W^T) z). Then come the positives, the scale and the
+// Jacobian of the normalisation, row by row.
 //
-// Flops: 3 N^2 D for one set (half the logits again, each tile of weights used twice), 2 M N D (1 +
-// [G_a] + [G_b]) for two. Bytes: a tile of B x B reads four blocks of B D and updates two;
-// gradients are updated in place. Schedule: team.h.
+// Flops: 3 N^2 D for one set (half the logits again, with each tile of weights used twice), 2 M N D
+// (1 + [G_a] + [G_b]) for two sets. Bytes: a tile of B x B reads four blocks of B D and updates
+// two. Gradients are updated in place. Schedule: team.h.
 #pragma once
 
-#include "similarity_forward.h"
+#include "tile_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// Pass has coefficients(g), which also sets positive_ and upstream_scale_; weigh(s, b, candidates,
-// I, J, row_part, column_part), the tile of weights into `s`, divided by upstream_scale_;
-// fill_row(g, i, row), whether it has row i of W b at hand; finish_bias(g).
+// Pass has these functions:
+//   coefficients(g)      sets up a group, positive_ and upstream_scale_ included
+//   weigh(s, b, candidates, I, J, row_part, column_part)
+//                        puts the tile of weights, divided by upstream_scale_, into `s`
+//   fill_row(g, i, row)  fills in row i of W b and returns true where it has it at hand
+//   finish_bias(g)       writes the bias's gradient
 template <class Pass, class C, class Arguments>
-class GradientPass {
- protected:
-  using T = typename C::T;
-  using V = Vec<T>;
-  static constexpr int P = PANEL<T>, W = V::W;
+class GradientPass : public TilePass<GradientPass<Pass, C, Arguments>, C, Arguments> {
+  using Base = TilePass<GradientPass<Pass, C, Arguments>, C, Arguments>;
+  friend Base;
 
-  // `tiles`: weights are needed at all; `row_sums`, `column_sums`: also their sums along rows or
-  // columns.
+ protected:
+  using Base::a_, Base::add_, Base::b_, Base::D_, Base::f_, Base::grid_, Base::M_, Base::N_,
+      Base::P, Base::row_turns_, Base::column_turns_, Base::size_;
+  using typename Base::T;
+  using typename Base::V;
+
+  // `tiles`: whether weights are needed at all. `row_sums`, `column_sums`: whether their sums along
+  // rows or columns are needed, too.
   GradientPass(const Arguments& f, Runtime* runtime, int threads, double factor, bool tiles,
                bool row_sums, bool column_sums)
-      : f_(f),
-        M_(f.a.n),
-        N_(f.b.n),
-        D_(f.D),
-        size_(block_size(M_, N_, f.D, f.one_set)),
-        need_a_(f.a.gradient || (f.need_scale && !(f.b.gradient && !f.one_set))),
-        need_b_(!f.one_set && f.b.gradient),
-        tiles_(tiles),
-        grid_(M_, N_, size_, need_a_ || row_sums, need_b_ || column_sums),
-        team_(runtime,
-              int(std::min<int64_t>(threads,
-                                    f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
-              TileScratch<C>::bytes(size_, D_) + 2 * int64_t(sizeof(T)) * D_),
-        row_turns_(grid_.row_blocks() * grid_.column_parts),
-        column_turns_(grid_.column_blocks() * grid_.row_parts),
-        factor_(factor * LOG2_E),
-        a_(runtime, M_, D_, tiles_, tiles_ && (need_b_ || f.one_set), !f.one_set),
-        b_(runtime, N_, D_, tiles_ && !f.one_set, tiles_ && need_a_ && !f.one_set, false) {
+      : Base(f, runtime, threads, factor, needs_a(f) || row_sums, needs_b(f) || column_sums,
+             {tiles, tiles && (needs_b(f) || f.one_set)},
+             {tiles && !f.one_set, tiles && needs_a(f) && !f.one_set}, 2),
+        need_a_(needs_a(f)),
+        need_b_(needs_b(f)),
+        tiles_(tiles) {
     const bool one = f.one_set;
     if (need_a_ && tiles_ &&
         (f.a.type != TYPE<T> || !f.a.gradient || (!one && grid_.column_parts > 1)))
       G_a_ = allocate<T>(runtime, (one ? 1 : grid_.column_parts) * M_ * D_);
     if (need_b_ && (f.b.type != TYPE<T> || grid_.row_parts > 1))
       G_b_ = allocate<T>(runtime, grid_.row_parts * N_ * D_);
-    add_ = allocate<T>(runtime, N_ + P);
     if (f.positive >= 0) positive_ = allocate<double>(runtime, M_);
     dots_ = allocate<double>(runtime, std::max(M_, N_));
   }
@@ -59,35 +53,29 @@ class GradientPass {
     return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 1.5 : 2);
   }
 
-  void run(int64_t g) {
-    row_turns_.reset();
-    column_turns_.reset();
-    team_.run([&](Worker& worker) { run(worker, g); });
-  }
-
  protected:
-  // The power of two below `largest` whose inverse is finite, 1 for 0: what upstream gradients are
-  // divided by.
+  // The power of two below `largest` whose inverse is finite, or 1 for 0. Upstream gradients are
+  // divided by it.
   static double power_near(double largest) {
     return std::ldexp(1.0, largest > 0 ? std::clamp(std::ilogb(largest), -1022, 1022) : 0);
   }
 
-  const Arguments& f_;
-  int64_t M_, N_, D_, size_;
   bool need_a_, need_b_, tiles_;
-  Grid grid_;
-  Team team_;
-  Turns row_turns_, column_turns_;
-  Factor<T> factor_;
-  Packed<C> a_, b_;
   double upstream_scale_ = 1;
-  T *G_a_ = nullptr, *G_b_ = nullptr, *add_ = nullptr;
+  T *G_a_ = nullptr, *G_b_ = nullptr;
   double *positive_ = nullptr, *dots_ = nullptr;
 
  private:
+  // The scale's gradient is the sum of <z_i, G_i> over one of the sets: that of b where only b has
+  // a gradient, else that of a.
+  static bool needs_a(const Arguments& f) {
+    return f.a.gradient || (f.need_scale && !(f.b.gradient && !f.one_set));
+  }
+  static bool needs_b(const Arguments& f) { return !f.one_set && f.b.gradient; }
+
   Pass& pass() { return static_cast<Pass&>(*this); }
 
-  void run(Worker& worker, int64_t g) {
+  void run_group(Worker& worker, int64_t g) {
     const int64_t panels_a = tiles_ ? a_.panels() : 0,
                   panels_b = tiles_ && !f_.one_set ? b_.panels() : 0;
     worker.tasks(1 + panels_a + panels_b, [&](int64_t task) {
@@ -114,8 +102,8 @@ class GradientPass {
     const TileScratch<C> s(worker.scratch<T>(), size_);
     if (f_.one_set) {
       tournament(worker, row_turns_, M_, size_, [&](const Block& I, const Block& J) {
-        if (!candidates.any(I.begin, I.end, J.begin, J.end))
-          return;  // never a first tile, which is on the diagonal
+        // A tile without candidates is never a first tile, which is on the diagonal.
+        if (!candidates.any(I.begin, I.end, J.begin, J.end)) return;
         pass().weigh(s, a_, candidates, I, J, 0, 0);
         if (!need_a_) return;
         add_rows(s, size_, I, J, a_, G_a + I.begin * D_, !I.first);
@@ -138,8 +126,8 @@ class GradientPass {
                });
   }
 
-  // Adds up the parts and the positives of every row, then applies scale and the normalisation's
-  // Jacobian.
+  // Adds up the parts and the positives of every row, then applies the scale and the
+  // normalisation's Jacobian.
   void finish(Worker& worker, int64_t g, const Set& set, T* G, int64_t parts, bool left) {
     const int64_t n = set.n;
     const bool dots = f_.need_scale && (left || !need_a_);
@@ -160,7 +148,8 @@ class GradientPass {
         if (set.inv) {
           const T inv = static_cast<const T*>(set.inv)[g * n + i];
           factor *= inv;
-          if (!(inv >= T(1 / NORM_FLOOR))) {  // the direction of x, not that of the rounded z
+          // The direction is that of x, not that of the rounded z.
+          if (!(inv >= T(1 / NORM_FLOOR))) {
             const bool exact = f_.matrix == TYPE<T>;
             const T* u = exact ? z : row_in(input(set, g, i), set.type, D_, buffer);
             const T radial = exact ? inner : inv * inv * dot(u, row, D_);
@@ -174,7 +163,7 @@ class GradientPass {
     });
   }
 
-  // Row i's own positive and, for columns, the rows whose positive is i.
+  // Adds row i's own positive and, for columns, the rows whose positive is i.
   void add_positives(int64_t g, int64_t i, bool left, T* row, T* buffer) const {
     const auto add = [&](const Set& set, int64_t j, T weight) {
       const T* z = rounded_row(set, g, j, D_, f_.matrix, buffer);

@@ -1,4 +1,4 @@
-// Compiled once for each ISA, with the macros of vec.h and gemm.h.
+// Compiled once for each instruction set, with the macros of vec.h and gemm.h.
 #include "isa_kernels.h"
 
 #include "force_pass.h"

@@ -1,16 +1,20 @@
-// The entry points of one ISA. Many small groups are shared out whole, one thread each; otherwise
-// the threads share each group's tiles.
+// The entry points of one instruction set. Many small groups are shared out whole, one thread each.
+// Otherwise the threads share each group's tiles.
 #pragma once
 
 #include <vector>
 
+#include "library.h"
 #include "sigmoid_passes.h"
 #include "similarity_backward.h"
+#include "similarity_forward.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-constexpr double SHARE = 1 << 23;  // multiply-adds that are worth a thread
-constexpr double SMALL = 1 << 24;  // ... of a group that one thread takes whole
+// The multiply-adds that are worth a thread.
+constexpr double SHARE = 1 << 23;
+// The most multiply-adds of a group that one thread takes whole.
+constexpr double SMALL = 1 << 24;
 
 template <class Pass, class Arguments>
 void run_groups(const Arguments& f, Runtime* runtime) {
@@ -33,8 +37,12 @@ void run_groups(const Arguments& f, Runtime* runtime) {
 
 template <class C>
 Kernels kernels_of() {
-  return {[](const Forward& f, Runtime* runtime) { run_groups<ForwardPass<C>>(f, runtime); },
-          [](const Backward& f, Runtime* runtime) { run_groups<BackwardPass<C>>(f, runtime); },
+  return {[](const SimilarityForward& f, Runtime* runtime) {
+            run_groups<SimilarityForwardPass<C>>(f, runtime);
+          },
+          [](const SimilarityBackward& f, Runtime* runtime) {
+            run_groups<SimilarityBackwardPass<C>>(f, runtime);
+          },
           [](const SigmoidForward& f, Runtime* runtime) {
             run_groups<SigmoidForwardPass<C>>(f, runtime);
           },

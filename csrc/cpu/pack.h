@@ -1,5 +1,5 @@
-// Prepare: normalise in T, round to the matrix type, save, and copy into the layouts of gemm.h. O(n
-// D) work and bytes.
+// Prepares the rows: normalises them in T, rounds them to the matrix type, saves them, and copies
+// them into the layouts of gemm.h. O(n D) work and bytes.
 #pragma once
 
 #include "convert.h"
@@ -24,7 +24,7 @@ T dot(const T* x, const T* y, int64_t n) {
   return s;
 }
 
-// The packed copies of one set in one group; t or p is null where it is not needed.
+// The packed copies of one set in one group. t or p is null where it is not needed.
 template <class C>
 struct Packed {
   using T = typename C::T;
@@ -32,9 +32,10 @@ struct Packed {
   static constexpr int P = PANEL<T>;
   int64_t n, D, units, width, p_stride;
   Unit *t = nullptr, *p = nullptr;
-  T* row_norm = nullptr;  // largest squared norm (or a bound) of each panel of P rows
+  // The largest squared norm, or a bound on it, of each panel of P rows.
+  T* row_norm = nullptr;
 
-  // Rows that only ever are the left side need no full panel: `narrow` keeps many tiny groups
+  // Rows that are only ever the left side need no full panel: `narrow` keeps many tiny groups
   // small.
   Packed(Runtime* runtime, int64_t n, int64_t D, bool left_or_right, bool values, bool narrow)
       : n(n), D(D) {
@@ -50,8 +51,8 @@ struct Packed {
   const Unit* values(int64_t i) const { return p + i / C::PAIR * P; }
 };
 
-// The rows to pack, as units along a row: views of the set's own memory where its type allows, else
-// converted into a buffer.
+// The rows to pack, as units along a row. They are views of the set's own memory where its type
+// allows, else converted into a buffer.
 template <class C>
 class UnitRows {
   using T = typename C::T;
@@ -60,7 +61,7 @@ class UnitRows {
  public:
   UnitRows(Unit* buffer, int64_t units) : buffer_(buffer), units_(units) {}
 
-  // Row r of at most PANEL consecutive ones; equal strides between them.
+  // Sets row r of at most PANEL consecutive ones, which lie at equal strides.
   void set(int64_t r, const void* p, Type type, int64_t D) {
     if constexpr (C::PAIR == 2) {
       Unit* row = buffer_ + r * units_;
@@ -129,7 +130,7 @@ void pack(const Packed<C>& packed, int64_t i0, int64_t m, const UnitRows<C>& row
   }
 }
 
-// Row i of the matrix the products read: hat, or x where hat is absent.
+// Row i of the matrix that the products read: hat, or x where hat is absent.
 inline const void* rounded(const Set& set, int64_t g, int64_t i, int64_t D, Type matrix,
                            Type* type) {
   *type = set.hat ? matrix : set.type;
@@ -148,8 +149,8 @@ inline const void* input(const Set& set, int64_t g, int64_t i) {
   return offset_by(set.x, set.type, g * set.group_stride + i * set.row_stride);
 }
 
-// Forward: x -> hat, inv and the packed copies. Without normalisation hat is the rounded x, and
-// null where x needs no rounding.
+// Forward: makes hat, inv and the packed copies of x. Without normalisation hat is the rounded x,
+// and null where x needs no rounding.
 template <class C>
 void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type matrix,
              const Packed<C>& packed) {
@@ -160,8 +161,8 @@ void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type mat
     T* buffer = worker.scratch<T>();
     UnitRows<C> rows(reinterpret_cast<typename C::Unit*>(buffer + D), packed.units);
     const int64_t i0 = task * P, m = std::min<int64_t>(P, n - i0);
-    T largest =
-        normalize ? T(1.02) : T(0);  // rounding a unit vector moves its norm by less than 2^-8
+    // Rounding a unit vector moves its norm by less than 2^-8.
+    T largest = normalize ? T(1.02) : T(0);
     for (int64_t r = 0; r < m; ++r) {
       const void* given = input(set, g, i0 + r);
       const T* x = row_in(given, set.type, D, buffer);
@@ -172,7 +173,7 @@ void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type mat
         inv = T(1) / (norm < floor ? floor : norm);
         static_cast<T*>(set.inv)[g * n + i0 + r] = inv;
       } else if (!(square <= largest) && largest == largest) {
-        largest = square;  // NaN and inf stay
+        largest = square;  // NaN and inf stay.
       }
       if (set.hat) {
         void* hat = offset_by(set.hat, matrix, (g * n + i0 + r) * D);
@@ -188,7 +189,7 @@ void prepare(Worker& worker, const Set& set, int64_t g, bool normalize, Type mat
   });
 }
 
-// Backward: the packed copies of panel `task` of what the forward saved.
+// Backward: makes the packed copies of panel `task` from what the forward pass saved.
 template <class C>
 void repack(Worker& worker, const Set& set, int64_t g, Type matrix, const Packed<C>& packed,
             int64_t task) {

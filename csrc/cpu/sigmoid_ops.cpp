@@ -101,18 +101,14 @@ Outputs sigmoid_backward(const Tensor& g_, const Tensor& a_, const optional<Tens
 
 TORCH_LIBRARY_FRAGMENT(fused_contrastive_cpu, m) {
   m.def(
-      "sigmoid_forward(Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, Tensor? "
-      "key_b, str kind, "
-      "int offset, int stride, int positive, int sign, bool normalize, bool extrema, ScalarType "
-      "dtype) -> Tensor[]");
+      "sigmoid_forward(Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? key_a, "
+      "Tensor? key_b, str kind, int offset, int stride, int positive, int sign, bool normalize, "
+      "bool extrema, ScalarType dtype) -> Tensor[]");
   m.def(
-      "sigmoid_backward(Tensor g, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, Tensor? "
-      "key_a, Tensor? key_b, "
-      "Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor b_inv, str kind, int offset, "
-      "int stride, "
-      "int positive, int sign, bool normalize, ScalarType dtype, bool need_a, bool need_b, bool "
-      "need_scale, "
-      "bool need_bias) -> Tensor[]");
+      "sigmoid_backward(Tensor g, Tensor a, Tensor? b, Tensor scale, Tensor? row_bias, "
+      "Tensor? key_a, Tensor? key_b, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, "
+      "Tensor b_inv, str kind, int offset, int stride, int positive, int sign, bool normalize, "
+      "ScalarType dtype, bool need_a, bool need_b, bool need_scale, bool need_bias) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fused_contrastive_cpu, CPU, m) {

@@ -1,19 +1,21 @@
-// The sigmoid family: y_ij = sign (scale <a_i, b_j> + row_bias_i) over the candidates; forward,
-// rows_i = sum_j softplus(y_ij) and the positive's softplus(-y), backward, W_ij = g_i sign
-// sigmoid(y_ij). For one set each tile serves its rows and its columns, whose biases differ: two
-// exps per element, half the products.
+// The passes of the sigmoid family, with y_ij = sign (scale <a_i, b_j> + row_bias_i) over the
+// candidates. Forward: rows_i = sum_j softplus(y_ij), and the positive's softplus(-y). Backward:
+// W_ij = g_i sign sigmoid(y_ij). For one set each tile serves its rows and its columns, whose
+// biases differ: two exps per element, half the products.
 //
-// Flops, bytes, schedule: similarity_forward.h, gradient_pass.h. In units of log 2, t = y / log 2.
-// Terms are accurate relative to themselves on both sides, added up in T within a tile and in
-// double across tiles.
+// For flops, bytes and schedule see similarity_forward.h and gradient_pass.h. In units of log 2, t
+// = y / log 2. Terms are accurate relative to themselves on both sides. They are added up in T
+// within a tile and in double across tiles.
 #pragma once
 
 #include "gradient_pass.h"
+#include "running_sum.h"
+#include "sigmoid.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// Minimax polynomials of 2 / log(2) atanh(u) / u in u^2 for u <= 1/3: relative error 4e-9 (degree
-// 4) and 5e-17 (degree 9).
+// Minimax polynomials of 2 / log(2) atanh(u) / u in u^2 for u <= 1/3. Their relative errors are
+// 4e-9 (degree 4) and 5e-17 (degree 9).
 template <class V>
 FUSED_INLINE V atanh_polynomial(V w, float) {
   V p = fma(w, V(0.40652744290139406f), V(0.40338622923610602f));
@@ -35,7 +37,7 @@ FUSED_INLINE V atanh_polynomial(V w, double) {
   return fma(p, w, V(2.8853900817779266827));
 }
 
-// log2(1 + 2^t): max(t, 0) + log2(1 + e) with e = 2^-|t| and log(1 + e) = 2 atanh(e / (2 + e)).
+// log2(1 + 2^t) as max(t, 0) + log2(1 + e) with e = 2^-|t| and log(1 + e) = 2 atanh(e / (2 + e)).
 template <class T>
 FUSED_INLINE Vec<T> softplus2(Vec<T> t) {
   using V = Vec<T>;
@@ -43,19 +45,15 @@ FUSED_INLINE Vec<T> softplus2(Vec<T> t) {
   return fma(u, atanh_polynomial(u * u, T(0)), maximum(V(T(0)), t));
 }
 
-// 1 / (1 + 2^-t); 0 from where 2^-t overflows.
+// 1 / (1 + 2^-t). It is 0 from where 2^-t overflows.
 template <class T>
 FUSED_INLINE Vec<T> sigmoid2(Vec<T> t) {
   using V = Vec<T>;
   return V(T(1)) / (V(T(1)) + exp2(V(T(0)) - maximum(V(T(sizeof(T) == 8 ? -1200 : -200)), t)));
 }
 
-inline double logistic(double x) {
-  return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
-}
-
-// sign row_bias_i, and in units of log 2 for the tiles, where +inf is the largest finite number: a
-// pair that is no candidate has t = -inf, which stays.
+// sign row_bias_i, and for the tiles the same in units of log 2. There +inf becomes the largest
+// finite number, so that the t = -inf of a pair that is no candidate stays.
 template <class T, class F>
 double signed_bias(const F& f, int64_t g, int64_t i) {
   return f.row_bias ? f.sign * double(static_cast<const T*>(f.row_bias)[g * f.a.n + i]) : 0.0;
@@ -69,48 +67,34 @@ void signed_biases(const F& f, int64_t g, int64_t padded, T* out) {
 }
 
 template <class C>
-class SigmoidForwardPass {
-  using T = typename C::T;
-  using V = Vec<T>;
-  static constexpr int P = PANEL<T>, W = V::W;
+class SigmoidForwardPass : public TilePass<SigmoidForwardPass<C>, C, SigmoidForward> {
+  using Base = TilePass<SigmoidForwardPass<C>, C, SigmoidForward>;
+  friend Base;
+  using Base::a_, Base::add_, Base::f_, Base::factor_, Base::grid_, Base::M_, Base::N_, Base::P,
+      Base::row_turns_, Base::size_, Base::W;
+  using typename Base::PositiveLogits;
+  using typename Base::T;
+  using typename Base::V;
   static constexpr T NONE = -std::numeric_limits<T>::infinity();
 
  public:
   SigmoidForwardPass(const SigmoidForward& f, Runtime* runtime, int threads)
-      : f_(f),
-        M_(f.a.n),
-        N_(f.b.n),
-        size_(block_size(M_, N_, f.D, f.one_set)),
-        grid_(M_, N_, size_, true, false),
-        team_(runtime,
-              int(std::min<int64_t>(threads,
-                                    f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
-              TileScratch<C>::bytes(size_, f.D)),
-        row_turns_(grid_.row_blocks()),
-        factor_(f.sign * f.scale * LOG2_E),
-        a_(runtime, M_, f.D, true, false, !f.one_set),
-        b_(runtime, N_, f.D, !f.one_set, false, false) {
+      : Base(f, runtime, threads, f.sign * f.scale, true, false, {true, false},
+             {!f.one_set, false}) {
     parts_ = f.one_set ? 1 : grid_.column_parts;
     rows_ = allocate<double>(runtime, parts_ * M_);
     if (f.row_max) top_ = allocate<T>(runtime, parts_ * M_);
     bias_ = allocate<T>(runtime, M_ + P);
-    add_ = allocate<T>(runtime, N_ + P);
   }
 
   static double work(const SigmoidForward& f) {
     return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 0.5 : 1);
   }
 
-  void run(int64_t g) {
-    row_turns_.reset();
-    team_.run([&](Worker& worker) { run(worker, g); });
-  }
-
  private:
-  void run(Worker& worker, int64_t g) {
-    const Packed<C>& b = f_.one_set ? a_ : b_;
-    prepare(worker, f_.a, g, f_.normalize, f_.matrix, a_);
-    if (!f_.one_set) prepare(worker, f_.b, g, f_.normalize, f_.matrix, b_);
+  void run_group(Worker& worker, int64_t g) {
+    const Packed<C>& b = this->columns_set();
+    this->prepare_sets(worker, g);
     worker.tasks(1, [&](int64_t) {
       signed_biases(f_, g, M_ + P, bias_);
       std::fill_n(add_, N_ + P, T(0));
@@ -130,7 +114,7 @@ class SigmoidForwardPass {
                         false);
                  });
     worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
-      for (int64_t i = task * P; i < std::min(M_, (task + 1) * P); i += MR) finish(g, i, b);
+      for (int64_t i = task * P; i < std::min(M_, (task + 1) * P); i += MR) finish(g, i);
     });
   }
 
@@ -183,14 +167,13 @@ class SigmoidForwardPass {
     }
   }
 
-  // Up to MR rows from i0: adds up the parts and the positives.
-  void finish(int64_t g, int64_t i0, const Packed<C>& b) const {
-    T t[MR * W];
-    int64_t j0 = -1;
+  // Adds up the parts and the positives of up to MR rows from i0.
+  void finish(int64_t g, int64_t i0) const {
+    PositiveLogits positive(*this, i0);
     for (int64_t i = i0; i < std::min(M_, i0 + MR); ++i) {
       const double bias = signed_bias<T>(f_, g, i);
-      const bool infinite =
-          std::isinf(bias) && bias > 0;  // of the tiles: the largest finite number
+      // In the tiles an infinite bias was the largest finite number.
+      const bool infinite = std::isinf(bias) && bias > 0;
       double total = 0;
       T highest = NONE;
       for (int64_t part = 0; part < parts_; ++part) {
@@ -205,12 +188,7 @@ class SigmoidForwardPass {
         static_cast<T*>(f_.row_max)[g * M_ + i] = x;
       }
       if (f_.positive >= 0) {
-        const int64_t j = (i + f_.positive) % N_;
-        if (j / W * W != j0) {  // the same products as in the tiles: equal pairs have equal logits
-          j0 = j / W * W;
-          logits_block<C, 1>(a_.rows(i0), a_.width, b.rows(j0), a_.units, factor_, add_ + j0, t, W);
-        }
-        const double y = double(t[(i - i0) * W + j - j0]) * LN_2 + bias;
+        const double y = positive(i, (i + f_.positive) % N_) * LN_2 + bias;
         static_cast<T*>(f_.pos)[g * M_ + i] = T(f_.sign * y);
         total += softplus(-y);
       }
@@ -218,15 +196,9 @@ class SigmoidForwardPass {
     }
   }
 
-  const SigmoidForward& f_;
-  int64_t M_, N_, size_, parts_;
-  Grid grid_;
-  Team team_;
-  Turns row_turns_;
-  Factor<T> factor_;
-  Packed<C> a_, b_;
+  int64_t parts_;
   double* rows_ = nullptr;
-  T *top_ = nullptr, *bias_ = nullptr, *add_ = nullptr;
+  T *top_ = nullptr, *bias_ = nullptr;
 };
 
 template <class C>
@@ -265,7 +237,7 @@ class SigmoidBackwardPass : public GradientPass<SigmoidBackwardPass<C>, C, Sigmo
 
   static bool fill_row(int64_t, int64_t, T*) { return false; }
 
-  // The tile of weights into `s`, W + W^T for one set, and the row sums of W.
+  // Puts the tile of weights into `s` (W + W^T for one set), and adds up the row sums of W.
   void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
              const Block& I, const Block& J, int64_t, int64_t column_part) const {
     double* sums = sums_ ? sums_ + column_part * M_ : nullptr;

@@ -1,27 +1,30 @@
-// Backward: W_ij = g_i exp(s_ij - rows_i) + h_j exp(s_ij - cols_j), with the sigmoid factors of the
-// loss in g and h; G_a = W b, G_b = W^T a (one set: W + W^T is symmetric, G = (W + W^T) z). Flops,
-// bytes and what follows: gradient_pass.h.
+// The backward pass of the similarity family. W_ij = g_i exp(s_ij - rows_i) + h_j exp(s_ij -
+// cols_j), where the sigmoid factors of the loss are part of g and h. G_a = W b and G_b = W^T a;
+// for one set W + W^T is symmetric and G = (W + W^T) z. For flops, bytes and what follows see
+// gradient_pass.h.
 //
-// One exp per element: w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j = h_j 2^(c -
-// cols_j) for one c where the log-sum-exps lie within 2^+-SPREAD of each other, else within a tile;
-// where they do not, two exps. Shifts are integral and the rest of a log-sum-exp is a factor of its
-// weight: no rounding grows with the logits.
+// One exp per element is enough where the log-sum-exps lie within 2^+-SPREAD of each other, in the
+// group or at least in a tile. Then w = 2^(t - c) (u_i + v_j) with u_i = g_i 2^(c - rows_i), v_j =
+// h_j 2^(c - cols_j) for one c. Elsewhere it takes two exps. Shifts are integral, and the rest of a
+// log-sum-exp is a factor of its weight. So no rounding grows with the logits.
 #pragma once
 
 #include "gradient_pass.h"
+#include "running_sum.h"
+#include "similarity.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// The vectors of one side: 2^-level weight = coefficient exp(-lse) with an integral level near lse
-// / log 2 (0 where there are no candidates); scaled = 2^(c - level) weight where one exp serves
-// all.
+// The vectors of one side: 2^-level weight = coefficient exp(-lse), with an integral level near lse
+// / log 2 (0 where there are no candidates). Where one exp serves all, scaled = 2^(c - level)
+// weight.
 template <class T>
 struct Weights {
   T *coefficient = nullptr, *weight = nullptr, *level = nullptr, *scaled = nullptr;
 };
 
-// The range of the levels that have a weight, and `bound`, which no logit exceeds by more than 1:
-// the largest of all rows.
+// The range of the levels that have a weight. `bound` is the largest level of all rows, which no
+// logit exceeds by more than 1.
 template <class T>
 struct Range {
   static constexpr double SPREAD = sizeof(T) == 8 ? 1000 : 100;
@@ -42,8 +45,9 @@ struct Range {
 };
 
 template <class C>
-class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
-  using Base = GradientPass<BackwardPass<C>, C, Backward>;
+class SimilarityBackwardPass
+    : public GradientPass<SimilarityBackwardPass<C>, C, SimilarityBackward> {
+  using Base = GradientPass<SimilarityBackwardPass<C>, C, SimilarityBackward>;
   friend Base;
   using Base::a_, Base::add_, Base::D_, Base::f_, Base::factor_, Base::grid_, Base::M_, Base::N_,
       Base::P, Base::positive_, Base::size_, Base::tiles_, Base::upstream_scale_, Base::W;
@@ -51,7 +55,7 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
   using typename Base::V;
 
  public:
-  BackwardPass(const Backward& f, Runtime* runtime, int threads)
+  SimilarityBackwardPass(const SimilarityBackward& f, Runtime* runtime, int threads)
       : Base(f, runtime, threads, f.scale, !f.mean || (f.b.gradient && !f.one_set) || f.dbias,
              false, f.dbias) {
     rows_ = weights(runtime, M_);
@@ -71,8 +75,8 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     return w;
   }
 
-  // Coefficients of rows, columns and positives from the upstream gradients, times a power of two
-  // that brings the largest near 1.
+  // Computes the coefficients of rows, columns and positives from the upstream gradients, times a
+  // power of two that brings the largest near 1.
   void coefficients(int64_t g) {
     const auto at = [&](const void* p, int64_t i, int64_t n) {
       return p ? double(static_cast<const T*>(p)[g * n + i]) : 0.0;
@@ -80,20 +84,17 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     const auto excess = [&](const void* lse, int64_t i, int64_t n, double pos) {
       return at(lse, i, n) - pos + at(lse, f_.G * n + i, n);
     };
-    const auto sigmoid = [](double x) {
-      return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
-    };
     for (int64_t i = 0; i < M_; ++i) row_[i] = at(f_.g_rows, i, M_);
     for (int64_t j = 0; column_ && j < N_; ++j) column_[j] = at(f_.g_cols, j, N_);
     for (int64_t i = 0; f_.positive >= 0 && i < M_; ++i) {
       const double upstream = row_[i] * (f_.cols ? 0.5 : 1), pos = at(f_.pos, i, M_);
       row_[i] =
-          upstream * sigmoid(excess(f_.rows, i, M_, pos)) + undefined(at(f_.rows, i, M_), pos);
+          upstream * logistic(excess(f_.rows, i, M_, pos)) + undefined(at(f_.rows, i, M_), pos);
       positive_[i] = -row_[i];
       if (!f_.cols) continue;
       const int64_t j = (i + f_.positive) % N_;
       const double h =
-          upstream * sigmoid(excess(f_.cols, j, N_, pos)) + undefined(at(f_.cols, j, N_), pos);
+          upstream * logistic(excess(f_.cols, j, N_, pos)) + undefined(at(f_.cols, j, N_), pos);
       column_[j] += h;
       positive_[i] -= h;
     }
@@ -149,7 +150,7 @@ class BackwardPass : public GradientPass<BackwardPass<C>, C, Backward> {
     return true;
   }
 
-  // The tile of weights into `s`, and their column sums into `bias`.
+  // Puts the tile of weights into `s`, and adds their column sums to `bias`.
   void weigh(const TileScratch<C>& s, const Packed<C>& b, const Candidates<T>& candidates,
              const Block& I, const Block& J, int64_t row_part, int64_t) const {
     double* bias = bias_ ? bias_ + row_part * N_ : nullptr;

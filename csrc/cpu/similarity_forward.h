@@ -1,105 +1,47 @@
-// Forward: log-sum-exp of rows (and columns) over the candidates, positives, loss, and with `mean`
-// the softmax-weighted mean of b.
+// The forward pass of the similarity family: log-sum-exps of rows and columns over the candidates,
+// positives, loss, and with `mean` the softmax-weighted mean of b.
 //
-// Flops: N^2 D for one set (half the tiles; each serves its rows and its columns), 2 M N D for two,
-// 4 M N D with `mean`. Bytes: every tile of B x B logits reads two blocks of B packed rows, 8 B D
-// for 2 B^2 D flops; the logits themselves stay in the caches. Schedule: team.h. Where |logits| <=
-// 60 is known beforehand (600 in double) no maximum is needed, and one exp per element serves row
-// and column; otherwise sums are kept relative to a power of two that follows the maximum.
+// Flops: N^2 D for one set (half the tiles, each of which serves its rows and its columns), 2 M N D
+// for two sets, 4 M N D with `mean`. Bytes: every tile of B x B logits reads two blocks of B packed
+// rows, 8 B D for 2 B^2 D flops. The logits themselves stay in the caches. Schedule: team.h.
+//
+// Where |logits| <= 60 is known beforehand (600 in double) no maximum is needed, and one exp per
+// element serves row and column. Otherwise sums are kept relative to a power of two that follows
+// the maximum.
 #pragma once
 
-#include "tile.h"
+#include "running_sum.h"
+#include "similarity.h"
+#include "tile_pass.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-inline double power_of_two(double n) {  // n integral, or not finite
-  if (!(n < 1024)) return n == n ? std::numeric_limits<double>::infinity() : n;
-  if (n < -1022) return 0;
-  const uint64_t bits = uint64_t(int64_t(n) + 1023) << 52;
-  double x;
-  std::memcpy(&x, &bits, 8);
-  return x;
-}
-
-// sum * 2^reference, with an integral reference (-inf: nothing has been added).
-struct RunningSum {
-  double sum, reference;
-  void add(double x, double shift) {  // += x * 2^shift
-    if (x == 0) return;
-    if (shift > reference) {
-      sum = sum * power_of_two(reference - shift) + x;
-      reference = shift;
-    } else {
-      sum += shift == reference ? x : x * power_of_two(shift - reference);
-    }
-  }
-  // The logarithm, and what is lost of it.
-  std::pair<double, double> log() const {
-    const double x = sum == 0 ? 0 : reference * LN_2, y = std::log(sum), lse = x + y;
-    if (!std::isfinite(lse)) return {lse, 0};
-    const double product = x == 0 ? 0 : std::fma(reference, LN_2, -x) + reference * LN_2_LOW,
-                 added = lse - x;
-    const double rest = (x - (lse - added)) + (y - added) + product, high = lse + rest;
-    return {high, rest - (high - lse)};
-  }
-};
-
-// NaN where the loss of eager cross entropy is (an infinite positive, or an infinite candidate),
-// else 0.
-inline double undefined(double lse, double pos) { return 0 * (pos + (lse > 0 ? lse : 0)); }
-inline double softplus(double x) { return (x > 0 ? x : 0) + std::log1p(std::exp(-std::fabs(x))); }
-
-// No overflow, and no underflow that matters, without subtracting a maximum: in sums of exp(s) and,
-// with `mean`, of exp(s) b.
+// Whether sums of exp(s), and with `mean` of exp(s) b, can do without subtracting a maximum. They
+// can where nothing overflows, and nothing that matters underflows.
 template <class T>
-bool needs_no_maximum(const Forward& f, double norm_a, double norm_b, double bias) {
+bool needs_no_maximum(const SimilarityForward& f, double norm_a, double norm_b, double bias) {
   const double bound = std::fabs(f.scale) * norm_a * norm_b + bias,
                limit = sizeof(T) == 8 ? 600 : 60;
   return bound <= limit && (!f.mean || bound + std::log(double(f.b.n) * norm_b) <= 1.4 * limit);
 }
 
-// The logits' additive part in units of log 2, padded to whole panels; the largest finite |bias|
-// (NaN or +inf: itself).
-template <class T>
-double additive(const Problem& p, int64_t g, int64_t size, T* add) {
-  double largest = 0;
-  for (int64_t j = 0; j < size; ++j) {
-    const double x = p.bias && j < p.b.n ? double(static_cast<const T*>(p.bias)[g * p.b.n + j]) : 0;
-    add[j] = T(x * LOG2_E);
-    if (!(std::fabs(x) <= largest) && largest == largest &&
-        x != -std::numeric_limits<double>::infinity())
-      largest = std::fabs(x);
-  }
-  return largest;
-}
-
 template <class C>
-class ForwardPass {
-  using T = typename C::T;
-  using V = Vec<T>;
-  static constexpr int P = PANEL<T>, W = V::W;
+class SimilarityForwardPass : public TilePass<SimilarityForwardPass<C>, C, SimilarityForward> {
+  using Base = TilePass<SimilarityForwardPass<C>, C, SimilarityForward>;
+  friend Base;
+  using Base::a_, Base::add_, Base::b_, Base::D_, Base::f_, Base::factor_, Base::grid_, Base::M_,
+      Base::N_, Base::P, Base::row_turns_, Base::column_turns_, Base::size_, Base::W;
+  using typename Base::PositiveLogits;
+  using typename Base::T;
+  using typename Base::V;
   static constexpr T NONE = -std::numeric_limits<T>::infinity();
   static constexpr int64_t CHUNK = 512;
 
  public:
-  ForwardPass(const Forward& f, Runtime* runtime, int threads)
-      : f_(f),
-        M_(f.a.n),
-        N_(f.b.n),
-        D_(f.D),
-        size_(block_size(M_, N_, f.D, f.one_set)),
-        grid_(M_, N_, size_, true, !f.one_set && f.cols),
-        team_(runtime,
-              int(std::min<int64_t>(threads,
-                                    f.one_set ? (grid_.row_blocks() + 1) / 2 : grid_.width())),
-              TileScratch<C>::bytes(size_, D_)),
-        row_turns_(grid_.row_blocks() * grid_.column_parts),
-        column_turns_(grid_.column_blocks() * grid_.row_parts),
-        factor_(f.scale * LOG2_E),
-        a_(runtime, M_, D_, true, false, !f.one_set),
-        b_(runtime, N_, D_, !f.one_set, f.mean, false) {
+  SimilarityForwardPass(const SimilarityForward& f, Runtime* runtime, int threads)
+      : Base(f, runtime, threads, f.scale, true, !f.one_set && f.cols, {true, false},
+             {!f.one_set, f.mean != nullptr}) {
     rows_ = allocate<RunningSum>(runtime, grid_.column_parts * M_);
-    add_ = allocate<T>(runtime, N_ + P);
     if (grid_.columns) columns_ = allocate<RunningSum>(runtime, grid_.row_parts * N_);
     if (f.row_max) row_top_ = allocate<T>(runtime, grid_.column_parts * M_);
     if (f.col_max && grid_.columns) column_top_ = allocate<T>(runtime, grid_.row_parts * N_);
@@ -107,21 +49,14 @@ class ForwardPass {
       mean_ = allocate<T>(runtime, grid_.column_parts * M_ * D_);
   }
 
-  static double work(const Forward& f) {
+  static double work(const SimilarityForward& f) {
     return double(f.a.n) * double(f.b.n) * double(f.D) * (f.one_set ? 0.5 : f.mean ? 2 : 1);
   }
 
-  void run(int64_t g) {
-    row_turns_.reset();
-    column_turns_.reset();
-    team_.run([&](Worker& worker) { run(worker, g); });
-  }
-
  private:
-  void run(Worker& worker, int64_t g) {
-    const Packed<C>& b = f_.one_set ? a_ : b_;
-    prepare(worker, f_.a, g, f_.normalize, f_.matrix, a_);
-    if (!f_.one_set) prepare(worker, f_.b, g, f_.normalize, f_.matrix, b_);
+  void run_group(Worker& worker, int64_t g) {
+    const Packed<C>& b = this->columns_set();
+    this->prepare_sets(worker, g);
     worker.tasks(1, [&](int64_t) { start(g, b); });
     const Candidates<T> candidates(f_, g);
     const TileScratch<C> s(worker.scratch<T>(), size_);
@@ -146,10 +81,10 @@ class ForwardPass {
                         column_top_ ? column_top_ + r * N_ : nullptr,
                         mean_ ? mean_ + c * M_ * D_ : nullptr);
                  });
-    finish(worker, g, b);
+    finish(worker, g);
   }
 
-  // The additive part, whether a maximum is needed, and empty sums.
+  // Sets the additive part, whether a maximum is needed, and empty sums.
   void start(int64_t g, const Packed<C>& b) {
     const double bias = additive(f_, g, N_ + P, add_);
     fast_ = !f_.row_max && needs_no_maximum<T>(f_, norm(a_), norm(b), bias);
@@ -173,8 +108,8 @@ class ForwardPass {
                  T* mean) const {
     std::fill_n(s.row_vectors, size_ * W, T(0));
     std::fill_n(s.column_sums, size_, T(0));
-    const bool triangle =
-        f_.one_set && I.index == J.index;  // its blocks on the diagonal hold both orders of a pair
+    // Blocks on the diagonal hold both orders of a pair.
+    const bool triangle = f_.one_set && I.index == J.index;
     const auto visit = [&](int64_t i, int64_t m, int64_t j, const T* t, int64_t ld, auto count) {
       constexpr int NR = count();
       V below[NR];
@@ -244,8 +179,8 @@ class ForwardPass {
       }
     const int64_t width = (J.size() + W - 1) / W * W;
     if (mean) return weigh_shifted(s, b, I, J, width, top, rows, mean);
-    const bool one_shift = highest - lowest <=
-                           (sizeof(T) == 8 ? 800 : 80);  // no row or column loses its leading terms
+    // Within this limit no row or column loses its leading terms.
+    const bool one_shift = highest - lowest <= (sizeof(T) == 8 ? 800 : 80);
     const T common = one_shift && highest != NONE ? std::ceil(highest) : T(0);
     std::fill_n(s.column_sums, size_, T(0));
     for (int64_t i = 0; i < I.size(); ++i) {
@@ -271,7 +206,7 @@ class ForwardPass {
       columns[J.begin + j].add(s.column_sums[j], column_max[j]);
   }
 
-  // Weights 2^(t - reference of the row); what earlier tiles left in `mean` follows a new
+  // Computes weights 2^(t - reference of the row). What earlier tiles left in `mean` follows a new
   // reference.
   void weigh_shifted(const TileScratch<C>& s, const Packed<C>& b, const Block& I, const Block& J,
                      int64_t width, const T* top, RunningSum* rows, T* mean) const {
@@ -302,7 +237,7 @@ class ForwardPass {
     add_rows(s, size_, I, J, b, mean + I.begin * D_, !I.first);
   }
 
-  // Adds up the parts; afterwards the first part's sum is the log-sum-exp.
+  // Adds up the parts. Afterwards the first part's sum is the log-sum-exp.
   void total(Worker& worker, RunningSum* sums, T* top, int64_t n, int64_t parts, int64_t g,
              void* lse, void* maximum) {
     worker.tasks((n + CHUNK - 1) / CHUNK, [&](int64_t task) {
@@ -325,25 +260,18 @@ class ForwardPass {
     });
   }
 
-  void finish(Worker& worker, int64_t g, const Packed<C>& b) {
+  void finish(Worker& worker, int64_t g) {
     if (f_.mean) normalise_mean(worker, g);
     total(worker, rows_, row_top_, M_, grid_.column_parts, g, f_.rows, f_.row_max);
     if (columns_) total(worker, columns_, column_top_, N_, grid_.row_parts, g, f_.cols, f_.col_max);
     if (f_.positive < 0) return;
     const RunningSum* columns = columns_;
     worker.tasks((M_ + P - 1) / P, [&](int64_t task) {
-      T t[MR * W];
       for (int64_t i0 = task * P; i0 < std::min(M_, (task + 1) * P); i0 += MR) {
-        int64_t j0 = -1;
+        PositiveLogits positive(*this, i0);
         for (int64_t i = i0; i < std::min(M_, i0 + MR); ++i) {
           const int64_t j = (i + f_.positive) % N_;
-          if (j / W * W !=
-              j0) {  // the same products as in the tiles: equal pairs have equal logits
-            j0 = j / W * W;
-            logits_block<C, 1>(a_.rows(i0), a_.width, b.rows(j0), a_.units, factor_, add_ + j0, t,
-                               W);
-          }
-          const double pos = double(t[(i - i0) * W + j - j0]) * LN_2;
+          const double pos = positive(i, j) * LN_2;
           double loss = softplus(rows_[i].sum - pos) + undefined(rows_[i].sum, pos);
           if (columns)
             loss = 0.5 * (loss + softplus(columns[j].sum - pos) + undefined(columns[j].sum, pos));
@@ -374,16 +302,9 @@ class ForwardPass {
     });
   }
 
-  const Forward& f_;
-  int64_t M_, N_, D_, size_;
-  Grid grid_;
-  Team team_;
-  Turns row_turns_, column_turns_;
   bool fast_ = false;
-  Factor<T> factor_;
-  Packed<C> a_, b_;
   RunningSum *rows_ = nullptr, *columns_ = nullptr;
-  T *add_ = nullptr, *row_top_ = nullptr, *column_top_ = nullptr, *mean_ = nullptr;
+  T *row_top_ = nullptr, *column_top_ = nullptr, *mean_ = nullptr;
 };
 
 }  // namespace fused_contrastive::FUSED_ISA

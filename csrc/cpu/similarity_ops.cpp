@@ -1,51 +1,10 @@
-// The torch side: op schemas, checks, views of tensors as the kernels' plain structures, threads
-// and memory, and the ISA.
-#include <Python.h>
+// The torch side of the similarity family: op schemas, checks, outputs.
 #include <torch/library.h>
-
-#include <limits>
-#include <optional>
-#include <string>
-#include <tuple>
 
 #include "bindings.h"
 
 namespace fused_contrastive {
 namespace {
-
-enum Isa { PORTABLE, AVX2, AVX512, AVX512_BF16 };
-constexpr const char* ISA_NAMES[] = {"portable", "avx2", "avx512", "avx512_bf16"};
-
-// The best of the instruction sets that were compiled and that this CPU has.
-Isa best_isa() {
-  Isa best = PORTABLE;
-#if defined(FUSED_AVX2_KERNELS)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = AVX2;
-#endif
-#if defined(FUSED_AVX512_KERNELS)
-  if (best == AVX2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    best = AVX512;
-#endif
-#if defined(FUSED_AVX512_BF16_KERNELS)
-  if (best == AVX512 && __builtin_cpu_supports("avx512bf16")) best = AVX512_BF16;
-#endif
-  return best;
-}
-
-Isa chosen_isa = best_isa();
-
-std::string isa() { return ISA_NAMES[chosen_isa]; }
-
-void set_isa(const std::string& name) {
-  const auto* found = std::find(std::begin(ISA_NAMES), std::end(ISA_NAMES), name);
-  TORCH_CHECK_VALUE(found != std::end(ISA_NAMES),
-                    "isa must be portable, avx2, avx512 or avx512_bf16, got ", name);
-  const Isa wanted = Isa(found - ISA_NAMES);
-  TORCH_CHECK_VALUE(wanted <= best_isa(), "this CPU has no ", name, ": its best is ",
-                    ISA_NAMES[best_isa()]);
-  chosen_isa = wanted;
-}
 
 Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scale,
                 const optional<Tensor>& bias_, const optional<Tensor>& key_a,
@@ -71,7 +30,7 @@ Outputs forward(const Tensor& a_, const optional<Tensor>& b_, const Tensor& scal
   const Tensor mean = make(weighted, {G, M, D}, acc);
   const Tensor bias = bias_ ? bias_->to(acc).contiguous() : Tensor();
 
-  Forward f{};
+  SimilarityForward f{};
   const Keys keys(key_a, key_b, !b_);
   describe(f, a, scale, bias, keys, kind, offset, stride, positive, dtype);
   f.one_set = !b_;
@@ -109,7 +68,7 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_,
   const Tensor dbias = make(need_bias, {G, N}, acc);
   std::vector<double> dscale(size_t(G), 0.0);
   if (need_a || need_b || need_scale || need_bias) {
-    Backward f{};
+    SimilarityBackward f{};
     const Keys keys(key_a, key_b, !b_);
     describe(f, a, scale, bias, keys, kind, offset, stride, positive, dtype);
     f.one_set = !b_;
@@ -138,49 +97,17 @@ Outputs backward(const Tensor& g_rows, const Tensor& g_cols, const Tensor& a_,
 
 }  // namespace
 
-Kernels kernels_for(Type matrix) {
-#if defined(FUSED_AVX512_BF16_KERNELS)
-  if (chosen_isa == AVX512_BF16 && matrix == Type::BFloat16) return avx512_bf16::kernels(matrix);
-#endif
-#if defined(FUSED_AVX512_KERNELS)
-  if (chosen_isa >= AVX512) return avx512::kernels(matrix);
-#endif
-#if defined(FUSED_AVX2_KERNELS)
-  if (chosen_isa == AVX2) return avx2::kernels(matrix);
-#endif
-  return portable::kernels(matrix);
-}
-
-ForceKernels force_kernels_for(at::ScalarType accumulation) {
-#if defined(FUSED_AVX512_KERNELS)
-  if (chosen_isa >= AVX512) return avx512::force_kernels(type_of(accumulation));
-#endif
-#if defined(FUSED_AVX2_KERNELS)
-  if (chosen_isa >= AVX2) return avx2::force_kernels(type_of(accumulation));
-#endif
-  return portable::force_kernels(type_of(accumulation));
-}
-
-TORCH_LIBRARY(fused_contrastive_cpu, m) {
-  m.def("isa() -> str", &isa);
-  m.def("set_isa(str name) -> ()", &set_isa);
+TORCH_LIBRARY_FRAGMENT(fused_contrastive_cpu, m) {
   m.def(
-      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, str "
-      "kind, int offset, "
-      "int stride, "
-      "int positive, bool normalize, bool columns, bool extrema, bool weighted, ScalarType dtype) "
-      "-> Tensor[]");
+      "forward(Tensor a, Tensor? b, Tensor scale, Tensor? bias, Tensor? key_a, Tensor? key_b, "
+      "str kind, int offset, int stride, int positive, bool normalize, bool columns, "
+      "bool extrema, bool weighted, ScalarType dtype) -> Tensor[]");
   m.def(
       "backward(Tensor g_rows, Tensor g_cols, Tensor a, Tensor? b, Tensor scale, Tensor? bias, "
-      "Tensor? key_a, Tensor? "
-      "key_b, "
-      "Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, Tensor b_hat, Tensor a_inv, Tensor "
-      "b_inv, Tensor mean, str "
-      "kind, "
-      "int offset, int stride, int positive, bool normalize, ScalarType dtype, bool need_a, bool "
-      "need_b, bool "
-      "need_scale, "
-      "bool need_bias) -> Tensor[]");
+      "Tensor? key_a, Tensor? key_b, Tensor rows, Tensor cols, Tensor pos, Tensor a_hat, "
+      "Tensor b_hat, Tensor a_inv, Tensor b_inv, Tensor mean, str kind, int offset, int stride, "
+      "int positive, bool normalize, ScalarType dtype, bool need_a, bool need_b, "
+      "bool need_scale, bool need_bias) -> Tensor[]");
 }
 
 TORCH_LIBRARY_IMPL(fused_contrastive_cpu, CPU, m) {
@@ -189,12 +116,3 @@ TORCH_LIBRARY_IMPL(fused_contrastive_cpu, CPU, m) {
 }
 
 }  // namespace fused_contrastive
-
-// Importing the module runs the registrations above; it has no Python functions of its own.
-PyMODINIT_FUNC PyInit__C_cpu(void) {
-  // native.py looks for this mark in the file before it loads the library.
-  static const char* const mark = "fused_contrastive for torch " FUSED_TORCH_VERSION ";";
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C_cpu", mark, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
-}

@@ -1,6 +1,6 @@
-// Threads and the order of tiles. Which thread runs a tile never matters: tiles that add to the
-// same block do so in one fixed order, enforced by a counter per block, so that results have the
-// same bits for any number of threads.
+// Threads and the order of tiles. It never matters which thread runs a tile. Tiles that add to the
+// same block do so in one fixed order, which a counter per block enforces. So results have the same
+// bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -24,8 +24,8 @@ void wait_until(F ready) {
     if (spins > 2000) std::this_thread::yield();
 }
 
-// How many tiles each block has served. wait() holds a tile back until its turn; earlier tiles are
-// always running or done.
+// Counts how many tiles each block has served. wait() holds a tile back until its turn; earlier
+// tiles are always running or done.
 class Turns {
  public:
   explicit Turns(int64_t blocks)
@@ -45,8 +45,9 @@ class Turns {
   std::unique_ptr<std::atomic<int32_t>[]> turn_;
 };
 
-// The threads of one pass. A pass is a sequence of phases, each a number of tasks; a thread that
-// comes late finds them done, so that a pass waits for no thread that has not started a task.
+// The threads of one pass. A pass is a sequence of phases, and each phase is a number of tasks. A
+// thread that comes late finds them done, so that a pass waits for no thread that has not started a
+// task.
 class Team {
  public:
   Team(Runtime* runtime, int threads, int64_t scratch_bytes)
@@ -65,7 +66,8 @@ class Team {
       return reinterpret_cast<U*>(team_.scratch_ + thread_ * team_.stride_);
     }
 
-    // The next phase: f(task) for 0 <= task < n, handed out in order; returns when all are done.
+    // Runs the next phase: f(task) for 0 <= task < n, handed out in order. It returns when all are
+    // done.
     template <class F>
     void tasks(int64_t n, F f) {
       Phase& phase = team_.phases_[phase_++];
@@ -81,7 +83,7 @@ class Team {
     int thread_, phase_ = 0;
   };
 
-  // f(worker) on every thread.
+  // Calls f(worker) on every thread.
   template <class F>
   void run(F f) {
     for (Phase& phase : phases_) {
@@ -115,12 +117,12 @@ using Worker = Team::Worker;
 
 struct Block {
   int64_t index, begin, end;
-  bool first;  // the first tile to add to this block's sums
+  bool first;  // whether this is the first tile to add to the block's sums
   int64_t size() const { return end - begin; }
 };
 
-// Every unordered pair of q blocks of n indices once, the diagonal first, then the rounds of a
-// tournament, in each of which the pairs are disjoint. f(I, J) may update both blocks.
+// Visits every unordered pair of q blocks of n indices once: first the diagonal, then the rounds of
+// a tournament. The pairs of a round are disjoint. f(I, J) may update both blocks.
 template <class F>
 void tournament(Worker& worker, Turns& turns, int64_t n, int64_t size, F f) {
   const int64_t q = (n + size - 1) / size, half = q / 2, odd = q % 2, ring = q - 1 + odd;
@@ -145,7 +147,7 @@ void tournament(Worker& worker, Turns& turns, int64_t n, int64_t size, F f) {
 }
 
 // Blocks of `size` rows by blocks of `size` columns. With few blocks on one side the other side is
-// cut into `row_parts` or `column_parts` parts, each with sums of its own for the side that is not
+// cut into `row_parts` or `column_parts` parts. Each part has its own sums for the side that is not
 // cut.
 struct Grid {
   int64_t M, N, size;
@@ -155,7 +157,7 @@ struct Grid {
   Grid(int64_t M, int64_t N, int64_t size, bool rows, bool columns)
       : M(M), N(N), size(size), rows(rows), columns(columns) {
     const int64_t p = row_blocks(), q = column_blocks();
-    // Towards TASKS independent tiles at a time, with at least two blocks to a part.
+    // Aims at TASKS independent tiles at a time, with at least two blocks to a part.
     const auto parts = [](int64_t few, int64_t many) {
       return std::max<int64_t>(1,
                                std::min((TASKS + few - 1) / few, many / std::max<int64_t>(2, few)));
@@ -178,9 +180,10 @@ struct Grid {
   static constexpr int64_t TASKS = 16;
 };
 
-// f(I, J, row_part, column_part): I's sums of column part `column_part` and J's of row part
-// `row_part` may be updated. With both sums the tiles of a part form a Latin square whose rounds
-// are disjoint in rows and columns; with one sum, a task is all the tiles of its block.
+// Calls f(I, J, row_part, column_part) for every tile. It may update I's sums of column part
+// `column_part` and J's sums of row part `row_part`. With both sums the tiles of a part form a
+// Latin square whose rounds are disjoint in rows and columns. With one sum a task is all the tiles
+// of its block.
 template <class F>
 void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Grid& grid, F f) {
   const int64_t p = grid.row_blocks(), q = grid.column_blocks(), R = grid.row_parts,
@@ -210,9 +213,9 @@ void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Gri
     });
     return;
   }
-  // Both: part s has rows [i0, i0 + pi) and columns [j0, j0 + qj); in round k row x meets column (x
-  // + k) % max.
-  const int64_t parts = R * C;  // one of them is 1
+  // With both sums, part s has rows [i0, i0 + pi) and columns [j0, j0 + qj). In round k row x meets
+  // column (x + k) % max.
+  const int64_t parts = R * C;  // one of R and C is 1
   int64_t widest = 0, tallest = 0;
   for (int64_t s = 0; s < parts; ++s) {
     const int64_t pi = R > 1 ? begin(s + 1, R, p) - begin(s, R, p) : p;
@@ -229,7 +232,7 @@ void grid_tiles(Worker& worker, Turns& row_turns, Turns& column_turns, const Gri
     if (x >= pi || k >= ring) return;
     const int64_t y = (x + k) % ring;
     if (y >= qj) return;
-    // In how many of the rounds before k row x (column y) met a column (row) that exists: of the
+    // In how many of the rounds before k row x (column y) met a column (row) that exists. Of the
     // residues [from, to) modulo ring, those below count.
     const auto met = [&](int64_t from, int64_t to, int64_t count) {
       const int64_t wraps = to / ring - from / ring;

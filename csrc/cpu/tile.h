@@ -1,24 +1,36 @@
-// One tile of logits, t = log2(e) (scale <a_i, b_j> + bias_j), -inf where j is no candidate of i,
-// handed on in blocks of MR rows by PANEL columns while they are in the first-level cache. What
-// differs between passes is only what is done to such a block.
+// One tile of logits, t = log2(e) (scale <a_i, b_j> + bias_j), -inf where j is no candidate of i.
+// It is handed on in blocks of MR rows by PANEL columns while they are in the first-level cache.
+// Passes differ only in what they do to such a block.
 #pragma once
 
 #include <utility>
 
 #include "pack.h"
+#include "running_sum.h"
 
 namespace fused_contrastive::FUSED_ISA {
 
-// High and low parts of log2(e) and log(2).
-constexpr double LOG2_E = 1.4426950408889634, LOG2_E_LOW = 2.0355273740931033e-17;
-constexpr double LN_2 = 0.6931471805599453, LN_2_LOW = 2.3190468138462996e-17;
-
-// Blocks are whole panels; larger ones serve larger problems, for which there are still enough of
-// them to share.
+// Blocks are whole panels. Larger ones serve larger problems, for which there are still enough
+// blocks to share.
 inline int64_t block_size(int64_t M, int64_t N, int64_t D, bool one_set) {
   if (one_set && N <= 256) return 32;
   if (std::max(M, N) <= 1024) return 64;
   return std::min(M, N) >= 4096 && D >= 256 ? 256 : 128;
+}
+
+// Writes the logits' additive part in units of log 2, padded to whole panels. Returns the largest
+// finite |bias|, or a NaN or +inf itself.
+template <class T>
+double additive(const Problem& p, int64_t g, int64_t size, T* add) {
+  double largest = 0;
+  for (int64_t j = 0; j < size; ++j) {
+    const double x = p.bias && j < p.b.n ? double(static_cast<const T*>(p.bias)[g * p.b.n + j]) : 0;
+    add[j] = T(x * LOG2_E);
+    if (!(std::fabs(x) <= largest) && largest == largest &&
+        x != -std::numeric_limits<double>::infinity())
+      largest = std::fabs(x);
+  }
+  return largest;
 }
 
 template <class T>
@@ -34,8 +46,8 @@ struct Candidates {
         key_a(p.key_a ? p.key_a + g * p.a.n : nullptr),
         key_b(p.key_b ? p.key_b + g * p.b.n : nullptr) {}
 
-  // Whether rows [i0, i1) by columns [j0, j1) contain (keys: may contain) a pair that is not a
-  // candidate.
+  // Whether rows [i0, i1) by columns [j0, j1) contain a pair that is not a candidate. For keys:
+  // whether they may contain one.
   bool masks(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
     const int64_t low = j0 - (i1 - 1) - offset, high = (j1 - 1) - i0 - offset;
     if (kind == Kind::NotSelf) return low <= 0 && 0 <= high;
@@ -43,8 +55,8 @@ struct Candidates {
     return kind != Kind::All;
   }
 
-  // Whether rows [i0, i1) by columns [j0, j1) can contain a candidate. Of equal keys few blocks do
-  // where they are sorted.
+  // Whether rows [i0, i1) by columns [j0, j1) can contain a candidate. Where equal keys are sorted,
+  // few blocks do.
   bool any(int64_t i0, int64_t i1, int64_t j0, int64_t j1) const {
     if (kind != Kind::SameKey) return true;
     const auto [low_a, high_a] = std::minmax_element(key_a + i0, key_a + i1);
@@ -52,7 +64,7 @@ struct Candidates {
     return *low_a <= *high_b && *low_b <= *high_a;
   }
 
-  // Writes -inf over the pairs that are not candidates in m rows from i0 by n columns from j0.
+  // Writes -inf over the pairs that are not candidates, in m rows from i0 by n columns from j0.
   void mask(int64_t i0, int64_t m, int64_t j0, int64_t n, T* t, int64_t ld) const {
     constexpr T none = -std::numeric_limits<T>::infinity();
     for (int64_t i = i0; i < i0 + m; ++i, t += ld) {
@@ -73,14 +85,15 @@ struct Candidates {
   }
 };
 
-// Per-thread memory of the tile passes, for blocks of at most `size` rows and columns.
+// Memory of one thread of a tile pass, for blocks of at most `size` rows and columns. by_rows and
+// by_columns hold the tile of weights as the left side of W z and of W^T z.
 template <class C>
 struct TileScratch {
   using T = typename C::T;
   using Unit = typename C::Unit;
   static constexpr int P = PANEL<T>, W = Vec<T>::W;
   T *block, *row_vectors, *column_sums, *u, *v, *tile;
-  Unit *by_rows, *by_columns;  // the tile of weights as the left side of W z and of W^T z
+  Unit *by_rows, *by_columns;
 
   TileScratch(T* memory, int64_t size) {
     const auto take = [&](int64_t n) { return std::exchange(memory, memory + n); };
@@ -96,10 +109,10 @@ struct TileScratch {
   }
 };
 
-// visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns from
-// J.begin + j, with NR = columns(). `whole`: t is the place of the block in a tile of leading
-// dimension ld, else a buffer that the next block overwrites. `upper`: blocks wholly below the
-// diagonal are left out.
+// Calls visit(i, m, j, t, ld, columns) for each block of m rows from I.begin + i and NR * W columns
+// from J.begin + j, with NR = columns(). With `whole`, t is the place of the block in a tile of
+// leading dimension ld, else a buffer that the next block overwrites. With `upper`, blocks wholly
+// below the diagonal are left out.
 template <class C, class F>
 FUSED_INLINE void logits_tile(const Packed<C>& a, const Packed<C>& b, const Block& I,
                               const Block& J, Factor<typename C::T> factor,

@@ -1,5 +1,5 @@
-// What the bindings share: threads and memory of torch, views of tensors as the kernels' plain
-// structures, the ISA.
+// What the bindings of all families share: threads and memory of torch, and views of tensors as the
+// kernels' plain structures.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -11,14 +11,14 @@
 #include <algorithm>
 #include <vector>
 
-#include "force.h"
+#include "library.h"
 
 namespace fused_contrastive {
 
 using at::Tensor;
 
-// Memory that is about to be written once: large pages where the system grants them, for page
-// faults cost more than the copy.
+// Asks for large pages for memory that is about to be written once, where the system grants them.
+// Page faults would cost more than the copy.
 inline Tensor with_large_pages(Tensor x) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t(1) << 21;
@@ -30,8 +30,8 @@ inline Tensor with_large_pages(Tensor x) {
   return x;
 }
 
-// Tensors as memory: a bump allocator over chunks of torch's own, so that its profiler and its NaN
-// fill see the workspaces.
+// Hands out memory of tensors: a bump allocator over chunks of torch's own. So torch's profiler and
+// its NaN fill see the workspaces.
 struct TorchRuntime : Runtime {
   std::vector<Tensor> chunks;
   size_t used = 0, size = 0;
@@ -83,8 +83,5 @@ inline Tensor rows_contiguous(const Tensor& x) {
 inline void* data(const Tensor& x) {
   return x.defined() && x.numel() ? x.mutable_data_ptr() : nullptr;
 }
-
-// Of the ISA in use (similarity_ops.cpp).
-ForceKernels force_kernels_for(at::ScalarType accumulation);
 
 }  // namespace fused_contrastive

@@ -1,9 +1,9 @@
-// Vectors of float and double for the ISA of the including translation unit, which defines
+// Vectors of float and double for the instruction set of the including file. That file defines
 // FUSED_ISA (a namespace name) and is compiled with the matching flags: AVX-512, AVX2 + FMA, or the
-// portable form, plain loops that any compiler vectorises.
+// portable form. The portable form is plain loops that any compiler vectorises.
 //
-// maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp: 0 far below the smallest
-// normal number (and at -inf), +inf or NaN at +inf, NaN at NaN.
+// maximum(a, b) returns b where either is NaN. exp2 is 2^t to 1.5 ulp. It is 0 far below the
+// smallest normal number (and at -inf), +inf or NaN at +inf, NaN at NaN.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,8 @@ namespace fused_contrastive::FUSED_ISA {
 template <class T>
 struct Vec;
 
-// Minimax polynomials of 2^f, |f| <= 1/2: relative error 7.5e-8 (degree 5) and 3.1e-18 (degree 11).
+// Minimax polynomials of 2^f for |f| <= 1/2. Their relative errors are 7.5e-8 (degree 5) and
+// 3.1e-18 (degree 11).
 template <class V>
 FUSED_INLINE V exp2_polynomial(V f, float) {
   V p = fma(f, V(0.0013276472631950876f), V(0.0096755413431213274f));
@@ -153,8 +154,8 @@ FUSED_INLINE T sum(Vec<T> a) {
   return x[0];
 }
 
-// 1.5 * 2^23 (2^52) added to t leaves round(t) in the low bits, from where it is shifted into the
-// exponent.
+// 1.5 * 2^23 (in double 1.5 * 2^52) added to t leaves round(t) in the low bits, from where it is
+// shifted into the exponent.
 FUSED_INLINE VF exp2(VF t) {
   const VF tiny(-126.f), magic(12582912.f);
   const __m256 kept = _mm256_cmp_ps(t.v, tiny.v, _CMP_NLT_UQ);
@@ -258,8 +259,8 @@ FUSED_INLINE Vec<T> exp2(Vec<T> t) {
 
 #endif
 
-// out[c * ld_out + r] = in[r * ld_in + c] for S x S blocks of 4-byte (AVX-512, AVX2) or other
-// elements, S = TRANSPOSED<U>.
+// out[c * ld_out + r] = in[r * ld_in + c] for blocks of S x S elements with S = TRANSPOSED<U>:
+// elements of 4 bytes (AVX-512, AVX2), or others.
 template <class U>
 constexpr int TRANSPOSED = sizeof(U) == 4 && Vec<float>::W > 4 ? Vec<float>::W : 4;
 
@@ -282,8 +283,9 @@ FUSED_INLINE void transpose(const U* in, int64_t ld_in, U* out, int64_t ld_out) 
       a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
       a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
     }
+    // Lane l of a[4 i + c] holds column 4 l + c of rows 4 i ... 4 i + 3.
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {  // a[4 i + c]: in lane l, column 4 l + c of rows 4 i ... 4 i + 3
+    for (int c = 0; c < 4; ++c) {
       const __m512i p = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x44),
                     q = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x44);
       const __m512i s = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xee),

@@ -1,4 +1,4 @@
-"""How csrc/cuda is compiled: used by setup.py and by the compile gate."""
+"""How csrc/cuda is compiled, for setup.py and the compile gate."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ARCHITECTURES = ("80", "86", "90a", "100", "120")
-"""Compiled to machine code; PTX of the first covers what comes later."""
+"""What kernels are compiled to machine code for; PTX of the first one covers later devices."""
 
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all")
 
 
 def nvcc() -> str | None:
-    """CUDA_HOME's nvcc, or the one on the path."""
+    """The nvcc of CUDA_HOME, or the one on the path."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
 
@@ -29,7 +29,7 @@ def sources() -> list[Path]:
 
 
 def host_sources() -> list[Path]:
-    """Files of operators, which launch the kernels."""
+    """The module's file and the files of operators, which launch the kernels."""
     return sorted(HERE.glob("*.cpp"))
 
 
@@ -46,7 +46,7 @@ def closure(source: Path) -> list[Path]:
 
 
 def source_hash(source: Path) -> str:
-    """Of everything that decides what this source compiles to, the assembler apart."""
+    """The hash of everything that decides what this source compiles to, the assembler apart."""
     digest = hashlib.sha256(repr((NVCC_FLAGS, architectures(source))).encode())
     for path in closure(source):
         digest.update(path.name.encode() + path.read_bytes())
@@ -54,7 +54,10 @@ def source_hash(source: Path) -> str:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """Source hash of every CUDA kernel source, by name: of what launches it, too, without which a run says nothing."""
+    """The source hash of every file of CUDA kernels, by name.
+
+    It covers what launches the kernels, too, without which a run says nothing.
+    """
     package = HERE.parents[1] / "fused_contrastive" / "backends"
 
     def launching(family: str) -> bytes:
@@ -76,7 +79,10 @@ def kernel_hashes() -> dict[str, str]:
 
 
 def architectures(source: Path, names: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
-    """What this source is compiled for, of `names`: the warpgroup products exist on sm_90a alone."""
+    """Which of `names` this source is compiled for.
+
+    The warpgroup products exist on sm_90a alone.
+    """
     return ("90a",) if source.stem.endswith("_sm90") else names
 
 
@@ -91,7 +97,7 @@ def targets(source: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def release() -> str:
-    """Version of nvcc."""
+    """The version of nvcc."""
     printed = subprocess.run(
         [nvcc(), "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -99,7 +105,10 @@ def release() -> str:
 
 
 def library_hash() -> str:
-    """Of everything the library is made of, the compiler apart: the library carries it as ``SOURCES``."""
+    """The hash of everything the library is made of, the compiler apart.
+
+    The library carries it as ``SOURCES``.
+    """
     everything = [(source.name, source_hash(source)) for source in (*sources(), *host_sources())]
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
 
@@ -111,8 +120,11 @@ def build(
     names: tuple[str, ...] = ARCHITECTURES,
     chosen: list[Path] | None = None,
 ) -> None:
-    """Compile everything (for tests: the kernel sources `chosen`) for the architectures `names` into `library`. Objects are kept in
-    `folder`, named after all they are made of."""
+    """Compile everything for the architectures `names` into `library`.
+
+    Tests compile the kernel sources `chosen` alone. Objects are kept in `folder`, named after all
+    they are made of.
+    """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +148,8 @@ def build(
 
     def compile_one(source: Path) -> str:
         flags = targets(source, names) if source.suffix == ".cu" else torch_flags
-        made_of = f"{compiler} {torch.__version__ if source.suffix == '.cpp' else ''} {flags} {source_hash(source)}"
+        version = torch.__version__ if source.suffix == ".cpp" else ""
+        made_of = f"{compiler} {version} {flags} {source_hash(source)}"
         target = folder / f"{source.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.o"
         if not target.exists():
             part = target.with_suffix(".part.o")

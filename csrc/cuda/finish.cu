@@ -1,19 +1,19 @@
-// finish_forward, finish_weighted: partial results merged in a fixed order, positives, losses.
-// finish_backward: gradients of the inputs.
+// finish_forward and finish_weighted merge partial results in a fixed order, then compute positives
+// and losses. finish_backward computes the gradients of the inputs.
 #include "row_kernels.cuh"
 
 namespace fused_contrastive {
 namespace {
 
-constexpr int MERGE_ROWS =
-    32;  // rows of a block of finish_forward: a lane each, slots shared among the warps
+// The rows of a block of finish_forward. Each lane has one row, and the warps share the slots.
+constexpr int MERGE_ROWS = 32;
 
 template <class Acc>
 struct Partial {
   Acc maximum, sum;
 };
 
-// This warp's share of `count` slots, a lane per row.
+// This warp's share of `count` slots; each lane has one row.
 template <class Acc>
 __device__ Partial<Acc> merge_share(const Acc* slots, int64_t stride, int64_t planes, int count,
                                     bool inside) {
@@ -35,17 +35,17 @@ __device__ Partial<Acc> merge_shares(const Partial<Acc>* shares) {
   return part;
 }
 
-// Log-sum-exp of rows (and columns) from pair_reduce's slots; the positives' logits and
-// softplus(lse - pos); maxima. One block per MERGE_ROWS rows of one group, with the columns of the
-// same index, or with a positive those of their positives. Bytes: 8 (M + N) S of slots; with a
-// positive 2 M D elements. Predicted: 70 % of the copy rate.
+// Computes the log-sum-exps of rows and columns from pair_reduce's slots, the positives' logits,
+// softplus(lse - pos), and maxima. One block serves MERGE_ROWS rows of one group with the columns
+// of the same index. With a positive it serves the columns that are those rows' positives. Bytes: 8
+// (M + N) S of slots, and with a positive 2 M D elements. Predicted: 70 % of the copy rate.
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     finish_forward(const __grid_constant__ FinishForwardParams p) {
   using Acc = typename Accumulation<T>::type;
   SHARED_MEMORY(shared);
   Partial<Acc>* shares = reinterpret_cast<Partial<Acc>*>(shared);  // [2][WARPS][32]
-  Acc* targets = reinterpret_cast<Acc*>(shares + 2 * WARPS * 32);  // [32], base 2
+  Acc* targets = reinterpret_cast<Acc*>(shares + 2 * WARPS * 32);  // [32], in base 2
   const int blocks = ceil_div(max(p.M, p.N), MERGE_ROWS);
   const int64_t g = static_cast<int>(blockIdx.x) / blocks;
   const int first = static_cast<int>(blockIdx.x) % blocks * MERGE_ROWS, index = first + lane_id();
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
       const T* y = static_cast<const T*>(p.y) + (g * p.N + partner) * p.D;
       Acc sum = 0;
       for (int d = lane_id(); d < p.D; d += 32) sum = fma(to_float(x[d]), to_float(y[d]), sum);
-      // Scaled as the logits of the tiles are: their common roundings cancel in lse - pos.
+      // The factor is that of the tiles' logits, so that common roundings cancel in lse - pos.
       const Acc shift = p.bias == nullptr
                             ? Acc(0)
                             : static_cast<const Acc*>(p.bias)[g * p.N + partner] * Acc(LOG2E);
@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
   static_cast<Acc*>(p.loss)[row] = value;
 }
 
-// Log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial results. A warp
-// per row. Bytes: 4 (splits + 1) M D.
+// Computes log-sum-exp, maximum and softmax-weighted mean [G, M, D] from fused_rows' partial
+// results. Each row has a warp. Bytes: 4 (splits + 1) M D.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     finish_weighted(const __grid_constant__ FinishWeightedParams p) {
@@ -140,12 +140,14 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
   }
 }
 
-// dx = scale (G - <u, G> u) inv with u = given * inv, in the type of dx and given; radial: this
-// block's sum of <x, G> (half of it with `halved`) in float64, for the gradient of the scale. G is
-// `gradient` (a product with W, unscaled) less the positives' pull: near, x are rows with positives
-// y[(i + positive) % Y]; far, x are the positives of y[(j - positive) % X]; both for one set. Rows
-// below the norm floor are not projected. A warp per row. Bytes: (4 to 8 + 3 to 8) X D read, the
-// second reading from cache. Predicted: 70 % of the copy rate.
+// dx = scale (G - <u, G> u) inv with u = given * inv, in the type of dx and given. `radial`
+// receives this block's sum of <x, G> in float64 (half of it with `halved`), for the gradient of
+// the scale.
+// G is `gradient`, an unscaled product with W, less the pull of the positives. With `near`, x are
+// rows whose positives are y[(i + positive) % Y]. With `far`, x are the positives of y[(j -
+// positive) % X]. One set has both. Rows below the norm floor are not projected.
+// Each row has a warp. Bytes: (4 to 8 + 3 to 8) X D read, the second reading from cache. Predicted:
+// 70 % of the copy rate.
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     finish_backward(const __grid_constant__ FinishBackwardParams p) {

@@ -1,6 +1,6 @@
-// The tile main loop of the force family: squared distances of 64 x 64 pairs as sums of squared
-// differences in the accumulation type, with an epilogue per kernel; and what every epilogue does
-// with a distance.
+// The main loop over tiles of the force family, with an epilogue per kernel. It computes squared
+// distances of 64 x 64 pairs as sums of squared differences in the accumulation type. Here is also
+// what every epilogue does with a distance.
 #pragma once
 
 #include "force.h"
@@ -19,7 +19,7 @@ __device__ inline Unit<Acc> load_unit(const Acc* x) {
   return *reinterpret_cast<const Unit<Acc>*>(x);
 }
 
-// Four neighbouring elements of a row [0, D) from `d` on, zeros behind its end.
+// Four neighbouring elements of a row [0, D) from `d` on, with zeros behind its end.
 template <class T>
 struct alignas(sizeof(T) < 4 ? 8 : 16) Four {
   T v[4];
@@ -38,13 +38,13 @@ __device__ inline Four<T> load_four(const T* row, int d, int D) {
 }
 
 // Thread (tx, ty) = (n % 16, n / 16) of 256 holds rows ty + 16 r and columns tx + 16 c of a tile,
-// r, c < 4.
+// for r, c < 4.
 //
-// A step is 16 features of both sides, loaded into registers while the step before is computed,
-// across tile borders, then stored as the accumulation type: two stages, one barrier per step. Rows
-// lie 16 features + 16 bytes apart, so that 16-byte loads of eight neighbouring rows touch every
-// bank once. Sums of 16 features are added up. Per four features a thread loads 8 x 16 bytes for
-// 128 arithmetic instructions (subtract, multiply-add).
+// A step is 16 features of both sides. They are loaded into registers while the step before is
+// computed, across tile borders, then stored as the accumulation type. There are two stages and one
+// barrier per step. Rows lie 16 features + 16 bytes apart, so that 16-byte loads of eight
+// neighbouring rows touch every bank once. Sums of 16 features are added up. Per four features a
+// thread loads 8 x 16 bytes for 128 arithmetic instructions (subtract, multiply-add).
 template <class T>
 struct Distances {
   using Acc = typename Accumulation<T>::type;
@@ -52,8 +52,8 @@ struct Distances {
   static constexpr int STRIDE = STEP + Unit<Acc>::SIZE, STAGE = 2 * TILE * STRIDE;
   static constexpr int SHARED = 2 * STAGE * static_cast<int>(sizeof(Acc));  // bytes
 
-  // Calls epilogue(squares, tile) for every tile of `tiles`, in order; x [count, D] is one group.
-  // Ends with a barrier.
+  // Calls epilogue(squares, tile) for every tile of `tiles`, in order, where x [count, D] is one
+  // group. It ends with a barrier.
   template <class Tiles, class Epilogue>
   static __device__ void run(const T* x, int count, int D, Tiles tiles, Epilogue& epilogue,
                              Acc* shared) {
@@ -89,7 +89,7 @@ struct Distances {
     for (; tiles.valid(); tiles.next()) {
       Acc total[4][4] = {};
       for (int d = 0; d < D; d += STEP) {
-        __syncthreads();  // the stage is there for all, and all are done with the other one
+        __syncthreads();  // The stage has landed, and the other one is free.
         const bool more = ahead.valid();
         load();
         add_step(total, shared + stage * STAGE);
@@ -131,7 +131,7 @@ struct Distances {
   }
 };
 
-// NaN stays NaN.
+// The larger of two numbers; a NaN stays NaN.
 template <class Acc>
 __device__ inline Acc at_least(Acc x, Acc least) {
   return x < least ? least : x;
@@ -141,7 +141,8 @@ __device__ inline Acc distance(Acc square, const ForceParams& p) {
   return sqrt(at_least(square, static_cast<Acc>(p.clip)));
 }
 
-// Natural exponential. float: one exp2, what rounding its argument lost as a factor; 0 below -200.
+// The natural exponential. For float it is one exp2, with what rounding its argument lost as a
+// factor, and 0 below -200.
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float exponential(float x) {
   constexpr float HIGH = static_cast<float>(LOG2E),
@@ -151,20 +152,20 @@ __device__ inline float exponential(float x) {
   return fma(e, static_cast<float>(LN2) * fma(x, LOW, fma(x, HIGH, -y)), e);
 }
 
-// The shift of a sum of exponentials; -inf (of nothing) as 0.
+// The shift of a sum of exponentials; the -inf of an empty sum counts as 0.
 template <class Acc>
 __device__ inline Acc shift_of(Acc maximum) {
   return maximum == -infinity(maximum) ? Acc(0) : maximum;
 }
 
-// Merges (maximum, sum of exp(. - maximum)) of two disjoint parts.
+// Merges (maximum, sum of exp(x - maximum)) of two disjoint parts.
 template <class Acc>
 __device__ inline void merge_sums(Acc& maximum, Acc& sum, Acc other_maximum, Acc other_sum) {
   const Acc shift = shift_of(fmax(maximum, other_maximum));
   sum = sum * exponential(maximum - shift) + other_sum * exponential(other_maximum - shift);
   maximum = fmax(maximum, other_maximum);
 }
-// Over the lanes that differ in the bits below `lanes`.
+// Merges over the lanes that differ in the bits below `lanes`.
 template <class Acc>
 __device__ inline void merge_lanes(Acc& maximum, Acc& sum, int lanes) {
   for (int bit = 1; bit < lanes; bit *= 2) {
@@ -179,7 +180,8 @@ __device__ inline Acc warp_max(Acc x) {
   return x;
 }
 
-// Log of the sum of exponentials, -inf over nothing, and what its rounding lost (Knuth's two-sum).
+// The logarithm of a sum of exponentials, -inf for an empty one, and what its rounding lost
+// (Knuth's two-sum).
 template <class Acc>
 struct LogOfSum {
   Acc value, lost;
@@ -195,7 +197,7 @@ struct LogOfSum {
   }
 };
 
-// Temperature k of group g as the factor of its distances; a scale of 0, where all points are
+// Temperature k of group g as the factor of its distances. A scale of 0, where all points are
 // equal, counts as 1.
 template <class Acc>
 __device__ inline Acc unit_scale(const void* scale, int g) {
@@ -207,7 +209,7 @@ __device__ inline Acc factor(const ForceParams& p, int k, Acc scale) {
   return static_cast<const Acc*>(p.inverse)[k] / scale;
 }
 
-// a_ij of a pair of different points; R_i and C_j in two parts.
+// a_ij of a pair of different points, with R_i and C_j in two parts.
 template <class Acc>
 __device__ inline Acc log_affinity(Acc d, Acc f, Acc row, Acc row_lost, Acc column, Acc column_lost,
                                    const ForceParams& p) {
@@ -222,7 +224,8 @@ __device__ inline Acc log_affinity(Acc d, Acc f, Acc row, Acc row_lost, Acc colu
   return at_least(a, static_cast<Acc>(p.floor));
 }
 
-// Sum of (d exp(a))^2 relative to exp(2 maximum), the maximum of a over pairs with d > 0.
+// The sum of (d exp(a))^2 relative to exp(2 maximum), where the maximum of a is taken over pairs
+// with d > 0.
 template <class Acc>
 __device__ inline Acc moment(Acc d, Acc a, Acc maximum) {
   const Acc root = d == Acc(0) ? Acc(0) : d * exponential(a - shift_of(maximum));
@@ -232,10 +235,10 @@ __device__ inline double log_moments(double maximum, double sum) {
   return sum == 0 ? -infinity(sum) : 2 * shift_of(maximum) + log(sum);
 }
 
-// A row's weights of one side are +-coefficient * exp(a - level): level is log_norm less the other
-// side's shift, whose sum is in the coefficient, with what rounding the level lost. So the exponent
-// is a term's own, however far the affinities of equal points, which are no terms, exceed all
-// others. 0 where log_norm or the shift is -inf.
+// A row's weights of one side are +-coefficient * exp(a - level). The level is log_norm less the
+// other side's shift. The coefficient holds that side's sum, with what rounding the level lost. So
+// the exponent is a term's own. It does not matter how far the affinities of equal points, which
+// are no terms, exceed all others. Weights are 0 where log_norm or the shift is -inf.
 template <class Acc>
 struct ForceLevel {
   Acc level, coefficient;
@@ -249,8 +252,8 @@ struct ForceLevel {
   }
 };
 
-// log_norm from the parts [2][WARPS] of the warps: with rms (maximum, sum) of the logs of (d A)^2,
-// else maxima of the terms' exponents.
+// log_norm from the parts [2][WARPS] of the warps: with rms (maximum, sum) of the logarithms of (d
+// A)^2, else the maxima of the terms' exponents.
 __device__ inline double log_norm_of(const double* parts, double scale, const ForceParams& p) {
   double maximum = parts[0], sum = parts[WARPS];
   for (int w = 1; w < WARPS; ++w) {

@@ -1,4 +1,4 @@
-// What follows force_rows.cuh: partial results merged in a fixed order, and the norms of the
+// What follows force_rows.cuh: merging partial results in a fixed order, and the norms of the
 // forces.
 #pragma once
 
@@ -6,8 +6,8 @@
 
 namespace fused_contrastive {
 
-// lse in two parts, or shift and total, from the parts. A thread per element; bytes: 8 (splits + 1)
-// per element (float64: 16).
+// Merges the parts into lse (in two parts), or into shift and total. Each element has a thread.
+// Bytes: 8 (splits + 1) per element (float64: 16).
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     force_merge(const __grid_constant__ ForceMergeParams p) {
@@ -27,9 +27,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
   }
 }
 
-// log_norm [K, G], and as `wide` not rounded: with rms from squares [splits, K, G, P], else
-// (separate) from shift [2, K, G, rows] and apart [splits, 2, K, G, rows]. A block per temperature
-// and group; bytes: 8 per element read (without rms 4).
+// Computes log_norm [K, G], and unrounded as `wide`. With rms it comes from squares [splits, K, G,
+// P], else (separate) from shift [2, K, G, rows] and apart [splits, 2, K, G, rows]. Each
+// temperature and group has a block. Bytes: 8 per element read (without rms 4).
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     force_norms(const __grid_constant__ ForceParams p) {

@@ -1,27 +1,29 @@
-// The force family for groups that fit into one block's shared memory: one launch, a block per
+// The force family for groups that fit into one block's shared memory: one launch, with a block per
 // group.
 //
 //   force_group            all of force_forward
 //   force_group_gradient   distance_gradient
 //
-// The distances of all pairs that are needed lie in shared memory, [P, stride]: rows i < rows alone
-// where nothing asks for more, and only tiles at or above the diagonal are computed. Everything
-// after that goes by rows, a warp each, lanes over the columns; the rows' log-sum-exps, shifts and
-// sums pass through the outputs. Weights replace the distances of their rows, or with `separate`
-// lie in a panel of 64 rows, and multiply differences of coordinates, in tiles of 64 x 64.
+// The distances of all pairs that are needed lie in shared memory, [P, stride]. Where nothing asks
+// for more these are the rows i < rows alone, and only tiles at or above the diagonal are computed.
+// Everything after that goes by rows, a warp each, with lanes over the columns. The rows'
+// log-sum-exps, shifts and sums pass through the outputs. Weights replace the distances of their
+// rows, or with `separate` lie in a panel of 64 rows. They multiply differences of coordinates, in
+// tiles of 64 x 64.
 //
-// Flops: 3 P^2 D / 2 of distances (rows P D where that is less) and 3 rows P D of products; 3 or 4
-// exponentials per pair and temperature. Bytes: x three times, mostly from L2. Shared memory: 4 P
-// (P + 8) + 20 KiB, 86 KiB at P = 128: two blocks on an SM of sm_90 and sm_100, one of sm_80, sm_86
-// and sm_120; up to P = 228 on sm_90; float64 8 P (P + 8) + 37 KiB. Predicted, one H200: 256 groups
-// of 128 points in 256 dimensions, 5 temperatures: 0.17 ms, at 65 % of the instruction rate.
+// Flops: 3 P^2 D / 2 of distances (3 rows P D where that is less), 3 rows P D of products, and 3 or
+// 4 exponentials per pair and temperature. Bytes: x three times, mostly from L2. Shared memory: 4 P
+// (P + 8) + 20 KiB, which is 86 KiB at P = 128: two blocks on an SM of sm_90 and sm_100, one on
+// sm_80, sm_86 and sm_120. P may be up to 228 on sm_90; float64 takes 8 P (P + 8) + 37 KiB.
+// Predicted on one H200: 256 groups of 128 points in 256 dimensions with 5 temperatures take 0.17
+// ms, at 65 % of the instruction rate.
 #pragma once
 
 #include "force_product.cuh"
 
 namespace fused_contrastive {
 
-// Tiles at or above the diagonal whose rows begin before `rows`.
+// The tiles at or above the diagonal whose rows begin before `rows`.
 struct UpperTiles {
   int i, j, rows, points;
 
@@ -34,7 +36,7 @@ struct UpperTiles {
   }
 };
 
-// COLUMNS of a row per lane: 32 COLUMNS points at most.
+// Each lane has COLUMNS columns of a row, so that there are 32 COLUMNS points at most.
 template <class T, int COLUMNS>
 struct Group {
   using Acc = typename Accumulation<T>::type;
@@ -42,7 +44,7 @@ struct Group {
   static constexpr int TILE = Loop::TILE, THREADS = Loop::THREADS;
   static_assert(Coordinates<T>::SHARED <= Loop::SHARED, "one after the other");
 
-  // A multiple of 4, odd in those: columns of the matrix lie in different banks.
+  // A multiple of 4, and odd in units of 4: columns of the matrix lie in different banks.
   static __host__ __device__ int stride(int P) { return 4 * (ceil_div(P, 4) | 1); }
   static constexpr int PARTS = 2 * WARPS * static_cast<int>(sizeof(double));
   static __host__ __device__ bool apart(const ForceParams& p) { return p.separate && p.K > 1; }
@@ -52,7 +54,8 @@ struct Group {
   }
 
   const ForceParams& p;
-  int g, width;  // width: elements of a row of d
+  // `width` is the number of elements in a row of d.
+  int g, width;
   Acc* stages;
   double* parts;  // [2][WARPS]
   Acc *d, *panel;
@@ -71,7 +74,7 @@ struct Group {
   }
   static __device__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
 
-  // Epilogue of the tile loop.
+  // The epilogue of the tile loop.
   __device__ void operator()(const Acc (&squares)[4][4], const UpperTiles& t) {
     const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
 #pragma unroll
@@ -90,7 +93,7 @@ struct Group {
     Loop::run(points(), p.P, p.D, UpperTiles{0, 0, rows, p.P}, *this, stages);
   }
 
-  // The given scale, or the mean of all distances.
+  // Stores the given scale, or the mean of all distances.
   __device__ Acc scale() {
     Acc* target = static_cast<Acc*>(p.scale) + g;
     Acc value;
@@ -123,7 +126,7 @@ struct Group {
     }
   }
 
-  // log sum_j exp(-f d_ij) over the first `count` points.
+  // Computes log sum_j exp(-f d_ij) over the first `count` points.
   __device__ LogOfSum<Acc> log_sum(int i, int count, Acc f) const {
     const Acc* row = d + i * width;
     Acc maximum = -infinity(Acc(0)), sum = 0;
@@ -134,12 +137,12 @@ struct Group {
     maximum = warp_max(maximum);
     const Acc shift = shift_of(maximum);
     for_columns([&](int, int j) {
-      if (!left_out(j)) sum += exponential(fma(-f, row[j], -shift));  // the product is not rounded
+      if (!left_out(j)) sum += exponential(fma(-f, row[j], -shift));  // The product is not rounded.
     });
     return {maximum, warp_sum(sum)};
   }
 
-  // lse_rows and lse_cols. Ends with a barrier, behind which all threads see them.
+  // Computes lse_rows and lse_cols. It ends with a barrier, behind which all threads see them.
   __device__ void log_sums(Acc scale) const {
     const int row_count = p.all_rows ? p.P : p.rows, column_count = p.all_rows ? 0 : p.P;
 #pragma unroll 1
@@ -189,13 +192,13 @@ struct Group {
                ? Acc(1)
                : static_cast<const Acc*>(p.weight)[static_cast<int64_t>(g) * p.P + j];
   }
-  // Where shift and sums of a row are; those of the positive side `sides` elements on.
+  // Where shift and sums of a row are. Those of the positive side lie `sides` elements on.
   __device__ int64_t place(int i, int k) const {
     return (static_cast<int64_t>(k) * p.G + g) * p.rows + i;
   }
   __device__ int64_t sides() const { return static_cast<int64_t>(p.K) * p.G * p.rows; }
 
-  // shift, sums and log_norm. Ends with a barrier.
+  // Computes shift, sums and log_norm. It ends with a barrier.
   __device__ void affinities(Acc scale) const {
 #pragma unroll 1
     for (int k = 0; k < p.K; ++k) {
@@ -227,7 +230,7 @@ struct Group {
           for_columns([&](int c, int j) { moments += moment(r.d[j], a[c], moment_top); });
           merge_log(norm, norm_sum, log_moments(moment_top, warp_sum(moments)));
         } else if (p.separate) {
-          Acc exponent = -infinity(Acc(0));  // the largest of a term
+          Acc exponent = -infinity(Acc(0));  // the largest exponent of a term
           for_columns([&](int c, int j) {
             const Acc other = j < p.negatives ? top[1] : top[0];
             exponent = r.d[j] == Acc(0) ? exponent : fmax(exponent, a[c] + other);
@@ -253,8 +256,8 @@ struct Group {
     }
   }
 
-  // Weights of temperatures [k, k_end) of row i, added, into `target`: 0 for points that equal it,
-  // and behind the last column. Each lane prepares one temperature, for all.
+  // Adds up the weights of row i over temperatures [k, k_end) into `target`. They are 0 for points
+  // that equal the row, and behind the last column. Each lane prepares one temperature, for all.
   __device__ void weights(int i, int k, int k_end, Acc* target) const {
     Acc total[COLUMNS] = {};
 #pragma unroll 1
@@ -294,7 +297,7 @@ struct Group {
     if (p.P + lane_id() < width) target[p.P + lane_id()] = 0;  // fewer than 32
   }
 
-  // Weights of row i in the gradient, in place of its distances.
+  // Puts the weights of row i in the gradient in place of its distances.
   __device__ void inverses(int i) const {
     const Acc g2 = Acc(-2) * static_cast<const Acc*>(p.upstream)[g];
     Acc* row = d + i * width;
@@ -304,7 +307,7 @@ struct Group {
   }
 };
 
-// Of more than 128 points one fits into a multiprocessor.
+// Of groups with more than 128 points one fits into a multiprocessor.
 template <class T, int COLUMNS>
 __global__ void __launch_bounds__(256, sizeof(T) == 8 || COLUMNS > 4 ? 1 : 2)
     force_group(const __grid_constant__ ForceParams p) {

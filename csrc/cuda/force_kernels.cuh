@@ -8,7 +8,7 @@
 
 namespace fused_contrastive {
 
-// A block per 64 rows of `count`, part of the columns, group, and chunk of temperatures.
+// Launches one block per 64 rows of `count`, part of the columns, group, and chunk of temperatures.
 template <class T>
 void launch_rows(void (*kernel)(ForceParams), const ForceParams& p, int count, int chunks,
                  Stream stream) {

@@ -1,5 +1,6 @@
-// Torch operators over the kernels of the force family: fused_contrastive/cuda_force.py allocates
-// and checks, as with similarity_ops.cpp. Each launches one kernel.
+// Torch operators over the kernels of the force family. Each one launches one kernel. As with
+// similarity_ops.cpp the Python side, fused_contrastive/backends/cuda/force.py, allocates and
+// checks.
 #include "force.h"
 #include "operators.h"
 
@@ -22,7 +23,7 @@ const ForceKernels& kernels(ScalarType type) {
   }
 }
 
-// One launch over all pairs of x, of the rows `rows` with the columns, as one part.
+// The arguments of a launch over all pairs of x: the rows `rows` against all columns, in one part.
 ForceParams problem(const Tensor& x, int64_t rows, int64_t negatives) {
   ForceParams p{};
   p.x = pointer(x);
@@ -162,17 +163,14 @@ using namespace fused_contrastive;
 STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, m) {
   m.def(
       "force_group(Tensor x, Tensor inverse, Tensor? scale, Tensor? weight, Tensor(a!) force, "
-      "Tensor(b!) log_norm, "
-      "Tensor(c!) wide, Tensor(d!) scales, Tensor(e!) lse_rows, Tensor(f!) lse_cols, Tensor(g!) "
-      "shift, Tensor(h!) "
-      "sums, int rows, int "
-      "negatives, bool all_rows, bool mask, " AFFINITY "bool rms, bool separate) -> ()");
+      "Tensor(b!) log_norm, Tensor(c!) wide, Tensor(d!) scales, Tensor(e!) lse_rows, Tensor(f!) "
+      "lse_cols, Tensor(g!) shift, Tensor(h!) sums, int rows, int negatives, bool all_rows, bool "
+      "mask, " AFFINITY "bool rms, bool separate) -> ()");
   m.def("force_group_gradient(Tensor g, Tensor x, Tensor(a!) dx) -> ()");
   m.def("force_distances(Tensor x, Tensor? weight, Tensor(a!) out, float clip) -> ()");
   m.def(
       "force_log_sums(Tensor x, Tensor inverse, Tensor scale, Tensor(a!) lse, Tensor(b!) maxima, "
-      "Tensor(c!) sums, int "
-      "rows, int columns, bool mask, float clip, int splits) -> ()");
+      "Tensor(c!) sums, int rows, int columns, bool mask, float clip, int splits) -> ()");
   m.def("force_affinities(" FIELD
         "Tensor(a!) shift, Tensor(b!) sums, Tensor(c!) squares, Tensor(d!) apart, int rows, int "
         "negatives, " AFFINITY "int splits) -> ()");
@@ -181,12 +179,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, m) {
         "first, " AFFINITY "bool separate, int splits) -> ()");
   m.def("force_inverses(Tensor g, Tensor x, Tensor(a!) panel, int first, int splits) -> ()");
   m.def(
-      "force_merge(Tensor maxima, Tensor sums, Tensor(a!) lse, Tensor(b!) shift, Tensor(c!) total, "
-      "int splits) -> ()");
+      "force_merge(Tensor maxima, Tensor sums, Tensor(a!) lse, Tensor(b!) shift, "
+      "Tensor(c!) total, int splits) -> ()");
   m.def(
-      "force_norms(Tensor squares, Tensor shift, Tensor apart, Tensor scale, Tensor(a!) log_norm, "
-      "Tensor(b!) wide, "
-      "int points, int splits) -> ()");
+      "force_norms(Tensor squares, Tensor shift, Tensor apart, Tensor scale, "
+      "Tensor(a!) log_norm, Tensor(b!) wide, int points, int splits) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {

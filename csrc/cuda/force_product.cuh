@@ -1,5 +1,5 @@
 // The product of a group's weights, in shared memory, with the differences of its coordinates:
-// sum_j w_ij (x_j - x_i), exactly 0 where all points are equal, and with nothing lost where a row's
+// sum_j w_ij (x_j - x_i). It is exactly 0 where all points are equal. Nothing is lost where a row's
 // neighbours are near it and all far from the others.
 #pragma once
 
@@ -7,8 +7,9 @@
 
 namespace fused_contrastive {
 
-// Tiles of 64 rows x 64 features over 16 points at a time, loaded into registers while those before
-// are multiplied. Per four points a thread loads 8 x 16 bytes for 128 arithmetic instructions.
+// Tiles are 64 rows x 64 features, over 16 points at a time. Points are loaded into registers while
+// those before are multiplied. Per four points a thread loads 8 x 16 bytes for 128 arithmetic
+// instructions.
 template <class T>
 struct Coordinates {
   using Acc = typename Accumulation<T>::type;
@@ -23,7 +24,7 @@ struct Coordinates {
   int width;  // elements of a row of weights
   Acc* stages;
 
-  // out [count, D]: rows i0 .., up to 64 of them; w [count, width].
+  // Computes rows i0 .. of out [count, D], up to 64 of them, from w [count, width].
   template <class Out>
   __device__ void multiply(const Acc* w, int i0, int count, Out* out) const {
     const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;

@@ -1,18 +1,18 @@
-// Panels of a matrix [rows, P] that multiplies coordinates, as force_rows.cuh goes over the pairs;
-// any tile may be any block's.
+// Panels of a matrix [rows, P] that multiplies coordinates, in a pass over the pairs like those of
+// force_rows.cuh. Any tile may be any block's.
 //
 //   force_weights     weights of all temperatures added, or apart with `separate`
 //   force_inverses    -2 g / d
 //
-// Flops: 3 D per pair, one exponential per pair and temperature. Bytes: 4 (float64: 8) per pair and
-// plane written. Shared memory 60 KiB (float64: 97 KiB). Predicted: as force_rows.cuh.
+// Flops: 3 D per pair, and one exponential per pair and temperature. Bytes: 4 (float64: 8) per pair
+// and plane written. Shared memory: 60 KiB (float64: 97 KiB). Predicted: as force_rows.cuh.
 #pragma once
 
-#include "force_rows.cuh"
+#include "force_row_view.cuh"
 
 namespace fused_contrastive {
 
-// One row's values of a tile into a panel, as far as the columns go.
+// Stores one row's values of a tile into a panel, as far as the columns go.
 template <class Acc>
 __device__ inline void store_row(Acc* row, const Acc (&w)[16], int j, int end) {
 #pragma unroll
@@ -33,8 +33,8 @@ __device__ inline void store_row(Acc* row, const Acc (&w)[16], int j, int end) {
   }
 }
 
-// out [G, K or 1, count, P]: weights of the differences x_j - x_i of rows first .., 0 where they
-// are 0.
+// out [G, K or 1, count, P] receives the weights of the differences x_j - x_i, for the rows from
+// `first` on. They are 0 where the differences are 0.
 template <class T>
 struct Weights {
   using Acc = typename Accumulation<T>::type;
@@ -47,7 +47,7 @@ struct Weights {
     const int row = min(view.row(), p.first + p.count - 1);
 #pragma unroll 1
     for (view.k0 = 0; view.k0 < p.K; view.k0 += CHUNK_K) {
-      if (view.k0 > 0) __syncthreads();  // all are done with the terms before
+      if (view.k0 > 0) __syncthreads();  // All are done with the terms before.
       view.stage_terms(p.lse_cols, t);
       view.stage_factors();
       if (view.k0 == 0) {
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 1 : 2)
                     shared);
 }
 
-// out [G, count, P]: -2 upstream_g / d, 0 where d = 0.
+// out [G, count, P] receives -2 upstream_g / d, and 0 where d = 0.
 template <class T>
 struct Inverses {
   using Acc = typename Accumulation<T>::type;

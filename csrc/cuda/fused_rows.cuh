@@ -1,16 +1,18 @@
-// fused_rows: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that
-// need no gradient. D <= 128 (float64: 64).
+// fused_rows computes log-sum-exp and softmax-weighted mean of the columns in one pass, for columns
+// that need no gradient. It serves D <= 128 (float64: 64).
 //
-// Per row and split of the columns: slots [2][splits, G, M] (sum of exp2(s2 - maximum), then
-// maximum) and partial [splits, G, M, D], sum_j exp2(s2 - maximum) y_j, unnormalised. Running
-// maxima, so any logits. One block per BM rows and split_columns columns of one group: rows stay in
-// shared memory, tiles of columns pass through a ring and serve both products; the weights go from
+// Each row and split of the columns has slots [2][splits, G, M], the sum of exp2(s2 - maximum) and
+// then the maximum. It also has partial [splits, G, M, D], the unnormalised sum_j exp2(s2 -
+// maximum) y_j. Maxima run along, so that any logits will do.
+//
+// One block serves BM rows and split_columns columns of one group. Its rows stay in shared memory;
+// tiles of columns pass through a ring and serve both products. The weights go from the
 // accumulators to the second product's operand in registers (mma.sync, which is synchronous).
 //
-// Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split
-// written. 40-80 KiB shared. Predicted, bf16: as FlashAttention-2, which has this structure: 60-65
-// % of the tensor rate on sm_80 at D = 128 (200 TF/s), 45 % on sm_90 (350 TF/s), 50 % and 35 % at D
-// = 64, where the exponentials cost as much as the products.
+// Flops: 4 M N D, and M N exponentials. Bytes: N D elements per row of tiles from L2, and 4 M D
+// written per split. Shared memory: 40-80 KiB. Predicted for bf16, as FlashAttention-2, which has
+// this structure. At D = 128: 60-65 % of the tensor rate on sm_80 (200 TF/s) and 45 % on sm_90 (350
+// TF/s). At D = 64, where exponentials cost as much as products: 50 % and 35 %.
 #pragma once
 
 #include "logits.cuh"

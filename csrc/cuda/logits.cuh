@@ -1,5 +1,5 @@
-// Logits of a tile: scale, bias and candidates (fused_contrastive/candidates.py) applied to the
-// products. In base 2, s2 = s log2(e), so that an exponential is one exp2.
+// The logits of a tile: scale, bias and candidates (fused_contrastive/problem.py) applied to the
+// products. They are in base 2, s2 = s log2(e), so that an exponential is one exp2.
 #pragma once
 
 #include "problem.h"
@@ -10,13 +10,13 @@ namespace fused_contrastive {
 __device__ inline float infinity(float) { return __int_as_float(0x7f800000); }
 __device__ inline double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
 
-// x, with 0 in place of infinities: the shift of a sum of exponentials.
+// x, or 0 for an infinite x: the shift of a sum of exponentials.
 template <class Acc>
 __device__ inline Acc finite(Acc x) {
   return fabs(x) == infinity(x) ? Acc(0) : x;
 }
 
-// Merges (maximum, sum of exp2(. - maximum)) of two disjoint parts.
+// Merges (maximum, sum of exp2(x - maximum)) of two disjoint parts.
 template <class Acc>
 __device__ inline void fold(Acc& maximum, Acc& sum, Acc other_maximum, Acc other_sum) {
   const Acc top = other_maximum > maximum ? other_maximum : maximum;
@@ -25,11 +25,12 @@ __device__ inline void fold(Acc& maximum, Acc& sum, Acc other_maximum, Acc other
   maximum = top;
 }
 
-// Which differences column - row are multiples of a stride, for `first` and up to 2^16 behind it:
-// no division after the first (Lemire, Kaser, Kurz 2019, "Faster remainder by direct
-// computation", 3.2).
+// Tells which differences column - row are multiples of a stride, for `first` and up to 2^16 behind
+// it. After the first one it needs no division (Lemire, Kaser, Kurz 2019, "Faster remainder by
+// direct computation", 3.2).
 struct Multiples {
-  int offset;  // of the first multiple at or behind `first`, negated
+  // The first multiple at or behind `first`, negated.
+  int offset;
   uint32_t inverse;
 
   __device__ Multiples(int first, int stride) : inverse(0xffffffffu / stride + 1) {
@@ -42,29 +43,30 @@ struct Multiples {
   }
 };
 
-// Whether rows [i, i + BM) against columns [j, j + BN) contain a pair outside the matrix or that is
-// no candidate (keys: may).
+// Whether rows [i, i + BM) by columns [j, j + BN) contain a pair that lies outside the matrix or is
+// no candidate. For keys: whether they may contain one.
 template <int BM, int BN>
 __device__ inline bool needs_mask(const Problem& p, int i, int j) {
   if (i + BM > p.M || j + BN > p.N || p.kind >= OTHER_KEY) return true;
   const int low = j - (i + BM - 1) - p.offset, high = j + BN - 1 - i - p.offset;
   if (p.kind == NOT_SELF) return low <= 0 && high >= 0;
   if (p.kind == NOT_PAIR) {
-    const int above = high % p.stride;  // high less this is the last multiple of stride up to high
+    // `high` less `above` is the last multiple of the stride up to `high`.
+    const int above = high % p.stride;
     return high - (above < 0 ? above + p.stride : above) >= low;
   }
   return false;
 }
 
-// scale2 s + shift, what the products lost put back.
+// scale2 s + shift, where what the products lost on average is put back.
 template <class P, class Acc = typename P::Acc>
 __device__ inline Acc scaled(Acc s, Acc scale2, Acc shift) {
   return fma(s, scale2, P::LOST == 0 ? shift : fma(s, scale2 * Acc(P::LOST), shift));
 }
 
-// s2 of group g for the warp's tile whose rows begin at i and columns at j (of the whole matrix);
-// -inf where not a candidate, with `upper` also where column < row. KEYED kinds compare keys.
-// SCALED: s already is s2.
+// Turns products into s2 of group g, for the warp's tile whose rows begin at i and columns at j of
+// the whole matrix. It is -inf where a pair is no candidate, and with `upper` also where column <
+// row. KEYED kinds compare keys. SCALED means that s already is s2.
 template <class P, bool KEYED, bool SCALED = false, class Acc = typename P::Acc>
 __device__ inline void logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int64_t g, Acc scale2,
                               int i, int j, bool mask, bool upper) {

@@ -1,10 +1,10 @@
-// What the files of operators share: the namespace and device they are registered for, tensors as
-// pointers and sizes, the stream. With FUSED_CONTRASTIVE_HOST the tests' host shim compiles the
+// What the files of operators share: the namespace and the device of the registration, tensors as
+// pointers and sizes, and the stream. With FUSED_CONTRASTIVE_HOST the tests' host shim compiles the
 // same operators for CPU tensors, in another namespace.
 #pragma once
 
-#pragma weak aoti_torch_get_current_cuda_stream  // absent from a CPU-only torch, where this library
-                                                 // must still load
+// A CPU-only torch lacks this function, and the library must still load there.
+#pragma weak aoti_torch_get_current_cuda_stream
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -31,7 +31,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using torch::headeronly::ScalarType;
 
-// Makes the tensor's device current and names its stream, for the duration of a call.
+// Makes the tensor's device current for the duration of a call, and gives its stream.
 class Queue {
  public:
   explicit Queue(const Tensor& x)
@@ -54,7 +54,7 @@ class Queue {
 #endif
 };
 
-// Null for a tensor without elements.
+// A tensor without elements counts as absent: its pointer is null.
 inline void* pointer(const Tensor& x) { return x.numel() == 0 ? nullptr : x.data_ptr(); }
 inline void* pointer(const OptionalTensor& x) { return x.has_value() ? pointer(*x) : nullptr; }
 

@@ -1,5 +1,5 @@
-// What the operators over pairs share: element types, the choice of kernels, the problem as plain
-// pointers and sizes.
+// What the operators over pairs share: element types, the choice of kernels, and the problem as
+// plain pointers and sizes.
 #pragma once
 
 #include "operators.h"
@@ -8,7 +8,7 @@
 
 namespace fused_contrastive {
 
-// Whether one element in memory stands for all.
+// Whether one element in memory stands for all elements of the tensor.
 inline bool expanded(const Tensor& x) {
   for (int64_t d = 0; d < x.dim(); ++d) {
     if (x.size(d) > 1 && x.stride(d) != 0) return false;
@@ -32,8 +32,8 @@ inline Type type(const Tensor& x) {
   }
 }
 
-// Whether the tensor's device has compute capability 9.0, whose warpgroup products and tensor
-// copies are its own.
+// Whether the tensor's device has compute capability 9.0. Only there do warpgroup products and
+// tensor copies exist.
 inline bool is_sm90([[maybe_unused]] const Tensor& x) {
   int major = 0;
 #ifdef FUSED_CONTRASTIVE_HOST
@@ -45,7 +45,7 @@ inline bool is_sm90([[maybe_unused]] const Tensor& x) {
   return major == 9;
 }
 
-// Whether tensor copies can read both matrices: the kernels of sm_90 serve them.
+// Whether tensor copies can read both matrices. Then the kernels of sm_90 serve them.
 inline bool by_tensor_copies(const Tensor& x, const Tensor& y) {
   const auto bits =
       reinterpret_cast<uintptr_t>(x.data_ptr()) | reinterpret_cast<uintptr_t>(y.data_ptr());

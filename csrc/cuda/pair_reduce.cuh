@@ -1,39 +1,45 @@
-// pair_reduce: (maximum, sum of exp2(s2 - maximum)) of the candidate logits of each row, and of
-// each column, in one pass over the tiles, as partial results in private slots: no atomics, the
-// same bits in every run.
+// pair_reduce computes (maximum, sum of exp2(s2 - maximum)) over the candidate logits of each row,
+// and of each column, in one pass over the tiles. Results are partial ones in private slots. There
+// are no atomics, and every run gives the same bits.
 //
-// One block per pair of super tiles (super_rows rows x super_rows columns of one group). SYMMETRIC
-// (one set): only pairs at or above the diagonal; their column results are partial results of the
-// mirrored rows. Row statistics stay in registers along a strip of tiles; column statistics of SUB
-// columns stay in shared memory, one copy per row of warps, so a tile's epilogue needs no barrier.
+// One block serves a pair of super tiles: super_rows rows x super_rows columns of one group.
+// SYMMETRIC (one set) takes only the pairs at or above the diagonal; their column results are
+// partial results of the mirrored rows. Row statistics stay in registers along a strip of tiles.
+// Column statistics of SUB columns stay in shared memory, one copy per row of warps, so that a
+// tile's epilogue needs no barrier.
 //
-// Slots, S = super tiles across: rows [S_n (+ 1 if symmetric), G, M] sums, then as many maxima;
-// columns (two sets) [S_m, G, N] sums, then maxima. Symmetric: slot S holds the diagonal super
-// tile's mirrored part.
+// Slots for S super tiles across: rows have [S_n (+ 1 if symmetric), G, M] sums, then as many
+// maxima. Columns (two sets) have [S_m, G, N] sums, then maxima. In the symmetric case slot S holds
+// the mirrored part of the diagonal super tile.
 //
-// Two regimes, by a uniform test of |scale| max|a| max|b| + max|bias| <= DIRECT: without a shift
-// (one exp2 per logit, maximum stored as 0), or with running maxima kept by each thread (two exp2
-// with columns), exact for any logits.
+// There are two regimes, chosen by the uniform test |scale| max|a| max|b| + max|bias| <= DIRECT.
+// The first needs no shift: it takes one exp2 per logit and stores 0 as the maximum. In the second
+// each thread keeps running maxima, which is exact for any logits and takes two exp2 with columns.
 //
-// Flops: 2 M N D (symmetric: N^2 D), M N (half) exponentials. Bytes: tiles from L2, 128 x 128: 64
-// flop/byte at 16 bit; 16 bytes of slots per row and super tile. Shared memory 64 KiB of stages +
-// column statistics, two blocks per SM (sm_90 at 16 bit: 225 KiB, one). Predicted, bf16, D >= 256:
-// on sm_80 mma.sync at 60-65 % of the tensor rate (190 TF/s of 312); on sm_90 see
-// products_sm90.cuh; sm_86 and sm_120 65 % of their mma.sync rate. D = 128: 16 exp2 per clock and
-// SM add 0.06 clk per element to 0.10 of products, hidden in part by the second block: 45 %. tf32:
-// half of that rate, 3 x tf32 a sixth, both products-bound from D = 64 on; FMA 60 % of the float32
-// rate (shared memory feeds 16 FMA per load); float64 70 %.
+// Flops: 2 M N D (symmetric: N^2 D), and M N (symmetric: half as many) exponentials. Bytes: 128 x
+// 128 tiles from L2 give 64 flop/byte at 16 bit; 16 bytes of slots per row and super tile. Shared
+// memory: 64 KiB of stages and the column statistics, two blocks per SM (sm_90 at 16 bit: 225 KiB,
+// one block).
+//
+// Predicted for bf16, D >= 256: on sm_80 mma.sync at 60-65 % of the tensor rate (190 TF/s of 312);
+// on sm_86 and sm_120 65 % of their mma.sync rate; on sm_90 see products_sm90.cuh. At D = 128 the
+// 16 exp2 per clock and SM add 0.06 clk per element to 0.10 of products. The second block hides
+// part of that: 45 %. tf32 takes half of that rate and 3 x tf32 a sixth, both bound by products
+// from D = 64 on. FMA takes 60 % of the float32 rate, as shared memory feeds 16 FMA per load.
+// float64 takes 70 %.
 #pragma once
 
 #include "logits.cuh"
 
 namespace fused_contrastive {
 
-constexpr double DIRECT =
-    60.0;                 // natural logits; exp stays normal in float32, sums of 2^30 of them too
-constexpr int SUB = 512;  // columns whose statistics are in shared memory at a time
+// A bound on the natural logits: their exp stays normal in float32, as do sums of 2^30 of them.
+constexpr double DIRECT = 60.0;
+// How many columns have their statistics in shared memory at a time.
+constexpr int SUB = 512;
 
-// The tiles of one super tile: SUB columns at a time, strips of rows within, tiles along a strip.
+// The tiles of one super tile: SUB columns at a time, within these strips of rows, and along a
+// strip its tiles.
 template <int BM, int BN>
 struct SuperTiles {
   static_assert(BN % BM == 0 && SUB % BN == 0,
@@ -53,18 +59,16 @@ struct SuperTiles {
   __device__ int i_begin() const { return super_i * r.super_rows; }
   __device__ int j_begin() const { return super_j * r.super_rows; }
   __device__ int j_end() const { return min(j_begin() + r.super_rows, r.p.N); }
-  __device__ bool diagonal() const {
-    return r.symmetric && super_i == super_j;
-  }  // only tiles at or above it
+  // Whether only tiles at or above the diagonal count.
+  __device__ bool diagonal() const { return r.symmetric && super_i == super_j; }
   __device__ int sub_end() const { return min(sub + SUB, j_end()); }
   __device__ int rows_end() const {
     const int end = min(i_begin() + r.super_rows, r.p.M);
     return diagonal() ? min(end, sub_end()) : end;
   }
   __device__ bool valid() const { return sub < j_end(); }
-  __device__ int first_at_or_above() const {
-    return BM == BN ? i : i / BN * BN;
-  }  // column of the diagonal's tile
+  // The column of the diagonal's tile.
+  __device__ int first_at_or_above() const { return BM == BN ? i : i / BN * BN; }
   __device__ bool on_diagonal() const { return diagonal() && j == first_at_or_above(); }
   __device__ bool strip_end() const { return j + BN >= sub_end(); }
   __device__ bool sub_is_done() const { return strip_end() && i + BM >= rows_end(); }
@@ -92,12 +96,13 @@ struct Reduce {
   int g;
   Acc scale2;
   bool careful;
-  Acc* col_sums;  // [2][WARPS_M][SUB], sums then maxima; behind it row_parts
+  // [2][WARPS_M][SUB]: sums, then maxima. row_parts lies behind them.
+  Acc* col_sums;
   Acc row_sum[P::MB], row_max[P::MB];
 
   __device__ Acc* row_parts() const { return col_sums + 2 * P::WARPS_M * SUB; }  // [2][WARPS_N][BM]
 
-  // Slots of this group and pair of super tiles, from its first row (column) on; `planes` leads
+  // The slots of this group and pair of super tiles, from its first row (column) on. `planes` leads
   // from sums to maxima.
   struct Slot {
     Acc* sums;
@@ -187,9 +192,9 @@ struct Reduce {
     }
   }
 
-  // The eight lanes that hold parts of the same eight columns (of four 8 x 8 blocks) each end up
-  // with the total of one: an exchange halves the columns of a lane three times. This is where that
-  // column's statistics are.
+  // Eight lanes hold parts of the same eight columns (of four 8 x 8 blocks). An exchange halves the
+  // columns of a lane three times, so that each lane ends up with the total of one. This is where
+  // that column's statistics are.
   __device__ Acc* own_column(const SuperTiles<P::BM, P::BN>& t, int group) const {
     const int lane = lane_id(), value = lane >> 4 << 2 | (lane >> 3 & 1) << 1 | (lane >> 2 & 1);
     const int column =
@@ -250,7 +255,7 @@ struct Reduce {
     }
   }
 
-  // Row statistics of a strip: lanes of a row, then warps, then into the slot.
+  // The row statistics of a strip: over the lanes of a row, then over warps, then into the slot.
   __device__ void finish_strip(const SuperTiles<P::BM, P::BN>& t) {
     const int warp_column = static_cast<int>(threadIdx.x) / 32 % P::WARPS_N;
 #pragma unroll

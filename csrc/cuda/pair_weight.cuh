@@ -1,29 +1,33 @@
-// pair_weight: a panel of the gradient weights, for library products with the embeddings:
+// pair_weight computes a panel of the gradient weights, for library products with the embeddings:
 //   W_ij = weight_i exp2(s2_ij - level_i) [+ weight_j exp2(s2_ij - level_j)],  0 where j is no
 //   candidate of i.
-// Terms are pairs (level, weight). Panel [G, M, ld], ld = N rounded up to 16 elements. MIRROR (one
-// set, the whole matrix): tiles at or above the diagonal are computed and written at both places.
-// One block per tile, on sm_90 one per SM that runs through its share; BAND rows of tiles in turn,
-// so that operands stay in L2. Tiles leave through shared memory in rows of 16-byte stores.
+// Terms are pairs (level, weight). The panel is [G, M, ld] with ld = N rounded up to 16 elements.
+// MIRROR serves one set and the whole matrix: tiles at or above the diagonal are computed and
+// written at both places. Each tile has a block; on sm_90 each SM has one that runs through its
+// share. BAND rows of tiles follow each other, so that operands stay in L2. Tiles leave through
+// shared memory in rows of 16-byte stores.
 //
 // Where the levels of a warp's tile are close (SPREAD octaves) both terms share one exponential.
-// Flops: 2 M N D (MIRROR: N^2 D), M N (half) exponentials. Bytes: M N elements written.
-// Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block (hidden
-// by the second block of an SM; sm_90: products_sm90.cuh); never above the copy rate: at 16 bit 4.3
-// TB/s of W are 2.15e12 elements/s, 2 D flops each (MIRROR: D): D >= 200 (400) to be limited by
-// products.
+//
+// Flops: 2 M N D (MIRROR: N^2 D), and M N (MIRROR: half as many) exponentials. Bytes: M N elements
+// written. Predicted: as pair_reduce for D >= 256, less the exposed epilogue of one tile per block.
+// The second block of an SM hides that; for sm_90 see products_sm90.cuh. The rate never exceeds the
+// copy rate. At 16 bit 4.3 TB/s of W are 2.15e12 elements/s of 2 D flops each (MIRROR: D). Products
+// are the limit from D >= 200 (MIRROR: 400) on.
 #pragma once
 
 #include "logits.cuh"
 
 namespace fused_contrastive {
 
-constexpr double SPREAD = 34.0;  // octaves: what flushes to zero is below 2^-92 of its row's weight
-constexpr double HALF_RANGE =
-    8192.0;  // float16 panels hold W HALF_RANGE / unit: at most twice that in magnitude
+// In octaves. What flushes to zero is below 2^-92 of its row's weight.
+constexpr double SPREAD = 34.0;
+// float16 panels hold W HALF_RANGE / unit, at most twice HALF_RANGE in magnitude.
+constexpr double HALF_RANGE = 8192.0;
 constexpr int BAND = 8;
 
-// Tiles of all groups, BAND rows of them in turn: one per block, or SEVERAL, every gridDim.x-th.
+// The tiles of all groups, BAND rows of them in turn. A block has one tile, or with SEVERAL every
+// gridDim.x-th.
 template <int BM, int BN, bool SEVERAL>
 struct PanelTiles {
   const WeightParams& w;
@@ -82,8 +86,8 @@ struct Weight {
     if (w.mirror && t.j > t.i) emit<true>(s, t.g, t.j, t.i);
   }
 
-  // The tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel, through the team's
-  // shared memory, whose rows begin in different banks.
+  // Writes the tile (TRANSPOSED: its transpose) to rows i.., columns j.. of the panel. It passes
+  // through the team's shared memory, whose rows begin in different banks.
   template <bool TRANSPOSED>
   __device__ void emit(const Acc (&s)[P::MB][P::NB][2], int g, int i, int j) const {
     constexpr int ROWS = TRANSPOSED ? P::PIECE : P::TEAM_ROWS,
@@ -118,7 +122,7 @@ struct Weight {
     }
   }
 
-  // s becomes W.
+  // Turns the products s into weights W.
   __device__ void weigh(Acc (&s)[P::MB][P::NB][2], const Tiles& t) const {
     const Problem& p = w.p;
     const int row = t.i + P::warp_row() + (lane_id() >> 2);
@@ -197,8 +201,8 @@ struct Weight {
     }
   }
 
-  // The tile in shared memory to rows i.., columns j.. of the panel; the padding of ld gets what
-  // the tile holds there.
+  // Writes the tile in shared memory to rows i.., columns j.. of the panel. The padding of ld gets
+  // what the tile holds there.
   template <int ROWS, int COLUMNS>
   __device__ void store(const Element* tile, int g, int i, int j) const {
     const int64_t ld = ceil_div(w.p.N, 16) * int64_t(16);

@@ -1,5 +1,5 @@
 // What kernels are written against: CUDA, or with FUSED_CONTRASTIVE_HOST the shim of
-// tests/cuda_host that runs the same sources on the CPU, block by block.
+// tests/cuda_host. The shim runs the same sources on the CPU, block by block.
 #pragma once
 
 #include <cstdint>
@@ -27,17 +27,17 @@ inline void check(cudaError_t error, const char* what) {
 }
 #endif
 
-constexpr int64_t MOST_BLOCKS =
-    (int64_t(1) << 31) - 1;  // of a launch: CUDA's limit, and that of block indices as int
+// The most blocks of a launch: this is CUDA's limit, and block indices fit into an int.
+constexpr int64_t MOST_BLOCKS = (int64_t(1) << 31) - 1;
 
-// `blocks`, which one launch takes.
+// Returns `blocks`, which must be few enough for one launch.
 inline int64_t checked_blocks(int64_t blocks) {
   if (blocks <= MOST_BLOCKS) return blocks;
   throw std::runtime_error("the CUDA kernels take at most 2^31 - 1 blocks of work at once, got " +
                            std::to_string(blocks) + ": pass fewer groups or rows at a time");
 }
 
-// Of the current device.
+// How many multiprocessors the current device has.
 inline int64_t multiprocessors() {
 #ifdef FUSED_CONTRASTIVE_HOST
   return shim::MULTIPROCESSORS;
@@ -49,8 +49,8 @@ inline int64_t multiprocessors() {
 #endif
 }
 
-// Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. Asynchronous,
-// no allocation.
+// Starts `blocks` blocks of `threads` threads with `shared` bytes of shared memory. It is
+// asynchronous and allocates nothing.
 template <class Params>
 void launch(void (*kernel)(Params), int64_t blocks, int threads, int shared, Stream stream,
             const Params& params) {

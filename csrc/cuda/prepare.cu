@@ -1,5 +1,5 @@
-// prepare: inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b, and the
-// maxima that bound the logits. terms: upstream gradients as what pair_weight reads.
+// prepare computes inv = 1 / max(|x|, 1e-12) and hat = round(x inv) for the rows of a, then of b,
+// and the maxima that bound the logits. terms turns upstream gradients into what pair_weight reads.
 #include "row_kernels.cuh"
 
 namespace fused_contrastive {
@@ -18,9 +18,9 @@ __device__ Acc square_sum(const In* x, int D) {
   return warp_sum(square);
 }
 
-// One block per BLOCK_ROWS rows of one set and group, then blocks for the bias. x is read twice
-// (the second time from cache), hat written once. Memory-bound: predicted 70 % of the copy rate for
-// D >= 128 at 16 bit (2-byte accesses below that).
+// One block serves BLOCK_ROWS rows of one set and group; further blocks serve the bias. x is read
+// twice, the second time from cache, and hat is written once. The kernel is memory-bound.
+// Predicted: 70 % of the copy rate for D >= 128 at 16 bit; below that accesses are of 2 bytes.
 template <class Out>
 __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__ PrepareParams p) {
   using Acc = typename Accumulation<Out>::type;
@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
       with_type(set.input, [&](auto zero) {
         square = square_sum<Acc>(static_cast<const decltype(zero)*>(set.x) + place * p.D, p.D);
       });
-      const Acc floor = smallest_norm(square);  // of the norm, 1e-12
+      // The smallest norm that divides, 1e-12.
+      const Acc floor = smallest_norm(square);
       if (p.normalize) {
         factor = square < floor * floor ? Acc(1) / floor : inverse_root(square);
         if (lane_id() == 0) static_cast<Acc*>(set.inv)[place] = factor;
@@ -61,7 +62,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
           from_float(static_cast<Acc>(to_float(x[d])) * factor, hat[d]);
       });
     }
-    if (p.normalize) return;  // the norms are 1
+    if (p.normalize) return;  // The norms are 1.
   } else {
     target = 2;
     const int column = (block - blocks_a - blocks_b) * 32 * WARPS + static_cast<int>(threadIdx.x);
@@ -80,9 +81,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2) prepare(const __grid_constant__
   atomic_raise(p.bound + 3 * g + target, top);
 }
 
-// weight exp(s - lse) as the factor of exp2(s2 - level): the level is whole, so that it is exact
-// and so is the subtraction, and its distance from lse log2(e) goes into the factor. A row without
-// candidates has no gradient: level 0, factor 0 (NaN for a NaN).
+// Writes weight exp(s - lse) as factor exp2(s2 - level). The level is whole, so that it and the
+// subtraction are exact, and its distance from lse log2(e) goes into the factor. A row without
+// candidates has no gradient: its level is 0 and its factor is 0 (NaN for a NaN).
 template <class Acc>
 __device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc weight) {
   Acc* target = static_cast<Acc*>(terms) + 2 * index;
@@ -90,25 +91,25 @@ __device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc w
   const Acc level = static_cast<Acc>(rint(lse.value * LOG2E));
   const double below =
       fma(lse.value, LOG2E, -static_cast<double>(level)) + lse.value * LOG2E_LOW + lse.lost * LOG2E;
-  const double above =
-      fmin(fmax(-below, -1.0), 1.0);  // more only where Acc's whole numbers are further apart
+  // `below` exceeds 1 only where Acc's whole numbers are further apart.
+  const double above = fmin(fmax(-below, -1.0), 1.0);
   target[0] = empty ? Acc(0) : level;
   target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(above));
 }
 
 // The unit of float16 weights that are at most `largest` after the sigmoids and `size` before them.
-// 2^-60 of `size` is far below what float16 can hold of a gradient; what is divided by less
-// overflows once all rows have converged.
+// 2^-60 of `size` is far below what float16 can hold of a gradient. Dividing by less would overflow
+// once all rows have converged.
 template <class Acc>
 __device__ Acc unit_of(Acc largest, Acc size) {
   if (size == Acc(0)) return size;
   return larger(larger(largest, size * Acc(0x1p-60)), Acc(1e-30));
 }
 
-// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor); pull [G, M] is minus the
-// gradient of the positive's logit; `unit` becomes the largest total weight of a row or column (see
+// row_terms [G, M, 2] and col_terms [G, N, 2] hold (level, factor). pull [G, M] is minus the
+// gradient of the positive's logit. `unit` becomes the largest total weight of a row or column (see
 // unit_of). With a positive the level is that of log(exp(lse) + exp(pos)): nothing cancels, and no
-// weight underflows, when the loss vanishes. One thread per row, O(M + N) bytes.
+// weight underflows, when the loss vanishes. Each row has a thread; O(M + N) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ TermsParams p) {
   const int blocks = ceil_div(max(p.M, p.N), 32 * WARPS), g = static_cast<int>(blockIdx.x) / blocks;
@@ -117,7 +118,8 @@ __global__ void __launch_bounds__(32 * WARPS, 2) terms(const __grid_constant__ T
   const int64_t row = static_cast<int64_t>(g) * p.M + index;
   const int64_t row_plane = static_cast<int64_t>(p.G) * p.M,
                 col_plane = static_cast<int64_t>(p.G) * p.N;
-  Acc largest = 0, size = 0;  // of the total weights; before their sigmoids
+  // The largest total weight of a row or column, and the largest before the sigmoids.
+  Acc largest = 0, size = 0;
   if (index < p.M) {
     LogSum lse = load_lse<Acc>(p.rows, row_plane, row);
     Acc weight = static_cast<const Acc*>(p.g_rows)[p.same_g_rows ? 0 : row];

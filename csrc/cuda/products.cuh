@@ -1,10 +1,10 @@
-// Products of one warp, one struct per matrix precision, all with one accumulator layout: 8 x 8
-// blocks, of which a lane holds row lane / 4, columns 2 (lane % 4) + {0, 1}. So epilogues are
-// written once.
+// The products of one warp, one struct per matrix precision. All have one accumulator layout, so
+// that epilogues are written once: 8 x 8 blocks, of which a lane holds row lane / 4, columns 2
+// (lane % 4) + {0, 1}.
 //
-// Operands lie in shared memory as chunks of 64 bytes per row, 16-byte units swizzled: unit u of
-// row r is stored at place u ^ (r / 2 % 4). Eight rows of one unit, which is what every load below
-// touches, then lie in different banks; it is also the hardware's 64-byte swizzle.
+// Operands lie in shared memory as chunks of 64 bytes per row whose 16-byte units are swizzled:
+// unit u of row r is stored at place u ^ (r / 2 % 4). Every load below touches eight rows of one
+// unit, which then lie in different banks. It is also the hardware's 64-byte swizzle.
 #pragma once
 
 #include "instructions.cuh"
@@ -27,15 +27,15 @@ __device__ inline const T& element(const unsigned char* chunk, int row, int colu
   return element<T>(const_cast<unsigned char*>(chunk), row, column);
 }
 
-// Tile of a block and of a warp; every precision below inherits one.
+// The tiles of a block and of a warp. Every precision below inherits one of these.
 template <int BLOCK_M, int BLOCK_N, int WARPS_M_, int WARPS_N_>
 struct Shape {
   static constexpr int BM = BLOCK_M, BN = BLOCK_N, WARPS_M = WARPS_M_, WARPS_N = WARPS_N_;
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-  static constexpr int MB = BM / WARPS_M / 8,
-                       NB = BN / WARPS_N / 8;  // 8 x 8 blocks of a warp's tile
-  static constexpr double LOST =
-      0;  // what the products lose on average, relative to their sums: logits puts it back
+  // A warp's tile has MB x NB blocks of 8 x 8.
+  static constexpr int MB = BM / WARPS_M / 8, NB = BN / WARPS_N / 8;
+  // What the products lose on average, relative to their sums. logits.cuh puts it back.
+  static constexpr double LOST = 0;
   static __device__ int warp_row() {
     return static_cast<int>(threadIdx.x) / 32 / WARPS_N * (MB * 8);
   }
@@ -43,8 +43,8 @@ struct Shape {
     return static_cast<int>(threadIdx.x) / 32 % WARPS_N * (NB * 8);
   }
 
-  // A team of warps, which shares TEAM_ROWS whole rows, goes through epilogues together; sync is
-  // its barrier, sync_all that of all threads with epilogues. Tiles leave pair_weight in pieces of
+  // A team of warps shares TEAM_ROWS whole rows and goes through epilogues together. `sync` is its
+  // barrier, `sync_all` that of all threads with epilogues. Tiles leave pair_weight in pieces of
   // PIECE columns.
   static constexpr int TEAM = THREADS, TEAM_ROWS = BM, PIECE = BN;
   static __device__ int team_row() { return 0; }
@@ -55,8 +55,8 @@ struct Shape {
 
 __device__ inline int lane_id() { return static_cast<int>(threadIdx.x) & 31; }
 
-// Fragments of 16 rows (a) or two blocks of 8 columns (b) for bytes [32 step, 32 step + 32) of a
-// chunk.
+// Fragments of 16 rows (a), or of two blocks of 8 columns (b), for bytes [32 step, 32 step + 32) of
+// a chunk.
 __device__ inline void load_a(uint32_t (&r)[4], const unsigned char* chunk, int row, int step) {
   const int lane = lane_id();
   load_matrices(r, chunk + swizzled(row + (lane & 15), 2 * step + (lane >> 4)));
@@ -67,14 +67,16 @@ __device__ inline void load_b(uint32_t (&r)[4], const unsigned char* chunk, int 
                 chunk + swizzled(row + (lane >> 4) * 8 + (lane & 7), 2 * step + (lane >> 3 & 1)));
 }
 
-// bfloat16 or float16 operands, float32 sums. 1 mma.m16n8k16 per 4096 flops.
+// bfloat16 or float16 operands with float32 sums: one mma.m16n8k16 per 4096 flops.
 template <class T, class S>
 struct Half : S {
   using Element = T;
   using Acc = float;
-  static constexpr int BLOCKS = 2;  // of the pair kernels on one SM, by registers: here and below
+  // How many blocks of the pair kernels an SM holds, by registers. This holds for the structs
+  // below, too.
+  static constexpr int BLOCKS = 2;
 
-  // s += a b^T over one chunk; a: the warp's first row of the block's chunk.
+  // s += a b^T over one chunk, where a is the warp's first row of the block's chunk.
   static __device__ void multiply(float (&s)[S::MB][S::NB][2], const unsigned char* a, int row,
                                   const unsigned char* b, int column) {
 #pragma unroll
@@ -95,7 +97,7 @@ struct Half : S {
     }
   }
 
-  // out += w v with w in the accumulator layout (16 rows) and v [8 NB, 8 DB] in chunks of `rows`
+  // out += w v, with w in the accumulator layout (16 rows) and v [8 NB, 8 DB] in chunks of `rows`
   // rows.
   template <int NB, int DB>
   static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2],
@@ -120,15 +122,18 @@ struct Half : S {
   }
 };
 
-// float32 operands rounded to tf32, float32 sums. SPLIT: x = high + low, three products: high low +
-// low high + high high, relative error 2^-21 per product. Tensor cores round their sums toward
-// zero: these start from zero every time and ordinary additions join them (Ootomo and Yokota 2022,
-// "Recovering single precision accuracy from Tensor Cores"). A sum m 2^e, 1 <= m < 2, then loses
-// half a unit in the last place on average, 2^-24 / m of itself: LOST, with m distributed as
-// leading digits are, of every sum and so of their total. That is a model: one exact sum and one
-// rounding per instruction. Where addends, too, are truncated as they are aligned (to 24, 25 or 26
-// bits, 4 or 8 products at a time), simulation gives 0.4 to 0.9 in place of 0.72; no GPU has been
-// measured.
+// float32 operands rounded to tf32, with float32 sums. SPLIT writes x = high + low and takes three
+// products, high low + low high + high high, with a relative error of 2^-21 per product.
+//
+// Tensor cores round their sums toward zero. So these start from zero every time, and ordinary
+// additions join them (Ootomo and Yokota 2022, "Recovering single precision accuracy from Tensor
+// Cores"). A sum m 2^e, 1 <= m < 2, then loses half a unit in the last place on average, 2^-24 / m
+// of itself. LOST is that loss of every sum, and so of their total, where m is distributed as
+// leading digits are.
+//
+// That is a model: one exact sum and one rounding per instruction. Addends may be truncated, too,
+// as they are aligned, to 24, 25 or 26 bits and 4 or 8 products at a time. For that simulation
+// gives 0.4 to 0.9 in place of 0.72. No GPU has been measured.
 template <bool SPLIT, class S>
 struct Tf32 : S {
   using Element = float;
@@ -183,13 +188,13 @@ struct Tf32 : S {
 #pragma unroll
         for (int n = 0; n < S::NB; ++n)
           product(s[2 * m][n], s[2 * m + 1][n], fa, fa_low, fb[n], fb_low[n]);
-        if (SPLIT) __syncwarp();  // no more products at once than there are registers
+        if (SPLIT) __syncwarp();  // No more products at once than there are registers.
       }
     }
   }
 
-  // Contraction indices may be renamed: slots k, k + 4 of the instruction are columns 2 k, 2 k + 1
-  // of w, so w needs no exchange.
+  // Contraction indices may be renamed. Slots k and k + 4 of the instruction are columns 2 k and 2
+  // k + 1 of w, so that w needs no exchange.
   template <int NB, int DB>
   static __device__ void accumulate(float (&out)[2][DB][2], const float (&w)[2][NB][2],
                                     const unsigned char* v, int rows) {
@@ -214,8 +219,8 @@ struct Tf32 : S {
   }
 };
 
-// float32 with ordinary multiply-adds: exact float32, and the faster float32-class choice where
-// tensor cores run tf32 at the FMA rate (sm_86, sm_89, sm_120). 16 16-byte loads per 256 FMA.
+// float32 with ordinary multiply-adds: exact float32. It is the faster float32-class choice where
+// tensor cores run tf32 at the FMA rate (sm_86, sm_89, sm_120). 16 loads of 16 bytes feed 256 FMA.
 template <class S>
 struct Fma : S {
   using Element = float;
@@ -261,7 +266,7 @@ struct Fma : S {
     for (int k = 0; k < NB; ++k) {
       float own[2][2] = {};
 #pragma unroll
-      for (int n = 0; n < NB; ++n) {  // registers cannot be indexed by k
+      for (int n = 0; n < NB; ++n) {  // Registers cannot be indexed by k.
         if (n == k)
           own[0][0] = w[0][n][0], own[0][1] = w[0][n][1], own[1][0] = w[1][n][0],
           own[1][1] = w[1][n][1];
@@ -285,7 +290,7 @@ struct Fma : S {
   }
 };
 
-// float64 on tensor cores: 1 mma.m8n8k4 per 512 flops.
+// float64 on tensor cores: one mma.m8n8k4 per 512 flops.
 template <class S>
 struct F64 : S {
   using Element = double;
@@ -329,7 +334,7 @@ struct F64 : S {
   }
 };
 
-// What the libraries are made of. fused_rows wants whole rows in a warp: 16 rows each.
+// The shapes that the library is made of. fused_rows wants whole rows in a warp: 16 rows each.
 using Square = Shape<128, 128, 2, 4>;
 using SmallSquare = Shape<64, 64, 4, 2>;
 using Rows = Shape<128, 64, 8, 1>;

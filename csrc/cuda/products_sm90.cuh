@@ -1,17 +1,19 @@
-// Warpgroup products of sm_90a and the loop that feeds them: one warpgroup gives its registers away
-// and has one thread start tensor copies (TMA) into a ring of stages, two multiply and run the
-// epilogues. Same accumulator layout as products.cuh. Both operands come from shared memory
-// (nvcc 13.0's assembler mishandles register operands).
+// Warpgroup products of sm_90a and the loop that feeds them. One warpgroup gives its registers away
+// and has one thread start tensor copies (TMA) into a ring of stages. Two warpgroups multiply and
+// run the epilogues. The accumulator layout is that of products.cuh. Both operands come from shared
+// memory, as nvcc 13.0's assembler mishandles register operands.
 //
-// A stage is 64 features of 128 rows and 256 columns, 48 KiB, in the layout of the 128-byte
-// swizzle; four of them, 192 KiB, and one block per SM. 8 instructions of 2^19 flops per stage:
-// 1024 clk of an SM's tensor cores. 85 flops per byte read from L2, whose 5.5 TB/s then carry 470
-// TF/s where no two blocks read the same at once (128 x 128 tiles: 64, 350 TF/s). The exponentials
-// of a tile take 2048 clk, its products 16 D: up to D = 256, where the warpgroups take turns, the
-// longer of the two counts, beyond it both do. Predicted for pair_reduce, of 790 TF/s: D = 128
-// 380-480, 256 470-600, 512 430-560, 1024 450-620. pair_weight: the same less its stores, which
-// bound a symmetric panel to 2.15e12 D flop/s: D = 128 200-270, 256 350-480, 512 400-540, 1024
-// 450-600.
+// A stage is 64 features of 128 rows and 256 columns, 48 KiB in the layout of the 128-byte swizzle.
+// There are four stages, 192 KiB, and one block per SM. A stage takes 8 instructions of 2^19 flops,
+// which are 1024 clk of an SM's tensor cores. Each byte read from L2 serves 85 flops. Its 5.5 TB/s
+// then carry 470 TF/s where no two blocks read the same at once (128 x 128 tiles: 64 flops, 350
+// TF/s).
+//
+// The exponentials of a tile take 2048 clk, its products 16 D. Up to D = 256 the warpgroups take
+// turns and the longer of the two counts; beyond it both do. Predicted for pair_reduce, of 790
+// TF/s: 380-480 at D = 128, 470-600 at 256, 430-560 at 512, 450-620 at 1024. pair_weight: the same
+// less its stores, which bound a symmetric panel to 2.15e12 D flop/s: 200-270 at D = 128, 350-480
+// at 256, 400-540 at 512, 450-600 at 1024.
 #pragma once
 
 #include "tensor_copy.cuh"
@@ -20,13 +22,15 @@
 
 namespace fused_contrastive {
 
-// bfloat16 or float16, 128 x 256 per block: two warpgroups (teams) of 64 rows, 128 sums a thread.
+// bfloat16 or float16, 128 x 256 per block: two warpgroups (teams) of 64 rows each, with 128 sums
+// per thread.
 template <class T>
 struct Warpgroup : Shape<128, 256, 8, 1> {
   using Element = T;
   using Acc = float;
   static constexpr int BLOCKS = 1, TEAM = 128, TEAM_ROWS = 64, PIECE = 64;
-  static constexpr int WIDTH = 128;  // bytes of a row in a stage: four instructions deep
+  // The bytes of a row in a stage, which is four instructions deep.
+  static constexpr int WIDTH = 128;
 
   static __device__ int team() { return static_cast<int>(threadIdx.x) / TEAM; }
   static __device__ int team_row() { return team() * TEAM_ROWS; }
@@ -34,7 +38,7 @@ struct Warpgroup : Shape<128, 256, 8, 1> {
   static __device__ void sync() { named_barrier(1 + team(), TEAM); }
   static __device__ void sync_all() { named_barrier(3, THREADS); }
 
-  // s += a b^T over one stage; returns when the products before these are done.
+  // s += a b^T over one stage. Returns when the products before these are done.
   static __device__ void multiply(float (&s)[2][32][2], const unsigned char* a,
                                   const unsigned char* b) {
     const uint64_t rows = descriptor(a + team_row() * WIDTH), columns = descriptor(b);
@@ -52,7 +56,7 @@ struct Warpgroup : Shape<128, 256, 8, 1> {
   }
 };
 
-// Tensor maps of both operands: x and y start at a multiple of 16 bytes, and so does every row.
+// Tensor maps of both operands. x and y start at a multiple of 16 bytes, and so does every row.
 // Where a tile is at most STAGES deep, the warpgroups take turns, so that one multiplies while the
 // other has its epilogue.
 template <class T, int STAGES>
@@ -61,7 +65,8 @@ struct PairLoop<Warpgroup<T>, STAGES> {
   static constexpr int THREADS = P::THREADS + 128;
   static constexpr bool PERSISTENT = true;
   static constexpr int COLUMNS = P::BN * P::WIDTH, STAGE = COLUMNS + P::BM * P::WIDTH;
-  static constexpr int SHARED = STAGES * STAGE + 128;  // the barriers lie behind the stages
+  // The barriers lie behind the stages.
+  static constexpr int SHARED = STAGES * STAGE + 128;
   static_assert(2 * (STAGES + 1) * sizeof(Barrier) <= 128, "room for the barriers");
 
   struct Sources {
@@ -119,7 +124,7 @@ struct PairLoop<Warpgroup<T>, STAGES> {
       float s[2][32][2] = {};
       int read = 0;
       if (in_turn)
-        barrier_wait(turn + team, (turns + team + 1) & 1);  // the first one to go need not wait
+        barrier_wait(turn + team, (turns + team + 1) & 1);  // The first team need not wait.
       for (int step = 0; step < steps; ++step, advance()) {
         const unsigned char* current = shared + stage * STAGE;
         barrier_wait(full + stage, parity);

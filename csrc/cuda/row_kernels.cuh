@@ -1,4 +1,4 @@
-// Shared by the row-wise kernels: a warp per row, scalar functions, elements of any type.
+// What the row-wise kernels share: a warp per row, scalar functions, elements of any type.
 #pragma once
 
 #include "logits.cuh"
@@ -6,12 +6,12 @@
 
 namespace fused_contrastive {
 
-constexpr int WARPS = 8;  // of a block of a row-wise kernel
+constexpr int WARPS = 8;  // warps of a block of a row-wise kernel
 
 __device__ inline float smallest_norm(float) { return 1e-12f; }
 __device__ inline double smallest_norm(double) { return 1e-12; }
 
-// The larger one, or the first NaN.
+// The larger of two numbers, or the first NaN.
 template <class Acc>
 __device__ inline Acc larger(Acc x, Acc y) {
   return x != x || x > y ? x : y;
@@ -24,7 +24,7 @@ __device__ inline Acc warp_sum(Acc x) {
   return x;
 }
 
-// log(1 + x) for 0 <= x <= 1, accurate relative to itself: what rounding 1 + x lost comes back to
+// log(1 + x) for 0 <= x <= 1, accurate relative to itself. What rounding 1 + x lost comes back to
 // first order.
 template <class Acc>
 __device__ inline Acc log_one_plus(Acc x) {
@@ -47,18 +47,18 @@ __device__ inline Acc sigmoid(Acc x) {
 // What rounding the constants to float64 lost.
 constexpr double LOG2E_LOW = 2.0355273740931033e-17, LN2_LOW = 2.3190468138462996e-17;
 
-// A log-sum-exp as the sum of two float64 numbers: at large logits the rounding of one would be
-// most of the error of exp(s - lse).
+// A log-sum-exp as the sum of two float64 numbers. At large logits the rounding of a single number
+// would be most of the error of exp(s - lse).
 struct LogSum {
   double value, lost;
 
   __device__ double excess(double pos) const { return value - pos + lost; }
-  // NaN where cross entropy is (an infinite positive, or an infinite candidate), else 0.
+  // NaN where cross entropy is NaN (an infinite positive, or an infinite candidate), else 0.
   __device__ double undefined(double pos) const { return 0 * (pos + fmax(value, 0.0)); }
 };
 
-// Natural log of sum exp from base-2 parts; -inf for an empty sum. Sums and products with what
-// their rounding lost.
+// The natural logarithm of a sum of exponentials from base-2 parts, -inf for an empty sum. Sums and
+// products carry what their rounding lost.
 __device__ inline LogSum log_sum(double maximum, double sum) {
   const double shift = finite(maximum), x = shift * LN2, y = log(sum), lse = x + y, added = lse - x;
   if (sum == 0 || !(fabs(lse) < infinity(lse))) return {sum == 0 ? -infinity(lse) : lse, 0};
@@ -75,7 +75,7 @@ __device__ inline LogSum logaddexp(const LogSum& x, double y) {
   return {value, rest - (value - top)};
 }
 
-// x rounded to Acc and, `plane` elements on, what that lost (0 where it is not finite).
+// Stores x rounded to Acc and, `plane` elements on, what that lost (0 where it is not finite).
 template <class Acc>
 __device__ inline void store_lse(void* lse, int64_t plane, int64_t index, const LogSum& x) {
   const Acc rounded = static_cast<Acc>(x.value);

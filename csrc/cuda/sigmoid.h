@@ -1,24 +1,27 @@
-// Host entry points of the kernels of the sigmoid family: plain pointers and sizes, no torch.
-// Absent tensors are null. What is computed: fused_contrastive/sigmoid_ops.py.
+// Host entry points of the sigmoid family's kernels: plain pointers and sizes, no torch. Absent
+// tensors are null. fused_contrastive/ops/sigmoid.py defines every quantity.
 #pragma once
 
 #include "problem.h"
 
 namespace fused_contrastive {
 
-// Biases of the rows [G, M] and `sign` as there; Problem::bias is null.
+// Arguments of sigmoid_reduce. `row_bias` [G, M] and `sign` are those of ops/sigmoid.py;
+// Problem::bias is null. `slots` holds sums [S, G, M] for S super tiles of columns. With `extrema`
+// as many maxima follow.
 struct SigmoidReduceParams {
   Problem p;
   const void* row_bias;
-  void* slots;  // [S, G, M] sums, then, with extrema, as many maxima: S super tiles of columns
+  void* slots;
   int super_rows, sign;
   bool extrema;
 };
 
-// WeightParams with row_terms [G, M, 2] = (row_bias in base 2, g), both times sign, and no
-// col_terms or mirror.
+// Arguments of sigmoid_weight. `row_terms` [G, M, 2] holds (row_bias in base 2, g), both times
+// sign. `col_terms` and `mirror` are not used. `sums` receives the row sums of the tiles, [planes,
+// G, M]; it is zeroed beforehand, or null.
 struct SigmoidWeightParams : WeightParams {
-  void* sums;  // row sums of the tiles [planes, G, M], zeroed, or null
+  void* sums;
   int sign;
 };
 
@@ -28,7 +31,7 @@ struct SigmoidKernels {
 };
 extern const SigmoidKernels BF16_SIGMOID, F16_SIGMOID, TF32_SIGMOID, TF32X3_SIGMOID, FMA_SIGMOID,
     F64_SIGMOID;
-// For compute capability 9.0 alone, as BF16_SM90_KERNELS.
+// For compute capability 9.0 alone, with the conditions of BF16_SM90_KERNELS.
 extern const SigmoidKernels BF16_SM90_SIGMOID, F16_SM90_SIGMOID;
 
 struct SigmoidFinishParams {
@@ -43,7 +46,8 @@ struct SigmoidTermsParams {
   void *row_terms, *pull;
   float* unit;
   int G, M, sign;
-  bool same_g, same_bias;  // one element, for all
+  // Whether one element of g, or of row_bias, stands for all.
+  bool same_g, same_bias;
 };
 void launch_sigmoid_terms(const SigmoidTermsParams& p, Type matrix, Stream stream);
 

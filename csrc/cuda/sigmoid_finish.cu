@@ -1,17 +1,17 @@
-// sigmoid_finish: sigmoid_reduce's partial results added up in a fixed order, the positives.
-// sigmoid_terms: what sigmoid_weight and finish_backward read of the rows.
+// sigmoid_finish adds up sigmoid_reduce's partial results in a fixed order and computes the
+// positives. sigmoid_terms computes what sigmoid_weight and finish_backward read of the rows.
 #include "row_kernels.cuh"
 #include "sigmoid.h"
 
 namespace fused_contrastive {
 namespace {
 
-constexpr int FINISHED =
-    32;  // rows of a block of sigmoid_finish: a lane each, slots shared among the warps
+// The rows of a block of sigmoid_finish. Each lane has one row, and the warps share the slots.
+constexpr int FINISHED = 32;
 
-// Rows, the positives' logits and their softplus(-y), maxima. One block per FINISHED rows of one
-// group. Bytes: 4 (8) M S of slots; with a positive 2 M D elements. Predicted: 70 % of the copy
-// rate.
+// Computes the rows' sums, the positives' logits with their softplus(-y), and maxima. One block
+// serves FINISHED rows of one group. Bytes: 4 (float64: 8) M S of slots, and with a positive 2 M D
+// elements. Predicted: 70 % of the copy rate.
 template <class T>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     sigmoid_finish(const __grid_constant__ SigmoidFinishParams p) {
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
   }
   sum *= Acc(LN2);
   if (p.row_max != nullptr) static_cast<Acc*>(p.row_max)[row] = top * Acc(LN2);
-  if (p.pos != nullptr) {  // scaled as the logits of the tiles are
+  if (p.pos != nullptr) {  // The positive is scaled as the tiles' logits are.
     const Acc factor = Acc(LOG2E) * Acc(p.sign);
     const Acc shift =
         p.row_bias == nullptr ? Acc(0) : static_cast<const Acc*>(p.row_bias)[row] * factor;
@@ -64,9 +64,9 @@ __global__ void __launch_bounds__(32 * WARPS, 2)
   static_cast<Acc*>(p.rows)[row] = sum;
 }
 
-// row_terms (row_bias in base 2, g), both times sign; pull: minus the weight of the positive;
-// `unit`: the largest finite |g|, at least 1e-30 where there is one. One thread per row, O(M)
-// bytes.
+// row_terms is (row_bias in base 2, g), both times sign. `pull` is minus the weight of the
+// positive. `unit` is the largest finite |g|, at least 1e-30 where there is one. Each row has a
+// thread; O(M) bytes.
 template <class Acc>
 __global__ void __launch_bounds__(32 * WARPS, 2)
     sigmoid_terms(const __grid_constant__ SigmoidTermsParams p) {

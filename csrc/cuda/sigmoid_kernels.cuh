@@ -1,17 +1,16 @@
-// The tile kernels of the sigmoid family over the loops of pair_reduce and pair_weight. In base 2,
-// t = log2(e) sign (s
-// + row_bias_i).
+// The tile kernels of the sigmoid family, over the loops of pair_reduce and pair_weight. They work
+// in base 2 with t = log2(e) sign (s + row_bias_i).
 //
-// sigmoid_reduce: sums of log2(1 + 2^t) over the candidate columns of each row, and maxima of t, as
-// partial results in private slots: no atomics, the same bits in every run. One block per pair of
-// super tiles (super_rows rows x super_rows columns of one group); a row's statistics stay in
-// shared memory along a strip of tiles. Flops: 2 M N D, M N exponentials and 10 multiply-adds each.
-// Bytes: tiles from L2; 4 bytes of slots per row and super tile. Predicted: pair_reduce with two
-// sets, less 10 % at D = 256 for the polynomials.
+// sigmoid_reduce sums log2(1 + 2^t) over the candidate columns of each row, and takes maxima of t.
+// Results are partial ones in private slots. There are no atomics, and every run gives the same
+// bits. One block serves a pair of super tiles: super_rows rows x super_rows columns of one group.
+// A row's statistics stay in shared memory along a strip of tiles. Flops: 2 M N D, and M N
+// exponentials with 10 multiply-adds each. Bytes: tiles from L2, and 4 bytes of slots per row and
+// super tile. Predicted: as pair_reduce with two sets, less 10 % at D = 256 for the polynomials.
 //
-// sigmoid_weight: a panel of the gradient weights, W_ij = weight_i / (1 + 2^-t_ij), 0 where j is no
-// candidate of i, and its row sums by tile. Panel, blocks, flops and bytes as pair_weight;
-// predicted: as it.
+// sigmoid_weight computes a panel of the gradient weights, W_ij = weight_i / (1 + 2^-t_ij), 0 where
+// j is no candidate of i, and its row sums by tile. Panel, blocks, flops, bytes and prediction are
+// those of pair_weight.
 #pragma once
 
 #include "pair_weight.cuh"
@@ -19,8 +18,8 @@
 
 namespace fused_contrastive {
 
-// log2(1 + 2^t): max(t, 0) and the logarithm of 1 + e with e = 2^-|t|, by a minimax polynomial of
-// relative error 3e-8.
+// log2(1 + 2^t) is max(t, 0) plus the logarithm of 1 + e with e = 2^-|t|. A minimax polynomial
+// gives the latter to a relative error of 3e-8.
 __device__ inline float softplus_2(float t) {
   const float e = exp_2(-fabsf(t));
   float p = fmaf(e, 0.0075491759531384945f, -0.042567034457811722f);
@@ -37,11 +36,12 @@ __device__ inline double softplus_2(double t) {
   return fmax(t, 0.0) + log1p(exp_2(-fabs(t))) * LOG2E;
 }
 
-// 1 / (1 + 2^-t); 0 from where 2^-t overflows.
+// 1 / (1 + 2^-t). It is 0 from where 2^-t overflows.
 __device__ inline float sigmoid_2(float t) { return rough_inverse(1.0f + exp_2(-t)); }
 __device__ inline double sigmoid_2(double t) { return 1.0 / (1.0 + exp_2(-t)); }
 
-// s becomes t: scaled, with the bias of each of the lane's rows, -inf where not a candidate.
+// Turns the products s into t: scaled, with the bias of each of the lane's rows, -inf where a pair
+// is no candidate.
 template <class P, bool KEYED, class Acc = typename P::Acc>
 __device__ inline void signed_logits(Acc (&s)[P::MB][P::NB][2], const Problem& p, int g, Acc scale2,
                                      const Acc (&shift)[P::MB], int i, int j) {
@@ -57,7 +57,7 @@ __device__ inline void signed_logits(Acc (&s)[P::MB][P::NB][2], const Problem& p
   logits<P, KEYED, true>(s, p, g, scale2, i + P::warp_row(), j + P::warp_column(), true, false);
 }
 
-// Of the lanes that hold parts of a row.
+// The sum over the lanes that hold parts of a row.
 template <class Acc>
 __device__ inline Acc row_sum(Acc x) {
   x += shuffle_xor(x, 1);
@@ -71,15 +71,14 @@ struct RowParts {
   static constexpr int SIZE = P::WARPS_N * P::BM, SHARED = SIZE * static_cast<int>(sizeof(Acc));
   Acc* parts;
 
-  // That of this lane's row m. Of the four lanes that hold parts of the row the first one writes
-  // it.
+  // The part of this lane's row m. Four lanes hold parts of the row, and the first one writes it.
   __device__ Acc& own(int m) const {
     const int warp = static_cast<int>(threadIdx.x) / 32 % P::WARPS_N;
     return parts[warp * P::BM + P::warp_row() + 8 * m + (lane_id() >> 2)];
   }
   __device__ static bool writes() { return (lane_id() & 3) == 0 && threadIdx.x < P::THREADS; }
 
-  // f(row, parts of that row) for the team's rows.
+  // Calls f(row, parts of that row) for the team's rows.
   template <class F>
   __device__ static void each(F f) {
     for (int place = P::team_thread(); place < P::TEAM_ROWS; place += P::TEAM)
@@ -109,7 +108,7 @@ struct SigmoidReduce {
   const SigmoidReduceParams& r;
   Acc scale2;
   RowParts<P> sums, maxima;
-  int super;  // tile of columns
+  int super;  // the super tile of columns
 
   __device__ void clear() const {
     if (!RowParts<P>::writes()) return;
@@ -152,7 +151,7 @@ struct SigmoidReduce {
     }
   }
 
-  // The warps' parts into the slot.
+  // Writes the warps' parts into the slot.
   __device__ void finish_strip(const Strips<P::BM, P::BN>& t) const {
     P::sync();
     const int64_t plane = static_cast<int64_t>(r.p.G) * r.p.M;
@@ -213,9 +212,10 @@ template <class P, bool KEYED>
 struct SigmoidWeight {
   using Acc = typename P::Acc;
   using Tiles = typename Weight<P, KEYED>::Tiles;
-  static constexpr int PARTS = weight_shared<P, KEYED>();  // where in shared memory they begin
-  static constexpr int PLANE =
-      sizeof(typename P::Element) == 8 ? 64 : 128;  // columns of a plane of `sums`
+  // Where in shared memory the parts begin.
+  static constexpr int PARTS = weight_shared<P, KEYED>();
+  // How many columns have one plane of `sums`.
+  static constexpr int PLANE = sizeof(typename P::Element) == 8 ? 64 : 128;
 
   const SigmoidWeightParams& w;
   Weight<P, KEYED> panel;

@@ -1,5 +1,6 @@
-// Torch operators over the kernels of the sigmoid family: fused_contrastive/cuda_sigmoid.py
-// allocates and checks, as with similarity_ops.cpp. Each launches one kernel.
+// Torch operators over the kernels of the sigmoid family. Each one launches one kernel. As with
+// similarity_ops.cpp the Python side, fused_contrastive/backends/cuda/sigmoid.py, allocates and
+// checks.
 #include "pair_operators.h"
 #include "sigmoid.h"
 
@@ -85,23 +86,20 @@ using namespace fused_contrastive;
 
 STABLE_TORCH_LIBRARY_FRAGMENT(NAMESPACE, m) {
   m.def(
-      "sigmoid_reduce(Tensor x, Tensor y, Tensor? row_bias, Tensor? key_a, Tensor? key_b, Tensor "
-      "scale, "
-      "Tensor(a!) slots, int kind, int offset, int stride, int super_rows, int sign, bool extrema, "
-      "int float32) -> ()");
+      "sigmoid_reduce(Tensor x, Tensor y, Tensor? row_bias, Tensor? key_a, Tensor? key_b, "
+      "Tensor scale, Tensor(a!) slots, int kind, int offset, int stride, int super_rows, "
+      "int sign, bool extrema, int float32) -> ()");
   m.def(
-      "sigmoid_finish(Tensor slots, Tensor x, Tensor y, Tensor? row_bias, Tensor scale, Tensor(a!) "
-      "rows, "
-      "Tensor(b!) pos, Tensor(c!) row_max, int positive, int supers, int sign) -> ()");
-  m.def(
-      "sigmoid_terms(Tensor g, Tensor? row_bias, Tensor pos, Tensor(a!) row_terms, Tensor(b!) "
-      "pull, Tensor(c!) unit, "
+      "sigmoid_finish(Tensor slots, Tensor x, Tensor y, Tensor? row_bias, Tensor scale, "
+      "Tensor(a!) rows, Tensor(b!) pos, Tensor(c!) row_max, int positive, int supers, "
       "int sign) -> ()");
   m.def(
-      "sigmoid_weight(Tensor x, Tensor y, Tensor? key_a, Tensor? key_b, Tensor scale, Tensor "
-      "row_terms, Tensor unit, "
-      "Tensor(a!) sums, Tensor(b!) panel, int kind, int offset, int stride, int sign, int float32) "
-      "-> ()");
+      "sigmoid_terms(Tensor g, Tensor? row_bias, Tensor pos, Tensor(a!) row_terms, "
+      "Tensor(b!) pull, Tensor(c!) unit, int sign) -> ()");
+  m.def(
+      "sigmoid_weight(Tensor x, Tensor y, Tensor? key_a, Tensor? key_b, Tensor scale, "
+      "Tensor row_terms, Tensor unit, Tensor(a!) sums, Tensor(b!) panel, int kind, int offset, "
+      "int stride, int sign, int float32) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {

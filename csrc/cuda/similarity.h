@@ -1,4 +1,6 @@
-// Host entry points of the kernels: plain pointers and sizes, no torch. Absent tensors are null.
+// Host entry points of the similarity family's kernels: plain pointers and sizes, no torch. Absent
+// tensors are null. fused_contrastive/ops/similarity.py defines every quantity. The sigmoid family
+// calls launch_prepare and launch_finish_backward, too.
 #pragma once
 
 #include "platform.cuh"
@@ -10,8 +12,8 @@ struct ReduceParams;
 struct WeightParams;
 struct RowsParams;
 
-// Log-sum-exps are [2, G, M] (rows) and [2, G, N] (cols): the values rounded to the accumulation
-// type, then what rounding lost.
+// Log-sum-exps are [2, G, M] (rows) and [2, G, N] (cols): first the values rounded to the
+// accumulation type, then what the rounding lost.
 
 // How float32 matrices are multiplied.
 enum class Float32 { tf32 = 0, tf32x3 = 1, fma = 2 };
@@ -27,12 +29,12 @@ struct TileKernels {
 };
 extern const TileKernels BF16_KERNELS, F16_KERNELS, TF32_KERNELS, TF32X3_KERNELS, FMA_KERNELS,
     F64_KERNELS;
-// With wgmma and tensor copies, for compute capability 9.0 alone: x, y and each of their rows are
-// aligned to 16 bytes.
+// The kernels with wgmma and tensor copies, for compute capability 9.0 alone. They need x, y and
+// each of their rows to be aligned to 16 bytes.
 extern const PairKernels BF16_SM90_KERNELS, F16_SM90_KERNELS;
 
-// Rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x inv),
-// inv = 1 / max(|x|, 1e-12).
+// The rows of one set, x [G, count, D] of type `input`, and what becomes of them: hat = round(x
+// inv) with inv = 1 / max(|x|, 1e-12).
 struct PrepareSet {
   const void* x;
   void *hat, *inv;
@@ -61,11 +63,13 @@ struct TermsParams {
   void *row_terms, *col_terms, *pull;
   float* unit;
   int G, M, N, positive;
-  bool same_g_rows, same_g_cols;  // one element each, for all
+  // Whether one element of g_rows, or of g_cols, stands for all.
+  bool same_g_rows, same_g_cols;
 };
 void launch_terms(const TermsParams& p, Type matrix, Stream stream);
 
-// Gradient of one set: x [G, X, D], the other one y [G, Y, D].
+// Arguments of finish_backward, the gradient of one set: x [G, X, D] beside the other set y [G, Y,
+// D].
 struct FinishBackwardParams {
   const void *gradient, *x, *y, *given, *inv, *pull, *scale;
   const float* unit;
@@ -84,7 +88,7 @@ struct FinishWeightedParams {
 };
 void launch_finish_weighted(const FinishWeightedParams& p, Type matrix, Stream stream);
 
-// Rows of one block of finish_backward: `radial` has one element per block.
+// How many rows one block of finish_backward serves. `radial` has one element per block.
 constexpr int FINISH_ROWS = 8;
 
 }  // namespace fused_contrastive

@@ -1,5 +1,5 @@
-// Instantiates the tile kernels for one matrix precision: pairs of rows and columns P, whole rows
-// R.
+// Instantiates the tile kernels for one matrix precision: P multiplies pairs of rows and columns, R
+// whole rows.
 #pragma once
 
 #include "fused_rows.cuh"

@@ -1,18 +1,8 @@
-// Torch operators over the kernels, against the LibTorch stable ABI. fused_contrastive/cuda.py
-// allocates every output and workspace, passes absent tensors as empty ones, and checks shapes;
-// here are only pointers, sizes and the stream. The other families' operators: force_ops.cpp,
-// sigmoid_ops.cpp.
-#include <Python.h>
-
+// Torch operators over the kernels of the similarity family, written against the LibTorch stable
+// ABI. The Python side, fused_contrastive/backends/cuda, allocates every output and workspace,
+// passes absent tensors as empty ones, and checks shapes. Here are only pointers, sizes and the
+// stream. force_ops.cpp and sigmoid_ops.cpp have the other families' operators.
 #include "pair_operators.h"
-
-#ifdef FUSED_CONTRASTIVE_HOST
-#define LIBRARY_NAME PyInit__C_cuda_host
-#else
-#define LIBRARY_NAME PyInit__C_cuda
-#endif
-#define STRING(name) QUOTED(name)
-#define QUOTED(text) #text
 
 namespace fused_contrastive {
 namespace {
@@ -38,7 +28,7 @@ const TileKernels& kernels(const Tensor& x, int64_t float32) {
   }
 }
 
-// Of pairs: on sm_90 by tensor copies where they can read both matrices.
+// The kernels over pairs: on sm_90 those with tensor copies, where these can read both matrices.
 const PairKernels& pair_kernels(const Tensor& x, const Tensor& y, int64_t float32) {
   if (by_tensor_copies(x, y)) return type(x) == Type::bf16 ? BF16_SM90_KERNELS : F16_SM90_KERNELS;
   return kernels(x, float32).pairs;
@@ -161,37 +151,31 @@ using namespace fused_contrastive;
 
 STABLE_TORCH_LIBRARY(NAMESPACE, m) {
   m.def(
-      "prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, Tensor(c!) "
-      "a_inv, Tensor(d!) "
-      "b_inv, "
-      "Tensor(e!) bound, Tensor like, bool normalize) -> ()");
+      "prepare(Tensor a, Tensor? b, Tensor? bias, Tensor(a!) a_hat, Tensor(b!) b_hat, "
+      "Tensor(c!) a_inv, Tensor(d!) b_inv, Tensor(e!) bound, Tensor like, bool normalize) -> ()");
   m.def("pair_reduce(" PROBLEM "Tensor bound, Tensor(a!) slots, " CANDIDATES
-        "int super_rows, bool symmetric, bool columns, "
-        "bool normalized, bool extrema, int float32) -> ()");
+        "int super_rows, bool symmetric, bool columns, bool normalized, bool extrema, int float32) "
+        "-> ()");
   m.def(
-      "finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, Tensor(a!) "
-      "rows, Tensor(b!) cols, "
-      "Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, Tensor(f!) col_max, int positive, int "
-      "super_rows, bool "
-      "symmetric) -> ()");
+      "finish_forward(Tensor slots, Tensor x, Tensor y, Tensor? bias, Tensor scale, "
+      "Tensor(a!) rows, Tensor(b!) cols, Tensor(c!) pos, Tensor(d!) loss, Tensor(e!) row_max, "
+      "Tensor(f!) col_max, int positive, int super_rows, bool symmetric) -> ()");
   m.def("fused_rows(" PROBLEM "Tensor(a!) slots, Tensor(b!) partial, " CANDIDATES
         "int split_columns, int float32) -> ()");
   m.def(
       "finish_weighted(Tensor slots, Tensor partial, Tensor(a!) rows, Tensor(b!) row_max, "
-      "Tensor(c!) mean, Tensor "
-      "like) -> ()");
+      "Tensor(c!) mean, Tensor like) -> ()");
   m.def(
-      "terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, Tensor(a!) "
-      "row_terms, Tensor(b!) "
-      "col_terms, Tensor(c!) pull, Tensor(d!) unit, int positive) -> ()");
+      "terms(Tensor g_rows, Tensor g_cols, Tensor rows, Tensor cols, Tensor pos, "
+      "Tensor(a!) row_terms, Tensor(b!) col_terms, Tensor(c!) pull, Tensor(d!) unit, "
+      "int positive) -> ()");
   m.def("pair_weight(" PROBLEM
         "Tensor row_terms, Tensor col_terms, Tensor unit, Tensor(a!) panel, " CANDIDATES
         "bool mirror, int float32) -> ()");
   m.def(
-      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, Tensor pull, "
-      "Tensor scale, "
-      "Tensor unit, Tensor(a!) dx, Tensor(b!) radial, int positive, bool near, bool far, bool "
-      "halved) -> ()");
+      "finish_backward(Tensor gradient, Tensor x, Tensor y, Tensor given, Tensor inv, "
+      "Tensor pull, Tensor scale, Tensor unit, Tensor(a!) dx, Tensor(b!) radial, int positive, "
+      "bool near, bool far, bool halved) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
@@ -203,38 +187,4 @@ STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, DEVICE, m) {
   m.impl("terms", TORCH_BOX(&terms));
   m.impl("pair_weight", TORCH_BOX(&pair_weight));
   m.impl("finish_backward", TORCH_BOX(&finish_backward));
-}
-
-#ifndef FUSED_CONTRASTIVE_HOST
-// (newest CUDA that the driver serves, 0 without one; CUDA of the runtime in this library), as 1000
-// major + 10 minor.
-static PyObject* versions(PyObject*, PyObject*) {
-  int driver = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
-  return Py_BuildValue("(ii)", driver, CUDART_VERSION);
-}
-#endif
-
-// Importing the module is what loads the library: its static initialisers registered the operators.
-PyMODINIT_FUNC LIBRARY_NAME() {
-  static PyMethodDef methods[] = {
-#ifndef FUSED_CONTRASTIVE_HOST
-      {"versions", versions, METH_NOARGS, nullptr},
-#endif
-      {nullptr, nullptr, 0, nullptr}};
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT,
-                               "fused_contrastive",
-                               nullptr,
-                               -1,
-                               methods,
-                               nullptr,
-                               nullptr,
-                               nullptr,
-                               nullptr};
-  PyObject* created = PyModule_Create(&module);
-#ifdef FUSED_CONTRASTIVE_SOURCES
-  if (created != nullptr)
-    PyModule_AddStringConstant(created, "SOURCES", STRING(FUSED_CONTRASTIVE_SOURCES));
-#endif
-  return created;
 }

@@ -1,5 +1,5 @@
-// Tensor copies of sm_90 (TMA), the barriers in shared memory that count them, and barriers of part
-// of a block. With FUSED_CONTRASTIVE_HOST the shim defines the same names.
+// Tensor copies of sm_90 (TMA), the barriers in shared memory that count them, and barriers of a
+// part of a block. With FUSED_CONTRASTIVE_HOST the host shim defines the same names.
 #pragma once
 
 #include "instructions.cuh"
@@ -14,8 +14,9 @@ namespace fused_contrastive {
 using TensorMap = CUtensorMap;
 using Barrier = uint64_t;
 
-// Host: of x [G, count, D] for boxes of `rows` rows and 128 bytes, 128-byte swizzle. x and its rows
-// are aligned to 16 bytes. The driver's encoder is looked up: nothing here links to the driver.
+// Host: makes the tensor map of x [G, count, D] for boxes of `rows` rows and 128 bytes, with the
+// 128-byte swizzle. x and its rows are aligned to 16 bytes. The driver's encoder is looked up, as
+// nothing here links to the driver.
 template <class T>
 inline TensorMap tensor_map(const void* x, int G, int count, int D, int rows) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
@@ -45,8 +46,8 @@ inline TensorMap tensor_map(const void* x, int G, int count, int D, int rows) {
   return map;
 }
 
-// A box from (feature, row, group) on to shared memory, 1024-byte aligned, zeros where the tensor
-// ends; `landed` counts its bytes. By one thread.
+// Copies the box from (feature, row, group) on to shared memory that is aligned to 1024 bytes, with
+// zeros behind the tensor's end. `landed` counts its bytes. One thread calls it.
 __device__ inline void tensor_copy(void* shared, const TensorMap& map, int feature, int row,
                                    int group, Barrier* landed) {
   asm volatile(
@@ -62,8 +63,8 @@ __device__ inline void barrier_init(Barrier* barrier, int arrivals) {
                "r"(arrivals)
                : "memory");
 }
-// Behind the initialisations, before the barrier of the block that shows them to all: to the
-// copies, too.
+// Belongs behind the initialisations and before the barrier of the block that shows them to all
+// threads. It shows them to the copies, too.
 __device__ inline void barriers_ready() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -77,7 +78,8 @@ __device__ inline void barrier_arrive_and_expect(Barrier* barrier, int bytes) {
       "r"(bytes)
       : "memory");
 }
-// Until the phase of this parity has ended: 0 for the first one; at once for the one before it.
+// Waits until the phase of this parity has ended: 0 for the first one. For the phase before it
+// returns at once.
 __device__ inline void barrier_wait(Barrier* barrier, uint32_t parity) {
   uint32_t done = 0;
   while (done == 0) {
@@ -90,8 +92,8 @@ __device__ inline void barrier_wait(Barrier* barrier, uint32_t parity) {
   }
 }
 
-// __syncthreads of the `threads` threads that call it, whole warps; barrier 0 is __syncthreads'
-// own.
+// A __syncthreads of the `threads` threads that call it, which are whole warps. Barrier 0 belongs
+// to __syncthreads itself.
 __device__ inline void named_barrier(int barrier, int threads) {
   asm volatile("barrier.sync.aligned %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }

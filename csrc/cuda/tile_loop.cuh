@@ -1,6 +1,6 @@
-// The tile main loop: every kernel that multiplies runs this one (on sm_90 that of
-// products_sm90.cuh, where its tensor copies can read the matrices), with its own epilogue for a
-// finished tile of products.
+// The main loop over tiles. Every kernel that multiplies runs this one, with its own epilogue for a
+// finished tile of products. On sm_90 it is the loop of products_sm90.cuh, where tensor copies can
+// read the matrices.
 #pragma once
 
 #include "problem.h"
@@ -8,7 +8,7 @@
 
 namespace fused_contrastive {
 
-// One side of the products: rows [0, count), contiguous.
+// One side of the products: rows [0, count), which are contiguous.
 struct Operand {
   const unsigned char* data;
   int count;
@@ -20,9 +20,9 @@ __device__ inline Operand operand(const void* x, int64_t group, int count, int D
           count};
 }
 
-// ROWS rows from `first` on, CHUNKS chunks from byte `begin` on, of `bytes` bytes each, into
-// swizzled chunks of shared memory. Rows past the end repeat the last one (epilogues mask them),
-// bytes past the end are zeros.
+// Copies ROWS rows from `first` on into swizzled chunks of shared memory: CHUNKS chunks of `bytes`
+// bytes each, from byte `begin` on. Rows past the end repeat the last one, and epilogues mask them.
+// Bytes past the end are zeros.
 template <class T, int ROWS, int CHUNKS, int THREADS>
 __device__ inline void load_tile(unsigned char* shared, const Operand& x, int first, int bytes,
                                  int begin) {
@@ -48,12 +48,12 @@ __device__ inline void load_tile(unsigned char* shared, const Operand& x, int fi
   }
 }
 
-// Runs `epilogue(s, tile, columns)` on the products of every tile of `tiles`, in order: s the
-// warp's accumulators, `columns` the tile's right operand in shared memory where WHOLE.
+// Runs `epilogue(s, tile, columns)` on the products of every tile of `tiles`, in order. s are the
+// warp's accumulators, and with WHOLE `columns` is the tile's right operand in shared memory.
 //
-// A ring of STAGES buffers is filled ahead by asynchronous copies, across tile borders, so that an
-// epilogue hides the next tile's loads. WHOLE (D <= CHUNKS chunks): a stage is a whole tile of
-// columns and the rows stay resident. Otherwise a stage is one chunk of both sides.
+// Asynchronous copies fill a ring of STAGES buffers ahead, across tile borders, so that an epilogue
+// hides the next tile's loads. With WHOLE (D <= CHUNKS chunks) a stage is a whole tile of columns,
+// and the rows stay resident. Otherwise a stage is one chunk of both sides.
 template <class P, int STAGES_, bool WHOLE = false, int CHUNKS = 1>
 struct TileLoop {
   using Element = typename P::Element;
@@ -97,7 +97,7 @@ struct TileLoop {
       const unsigned char* current = shared;
       for (int step = 0; step < steps; ++step) {
         copy_wait<AHEAD - 1>();
-        __syncthreads();  // the stage has landed for all, and all are done with the one filled next
+        __syncthreads();  // The stage has landed, and the one filled next is free.
         fill(stage + AHEAD < STAGES ? stage + AHEAD : stage + AHEAD - STAGES);
         current = shared + stage * STAGE;
 #pragma unroll
@@ -115,14 +115,14 @@ struct TileLoop {
   }
 };
 
-// The loop of pair_reduce and pair_weight: over `tiles` of group tiles.g.
+// The loop of pair_reduce and pair_weight, over the tiles `tiles` of group tiles.g.
 template <class P, int STAGES>
 struct PairLoop : TileLoop<P, STAGES> {
   static constexpr int THREADS = P::THREADS;
-  static constexpr bool PERSISTENT =
-      false;  // whether a block runs several tiles where it may: they are of one group
+  // Whether a block runs several tiles where it may. They are of one group.
+  static constexpr bool PERSISTENT = false;
 
-  // What the loop reads, made by the host and handed to the kernel.
+  // What the loop reads; the host makes it and hands it to the kernel.
   struct Sources {
     explicit Sources(const Problem&) {}
   };
@@ -137,7 +137,7 @@ struct PairLoop : TileLoop<P, STAGES> {
   }
 };
 
-// Of a kernel over pairs.
+// How many blocks of a kernel over pairs an SM holds.
 template <class Loop, class Params>
 struct Arguments {
   typename Loop::Sources sources;

@@ -1,4 +1,4 @@
-// The warpgroup instructions of sm_90a, one wrapper each. With FUSED_CONTRASTIVE_HOST the shim
+// The warpgroup instructions of sm_90a, one wrapper each. With FUSED_CONTRASTIVE_HOST the host shim
 // defines the same names.
 #pragma once
 
@@ -19,8 +19,8 @@ __device__ inline void warpgroup_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
-// Registers of each thread of this warpgroup from here on: fewer, or more once others have given
-// theirs up.
+// How many registers each thread of this warpgroup has from here on: fewer, or more once other
+// warpgroups have given theirs up.
 template <int COUNT>
 __device__ inline void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
@@ -30,8 +30,8 @@ __device__ inline void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// Shared-memory matrix descriptor of rows of 128 bytes, 128-byte swizzle: groups of eight rows lie
-// 1024 bytes apart.
+// The descriptor of a matrix in shared memory with rows of 128 bytes and the 128-byte swizzle.
+// Groups of eight rows lie 1024 bytes apart.
 __device__ inline uint64_t descriptor(const unsigned char* rows) {
   const uint64_t address = (shared_address(rows) & 0x3ffff) >> 4;
   return address | uint64_t(1) << 16 | uint64_t(1024 >> 4) << 32 | uint64_t(1) << 62;
@@ -56,7 +56,7 @@ __device__ inline uint64_t descriptor(const unsigned char* rows) {
       : FUSED_8_SUMS(0), FUSED_8_SUMS(8), FUSED_8_SUMS(16), FUSED_8_SUMS(24)                   \
       : "l"(a), "l"(b))
 
-// s += a b^T: 64 rows of a, 256 of b, 32 bytes of each. 524288 flops.
+// s += a b^T for 64 rows of a and 256 rows of b, 32 bytes of each: 524288 flops.
 __device__ inline void warpgroup_mma(float (&s)[2][32][2], uint64_t a, uint64_t b, bf16) {
   FUSED_WARPGROUP_MMA("bf16");
 }
@@ -64,7 +64,7 @@ __device__ inline void warpgroup_mma(float (&s)[2][32][2], uint64_t a, uint64_t 
   FUSED_WARPGROUP_MMA("f16");
 }
 
-// The sums are read from here on, not earlier.
+// The sums may be read from here on, not earlier.
 __device__ inline void warpgroup_settle(float (&s)[2][32][2]) {
   asm volatile("" : FUSED_8_SUMS(0)::"memory");
   asm volatile("" : FUSED_8_SUMS(8)::"memory");

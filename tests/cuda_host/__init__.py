@@ -1,4 +1,7 @@
-"""The CUDA kernels as a library for CPU tensors: csrc/cuda compiled with the host compiler and the shim of this folder."""
+"""The CUDA kernels as a library for CPU tensors.
+
+The host compiler compiles csrc/cuda with the shim of this folder.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SOURCES = ROOT / "csrc/cuda"
 FLAGS = [
-    "-std=c++17", "-O2", "-g0", "-fPIC", "-w", "-DFUSED_CONTRASTIVE_HOST", "-DPy_LIMITED_API=0x030a0000",
-    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-fvisibility=hidden", "-fno-math-errno",
-]  # fmt: skip
+    "-std=c++17",
+    "-O2",
+    "-g0",
+    "-fPIC",
+    "-w",
+    "-DFUSED_CONTRASTIVE_HOST",
+    "-DPy_LIMITED_API=0x030a0000",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+]
 
 
 def compiler() -> str | None:
@@ -41,7 +52,10 @@ def fingerprint() -> str:
 
 
 def build() -> Path:
-    """The library, compiled unless these sources were before; of several processes the first compiles it."""
+    """The library, compiled unless these sources have been compiled before.
+
+    Of several processes the first one compiles it.
+    """
     import fcntl  # not on Windows
 
     library = ROOT / "build/cuda_host" / f"_C_cuda_host-{fingerprint()}.so"
@@ -70,19 +84,8 @@ def compile_library(library: Path) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(compile_one, sources()))
         part = Path(folder, library.name)
-        run(
-            [
-                compiler(),
-                "-shared",
-                *objects,
-                "-o",
-                str(part),
-                f"-L{root / 'lib'}",
-                "-ltorch_cpu",
-                "-ltorch",
-                "-lc10",
-            ]
-        )
+        libraries = [f"-L{root / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+        run([compiler(), "-shared", *objects, "-o", str(part), *libraries])
         part.rename(library)
 
 
@@ -94,8 +97,12 @@ def run(command: list[str]) -> None:
 
 @functools.cache
 def load() -> types.SimpleNamespace:
-    """``operators``: namespace of torch operators; from shim.cpp ``options(order, copies_at_once, products_at_once)``: how threads take
-    turns, and ``capability(major)`` of the device."""
+    """The loaded library.
+
+    ``operators`` is the namespace of torch operators. Two functions come from shim.cpp:
+    ``options(order, copies_at_once, products_at_once)`` sets how threads take turns, and
+    ``capability(major)`` sets that of the device.
+    """
     path = build()
     torch.ops.load_library(str(path))
     library = ctypes.CDLL(str(path))

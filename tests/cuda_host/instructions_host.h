@@ -25,9 +25,9 @@ inline void from_float(float x, f16& y) {
   u &= 0x7fffffff;
   if (u > 0x7f800000) {
     u = 0x7fff;
-  } else if (u >= 0x477ff000) {  // rounds beyond the largest
+  } else if (u >= 0x477ff000) {  // rounds beyond the largest number
     u = 0x7c00;
-  } else if (u < 0x38800000) {  // subnormal: the ulp of 0.5 is the spacing
+  } else if (u < 0x38800000) {  // subnormal: the ulp of 0.5 is their spacing
     u = bits_as<uint32_t>(bits_as<float>(u) + 0.5f) - 0x3f000000;
   } else {
     u = (u + 0xc8000fffu + (u >> 13 & 1)) >> 13;
@@ -108,7 +108,7 @@ struct Matrices {
   }
 };
 
-// What tensor cores do with the products of one instruction: their exact sum is added to the
+// What tensor cores do with the products of one instruction: they add the exact sum to the
 // accumulator with one rounding, toward zero.
 inline float added(float accumulator, double products) {
   const double exact = accumulator + products;
@@ -116,7 +116,8 @@ inline float added(float accumulator, double products) {
   return fabs(nearest) > fabs(exact) && !isinf(nearest) ? nextafterf(nearest, 0) : nearest;
 }
 
-// D += A B of 16 x K and K x 8, two (16-bit T) or one (tf32) elements per word of the fragments.
+// D += A B for 16 x K and K x 8. Each word of the fragments holds two elements (16-bit T) or one
+// (tf32).
 template <class T>
 struct Mma {
   static constexpr int PER_WORD = sizeof(T) == 2 ? 2 : 1, K = 8 * PER_WORD;
@@ -126,7 +127,7 @@ struct Mma {
 
   static float part(uint32_t word, int e) {
     if constexpr (PER_WORD == 1) {
-      return bits_as<float>(word & ~0x1fffu);  // the hardware ignores the low bits
+      return bits_as<float>(word & ~0x1fffu);  // The hardware ignores the low bits.
     } else {
       return to_float(T{static_cast<uint16_t>(word >> 16 * e)});
     }

@@ -34,15 +34,16 @@ struct Fiber {
 #endif
   unsigned thread;
   bool done;
-  const unsigned* awaited;  // runs on once *awaited differs from `seen`
+  const unsigned* awaited;  // The fiber runs on once *awaited differs from `seen`.
   unsigned seen;
-  std::vector<std::vector<Copy>> groups;  // committed, then the open one: here and below
+  // The committed groups, then the open one; the same holds for the products.
+  std::vector<std::vector<Copy>> groups;
   std::vector<std::vector<std::function<void()>>> products;
 };
 
 struct Phases {
   int count, missing;  // arrivals of a phase
-  int64_t bytes;       // announced, and not landed
+  int64_t bytes;       // announced, but not landed
   unsigned ended;
 };
 
@@ -167,7 +168,7 @@ void perform(const Copy& copy) {
 
 void perform(const std::function<void()>& share) { share(); }
 
-// Of the committed groups, the open one apart, all but the last `pending`.
+// Finishes the committed groups but the last `pending`, the open one apart.
 template <class T>
 void perform_all_but(std::vector<std::vector<T>>& groups, int pending) {
   while (groups.size() > static_cast<size_t>(pending) + 1) {
@@ -197,8 +198,8 @@ bool land_one(bool newest) {
   return true;
 }
 
-constexpr uint64_t INITIALISED =
-    0x6d62617272696572;  // what shared memory holds in place of a barrier
+// What shared memory holds in place of a barrier.
+constexpr uint64_t INITIALISED = 0x6d62617272696572;
 
 Phases& phases(uint64_t* barrier) {
   const auto found = block.barriers.find(barrier);
@@ -207,8 +208,8 @@ Phases& phases(uint64_t* barrier) {
   return found->second;
 }
 
-// Lets every thread run to where it waits, warp by warp; `eager` ends with the first warp in which
-// one could. Whether any ran.
+// Lets every thread run to where it waits, warp by warp. `eager` ends with the first warp in which
+// one could run. Returns whether any ran.
 bool run_warps(size_t warps, bool reverse, bool eager) {
   bool progress = false;
   for (size_t w = 0; w < warps && !(eager && progress); ++w) {
@@ -371,11 +372,12 @@ void run_blocks(int64_t blocks, int threads, int shared, const std::function<voi
 
 }  // namespace shim
 
-// How the next kernels run: the order of threads between barriers (0 forward, 1 backward, 2
-// alternating, 3 the first warps as far ahead of the others as they come, 4 the last ones), and
-// whether asynchronous copies and warpgroup products happen when issued rather than when waited for
-// (tensor copies: when no thread can run without one, the oldest first, backward the newest, else
-// in turns).
+// Chooses how the next kernels run. `order` is the order of threads between barriers: 0 forward, 1
+// backward, 2 alternating, 3 the first warps as far ahead of the others as they come, 4 the last
+// ones.
+// The flags say whether asynchronous copies and warpgroup products happen when issued rather than
+// when waited for. Tensor copies otherwise happen when no thread can run without one: the oldest
+// first, backward the newest, else in turns.
 extern "C" __attribute__((visibility("default"))) void shim_options(int new_order,
                                                                     int new_copies_at_once,
                                                                     int new_products_at_once) {
@@ -384,7 +386,7 @@ extern "C" __attribute__((visibility("default"))) void shim_options(int new_orde
   shim::products_at_once = new_products_at_once != 0;
 }
 
-// The major compute capability that the library sees: 9 has warpgroup products.
+// Sets the major compute capability that the library sees: 9 has warpgroup products.
 extern "C" __attribute__((visibility("default"))) void shim_capability(int major) {
   shim::capability = major;
 }

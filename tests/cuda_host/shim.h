@@ -1,5 +1,5 @@
-// Runs CUDA kernels on the CPU: what csrc/cuda needs of the language, block by block. The threads
-// of a block are fibers on one thread; they change over at barriers and at instructions of a whole
+// Runs CUDA kernels on the CPU, block by block: what csrc/cuda needs of the language. The threads
+// of a block are fibers on one thread. They change over at barriers and at instructions of a whole
 // warp, in an order that tests can choose.
 #pragma once
 
@@ -53,17 +53,17 @@ Index grid_size();
 unsigned char* shared_memory();
 void barrier();
 
-// Called by all 32 lanes with their own `arguments`; the last one to arrive runs `all` on those of
-// every lane.
+// Called by all 32 lanes, each with its own `arguments`. The last one to arrive runs `all` on those
+// of every lane.
 void collective(void* arguments, void (*all)(void* const* lanes));
 
-// Asynchronous copies: queued, and done when waited for (or at once, as tests choose).
+// Asynchronous copies: they are queued, and done when waited for (or at once, as tests choose).
 void copy(void* target, const void* source, int valid);
 void commit_copies();
 void wait_for_copies(int pending);
 
-// Products of a warpgroup, one share per thread: done when waited for (or at once, as tests
-// choose).
+// Products of a warpgroup, one share per thread: they are done when waited for (or at once, as
+// tests choose).
 void issue_product(const std::function<void()>& share);
 void commit_products();
 void wait_for_products(int pending);
@@ -74,19 +74,19 @@ void barrier_init(uint64_t* barrier, int arrivals);
 void barrier_arrive(uint64_t* barrier, int bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
 
-// A tensor copy of `bytes` bytes to `target`: done at once, or when no thread can run without it,
-// oldest or newest first.
+// A tensor copy of `bytes` bytes to `target`. It is done at once, or when no thread can run without
+// it; then the oldest or the newest comes first.
 void tensor_copy(unsigned char* target, int bytes, uint64_t* landed,
                  const std::function<void()>& copy);
 
 void named_barrier(int id, int threads);
 
 constexpr int64_t MULTIPROCESSORS = 3;
-int capability_major();  // of the device that tests choose to be on
+int capability_major();  // of the device that tests choose
 
 // Runs `thread` as every thread of every block, one block after the other. Throws on a deadlock, on
-// divergence within an instruction of a warp, on writes past the end of shared memory, on misuse of
-// its barriers.
+// divergence within an instruction of a warp, on writes past the end of shared memory, and on
+// misuse of its barriers.
 void run_blocks(int64_t blocks, int threads, int shared, const std::function<void()>& thread);
 
 template <class Params>

@@ -20,7 +20,7 @@ inline TensorMap tensor_map(const void* x, int G, int count, int D, int rows) {
   return {static_cast<const unsigned char*>(x), G, count, row_bytes, rows};
 }
 
-// The 128-byte swizzle is one of address bits.
+// The 128-byte swizzle is a permutation of address bits.
 inline void tensor_copy(void* shared, const TensorMap& map, int feature, int row, int group,
                         Barrier* landed) {
   unsigned char* target = static_cast<unsigned char*>(shared);

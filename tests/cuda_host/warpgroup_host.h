@@ -1,6 +1,6 @@
-// The wrappers of csrc/cuda/warpgroup.cuh on the CPU: a descriptor is the address it would hold,
-// and a thread computes its own sums of a product when it waits for the product, from what shared
-// memory then holds. The fences and registers are not modelled.
+// The wrappers of csrc/cuda/warpgroup.cuh on the CPU. A descriptor is the address that it would
+// hold. A thread computes its own sums of a product when it waits for the product, from what shared
+// memory then holds. The fences and the register counts are not modelled.
 #pragma once
 
 namespace fused_contrastive {
@@ -26,7 +26,8 @@ inline uint64_t descriptor(const unsigned char* rows) {
 
 namespace detail {
 
-// Row and element of an operand, rows 128 bytes apart. The 128-byte swizzle is one of address bits.
+// Row and element of an operand whose rows are 128 bytes apart. The 128-byte swizzle is a
+// permutation of address bits.
 template <class T>
 float operand_element(uint64_t descriptor, int row, int k) {
   const uint64_t address =
