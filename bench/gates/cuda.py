@@ -2,7 +2,7 @@
 
 ``python -m bench.gates.cuda [--all]`` fails where a kernel does not compile, spills, misses or has the wrong matrix or copy
 instructions, has its warpgroup products serialised or its exchange of registers ignored, or asks for more shared memory than the part
-has. Sources that have not changed are taken from ``bench/gates/cuda.json``; ``--all`` compiles everything. Needs nvcc and
+has. Sources that have not changed are taken from ``bench/gates/records/cuda.json``; ``--all`` compiles everything. Needs nvcc and
 cuobjdump (CUDA's or Triton's), no GPU.
 """
 
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "bench" / "gates" / "cuda.json"
+RECORD = Path(__file__).parent / "records" / "cuda.json"
 SHARED_KIB = {"80": 163, "86": 99, "90a": 227, "100": 227, "120": 99}
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 MATRIX = {"Half": "HMMA", "Tf32": "HMMA", "F64": "DMMA", "Warpgroup": "HGMMA", "Fma": None}

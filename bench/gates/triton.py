@@ -3,7 +3,7 @@
 ``python -m bench.gates.triton [--all]`` runs the backend's own launch code on tensors without storage, takes the launches it would
 make, compiles each for sm_80, sm_90, sm_100 and gfx942, and fails where one does not compile, spills, needs more shared memory
 than the part has, misses the matrix instructions it is built on, or has its wgmma serialised. Kernels that have not changed are
-taken from ``bench/gates/triton.json``; ``--all`` compiles everything. Needs Triton, no GPU.
+taken from ``bench/gates/records/triton.json``; ``--all`` compiles everything. Needs Triton, no GPU.
 """
 
 from __future__ import annotations
@@ -32,12 +32,9 @@ from fused_contrastive.triton_kernels.hashes import kernel_hashes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fused_contrastive import triton_kernels
+from . import scenarios
 
-from .force import FORCE_PRODUCTS, FORCE_SCENARIOS, ForceScenario, step_force
-from .sigmoid import SIGMOID_SCENARIOS, SigmoidScenario, step_sigmoid
-
-RECORD = Path(__file__).parent / "triton.json"
+RECORD = Path(__file__).parent / "records" / "triton.json"
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -54,64 +51,9 @@ MATRIX = {
 }
 """The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
-STEPS = {ForceScenario: step_force, SigmoidScenario: step_sigmoid}
 SERIALISED = re.compile(r"C75(?:10|12|15)")
 MOST = 150
 """Kernel and configuration pairs per target."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One forward and backward; dimensions as in fused_contrastive/ops.py."""
-
-    name: str
-    dtype: str
-    M: int
-    D: int
-    N: int | None = None
-    G: int = 1
-    kind: str = "not_pair"
-    bias: bool = False
-    normalize: bool = True
-    columns: bool = False
-    weighted: bool = False
-    paired: bool = True
-    precision: str = "highest"
-
-
-SCENARIOS = (
-    Scenario("nt_xent", "bfloat16", 8192, 64),
-    Scenario("nt_xent", "bfloat16", 8192, 128),
-    Scenario("nt_xent", "bfloat16", 65536, 512),
-    Scenario("nt_xent", "float16", 8192, 512),
-    Scenario("nt_xent, ragged", "bfloat16", 1000, 100),
-    Scenario("nt_xent", "float32", 8192, 512),
-    Scenario("nt_xent, tf32", "float32", 8192, 512, precision="high"),
-    Scenario("nt_xent", "float64", 2048, 512),
-    Scenario("clip", "bfloat16", 8192, 512, 8192, kind="not_self", normalize=False, columns=True),
-    Scenario("clip, bias", "float32", 8192, 512, 8192, kind="not_self", bias=True, columns=True),
-    Scenario(
-        "keys, bias",
-        "bfloat16",
-        4096,
-        512,
-        8192,
-        kind="same_key",
-        bias=True,
-        columns=True,
-        paired=False,
-    ),
-    Scenario("keys", "bfloat16", 8192, 64, kind="other_key", paired=False),
-    Scenario("queue", "bfloat16", 1024, 64, 65536, kind="all", weighted=True, paired=False),
-    Scenario(
-        "queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False
-    ),
-    Scenario("queue", "bfloat16", 1024, 512, 65536, kind="all", weighted=True, paired=False),
-    Scenario("queue, learnt", "bfloat16", 1024, 64, 65536, kind="all", paired=False),
-    Scenario("queue, learnt", "bfloat16", 1024, 128, 65536, kind="all", bias=True, paired=False),
-    Scenario("paired negatives", "bfloat16", 1, 128, 256, 1024, kind="all", paired=False),
-    Scenario("paired negatives", "float32", 1, 128, 256, 1024, kind="all", paired=False),
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +71,9 @@ class Case:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:16]
+        """Names the case in the record. The module, which is only where the kernel is found, does not count."""
+        named = {name: value for name, value in asdict(self).items() if name != "module"}
+        return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
@@ -180,38 +124,13 @@ def launches(arch: str) -> list:
     """Every launch of every scenario as the backend would make it on `arch`."""
     previous = torch.get_float32_matmul_precision()
     with launch.recording(run=False) as recorded, configs.assume(arch):
-        for scenario in (*SCENARIOS, *FORCE_SCENARIOS, *SIGMOID_SCENARIOS):
+        for scenario in scenarios.SCENARIOS:
             torch.set_float32_matmul_precision(scenario.precision)
             try:
-                STEPS.get(type(scenario), step)(triton_kernels, scenario)
+                scenarios.run(scenario)
             finally:
                 torch.set_float32_matmul_precision(previous)
     return recorded
-
-
-def step(backend, scenario: Scenario) -> None:
-    """Forward and backward of a scenario on the meta device."""
-    s = scenario
-    dtype = getattr(torch, s.dtype)
-    N = s.N or s.M
-
-    def meta(*shape, dtype=dtype):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    a, b = meta(s.G, s.M, s.D), None if s.N is None else meta(s.G, N, s.D)
-    scale, bias = meta(dtype=accumulate), meta(s.G, N, dtype=accumulate) if s.bias else None
-    key_a, key_b = meta(s.G, s.M, dtype=torch.int64), meta(s.G, N, dtype=torch.int64)
-    stride, positive = max(1, s.M // 2), (0 if s.N else s.M // 2) if s.paired else -1
-    operands = (a, b, scale, bias, key_a, None if b is None else key_b)
-    rows, cols, pos, loss, _, _, *prepared = backend.similarity_forward(
-        *operands, s.kind, 0, stride, positive, s.normalize, s.columns, False, s.weighted, dtype
-    )
-    g_cols = cols if s.columns and not s.paired else cols.new_empty(0)
-    backend.similarity_backward(
-        loss if s.paired else rows, g_cols, *operands, rows, cols, pos, *prepared,
-        s.kind, 0, stride, positive, s.normalize, dtype, True, b is not None and not s.weighted, True, s.bias and not s.weighted,
-    )  # fmt: skip
 
 
 def cases(arch: str) -> list[Case]:
@@ -323,7 +242,7 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
 def missing_matrix(case: Case, found: list[str]) -> list[str]:
     """Objections to the matrix instructions found; plain float32 products on NVIDIA have none."""
     constants, types = dict(case.constants), dict(case.signature)
-    operand = "a" if case.kernel in MULTIPLYING else FORCE_PRODUCTS.get(case.kernel)
+    operand = "a" if case.kernel in MULTIPLYING else scenarios.FORCE_PRODUCTS.get(case.kernel)
     element = None if operand is None else types[operand][1:]
     if element is None or (
         element == "fp32" and constants["PRECISION"] == "ieee" and case.arch != "gfx942"
@@ -337,7 +256,7 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
 
 def may_not_use_registers(case: Case) -> bool:
     """Whether guard.py takes this kernel to read both operands of its products from shared memory."""
-    known = case.kernel == "fused_rows" or case.kernel in FORCE_PRODUCTS
+    known = case.kernel == "fused_rows" or case.kernel in scenarios.FORCE_PRODUCTS
     return not known and dict(case.constants).get("PRECISION") != "tf32x3"
 
 
