@@ -113,13 +113,12 @@ def _output(*command: str) -> str:
 
 
 def digest(folders: tuple[str, ...], more: str = "") -> str:
-    """Hash of the sources in these folders of the checkout (folders within them and fastest.py, made of results, apart), and of
-    `more`."""
+    """Hash of the sources in these folders of the checkout, at any depth, and of `more`."""
     found = hashlib.sha256(more.encode())
     for folder in folders:
-        for path in sorted((ROOT / folder).iterdir()):
-            if path.suffix in (".py", ".cu", ".cuh", ".cpp", ".h") and path.name != "fastest.py":
-                found.update(path.name.encode() + path.read_bytes())
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".cpp", ".h"):
+                found.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 

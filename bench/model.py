@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-GIVEN = "one H200, bf16 (the force kernels, those of the CUDA backend: float32), taking 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
+GIVEN = (
+    "on one H200, in bf16 (the force kernels of the CUDA backend in float32), "
+    "from 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
+)
 
 
 class Prediction(NamedTuple):

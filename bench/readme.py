@@ -18,7 +18,10 @@ from .report import cell, milliseconds, summary, table
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-UNMEASURED = {"cpu": "not yet measured on a CPU", "gpu": "not yet measured on a GPU"}
+UNMEASURED = {
+    "cpu": "Nothing has been measured on a CPU yet.",
+    "gpu": "Nothing has been measured on a GPU yet.",
+}
 PREFERRED = {"cpu": ("cpu", "panels"), "gpu": ("triton", "cuda", "panels")}
 BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
@@ -215,54 +218,58 @@ def peers(folder: Path = RESULTS) -> str:
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """The predicted rate of every GPU kernel, the measured ones beside it, and the kernels that no GPU has verified."""
+    """The measured rates of the GPU kernels beside the predicted ones, and which kernels no GPU has verified."""
     latest = newest("gpu", folder)
-    entries = kernel_table.entries(latest[1]) if latest else []
-    lines = []
-    for p in model.PREDICTIONS:
-        unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
-        line = [
-            p.kernel,
-            str(p.D),
-            f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}",
-        ]
-        for backend in ("triton", "cuda"):
-            if backend not in p.backends:
-                line.append("-")
-                continue
-            place = {
-                "kernel": p.kernel,
-                "loss": p.loss,
-                "D": p.D,
-                "dtype": p.dtype,
-                "backend": backend,
-            }
-            here = [e for e in entries if e["rate"] and place.items() <= e.items()]
-            largest = max(here, key=lambda e: e["N"], default=None)
-            line.append(
-                f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})"
-                if largest
-                else UNMEASURED["gpu"]
-            )
-        lines.append(line)
-    text = table(["kernel", "D", "predicted", "triton, measured", "cuda, measured"], lines)
-    text += (
-        f"\n\nThe predictions are a model's (`bench/model.py`: {model.GIVEN}), not measurements."
+    parts = [] if latest is None else [measured_kernels(latest[1])]
+    parts.append(
+        f"`bench/model.py` predicts the rate of each kernel: {model.GIVEN}. "
+        "A prediction is not a measurement."
     )
-    if latest:
-        text += f" Measured, and in brackets of the bare rate of the same run: {summary(latest[1]['environment'])}"
     states = gpu_status.status(kernel_hashes(), outcomes(folder))
+    failed = [f"`{name}`" for name, state in states.items() if state.startswith("failed")]
     left = [
         f"`{name}`"
         for name, state in states.items()
         if not state.startswith(("verified", "failed"))
     ]
-    failed = [f"`{name}`" for name, state in states.items() if state.startswith("failed")]
-    if left:
-        text += (
-            f"\n\nKernels that no GPU has run as they are (`make gpu-status`): {', '.join(left)}."
+    if left and len(left) == len(states):
+        parts.append(
+            f"No GPU has run any of the {len(left)} kernels as they are now; "
+            "`make gpu-status` lists them."
         )
-    return text + (f"\n\nKernels that failed on a GPU: {', '.join(failed)}." if failed else "")
+    elif left:
+        parts.append(f"No GPU has run these kernels as they are now: {', '.join(left)}.")
+    if failed:
+        parts.append(f"These kernels failed on a GPU: {', '.join(failed)}.")
+    return "\n\n".join(parts)
+
+
+def measured_kernels(result: dict) -> str:
+    """The Markdown table of the kernels that this GPU result has measured at a predicted size."""
+    entries = kernel_table.entries(result)
+    lines = []
+    for p in model.PREDICTIONS:
+        unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
+        predicted = f"{p.least} - {p.most}" if p.least else f"up to {p.most}"
+        place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": p.dtype}
+        measured = [rate_of(entries, place | {"backend": name}) for name in ("triton", "cuda")]
+        if measured != ["-", "-"]:
+            lines.append([p.kernel, str(p.D), f"{predicted} {unit}", *measured])
+    if not lines:
+        return "No kernel has been measured at a predicted size yet."
+    header = ["kernel", "D", "predicted", "triton, measured", "cuda, measured"]
+    source = (
+        "The number in brackets is the share of the bare rate that the same run measured. "
+        f"{summary(result['environment'])}"
+    )
+    return f"{table(header, lines)}\n\n{source}"
+
+
+def rate_of(entries: list[dict], place: dict) -> str:
+    """The rate at the largest N of the entries that match `place`, and its share of the bare rate; "-" without one."""
+    here = [e for e in entries if e["rate"] and place.items() <= e.items()]
+    largest = max(here, key=lambda e: e["N"], default=None)
+    return f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else "-"
 
 
 def replace(text: str, kind: str, content: str) -> str:

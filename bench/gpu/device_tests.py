@@ -112,19 +112,12 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
 
     def rank(item) -> int:
-        named = {
-            str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()
-        }
-        ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(
-            (
-                "_kernels.py",
-                "cuda_backend.py",
-                "cuda_force.py",
-                "cuda_sigmoid.py",
-                "triton_sigmoid.py",
-            )
-        )
-        return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        named = {str(value) for value in parameters}
+        file = item.nodeid.partition("::")[0].rpartition("/")[2]
+        if named & {"triton", "cuda"} or file.startswith(("test_triton", "test_cuda")):
+            return 0
+        return 2 if named & {"panels", "cpu", "eager"} else 1
 
     items[:] = sorted(chosen, key=rank)
 

@@ -149,7 +149,7 @@ def device(): ...
 """
 DEADLY = """
 import os, signal, time, pytest
-from bench import device_tests
+from bench.gpu import device_tests
 ENDS = {"abort": os.abort, "hang": lambda: time.sleep(300), "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV)}
 @pytest.mark.parametrize("how", ["first", "abort", "hang", "segfault", "last"])
 def test_it(device, how):
