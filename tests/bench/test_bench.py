@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -264,12 +265,15 @@ def test_resident_peak_sees_the_dense_matrix():
     assert "ended with 1" in peaks[jobs[1]]
 
 
+@functools.cache
+def this_machine() -> dict:
+    """The description of this machine, which takes a second to make."""
+    return environment.describe(torch.device("cpu"))
+
+
 def result_file(folder, name, kind, day, **extra):
-    result = report.new_result(
-        kind,
-        f"python -m bench {name}",
-        {**environment.describe(torch.device("cpu")), "gpu": extra.pop("gpu", None)},
-    )
+    described = {**this_machine(), "gpu": extra.pop("gpu", None)}
+    result = report.new_result(kind, f"python -m bench {name}", described)
     result.update(rows=synthetic_rows(), date=day, **extra)
     (folder / f"{name}.json").write_text(json.dumps(result))
     return result

@@ -48,8 +48,9 @@ def test_a_kernel_compiles_and_a_bad_configuration_does_not_pass():
     """One shipped kernel for sm_90, and the same with a tile whose registers cannot hold it."""
     done = gate(
         code="""
-from bench.gates import triton as gate
+from bench.gates import scenarios, triton as gate
 from fused_contrastive.triton_kernels import configs
+scenarios.SCENARIOS = [s for s in scenarios.SIMILARITY if s.kind == "all" and s.dtype == "bfloat16"]
 def outcome(arch):
     case = next(c for c in gate.cases(arch) if c.kernel == "pair_weight" and dict(c.constants)["KIND"] == "all" and "bf16" in c.label)
     return gate.compile_case(case)
