@@ -1,6 +1,8 @@
-"""``python -m bench``: speed and memory of the losses, interleaved with the eager code and torch.compile of it.
+"""``python -m bench``: speed and memory of the losses, interleaved with the eager code and
+torch.compile of it.
 
-Writes ``<out>.json`` after every group of rows, and at the end ``<out>.md`` and ``<out>.png``; prints the table.
+Writes ``<out>.json`` after every group of rows, and at the end ``<out>.md`` and ``<out>.png``;
+prints the table.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ QUICK_LOSSES = ["nt_xent", "contrastive_force"]
 LARGE_D = 256
 """From this D on the default dtypes include bf16."""
 COMPILED_FROM = 2048
-"""With --quick, torch.compile (10 s of compiling a size) runs in fp32 from this N on, and its peak memory is left out."""
+"""With --quick, torch.compile (10 s of compiling a size) runs in fp32 from this N on, and its peak
+memory is left out.
+"""
 MEMORY_FROM = 2048
 """Resident memory is measured from this N (or K) on; below it is noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0

@@ -1,7 +1,8 @@
 """``python -m bench.accuracy``: relative gradient error against float64 as training converges.
 
-NT-Xent of two views 0.3 standard deviations apart: the lower the temperature, the closer the positive's probability is to 1. Medians over
-seeds of ``|g - g64| / |g64|``, g64 the dense loss in float64 on the same (rounded) inputs. Writes one JSON into bench/results.
+NT-Xent of two views 0.3 standard deviations apart: the lower the temperature, the closer the
+positive's probability is to 1. Medians over seeds of ``|g - g64| / |g64|``, g64 the dense loss in
+float64 on the same (rounded) inputs. Writes one JSON into bench/results.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cases of ``python -m bench digest``: every loss with its options, by public names only.
 
-The list knows nothing of the tests and nothing of the package's inside, so that it runs unchanged on any
-revision that has the public functions.
+The list knows nothing of the tests and nothing of the package's inside, so that it runs unchanged
+on any revision that has the public functions.
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ def cpu_model() -> str:
 
 
 def without_paths(text: str) -> str:
-    """`text` with absolute paths cut to their last part: results are committed, machines' folders are not."""
+    """`text` with absolute paths cut to their last part: results are committed, machines' folders
+    are not.
+    """
     return re.sub(r"(?<![\w./])/(?:[\w.+-]+/)+", "", text)
 
 
@@ -134,7 +136,9 @@ def native_hashes() -> dict[str, str]:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """Source hash of every Triton and CUDA kernel. Needs neither a GPU nor Triton: the files are loaded on their own."""
+    """Source hash of every Triton and CUDA kernel. Needs neither a GPU nor Triton: the files are
+    loaded on their own.
+    """
     hashes = {}
     for place in ("triton_kernels/hashes.py", "csrc/cuda/build.py"):
         if not (ROOT / place).exists():
@@ -148,7 +152,9 @@ def kernel_hashes() -> dict[str, str]:
 
 
 def ptxas(capability: int) -> dict | None:
-    """Path and version of the assembler Triton uses for this GPU (``TRITON_PTXAS_PATH`` is honoured by Triton)."""
+    """Path and version of the assembler Triton uses for this GPU (``TRITON_PTXAS_PATH`` is honoured
+    by Triton).
+    """
     try:
         from triton.backends.nvidia.compiler import get_ptxas
 
@@ -160,7 +166,9 @@ def ptxas(capability: int) -> dict | None:
 
 
 def ptxas_warning(capability: int, release: str | None) -> str | None:
-    """Whether this ptxas may compile kernels with register operands of wgmma wrongly (triton_kernels/guard.py)."""
+    """Whether this ptxas may compile kernels with register operands of wgmma wrongly
+    (triton_kernels/guard.py).
+    """
     from fused_contrastive.triton_kernels import support as guard
 
     numbers = tuple(int(part) for part in re.findall(r"\d+", release or "")[:2])

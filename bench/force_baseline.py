@@ -1,5 +1,7 @@
-"""The force loss in eager PyTorch as a careful user writes it: no loop over points, one distance matrix, one log-sum-exp for rows and
-columns alike, the temperatures under no_grad, in place. The dense baseline of the benchmark."""
+"""The force loss in eager PyTorch as a careful user writes it: no loop over points, one distance
+matrix, one log-sum-exp for rows and columns alike, the temperatures under no_grad, in place. The
+dense baseline of the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 def contrastive_force_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Mean over ``[..., M, D]`` of what `fused_contrastive.contrastive_force_loss` computes with these temperatures."""
+    """Mean over ``[..., M, D]`` of what `fused_contrastive.contrastive_force_loss` computes with
+    these temperatures.
+    """
     M = negative.shape[-2]
     points = torch.cat([negative, positive], -2)
     distance = torch.cdist(points, points)

@@ -1,7 +1,8 @@
 """What is measured: each loss with its inputs, its fused and its dense form, and the flops of both.
 
-Flops count the matrix products alone, two per multiply-add, the algorithm's own: what the streaming form computes (half tiles for one
-set, logits once more in the backward pass), and what the dense form computes (two products backward).
+Flops count the matrix products alone, two per multiply-add, the algorithm's own: what the streaming
+form computes (half tiles for one set, logits once more in the backward pass), and what the dense
+form computes (two products backward).
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ DTYPES = {
 
 
 class Size(NamedTuple):
-    """``N`` rows (both views together for NT-Xent; of either set for the force), ``K`` queued keys, prediction steps or groups (0: the loss
-    has none), ``D`` dimensions."""
+    """``N`` rows (both views together for NT-Xent; of either set for the force), ``K`` queued keys,
+    prediction steps or groups (0: the loss has none), ``D`` dimensions.
+    """
 
     N: int
     K: int
@@ -41,8 +43,10 @@ class Size(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """One loss. ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` of those that do not;
-    ``cells(size)`` the number of similarities; ``fused`` and ``dense`` the (forward, backward) flops per similarity and dimension."""
+    """One loss. ``embeddings(size)`` are the shapes of the inputs that get a gradient,
+    ``constants(size)`` of those that do not; ``cells(size)`` the number of similarities; ``fused``
+    and ``dense`` the (forward, backward) flops per similarity and dimension.
+    """
 
     call: Callable
     eager: Callable
@@ -141,7 +145,9 @@ def flops(loss: str, size: Size, which: str, dense: bool) -> int:
 def make_inputs(
     loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> list[torch.Tensor]:
-    """Random unit rows, those of the second embedding near those of the first; embeddings require gradients, constants do not."""
+    """Random unit rows, those of the second embedding near those of the first; embeddings require
+    gradients, constants do not.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor] = []
     shapes = LOSSES[loss].embeddings(size)

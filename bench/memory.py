@@ -1,8 +1,9 @@
 """Peak memory of one step above its inputs and gradients.
 
-On CUDA: the allocator's peak. On CPU: growth of the resident set, in a process of its own that has run the step once at a small
-size (so that libraries are loaded), returned free memory to the system and reset the kernel's high-water mark:
-``python -m bench.memory '<json jobs>'`` prints one JSON line per job.
+On CUDA: the allocator's peak. On CPU: growth of the resident set, in a process of its own that has
+run the step once at a small size (so that libraries are loaded), returned free memory to the system
+and reset the kernel's high-water mark: ``python -m bench.memory '<json jobs>'`` prints one JSON
+line per job.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def _gradient_bytes(step: Step, which: str) -> int:
 
 
 def measure(jobs: list[tuple], timeout: float) -> dict[tuple, int | str]:
-    """Peak bytes, or the reason there are none, of jobs ``(loss, backend, size, dtype, pass)``: one process for all, ascending sizes."""
+    """Peak bytes, or the reason there are none, of jobs ``(loss, backend, size, dtype, pass)``: one
+    process for all, ascending sizes.
+    """
     reason = unsupported()
     if reason is not None:
         return dict.fromkeys(jobs, reason)

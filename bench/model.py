@@ -1,5 +1,6 @@
-"""What the GPU kernels are predicted to reach on one H200 in bf16: a model from instruction counts, tile sizes and published rates of
-similar kernels (NOTES.md), never a measurement."""
+"""What the GPU kernels are predicted to reach on one H200 in bf16: a model from instruction counts,
+tile sizes and published rates of similar kernels (NOTES.md), never a measurement.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ GIVEN = (
 
 
 class Prediction(NamedTuple):
-    """Of one kernel in NT-Xent (`fused_rows`: InfoNCE with a queue; sigmoid kernels: SigLIP; force kernels of the CUDA backend, in float32 whatever the inputs: the
-    force loss) at large N and this D: TFLOP/s, of `prepare` GB/s."""
+    """Of one kernel in NT-Xent (`fused_rows`: InfoNCE with a queue; sigmoid kernels: SigLIP; force
+    kernels of the CUDA backend, in float32 whatever the inputs: the force loss) at large N and this
+    D: TFLOP/s, of `prepare` GB/s.
+    """
 
     kernel: str
     D: int
@@ -60,8 +63,11 @@ PREDICTIONS = (
     Prediction("force_weights", 128, 16, 22),
     Prediction("force_group", 256, 18, 26),
 )
-"""`pair_reduce` and `pair_weight`: csrc/cuda/products_sm90.cuh and its reasons; the least is what L2 bears, the most is without that bound.
-`product` is the library's, of panels of weights with the embeddings. `sigmoid_reduce` does 13 float32 instructions per pair (0.10 clocks of a
-multiprocessor) beside its products (0.125 clocks at D = 256): up to D = 256 the longer of the two counts, beyond it both.
-A force kernel's flops are 3 per feature of each of its pairs: a
-subtraction and a multiply-add, two instructions, of which the machine has 33 T per second; 55 to 65 % of them, less those of 5 temperatures."""
+"""`pair_reduce` and `pair_weight`: csrc/cuda/products_sm90.cuh and its reasons; the least is what
+L2 bears, the most is without that bound. `product` is the library's, of panels of weights with the
+embeddings. `sigmoid_reduce` does 13 float32 instructions per pair (0.10 clocks of a multiprocessor)
+beside its products (0.125 clocks at D = 256): up to D = 256 the longer of the two counts, beyond it
+both. A force kernel's flops are 3 per feature of each of its pairs: a subtraction and a
+multiply-add, two instructions, of which the machine has 33 T per second; 55 to 65 % of them, less
+those of 5 temperatures.
+"""

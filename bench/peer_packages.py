@@ -1,4 +1,6 @@
-"""What importing the packages of fused_contrastive.integrations needs: before any of them, `prepare()`."""
+"""What importing the packages of fused_contrastive.integrations needs: before any of them,
+`prepare()`.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ _libraries = []
 
 
 def prepare() -> None:
-    """Keras on torch, nothing downloaded; and torchvision's import needs the names of its operators where it was built for another torch, as it
-    is beside a CPU one from the package index."""
+    """Keras on torch, nothing downloaded; and torchvision's import needs the names of its operators
+    where it was built for another torch, as it is beside a CPU one from the package index.
+    """
     os.environ["KERAS_BACKEND"] = "torch"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,7 +1,9 @@
-"""``python -m bench.peers``: every loss and option of fused_contrastive.integrations against the installed package.
+"""``python -m bench.peers``: every loss and option of fused_contrastive.integrations against the
+installed package.
 
-Agreement: value and gradients in float64, relative to the package's; and the float32 gradients of both, relative to the package's in float64.
-Memory: peak growth of the resident set in one forward and backward pass in float32, over inputs and gradients. Writes one JSON into bench/results. Needs
+Agreement: value and gradients in float64, relative to the package's; and the float32 gradients of
+both, relative to the package's in float64. Memory: peak growth of the resident set in one forward
+and backward pass in float32, over inputs and gradients. Writes one JSON into bench/results. Needs
 the packages (`make bench-peers` installs them).
 """
 
@@ -226,12 +228,16 @@ def agreement(case: Case) -> dict[str, float]:
 
 
 def peak(case: Case, module) -> int:
-    """The least of a few measurements of `growth`: some have more, by what the allocator happens to keep."""
+    """The least of a few measurements of `growth`: some have more, by what the allocator happens to
+    keep.
+    """
     return min(growth(case, module) for _ in range(REPEATS))
 
 
 def growth(case: Case, module) -> int:
-    """Bytes by which the resident set grows in a forward and backward pass in float32, over inputs and gradients."""
+    """Bytes by which the resident set grows in a forward and backward pass in float32, over inputs
+    and gradients.
+    """
     value_and_gradient(case.build(module, AGREEMENT), inputs(case, AGREEMENT, torch.float32))
     loss, arguments = case.build(module, case.rows), inputs(case, case.rows, torch.float32)
     leaves = [x.requires_grad_() for x in arguments]

@@ -1,4 +1,6 @@
-"""``make readme``: the README's tables, written between their markers from the newest committed results."""
+"""``make readme``: the README's tables, written between their markers from the newest committed
+results.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
 
 def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] | None:
-    """``(file name, result)`` of the latest result of this kind that has rows of the full pass of this loss."""
+    """``(file name, result)`` of the latest result of this kind that has rows of the full pass of
+    this loss.
+    """
     found = []
     for path in folder.glob(f"{kind}-*.json"):
         result = json.loads(path.read_text())
@@ -37,7 +41,9 @@ def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] |
 
 
 def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
-    """One entry per size and dtype: the full-pass rows of each contender, ours under "ours"; largest first."""
+    """One entry per size and dtype: the full-pass rows of each contender, ours under "ours";
+    largest first.
+    """
     cells: dict[tuple, dict[str, dict]] = {}
     for row in result["rows"]:
         if row["loss"] == loss and row["pass"] == "full":
@@ -120,7 +126,9 @@ def force(folder: Path = RESULTS) -> str:
 
 
 def losses(folder: Path = RESULTS) -> str:
-    """The Markdown table of the other losses on the CPU, each at the largest size of its newest result."""
+    """The Markdown table of the other losses on the CPU, each at the largest size of its newest
+    result.
+    """
     header = [
         "loss",
         "N",
@@ -218,7 +226,9 @@ def peers(folder: Path = RESULTS) -> str:
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """The measured rates of the GPU kernels beside the predicted ones, and which kernels no GPU has verified."""
+    """The measured rates of the GPU kernels beside the predicted ones, and which kernels no GPU has
+    verified.
+    """
     latest = newest("gpu", folder)
     parts = [] if latest is None else [measured_kernels(latest[1])]
     parts.append(
@@ -266,14 +276,18 @@ def measured_kernels(result: dict) -> str:
 
 
 def rate_of(entries: list[dict], place: dict) -> str:
-    """The rate at the largest N of the entries that match `place`, and its share of the bare rate; "-" without one."""
+    """The rate at the largest N of the entries that match `place`, and its share of the bare rate;
+    "-" without one.
+    """
     here = [e for e in entries if e["rate"] and place.items() <= e.items()]
     largest = max(here, key=lambda e: e["N"], default=None)
     return f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else "-"
 
 
 def replace(text: str, kind: str, content: str) -> str:
-    """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one pair of markers."""
+    """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one
+    pair of markers.
+    """
     begin, end = f"<!-- bench:{kind} -->", f"<!-- /bench:{kind} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"the text needs one {begin} followed by one {end}")

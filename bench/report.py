@@ -174,7 +174,9 @@ def summary(environment: dict) -> str:
 
 
 def plot(result: dict, path: Path) -> str | None:
-    """Bars of the full pass, one group per loss, size and dtype: times faster than eager, and peak memory. The reason when not drawn."""
+    """Bars of the full pass, one group per loss, size and dtype: times faster than eager, and peak
+    memory. The reason when not drawn.
+    """
     try:
         import matplotlib
 

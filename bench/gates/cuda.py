@@ -1,8 +1,10 @@
-"""The compile gate of the CUDA kernels: every kernel of csrc/cuda compiled for GPUs that are not here.
+"""The compile gate of the CUDA kernels: every kernel of csrc/cuda compiled for GPUs that are not
+here.
 
-``python -m bench.gates.cuda [--all]`` fails where a kernel does not compile, spills, misses or has the wrong matrix or copy
-instructions, has its warpgroup products serialised or its exchange of registers ignored, or asks for more shared memory than the part
-has. Sources that have not changed are taken from ``bench/gates/records/cuda.json``; ``--all`` compiles everything. Needs nvcc and
+``python -m bench.gates.cuda [--all]`` fails where a kernel does not compile, spills, misses or has
+the wrong matrix or copy instructions, has its warpgroup products serialised or its exchange of
+registers ignored, or asks for more shared memory than the part has. Sources that have not changed
+are taken from ``bench/gates/records/cuda.json``; ``--all`` compiles everything. Needs nvcc and
 cuobjdump (CUDA's or Triton's), no GPU.
 """
 
@@ -97,8 +99,10 @@ def readable(symbol: str) -> str:
 
 
 def shared_bytes(folder: Path) -> dict[str, int]:
-    """Shared memory of the kernels that compute pairs, by the beginning of their readable names, from the constants of the headers; those
-    of whole groups, sized by the group, for 128 points (float64: 64)."""
+    """Shared memory of the kernels that compute pairs, by the beginning of their readable names,
+    from the constants of the headers; those of whole groups, sized by the group, for 128 points
+    (float64: 64).
+    """
     probe = folder / "shared.cu"
     lines = [
         '#include "tile_kernels.cuh"',

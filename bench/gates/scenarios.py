@@ -1,7 +1,8 @@
-"""The calls whose kernels the Triton gate compiles: forward and backward passes on tensors without storage.
+"""The calls whose kernels the Triton gate compiles: forward and backward passes on tensors without
+storage.
 
-Dimensions are those of the contracts in ``fused_contrastive/ops``. Each family has a class of scenarios, a list
-of them, and the calls that one scenario makes.
+Dimensions are those of the contracts in ``fused_contrastive/ops``. Each family has a class of
+scenarios, a list of them, and the calls that one scenario makes.
 """
 
 from __future__ import annotations
@@ -147,8 +148,9 @@ FORCE_PRODUCTS = {
 def call(name: str, *arguments):
     """The registered op `name` as it runs on a device, with the Triton backend.
 
-    An op on meta tensors would be answered by its fake implementation. Redispatched as a CPU call, it reaches
-    the backend through the package's own code, whatever the functions between them are called.
+    An op on meta tensors would be answered by its fake implementation. Redispatched as a CPU call,
+    it reaches the backend through the package's own code, whatever the functions between them are
+    called.
     """
     op = getattr(torch.ops.fused_contrastive, name).default
     real = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)

@@ -1,8 +1,10 @@
-"""The compile gate: every Triton kernel in every shipped configuration, compiled for GPUs that are not here.
+"""The compile gate: every Triton kernel in every shipped configuration, compiled for GPUs that are
+not here.
 
-``python -m bench.gates.triton [--all]`` runs the backend's own launch code on tensors without storage, takes the launches it would
-make, compiles each for sm_80, sm_90, sm_100 and gfx942, and fails where one does not compile, spills, needs more shared memory
-than the part has, misses the matrix instructions it is built on, or has its wgmma serialised. Kernels that have not changed are
+``python -m bench.gates.triton [--all]`` runs the backend's own launch code on tensors without
+storage, takes the launches it would make, compiles each for sm_80, sm_90, sm_100 and gfx942, and
+fails where one does not compile, spills, needs more shared memory than the part has, misses the
+matrix instructions it is built on, or has its wgmma serialised. Kernels that have not changed are
 taken from ``bench/gates/records/triton.json``; ``--all`` compiles everything. Needs Triton, no GPU.
 """
 
@@ -42,14 +44,18 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_KIB = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-"""Per program; sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have 99."""
+"""Per program; sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have
+99.
+"""
 MATRIX = {
     "sm_80": ("mma.sync",),
     "sm_90": ("wgmma.mma_async", "mma.sync"),
     "sm_100": ("tcgen05.mma", "mma.sync"),
     "gfx942": ("v_mfma",),
 }
-"""The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
+"""The part's matrix instructions, the one meant first; the others serve tiles of few rows and
+float64.
+"""
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 SERIALISED = re.compile(r"C75(?:10|12|15)")
 MOST = 150
@@ -71,7 +77,9 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Names the case in the record. The module, which is only where the kernel is found, does not count."""
+        """Names the case in the record. The module, which is only where the kernel is found, does
+        not count.
+        """
         named = {name: value for name, value in asdict(self).items() if name != "module"}
         return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
@@ -109,7 +117,9 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What the compiler said. `registers` are VGPRs on AMD; `failures` says what the gate objects to."""
+    """What the compiler said. `registers` are VGPRs on AMD; `failures` says what the gate objects
+    to.
+    """
 
     registers: int = 0
     spilled_bytes: int = 0
@@ -134,9 +144,11 @@ def launches(arch: str) -> list:
 
 
 def cases(arch: str) -> list[Case]:
-    """The distinct kernels and configurations (`Case.label`) among the launches; of several launches that with the most operands.
+    """The distinct kernels and configurations (`Case.label`) among the launches; of several
+    launches that with the most operands.
 
-    Specialised as Triton would, but for sizes other than D being multiples of 16: the general code is compiled.
+    Specialised as Triton would, but for sizes other than D being multiples of 16: the general code
+    is compiled.
     """
     found = {}
     for started in launches(arch):
@@ -265,7 +277,9 @@ def read_record() -> dict[str, dict]:
 
 
 def run(todo: list[Case], jobs: int):
-    """(case, outcome) in order. A compiler that takes its process down fails that case; those beside it are tried again, alone."""
+    """(case, outcome) in order. A compiler that takes its process down fails that case; those
+    beside it are tried again, alone.
+    """
     context = multiprocessing.get_context("spawn")
     while todo:
         with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool:

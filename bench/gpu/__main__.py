@@ -1,12 +1,16 @@
-"""``make gpu``: everything that needs an NVIDIA GPU, with the Python and torch found there, in two parts of at most eight minutes.
+"""``make gpu``: everything that needs an NVIDIA GPU, with the Python and torch found there, in two
+parts of at most eight minutes.
 
-PART=verify takes or builds the CUDA library and runs the tests with device inputs on every backend, and compute-sanitizer where
-there is one; PART=sweep measures, most valuable rows first. Without PART both run; QUICK=1 is a two-minute version of its own.
+PART=verify takes or builds the CUDA library and runs the tests with device inputs on every backend,
+and compute-sanitizer where there is one; PART=sweep measures, most valuable rows first. Without
+PART both run; QUICK=1 is a two-minute version of its own.
 
-Needs no network and installs nothing: the package is imported from the checkout (source_tree.py). Tests and measurements run in
-processes of their own, so that a kernel that breaks the device ends one stage only. One JSON, rewritten as results come in, holds
-hardware, versions, bare rates, test outcomes, rows, and the source hash of every kernel that passed. A run that finds the result of an
-earlier one with the same sources, versions and GPU goes on with it and repeats nothing. Exit 2 without a GPU, 1 on failures.
+Needs no network and installs nothing: the package is imported from the checkout (source_tree.py).
+Tests and measurements run in processes of their own, so that a kernel that breaks the device ends
+one stage only. One JSON, rewritten as results come in, holds hardware, versions, bare rates, test
+outcomes, rows, and the source hash of every kernel that passed. A run that finds the result of an
+earlier one with the same sources, versions and GPU goes on with it and repeats nothing. Exit 2
+without a GPU, 1 on failures.
 """
 
 from __future__ import annotations
@@ -105,7 +109,9 @@ def describe() -> dict:
 def rates(
     device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 30, seconds: float = 3.0
 ) -> dict:
-    """Bare rates of this GPU: device copy in GB/s (bytes read and written) and n-cubed products in TFLOP/s."""
+    """Bare rates of this GPU: device copy in GB/s (bytes read and written) and n-cubed products in
+    TFLOP/s.
+    """
     device = device or torch.device("cuda")
     dtypes = ("bf16", "tf32", "fp32")
     work = {name: Product(n, n, DTYPES[name], device, name == "tf32") for name in dtypes}

@@ -1,5 +1,7 @@
-"""A pytest plugin (``-p bench.gpu.device_tests``): the tests with device inputs, those of GPU kernels first, recorded line by line: when they
-start, before each kernel's first launch, and when a phase of theirs ends. Of a test that kills its process the first two remain."""
+"""A pytest plugin (``-p bench.gpu.device_tests``): the tests with device inputs, those of GPU
+kernels first, recorded line by line: when they start, before each kernel's first launch, and when a
+phase of theirs ends. Of a test that kills its process the first two remain.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _lost = False
 
 
 def earlier(log: Path) -> Path:
-    """A list of the tests that are recorded already: every worker of a run leaves out the same ones."""
+    """A list of the tests that are recorded already: every worker of a run leaves out the same
+    ones.
+    """
     return log.with_suffix(".earlier")
 
 
@@ -46,7 +50,9 @@ FLOAT32_TILES = ("tf32", "tf32x3", "fma")
 
 
 def source_of(operator: str, arguments: tuple) -> str:
-    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of csrc/cuda/*.cpp launches."""
+    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of
+    csrc/cuda/*.cpp launches.
+    """
     if operator in ("prepare", "terms"):
         return "cuda/prepare"
     if operator in FINISHING:
@@ -86,7 +92,9 @@ class Recorder:
 
 
 def pytest_configure(config):
-    """After the suite's conftest, which chooses Triton's interpreter where it is needed before anything imports triton."""
+    """After the suite's conftest, which chooses Triton's interpreter where it is needed before
+    anything imports triton.
+    """
     complete_package()
     from fused_contrastive.backends import cuda
 
@@ -102,7 +110,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Only tests with inputs on the device that are not recorded already; those of Triton and CUDA kernels first."""
+    """Only tests with inputs on the device that are not recorded already; those of Triton and CUDA
+    kernels first.
+    """
     done = (
         set(json.loads(earlier(Path(os.environ[LOG])).read_text())) if LOG in os.environ else set()
     )

@@ -1,4 +1,6 @@
-"""The package's kernels alone, from the profiled step of every row, against the product and copy rates of the same run."""
+"""The package's kernels alone, from the profiled step of every row, against the product and copy
+rates of the same run.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ FORCE = {
     "force_group": 3.0,
     "force_group_gradient": 4.5,
 }
-"""Of a step of the force loss by the CUDA backend (cuda_force.py), up to 8 temperatures: flops per similarity and dimension of each kernel's launches.
-Half of the points are rows; a block per group takes distances once for (i, j) and (j, i)."""
+"""Of a step of the force loss by the CUDA backend (cuda_force.py), up to 8 temperatures: flops per
+similarity and dimension of each kernel's launches. Half of the points are rows; a block per group
+takes distances once for (i, j) and (j, i).
+"""
 OWN = re.compile(
     r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|(?:force|sigmoid)_\w+|distance_(?:group|rows|pull))\b"
 )
@@ -35,8 +39,10 @@ def short(name: str) -> str | None:
 
 
 def entries(result: dict) -> list[dict]:
-    """One per row of a GPU backend and kernel: microseconds of all its launches in a step, and its rate where it has a meaning: TFLOP/s
-    of the tiled kernels and the products, GB/s of `prepare` (embeddings read, normalised ones written)."""
+    """One per row of a GPU backend and kernel: microseconds of all its launches in a step, and its
+    rate where it has a meaning: TFLOP/s of the tiled kernels and the products, GB/s of `prepare`
+    (embeddings read, normalised ones written).
+    """
     found = []
     for row in result["rows"]:
         if (
@@ -70,7 +76,9 @@ def entries(result: dict) -> list[dict]:
 
 
 def per_cell(loss: Loss, name: str, backend: str, kernel: str) -> float:
-    """Flops of a step's launches of this kernel per similarity and dimension, 0 where they are not known."""
+    """Flops of a step's launches of this kernel per similarity and dimension, 0 where they are not
+    known.
+    """
     if name == "contrastive_force":
         return FORCE.get(kernel, 0.0) if backend == "cuda" else 0.0
     if kernel in TILED:

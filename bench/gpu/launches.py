@@ -15,7 +15,8 @@ Launch = tuple[str, float]
 
 
 def record(step: Step) -> dict[str, list[Launch] | None]:
-    """The kernels (copies and fills left out) that one forward, backward and full pass launch, in order.
+    """The kernels (copies and fills left out) that one forward, backward and full pass launch, in
+    order.
 
     None for each where the profiler does not work on this machine.
     """

@@ -1,5 +1,7 @@
-"""The CUDA library for ``make gpu``: the one that is there if it was made of these sources and holds code for this GPU, else built for this
-GPU and whatever the one that is there holds code for. What it was built for is written behind the library's end, where loaders do not look."""
+"""The CUDA library for ``make gpu``: the one that is there if it was made of these sources and
+holds code for this GPU, else built for this GPU and whatever the one that is there holds code for.
+What it was built for is written behind the library's end, where loaders do not look.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ print(getattr(import_module("fused_contrastive._C_cuda"), "SOURCES", "unknown"))
 
 
 def made_of() -> str:
-    """Hash of the sources of the library that the package would load, by a process of its own; "" where none loads."""
+    """Hash of the sources of the library that the package would load, by a process of its own; ""
+    where none loads.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -57,8 +61,9 @@ def recorded(library: Path) -> tuple[str, ...]:
 
 
 def ready(capability: tuple[int, int], seconds: float, library: Path = LIBRARY) -> str:
-    """Make sure, in at most about `seconds`, that the library of these sources is there; what was done, or why there is none. A build that
-    was not finished goes on in the next run."""
+    """Make sure, in at most about `seconds`, that the library of these sources is there; what was
+    done, or why there is none. A build that was not finished goes on in the next run.
+    """
     began, present, wanted = time.monotonic(), made_of(), build.library_hash()
     own, held = architectures(capability), recorded(library)
     if present == wanted and set(own) <= set(held):

@@ -1,4 +1,6 @@
-"""One run of ``make gpu``: its result file, found again and gone on with, and the stages that fill it in processes of their own."""
+"""One run of ``make gpu``: its result file, found again and gone on with, and the stages that fill
+it in processes of their own.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def key(loss: str, size: Size, dtypes: str) -> str:
 
 
 def fingerprint(described: dict) -> str:
-    """Of the package's GPU code, the versions that compile it, the backends that are there and the GPU: what a result holds for."""
+    """Of the package's GPU code, the versions that compile it, the backends that are there and the
+    GPU: what a result holds for.
+    """
     gpu = described["gpu"] or {}
     versions = [described[name] for name in ("torch", "triton")] + [
         gpu.get(name) for name in ("name", "driver", "ptxas")
@@ -71,7 +75,9 @@ class Run:
     def opened(
         cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda"
     ) -> Run:
-        """The newest result in `folder` of these sources on this GPU, else a new one named `stem` and the date."""
+        """The newest result in `folder` of these sources on this GPU, else a new one named `stem`
+        and the date.
+        """
         holds_for = fingerprint(described)
         for path in sorted(folder.glob(f"{stem}[0-9]*.json"), reverse=True):
             result = json.loads(path.read_text())
@@ -130,8 +136,9 @@ def unused(folder: Path, stem: str) -> Path:
 def child(
     command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None
 ) -> int | None:
-    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None when it was out of time, HUNG when
-    `log` had long ceased to grow."""
+    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None
+    when it was out of time, HUNG when `log` had long ceased to grow.
+    """
     environ = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
@@ -162,8 +169,9 @@ def child(
 
 
 def run_rows(run: Run, stage: Stage) -> None:
-    """What is missing of one stage. When its process dies or hangs, the size it died at is given up and the rest goes on in a new one;
-    what the budget ends is left to the next run."""
+    """What is missing of one stage. When its process dies or hangs, the size it died at is given up
+    and the rest goes on in a new one; what the budget ends is left to the next run.
+    """
     for loss, sizes in run.missing(stage).items():
         while sizes and run.left() > 15:
             print(
@@ -217,8 +225,10 @@ def merge_part(run: Run, part: Path, earlier: dict) -> None:
 
 
 def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -> None:
-    """The tests with device inputs that are not recorded yet. A test whose process died or hung has failed, and another process goes on
-    behind it; where several were under way, they run again one by one first."""
+    """The tests with device inputs that are not recorded yet. A test whose process died or hung has
+    failed, and another process goes on behind it; where several were under way, they run again one
+    by one first.
+    """
     run.tests_done()
     end = time.monotonic() + min(limit, run.left())
     hashes = environment.kernel_hashes()

@@ -1,4 +1,6 @@
-"""A few small training steps through every CUDA kernel: what ``make gpu`` runs under compute-sanitizer."""
+"""A few small training steps through every CUDA kernel: what ``make gpu`` runs under
+compute-sanitizer.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def decided(said: str) -> bool:
 
 
 def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
-    """Exit status and the last lines of the outputs. Raises subprocess.TimeoutExpired, with all its processes ended."""
+    """Exit status and the last lines of the outputs. Raises subprocess.TimeoutExpired, with all its
+    processes ended.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
         try:
@@ -87,8 +91,10 @@ def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
 
 
 def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, str]:
-    """What each tool of compute-sanitizer says about `main`: "passed", "failed: ..." where it found faults, else why there is no
-    verdict. Those `decided` earlier are kept; each other is given its share of `limit` seconds."""
+    """What each tool of compute-sanitizer says about `main`: "passed", "failed: ..." where it found
+    faults, else why there is no verdict. Those `decided` earlier are kept; each other is given its
+    share of `limit` seconds.
+    """
     said = {name: text for name, text in (earlier or {}).items() if name in TOOLS and decided(text)}
     left = [name for name in TOOLS if name not in said]
     tool = sanitizer()

@@ -1,4 +1,6 @@
-"""``make gpu-status``: which kernels a GPU has verified since their source last changed, from the committed results. Needs no GPU."""
+"""``make gpu-status``: which kernels a GPU has verified since their source last changed, from the
+committed results. Needs no GPU.
+"""
 
 from __future__ import annotations
 

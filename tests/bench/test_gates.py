@@ -1,4 +1,6 @@
-"""The compile gate: that its record is current, that it compiles, and that it objects to what it must object to."""
+"""The compile gate: that its record is current, that it compiles, and that it objects to what it
+must object to.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def gate(*arguments, code=None):
 
 
 def test_the_record_is_current():
-    """Every shipped kernel and configuration has passed with its present source: else run ``python -m bench.gates.triton``."""
+    """Every shipped kernel and configuration has passed with its present source: else run ``python
+    -m bench.gates.triton``.
+    """
     record = json.loads(compile_gate.RECORD.read_text())
     if {entry["triton"] for entry in record.values()} != {triton.__version__}:
         pytest.skip("the record is of another Triton version")

@@ -1,4 +1,6 @@
-"""Everything of ``make gpu`` that needs no GPU: what it goes on with, what it repeats, what it builds, what it prints."""
+"""Everything of ``make gpu`` that needs no GPU: what it goes on with, what it repeats, what it
+builds, what it prints.
+"""
 
 from __future__ import annotations
 
