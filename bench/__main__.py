@@ -19,9 +19,19 @@ from .losses import DTYPES, LOSSES, PASSES, parse_size
 from .source_tree import complete_package
 
 NT_XENT_SIZES = (
-    "65536x64", "8192x128", "8192x256", "8192x512", "4096x1024", "4096x128", "2048x128", "1024x128", "512x128", "256x128",
-    "128x128", "64x128",
-)  # fmt: skip
+    "65536x64",
+    "8192x128",
+    "8192x256",
+    "8192x512",
+    "4096x1024",
+    "4096x128",
+    "2048x128",
+    "1024x128",
+    "512x128",
+    "256x128",
+    "128x128",
+    "64x128",
+)
 QUICK_SIZES = ("8192x128", "8192x256", "8192x512", "4096x1024", "2048x128", "256x128", "64x128")
 OTHER_SIZES = {
     "clip": ("4096x512", "1024x512"),
@@ -53,18 +63,21 @@ SUBCOMMANDS = {"compare": compare.main, "digest": digest.main}
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
     p.add_argument(
         "--losses",
-        help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent, contrastive_force)",
+        help=f"comma-separated, of {', '.join(LOSSES)}, or all "
+        "(default: all; quick: nt_xent, contrastive_force)",
     )
     p.add_argument(
         "--sizes",
-        help="comma-separated NxD, or NxKxD for queued keys and prediction steps (default: each loss's list)",
+        help="comma-separated NxD, or NxKxD for queued keys and prediction steps "
+        "(default: each loss's list)",
     )
     p.add_argument(
         "--dtypes",
-        help=f"comma-separated, of {', '.join(DTYPES)} (default: fp32, and bf16 from D = {LARGE_D})",
+        help=f"comma-separated, of {', '.join(DTYPES)} "
+        f"(default: fp32, and bf16 from D = {LARGE_D})",
     )
     p.add_argument(
         "--backends",
@@ -230,7 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
         else torch.cuda.get_device_name()
     )
     print(
-        f"{len(planned)} groups on {described}; ratios within interleaved rounds are the result, not times",
+        f"{len(planned)} groups on {described}; "
+        "ratios within interleaved rounds are the result, not times",
         flush=True,
     )
     try:

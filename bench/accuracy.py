@@ -57,7 +57,7 @@ def errors(dtype: torch.dtype, temperature: float) -> dict[str, float]:
 
 def main() -> int:
     p = argparse.ArgumentParser(
-        prog="python -m bench.accuracy", description=__doc__.splitlines()[0]
+        prog="python -m bench.accuracy", description=__doc__.split("\n\n")[0]
     )
     p.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"

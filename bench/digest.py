@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from .digest_cases import Case, Draw, cases
+from .digest_cases import Case, cases
+from .digest_inputs import Draw
 
 BACKENDS = ("cpu", "panels", "eager")
 PARALLEL = ("cpu",)
@@ -109,7 +110,7 @@ def differing(base: dict[str, str], head: dict[str, str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench digest", description=__doc__.split("\n")[0]
+        prog="python -m bench digest", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--match", default="", help="only the cases whose names contain this")
     parser.add_argument("--backends", help=f"comma-separated (default: {','.join(BACKENDS)})")

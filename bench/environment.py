@@ -175,6 +175,7 @@ def ptxas_warning(capability: int, release: str | None) -> str | None:
     if capability // 10 != 9 or (numbers and numbers >= guard.SAFE_PTXAS):
         return None
     return (
-        f"ptxas {release or 'of unknown version'} may read register operands of wgmma too late (Triton issue 9433): the kernels that "
-        "would use them are replaced; TRITON_PTXAS_PATH names another ptxas"
+        f"ptxas {release or 'of unknown version'} may read register operands of wgmma too late "
+        "(Triton issue 9433): the kernels that would use them are replaced; "
+        "TRITON_PTXAS_PATH names another ptxas"
     )

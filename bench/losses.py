@@ -85,54 +85,117 @@ _DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 LOSSES = {
     "nt_xent": Loss(
-        fc.nt_xent_loss, reference.nt_xent_loss, lambda s: [(s.N // 2, s.D)] * 2, _none, _square, (1, 3), (2, 4)
+        fc.nt_xent_loss,
+        reference.nt_xent_loss,
+        lambda s: [(s.N // 2, s.D)] * 2,
+        _none,
+        _square,
+        (1, 3),
+        (2, 4),
     ),
     "clip": Loss(
         lambda a, b, **o: fc.clip_loss(a, b, 20.0, **o),
         lambda a, b: reference.clip_loss(a, b, 20.0),
-        _two, _none, _square, (2, 6), (2, 4),
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
     ),
     "siglip": Loss(
         lambda a, b, **o: fc.siglip_loss(a, b, 10.0, -10.0, **o),
         lambda a, b: reference.siglip_loss(a, b, 10.0, -10.0),
-        _two, _none, _square, (2, 6), (2, 4),
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
     ),
-    "info_nce": Loss(fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)),
+    "info_nce": Loss(
+        fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)
+    ),
     "info_nce_symmetric": Loss(
-        partial(fc.info_nce_loss, **_symmetric), partial(reference.info_nce_loss, **_symmetric),
-        _two, _none, _square, (2, 6), (2, 4),
+        partial(fc.info_nce_loss, **_symmetric),
+        partial(reference.info_nce_loss, **_symmetric),
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
     ),
     "info_nce_queue": Loss(
-        fc.info_nce_loss, reference.info_nce_loss, _two, lambda s: [(s.K, s.D)], lambda s: s.N * s.K, (4, 0), (2, 2), True
+        fc.info_nce_loss,
+        reference.info_nce_loss,
+        _two,
+        lambda s: [(s.K, s.D)],
+        lambda s: s.N * s.K,
+        (4, 0),
+        (2, 2),
+        True,
     ),
     "n_pairs": Loss(fc.n_pairs_loss, reference.n_pairs_loss, _two, _none, _square, (2, 6), (2, 4)),
     "cpc": Loss(
-        _first(fc.cpc_loss), _first(reference.cpc_loss), lambda s: [(s.K, s.N, s.D)] * 2, _none,
-        lambda s: s.K * s.N * s.N, (2, 6), (2, 4), True,
+        _first(fc.cpc_loss),
+        _first(reference.cpc_loss),
+        lambda s: [(s.K, s.N, s.D)] * 2,
+        _none,
+        lambda s: s.K * s.N * s.N,
+        (2, 6),
+        (2, 4),
+        True,
     ),
     "sup_con": Loss(
         lambda z, **o: fc.sup_con_loss(z, _labels(z), **o),
         lambda z: reference.sup_con_loss(z, _labels(z)),
-        lambda s: [(s.N, s.D)], _none, _square, (3, 9), (2, 4),
+        lambda s: [(s.N, s.D)],
+        _none,
+        _square,
+        (3, 9),
+        (2, 4),
     ),
-    "dcl": Loss(fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)),
+    "dcl": Loss(
+        fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)
+    ),
     "ranking": Loss(
         partial(fc.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
-        partial(reference.multiple_negatives_ranking_loss, directions=_DIRECTIONS), _two, _none, _square, (4, 12), (8, 16),
+        partial(reference.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
+        _two,
+        _none,
+        _square,
+        (4, 12),
+        (8, 16),
     ),
     "distill_clip": Loss(
         lambda a, b, x, y, **o: fc.distill_clip_loss(a, b, 20.0, x, y, 20.0, **o),
-        lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0), _two, _two, _square, (22, 6), (4, 4),
+        lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0),
+        _two,
+        _two,
+        _square,
+        (22, 6),
+        (4, 4),
     ),
     "barlow_twins": Loss(
-        fc.barlow_twins_loss, reference.barlow_twins_loss, _two, _none, lambda s: s.N * s.D, (2, 4), (2, 4)
+        fc.barlow_twins_loss,
+        reference.barlow_twins_loss,
+        _two,
+        _none,
+        lambda s: s.N * s.D,
+        (2, 4),
+        (2, 4),
     ),
     "contrastive_force": Loss(
-        partial(fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"),
-        force_baseline.contrastive_force_loss, lambda s: [(s.K, s.N, s.D)] * 2, _none, lambda s: s.K * (2 * s.N) ** 2,
-        (3, 4), (7, 4), True,
+        partial(
+            fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"
+        ),
+        force_baseline.contrastive_force_loss,
+        lambda s: [(s.K, s.N, s.D)] * 2,
+        _none,
+        lambda s: s.K * (2 * s.N) ** 2,
+        (3, 4),
+        (7, 4),
+        True,
     ),
-}  # fmt: skip
+}
 
 
 def flops(loss: str, size: Size, which: str, dense: bool) -> int:

@@ -134,39 +134,101 @@ CASES = (
     Case("lightly", "NTXentLoss", "", constructed("NTXentLoss")),
     Case("lightly", "NTXentLoss", "memory_bank_size=8192", banked(8192)),
     Case("lightly", "DCLLoss", "", constructed("DCLLoss")),
-    Case("lightly", "DCLLoss", "weight_fn", constructed("DCLLoss", weight_fn=lambda a, b: ((a - b) ** 2).sum(1))),
+    Case(
+        "lightly",
+        "DCLLoss",
+        "weight_fn",
+        constructed("DCLLoss", weight_fn=lambda a, b: ((a - b) ** 2).sum(1)),
+    ),
     Case("lightly", "DCLWLoss", "", constructed("DCLWLoss")),
     Case("lightly", "BarlowTwinsLoss", "d=2048", constructed("BarlowTwinsLoss"), ("DN", "DN")),
-    Case("pytorch_metric_learning", "NTXentLoss", "two views", labelled("NTXentLoss", views), ("MD",), rows=128),
-    Case("pytorch_metric_learning", "NTXentLoss", "two views", labelled("NTXentLoss", views), ("MD",), 1024, False),
-    Case("pytorch_metric_learning", "NTXentLoss", "ten labels", labelled("NTXentLoss", ten), ("MD",), rows=64),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "two views",
+        labelled("NTXentLoss", views),
+        ("MD",),
+        rows=128,
+    ),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "two views",
+        labelled("NTXentLoss", views),
+        ("MD",),
+        1024,
+        False,
+    ),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "ten labels",
+        labelled("NTXentLoss", ten),
+        ("MD",),
+        rows=64,
+    ),
     Case("pytorch_metric_learning", "NTXentLoss", "ref_emb", referred("NTXentLoss"), rows=256),
-    Case("pytorch_metric_learning", "NTXentLoss", "indices_tuple", mined("NTXentLoss"), ("ND",), rows=512),
-    Case("pytorch_metric_learning", "SupConLoss", "two views", labelled("SupConLoss", views), ("MD",)),
-    Case("pytorch_metric_learning", "SupConLoss", "ten labels", labelled("SupConLoss", ten), ("MD",)),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "indices_tuple",
+        mined("NTXentLoss"),
+        ("ND",),
+        rows=512,
+    ),
+    Case(
+        "pytorch_metric_learning", "SupConLoss", "two views", labelled("SupConLoss", views), ("MD",)
+    ),
+    Case(
+        "pytorch_metric_learning", "SupConLoss", "ten labels", labelled("SupConLoss", ten), ("MD",)
+    ),
     Case("pytorch_metric_learning", "SupConLoss", "ref_emb", referred("SupConLoss")),
     Case("pytorch_metric_learning", "SupConLoss", "indices_tuple", mined("SupConLoss"), ("ND",)),
     Case("pytorch_metric_learning", "NPairsLoss", "", labelled("NPairsLoss", views), ("MD",)),
     Case("info_nce", "info_nce", "", info_nce()),
     Case("info_nce", "info_nce", "negative_keys [8192, D]", info_nce(), ("ND", "ND", "KD")),
-    Case("info_nce", "info_nce", 'negative_mode="paired", [N, 16, D]', info_nce(negative_mode="paired"), ("ND", "ND", "NPD")),
-    Case("sentence_transformers", "MultipleNegativesRankingLoss", "", ranking()),
-    Case("sentence_transformers", "MultipleNegativesRankingLoss", "a hard negative", ranking(), TRIPLETS),
     Case(
-        "sentence_transformers", "MultipleNegativesRankingLoss", "both directions, per_direction",
+        "info_nce",
+        "info_nce",
+        'negative_mode="paired", [N, 16, D]',
+        info_nce(negative_mode="paired"),
+        ("ND", "ND", "NPD"),
+    ),
+    Case("sentence_transformers", "MultipleNegativesRankingLoss", "", ranking()),
+    Case(
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        "a hard negative",
+        ranking(),
+        TRIPLETS,
+    ),
+    Case(
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        "both directions, per_direction",
         ranking(directions=BOTH, partition_mode="per_direction"),
     ),
-    Case("sentence_transformers", "MultipleNegativesRankingLoss", "all directions", ranking(directions=ALL)),
     Case(
-        "sentence_transformers", "MultipleNegativesRankingLoss", 'hardness_mode="all_negatives"',
-        ranking(hardness_mode="all_negatives", hardness_strength=5.0), TRIPLETS,
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        "all directions",
+        ranking(directions=ALL),
     ),
     Case(
-        "sentence_transformers", "MultipleNegativesSymmetricRankingLoss", "",
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        'hardness_mode="all_negatives"',
+        ranking(hardness_mode="all_negatives", hardness_strength=5.0),
+        TRIPLETS,
+    ),
+    Case(
+        "sentence_transformers",
+        "MultipleNegativesSymmetricRankingLoss",
+        "",
         ranking(name="MultipleNegativesSymmetricRankingLoss"),
     ),
     Case("simclr", "NT_Xent", "", lambda module, N: module.NT_Xent(N, 0.5, 1), rows=256),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, N: int, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
@@ -280,7 +342,7 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.split("\n\n")[0])
     p.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"
     )

@@ -88,8 +88,18 @@ def section(kind: str, folder: Path = RESULTS) -> str:
             for b in ("eager", "ours")
         ]
         lines.append(line)
-    source = f"NT-Xent, forward + backward; N counts the rows of both views. {summary(result['environment'])} Measured {result['date']}"
-    return f"{table(header, lines)}\n\n{source} by `{result['command'].strip()}` ([data](bench/results/{name}))."
+    source = (
+        f"NT-Xent, forward + backward; N counts the rows of both views. {measured(name, result)}"
+    )
+    return f"{table(header, lines)}\n\n{source}"
+
+
+def measured(name: str, result: dict) -> str:
+    """Where, when and how a result was measured, with a link to its file."""
+    return (
+        f"{summary(result['environment'])} Measured {result['date']} "
+        f"by `{result['command'].strip()}` ([data](bench/results/{name}))."
+    )
 
 
 def force(folder: Path = RESULTS) -> str:
@@ -121,8 +131,7 @@ def force(folder: Path = RESULTS) -> str:
         "x eager",
         "x torch.compile",
     ]
-    source = f"fp32. {summary(result['environment'])} Measured {result['date']} by `{result['command'].strip()}` ([data](bench/results/{name}))."
-    return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\n{source}"
+    return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\nfp32. {measured(name, result)}"
 
 
 def losses(folder: Path = RESULTS) -> str:
@@ -148,7 +157,8 @@ def losses(folder: Path = RESULTS) -> str:
         name, result = latest
         entries = chosen(result, loss)
         sources[name] = (
-            f"{summary(result['environment'])} Measured {result['date']} ([data](bench/results/{name}))"
+            f"{summary(result['environment'])} Measured {result['date']} "
+            f"([data](bench/results/{name}))"
         )
         for entry in entries:
             ours = entry["ours"]
@@ -182,7 +192,10 @@ def accuracy(folder: Path = RESULTS) -> str:
         [r["dtype"], str(r["temperature"]), f"{r['eager']:.1e}", f"{r['fused']:.1e}"]
         for r in result["rows"]
     ]
-    source = f"NT-Xent, views 0.3 σ apart, 1024 rows, D = 64; `{result['command']}` ([data](bench/results/{found[-1].name}))."
+    source = (
+        f"NT-Xent, views 0.3 σ apart, 1024 rows, D = 64; `{result['command']}` "
+        f"([data](bench/results/{found[-1].name}))."
+    )
     return f"{table(['dtype', 'temperature', 'eager', 'fused'], lines)}\n\n{source}"
 
 
@@ -218,9 +231,12 @@ def peers(folder: Path = RESULTS) -> str:
         )
     versions = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     source = (
-        f"Differences from the installed package, relative: of value and gradients in float64, and of either's float32 gradients from the package's in "
-        f"float64. Memory over inputs and gradients, forward + backward, fp32, N samples (of two views: pairs), D = {result['rows'][0]['D']}; -: not measured, 34 "
-        f"GB for the largest of its matrices. {versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
+        "The differences from the installed package are relative. Value and gradient are compared "
+        "in float64; the float32 gradients of both are compared with the package's in float64. "
+        "Memory is counted over inputs and gradients, forward + backward, in fp32, "
+        f"for N samples (of two views: pairs) and D = {result['rows'][0]['D']}. "
+        'Where it says "-", nothing was measured: the largest matrix would take 34 GB. '
+        f"{versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
     )
     return f"{table(header, lines)}\n\n{source}"
 
@@ -262,9 +278,9 @@ def measured_kernels(result: dict) -> str:
         unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
         predicted = f"{p.least} - {p.most}" if p.least else f"up to {p.most}"
         place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": p.dtype}
-        measured = [rate_of(entries, place | {"backend": name}) for name in ("triton", "cuda")]
-        if measured != ["-", "-"]:
-            lines.append([p.kernel, str(p.D), f"{predicted} {unit}", *measured])
+        rates = [rate_of(entries, place | {"backend": name}) for name in ("triton", "cuda")]
+        if rates != ["-", "-"]:
+            lines.append([p.kernel, str(p.D), f"{predicted} {unit}", *rates])
     if not lines:
         return "No kernel has been measured at a predicted size yet."
     header = ["kernel", "D", "predicted", "triton, measured", "cuda, measured"]

@@ -59,7 +59,8 @@ def run_group(
     """One group in about `seconds` of sampling: its ``rows``, ``unavailable``, ``compile_seconds``
     and ``sampling_seconds``.
     """
-    torch.compiler.reset()  # compiled code of other shapes would count against the recompilation limit
+    # Compiled code of other shapes would count against the recompilation limit.
+    torch.compiler.reset()
     steps, estimates, refused, compiled = _warm_up(group, plan.device, tick)
     errors = _errors(group, plan.device, steps, tick)
     for (backend, dtype), error in wrong(errors).items():
@@ -135,7 +136,8 @@ def _warm_up(group: Group, device: torch.device, tick):
                     estimates[backend, dtype] = sum(step())
                     steps[backend, dtype] = step
                 except Exception as error:
-                    reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+                    said = (str(error).strip() or "no message").splitlines()[0]
+                    reason = f"{type(error).__name__}: {said[:200]}"
                     check_device(device)
                     torch.cuda.empty_cache()
             if reason is not None:

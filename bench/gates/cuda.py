@@ -124,30 +124,28 @@ def shared_bytes(folder: Path) -> dict[str, int]:
     }
     lines.append("int main() {")
     for label, (square, rows, size) in pairs.items():
-        lines.append(
-            f'  printf("pair_reduce {label}=%d\\n", ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED);'
-        )
-        lines.append(f'  printf("pair_weight {label}=%d\\n", weight_shared<{square}, false>());')
-        lines.append(
-            f'  printf("sigmoid_reduce {label}=%d\\n", SigmoidLoop<{square}>::SHARED + SigmoidReduce<{square}, false>::SHARED);'
-        )
-        lines.append(
-            f'  printf("sigmoid_weight {label}=%d\\n", weight_shared<{square}, false>() + RowParts<{square}>::SHARED);'
-        )
+        reduce = f"ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED"
+        weight = f"weight_shared<{square}, false>()"
+        sigmoid = f"SigmoidLoop<{square}>::SHARED + SigmoidReduce<{square}, false>::SHARED"
+        sizes = {
+            "pair_reduce": reduce,
+            "pair_weight": weight,
+            "sigmoid_reduce": sigmoid,
+            "sigmoid_weight": f"{weight} + RowParts<{square}>::SHARED",
+        }
         if rows:
-            lines.append(
-                f'  printf("fused_rows {label}=%d\\n", RowsLoop<{rows}, {(64 if size == 8 else 128) * size // 64}>::SHARED);'
-            )
+            chunks = (64 if size == 8 else 128) * size // 64
+            sizes["fused_rows"] = f"RowsLoop<{rows}, {chunks}>::SHARED"
+        lines += [f'  printf("{kernel} {label}=%d\\n", {of});' for kernel, of in sizes.items()]
     for label, element in (("bf16", "bf16"), ("f16", "f16"), ("f32", "float"), ("f64", "double")):
         for name in ("distances", "log_sums", "affinities", "weights", "inverses"):
             lines.append(f'  printf("force_{name} {label}=%d\\n", RowView<{element}>::SHARED);')
-        lines.append(
-            f"  ForceParams {label}_group{{}};\n  {label}_group.P = {64 if label == 'f64' else 128};"
-        )
+        most = 64 if label == "f64" else 128
+        lines.append(f"  ForceParams {label}_group{{}};")
+        lines.append(f"  {label}_group.P = {most};")
         for name in (f"force_group {label} 128 points", f"force_group_gradient {label}"):
-            lines.append(
-                f'  printf("{name}=%d\\n", int(Group<{element}, 4>::shared_bytes({label}_group)));'
-            )
+            shared = f"int(Group<{element}, 4>::shared_bytes({label}_group))"
+            lines.append(f'  printf("{name}=%d\\n", {shared});')
     lines.append("}")
     probe.write_text("\n".join(lines))
     run(
@@ -185,14 +183,16 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
     for part in log.split("Compiling entry function '")[1:]:
         symbol = part[: part.index("'")]
         matrix = code[symbol]
-        rows.append({
-            "kernel": readable(symbol),
-            "registers": int(re.search(r"Used (\d+) registers", part)[1]),
-            "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", part))),
-            "matrix": {name: count for name, count in matrix.items() if count},
-            "serialised": bool(SERIALISED.search(log)),
-            "registers_kept": bool(IGNORED.search(log)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "kernel": readable(symbol),
+                "registers": int(re.search(r"Used (\d+) registers", part)[1]),
+                "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", part))),
+                "matrix": {name: count for name, count in matrix.items() if count},
+                "serialised": bool(SERIALISED.search(log)),
+                "registers_kept": bool(IGNORED.search(log)),
+            }
+        )
     return sorted(rows, key=lambda row: row["kernel"])
 
 
@@ -228,7 +228,7 @@ def write_record(result: dict[str, dict | None]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gates.cuda", description=__doc__.split("\n")[0]
+        prog="python -m bench.gates.cuda", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
     parser.add_argument(
@@ -277,8 +277,8 @@ def main() -> int:
             failed += bool(found)
             matrix = " ".join(f"{name} {count}" for name, count in row["matrix"].items())
             print(
-                f"sm_{arch:4} {row['kernel']:38} {row['registers']:4} {row['shared_bytes'] / 1024:4.0f} {matrix:>10}  "
-                f"{'; '.join(found) or 'ok'}"
+                f"sm_{arch:4} {row['kernel']:38} {row['registers']:4} "
+                f"{row['shared_bytes'] / 1024:4.0f} {matrix:>10}  {'; '.join(found) or 'ok'}"
             )
     write_record(result)
     print(f"{failed} failed" if failed else "all pass")

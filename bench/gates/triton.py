@@ -24,6 +24,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -168,9 +169,15 @@ def cases(arch: str) -> list[Case]:
             for name, value in sorted(constants.items())
         }
         case = Case(
-            started.kernel.__name__, started.kernel.fn.__module__, arch, tuple(signature), tuple(divisible),
-            tuple(plain.items()), started.num_warps, started.num_stages,
-        )  # fmt: skip
+            kernel=started.kernel.__name__,
+            module=started.kernel.fn.__module__,
+            arch=arch,
+            signature=tuple(signature),
+            divisible=tuple(divisible),
+            constants=tuple(plain.items()),
+            num_warps=started.num_warps,
+            num_stages=started.num_stages,
+        )
         place = case.kernel, case.label
         if place not in found or len(case.signature) > len(found[place].signature):
             found[place] = case
@@ -241,7 +248,9 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
     outcome.matrix = " ".join(found)
     outcome.failures += missing_matrix(case, found)
     if outcome.register_operands and may_not_use_registers(case):
-        outcome.failures.append("feeds wgmma from registers, which guard.py does not know")
+        outcome.failures.append(
+            "feeds wgmma from registers, which triton_kernels/support.py does not know"
+        )
     if outcome.spilled_bytes:
         outcome.failures.append(f"spills {outcome.spilled_bytes} bytes")
     if outcome.shared_bytes > SHARED_KIB[case.arch] * 1024:
@@ -267,7 +276,7 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
 
 
 def may_not_use_registers(case: Case) -> bool:
-    """Whether guard.py takes this kernel to read both operands of its products from shared memory."""
+    """Whether triton_kernels/support.py counts on operands that all come from shared memory."""
     known = case.kernel == "fused_rows" or case.kernel in scenarios.FORCE_PRODUCTS
     return not known and dict(case.constants).get("PRECISION") != "tf32x3"
 
@@ -302,14 +311,14 @@ def line(case: Case, outcome: Outcome, state: str) -> str:
     verdict = "; ".join(outcome.failures) or "ok"
     shared = f"{outcome.shared_bytes / 1024:.0f}"
     return (
-        f"{case.arch:7} {case.kernel:16} {case.label:58} {outcome.registers:4} {shared:>4} {outcome.matrix:26} "
-        f"{state:>8}  {verdict}"
+        f"{case.arch:7} {case.kernel:16} {case.label:58} {outcome.registers:4} {shared:>4} "
+        f"{outcome.matrix:26} {state:>8}  {verdict}"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gates.triton", description=__doc__.split("\n")[0]
+        prog="python -m bench.gates.triton", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
     parser.add_argument(
@@ -332,12 +341,8 @@ def main(arguments: list[str] | None = None) -> int:
     record = {} if options.all else read_record()
 
     def stamp(case: Case) -> dict:
-        return {
-            "kernel": case.kernel,
-            "arch": case.arch,
-            "configuration": case.label,
-            "hash": hashes[case.kernel],
-        } | {"triton": triton.__version__}
+        place = {"kernel": case.kernel, "arch": case.arch, "configuration": case.label}
+        return place | {"hash": hashes[case.kernel], "triton": triton.__version__}
 
     known = {
         c.key: record[c.key]
@@ -346,10 +351,12 @@ def main(arguments: list[str] | None = None) -> int:
     }
     todo = [case for case in everything if case.key not in known]
     print(
-        f"{len(everything)} kernels and configurations, {len(todo)} to compile, Triton {triton.__version__}"
+        f"{len(everything)} kernels and configurations, {len(todo)} to compile, "
+        f"Triton {triton.__version__}"
     )
     print(
-        f"{'target':7} {'kernel':16} {'configuration':58} {'regs':>4} {'KiB':>4} {'matrix instructions':26} {'':8}  verdict"
+        f"{'target':7} {'kernel':16} {'configuration':58} {'regs':>4} {'KiB':>4} "
+        f"{'matrix instructions':26} {'':8}  verdict"
     )
     failed = 0
     for case in everything:
@@ -380,12 +387,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_record(record: dict[str, dict]) -> None:
-    ordered = dict(
-        sorted(
-            record.items(),
-            key=lambda item: (item[1]["arch"], item[1]["kernel"], item[1]["configuration"]),
-        )
-    )
+    place = itemgetter("arch", "kernel", "configuration")
+    ordered = dict(sorted(record.items(), key=lambda item: place(item[1])))
     RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
 
 

@@ -70,7 +70,7 @@ QUICK_TESTS = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
     p.add_argument("--part", choices=PARTS, help="one part alone (default: both, verify first)")
     p.add_argument(
         "--quick",
@@ -92,9 +92,8 @@ def describe() -> dict:
     """The environment, without this machine's paths."""
     described = environment.describe(torch.device("cuda"))
     tool = described["gpu"]["ptxas"]
-    print(
-        f"ptxas of Triton: {tool['version']} at {tool['path']} (TRITON_PTXAS_PATH={os.environ.get('TRITON_PTXAS_PATH', '')!r})"
-    )
+    chosen = os.environ.get("TRITON_PTXAS_PATH", "")
+    print(f"ptxas of Triton: {tool['version']} at {tool['path']} (TRITON_PTXAS_PATH={chosen!r})")
     major, minor = torch.cuda.get_device_capability()
     warning = environment.ptxas_warning(10 * major + minor, tool["version"])
     if warning:
@@ -215,9 +214,8 @@ def conclude(run: Run) -> int:
             report.plot(result, run.path.with_suffix(".png"))
             or f"plot: {run.path.with_suffix('.png').name}"
         )
-    print(
-        f"results: {run.path.name}{'' if result['complete'] else ' (not complete: the same command goes on with it)'}"
-    )
+    left = "" if result["complete"] else " (not complete: the same command goes on with it)"
+    print(f"results: {run.path.name}{left}")
     faults = any(said.startswith("failed") for said in result["sanitizer"].values())
     return 1 if faults or (tests and (tests["failed"] or not tests["passed"])) else 0
 

@@ -179,11 +179,11 @@ def run_rows(run: Run, stage: Stage) -> None:
             )
             part = run.scratch / f"{loss}-{stage.dtypes}-{sizes[0]}.json"
             share = stage.sampling * len(sizes) / len(stage.sizes)
-            command = [
-                "-m", "bench", "--device", run.device, "--losses", loss, "--sizes", ",".join(map(str, sizes)),
-                "--dtypes", stage.dtypes, "--backends", stage.backends, "--seconds", f"{min(share, run.left() / 3):.1f}",
-                "--out", str(part.with_suffix("")), "--brief",
-            ]  # fmt: skip
+            seconds = min(share, run.left() / 3)
+            command = ["-m", "bench", "--device", run.device, "--losses", loss]
+            command += ["--sizes", ",".join(map(str, sizes)), "--dtypes", stage.dtypes]
+            command += ["--backends", stage.backends, "--seconds", f"{seconds:.1f}"]
+            command += ["--out", str(part.with_suffix("")), "--brief"]
             earlier = {
                 name: run.result[name].copy() for name in ("rows", "unavailable", "compile_seconds")
             }

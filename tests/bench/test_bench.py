@@ -34,8 +34,10 @@ def test_flops_are_those_of_the_algorithms():
     N, D = 8192, 128
     size = Size(N, 0, D)
     assert [flops("nt_xent", size, which, False) for which in ("forward", "backward", "full")] == [
-        N * N * D, 3 * N * N * D, 4 * N * N * D,
-    ]  # fmt: skip
+        N * N * D,
+        3 * N * N * D,
+        4 * N * N * D,
+    ]
     assert flops("nt_xent", size, "full", True) == 6 * N * N * D
     assert flops("clip", size, "full", False) == 8 * N * N * D
     assert flops("info_nce_queue", Size(256, 65536, D), "full", False) == 4 * 256 * 65536 * D
@@ -80,7 +82,7 @@ def test_the_budget_sets_the_rounds_and_short_steps_repeat():
 def test_quartiles_and_paired_ratios():
     assert measure.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
     assert measure.quartiles([7.0]) == (7.0, 7.0, 7.0)
-    # the machine is three times slower in the last two rounds: the ratios within rounds do not see it
+    # The machine is three times slower in the last two rounds, but ratios within rounds are not.
     assert measure.paired_ratio([10.0, 10.0, 30.0, 30.0], [2.0, 2.0, 6.0, 6.0]) == (5.0, 5.0, 5.0)
     with pytest.raises(ValueError):
         measure.paired_ratio([1.0], [1.0, 2.0])
@@ -170,8 +172,11 @@ def test_the_command_line_writes_json_markdown_and_plot(tmp_path, capsys):
     assert result["complete"]
     assert result["kind"] == "cpu"
     assert {(r["N"], r["D"], r["backend"], r["pass"]) for r in result["rows"]} == {
-        (N, D, backend, which) for N, D in ((16, 8), (34, 5)) for backend in ("eager", "panels") for which in ("forward", "backward", "full")
-    }  # fmt: skip
+        (N, D, backend, which)
+        for N, D in ((16, 8), (34, 5))
+        for backend in ("eager", "panels")
+        for which in ("forward", "backward", "full")
+    }
     assert all(
         r["ms"] > 0 and r["rounds"] >= 5 and r["gradient_error"] < 1e-5 for r in result["rows"]
     )
@@ -280,9 +285,9 @@ def result_file(folder, name, kind, day, **extra):
 
 
 def test_readme_tables_come_from_the_newest_result(tmp_path):
-    text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n<!-- bench:gpu -->\n<!-- /bench:gpu -->\nc\n"
-    text += "<!-- bench:peers -->\n<!-- /bench:peers -->\n<!-- bench:losses -->\n<!-- /bench:losses -->\n"
-    text += "<!-- bench:kernels -->\n<!-- /bench:kernels -->\n<!-- bench:force -->\n<!-- /bench:force -->\n<!-- bench:accuracy -->\n<!-- /bench:accuracy -->\n"
+    text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n"
+    for kind in ("gpu", "peers", "losses", "kernels", "force", "accuracy"):
+        text += f"<!-- bench:{kind} -->\n<!-- /bench:{kind} -->\n"
     unmeasured = readme.generated(text, tmp_path)
     assert "Nothing has been measured on a GPU yet." in unmeasured
     assert "Nothing has been measured on a CPU yet." in unmeasured

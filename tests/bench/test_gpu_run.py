@@ -125,7 +125,7 @@ def test_tests_recorded_are_not_run_again(tmp_path, monkeypatch):
     gpu.run_tests(run, 120, chosen)
     tests = run.result["tests"]
     assert tests["complete"] and tests["passed"] >= 2 and not tests["failed"] and run.tests_done()
-    # On another machine the file is all there is: pytest is told to leave out what it holds, which is everything.
+    # On another machine the file is all there is. Pytest is told to leave out what it holds.
     again = opened(tmp_path)
     again.result["tests"]["complete"] = False
 
@@ -228,8 +228,11 @@ def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monk
     gpu.run_tests(run, 100)
     assert calls == [["tests"], ["bad", "slow"], ["slow"], ["tests"]]
     assert run.result["outcomes"] == {
-        "a": "passed", "bad": "failed | its process ended with -11", "slow": "passed", "z": "passed"
-    }  # fmt: skip
+        "a": "passed",
+        "bad": "failed | its process ended with -11",
+        "slow": "passed",
+        "z": "passed",
+    }
     assert run.result["tests"]["complete"] and run.tests_done()
 
 
@@ -372,9 +375,8 @@ def test_compute_sanitizer(tmp_path, monkeypatch):
         (small_case.FAULTS, "failed: exit 9, ERROR SUMMARY: 3 errors"),
         (1, "not run: exit 1, no driver.so"),
     ):
-        does(
-            f"echo 'no /usr/lib/driver.so' >&2; echo '========= ERROR SUMMARY: 3 errors'; exit {status}"
-        )
+        summary = "========= ERROR SUMMARY: 3 errors"
+        does(f"echo 'no /usr/lib/driver.so' >&2; echo '{summary}'; exit {status}")
         assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, verdict)
     does("sleep 60 & wait")  # a process of its own that keeps the pipes open
     began = time.monotonic()
