@@ -1,8 +1,8 @@
-"""``python -m bench``: speed and memory of the losses, interleaved with the eager code and
-torch.compile of it.
+"""``python -m bench`` measures the speed and memory of the losses.
 
-Writes ``<out>.json`` after every group of rows, and at the end ``<out>.md`` and ``<out>.png``;
-prints the table.
+Each loss is measured in turns with the eager code and with torch.compile of it. ``<out>.json`` is
+written after every group of rows. At the end ``<out>.md`` and ``<out>.png`` are written and the
+table is printed.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ QUICK_LOSSES = ["nt_xent", "contrastive_force"]
 LARGE_D = 256
 """From this D on the default dtypes include bf16."""
 COMPILED_FROM = 2048
-"""With --quick, torch.compile (10 s of compiling a size) runs in fp32 from this N on, and its peak
-memory is left out.
+"""With --quick, torch.compile (10 s for each size) runs in fp32 from this N on, and its memory is
+not measured.
 """
 MEMORY_FROM = 2048
-"""Resident memory is measured from this N (or K) on; below it is noise."""
+"""Resident memory is measured from this N (or K) on. Below it would be noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
 SUBCOMMANDS = {"compare": compare.main, "digest": digest.main}
 
@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def groups(options: argparse.Namespace) -> list[rows.Group]:
-    """What the options ask for. Raises ValueError naming an unknown choice."""
+    """The groups that the options ask for. Raises ValueError naming an unknown choice."""
     device = torch.device(options.device)
     losses = _choices(
         "--losses", options.losses, LOSSES, QUICK_LOSSES if options.quick else list(LOSSES)

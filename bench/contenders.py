@@ -39,8 +39,9 @@ def refusal(name: str, device: torch.device, dtype: str) -> str | None:
 
 
 def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
-    """Why the dense form would exhaust this machine's main memory (four matrices at once:
-    measured), or None.
+    """Why the dense form would exhaust this machine's main memory, or None.
+
+    It was measured to hold four matrices at once.
     """
     if name not in BASELINES:
         return None
@@ -53,7 +54,7 @@ def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
 
 
 def available_bytes() -> int | None:
-    """Main memory that can be had without swapping; None where the system does not say."""
+    """Main memory that can be had without swapping, or None where the system does not say."""
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next(
@@ -62,8 +63,9 @@ def available_bytes() -> int | None:
 
 
 def function(loss: str, name: str) -> Callable:
-    """The loss as contender `name` computes it; "compile" is compiled for static shapes at its
-    first call.
+    """The loss as contender `name` computes it.
+
+    "compile" is compiled for static shapes at its first call.
     """
     if name == "eager":
         return LOSSES[loss].eager

@@ -64,14 +64,15 @@ def cpu_model() -> str:
 
 
 def without_paths(text: str) -> str:
-    """`text` with absolute paths cut to their last part: results are committed, machines' folders
-    are not.
+    """`text` with absolute paths cut to their last part.
+
+    Results are committed, and the folders of machines should not be.
     """
     return re.sub(r"(?<![\w./])/(?:[\w.+-]+/)+", "", text)
 
 
 def command_line(module: str) -> str:
-    """How this process was called, less where it writes."""
+    """The command that started this process, without the option that says where it writes."""
     return re.sub(r" --out[ =]\S+", "", " ".join([f"python -m {module}", *sys.argv[1:]]))
 
 
@@ -89,7 +90,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The checkout's commit, "+changes" where tracked files differ from it; None outside git."""
+    """The checkout's commit, or None outside git. "+changes" follows where tracked files differ."""
     try:
         head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
         return head + (
@@ -136,8 +137,9 @@ def native_hashes() -> dict[str, str]:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """Source hash of every Triton and CUDA kernel. Needs neither a GPU nor Triton: the files are
-    loaded on their own.
+    """The source hash of every Triton and CUDA kernel.
+
+    This needs neither a GPU nor Triton, as the files are loaded on their own.
     """
     hashes = {}
     for place in ("triton_kernels/hashes.py", "csrc/cuda/build.py"):
@@ -152,8 +154,9 @@ def kernel_hashes() -> dict[str, str]:
 
 
 def ptxas(capability: int) -> dict | None:
-    """Path and version of the assembler Triton uses for this GPU (``TRITON_PTXAS_PATH`` is honoured
-    by Triton).
+    """Path and version of the assembler that Triton uses for this GPU.
+
+    Triton itself honours ``TRITON_PTXAS_PATH``.
     """
     try:
         from triton.backends.nvidia.compiler import get_ptxas
@@ -166,8 +169,9 @@ def ptxas(capability: int) -> dict | None:
 
 
 def ptxas_warning(capability: int, release: str | None) -> str | None:
-    """Whether this ptxas may compile kernels with register operands of wgmma wrongly
-    (triton_kernels/guard.py).
+    """A warning where this ptxas may compile register operands of wgmma wrongly, or None.
+
+    `triton_kernels/support.py` has the versions.
     """
     from fused_contrastive.triton_kernels import support as guard
 

@@ -1,8 +1,8 @@
 """What is measured: each loss with its inputs, its fused and its dense form, and the flops of both.
 
-Flops count the matrix products alone, two per multiply-add, the algorithm's own: what the streaming
-form computes (half tiles for one set, logits once more in the backward pass), and what the dense
-form computes (two products backward).
+Flops count the matrix products of the algorithm alone, two per multiply-add. The streaming form
+computes half the tiles for one set, and the logits once more in the backward pass. The dense form
+computes two products in the backward pass.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ DTYPES = {
 
 
 class Size(NamedTuple):
-    """``N`` rows (both views together for NT-Xent; of either set for the force), ``K`` queued keys,
-    prediction steps or groups (0: the loss has none), ``D`` dimensions.
+    """The size of a loss.
+
+    ``N`` is the number of rows: of both views together for NT-Xent, of either set for the force.
+    ``K`` counts queued keys, prediction steps or groups, and is 0 where the loss has none. ``D`` is
+    the number of dimensions.
     """
 
     N: int
@@ -43,9 +46,11 @@ class Size(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """One loss. ``embeddings(size)`` are the shapes of the inputs that get a gradient,
-    ``constants(size)`` of those that do not; ``cells(size)`` the number of similarities; ``fused``
-    and ``dense`` the (forward, backward) flops per similarity and dimension.
+    """One loss.
+
+    ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` those
+    of the others. ``cells(size)`` is the number of similarities. ``fused`` and ``dense`` are the
+    (forward, backward) flops per similarity and dimension.
     """
 
     call: Callable
@@ -208,8 +213,9 @@ def flops(loss: str, size: Size, which: str, dense: bool) -> int:
 def make_inputs(
     loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> list[torch.Tensor]:
-    """Random unit rows, those of the second embedding near those of the first; embeddings require
-    gradients, constants do not.
+    """Random unit rows, those of the second embedding near those of the first.
+
+    Embeddings require gradients, and constants do not.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor] = []

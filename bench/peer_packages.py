@@ -1,6 +1,4 @@
-"""What importing the packages of fused_contrastive.integrations needs: before any of them,
-`prepare()`.
-"""
+"""What the packages of the integrations need before they are imported: `prepare()`."""
 
 from __future__ import annotations
 
@@ -16,8 +14,10 @@ _libraries = []
 
 
 def prepare() -> None:
-    """Keras on torch, nothing downloaded; and torchvision's import needs the names of its operators
-    where it was built for another torch, as it is beside a CPU one from the package index.
+    """Chooses torch for Keras, forbids downloads, and prepares for torchvision.
+
+    Where torchvision was built for another torch, as it is beside a CPU one from the package index,
+    its import needs the names of its operators.
     """
     os.environ["KERAS_BACKEND"] = "torch"
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,10 +1,11 @@
-"""``python -m bench.peers``: every loss and option of fused_contrastive.integrations against the
-installed package.
+"""``python -m bench.peers`` compares the losses of fused_contrastive.integrations with the
+packages'.
 
-Agreement: value and gradients in float64, relative to the package's; and the float32 gradients of
-both, relative to the package's in float64. Memory: peak growth of the resident set in one forward
-and backward pass in float32, over inputs and gradients. Writes one JSON into bench/results. Needs
-the packages (`make bench-peers` installs them).
+Every loss and option is compared with the installed package. Value and gradients in float64 are
+relative to the package's. The float32 gradients of both are relative to the package's in float64.
+Memory is the peak growth of the resident set in one forward and backward pass in float32, over
+inputs and gradients. One JSON is written into bench/results. `make bench-peers` installs the
+packages.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Case(NamedTuple):
     build: Callable
     """``(module, N)`` to a loss of the inputs."""
     shapes: tuple[str, ...] = ("ND", "ND")
-    """Of the inputs: N, D, 2N (``M``), K; empty for a scalar."""
+    """The shapes of the inputs, in the letters N, D, K and M (2N). A scalar has none."""
     rows: int = ROWS
     package_fits: bool = True
 
@@ -61,7 +62,7 @@ def labelled(name: str, labels: Callable, **options):
 
 
 def referred(name: str):
-    """The same of rows against others, by the labels of both."""
+    """The same losses of rows against other rows, by the labels of both."""
 
     def build(module, N):
         labels = torch.arange(N)
@@ -71,7 +72,7 @@ def referred(name: str):
 
 
 def mined(name: str, **options):
-    """The same of one pair in 16."""
+    """The same losses of one pair in 16."""
 
     def build(module, N):
         from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
@@ -267,7 +268,7 @@ def value_and_gradient(loss, arguments: list[torch.Tensor]) -> tuple[torch.Tenso
 
 
 def agreement(case: Case) -> dict[str, float]:
-    """Relative differences, of the gradients by norm."""
+    """Relative differences. Those of the gradients are by norm."""
     found = {}
     for dtype in (torch.float64, torch.float32):
         for name, module in zip(("ours", "package"), modules(case), strict=True):
@@ -290,15 +291,17 @@ def agreement(case: Case) -> dict[str, float]:
 
 
 def peak(case: Case, module) -> int:
-    """The least of a few measurements of `growth`: some have more, by what the allocator happens to
-    keep.
+    """The least of a few measurements of `growth`.
+
+    Some are larger, by what the allocator happens to keep.
     """
     return min(growth(case, module) for _ in range(REPEATS))
 
 
 def growth(case: Case, module) -> int:
-    """Bytes by which the resident set grows in a forward and backward pass in float32, over inputs
-    and gradients.
+    """Bytes by which the resident set grows in a forward and backward pass in float32.
+
+    Inputs and gradients are not counted.
     """
     value_and_gradient(case.build(module, AGREEMENT), inputs(case, AGREEMENT, torch.float32))
     loss, arguments = case.build(module, case.rows), inputs(case, case.rows, torch.float32)

@@ -1,4 +1,4 @@
-"""``make readme``: the README's tables, written between their markers from the newest committed
+"""``make readme`` writes the README's tables between their markers, from the newest committed
 results.
 """
 
@@ -29,8 +29,9 @@ BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
 
 def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] | None:
-    """``(file name, result)`` of the latest result of this kind that has rows of the full pass of
-    this loss.
+    """``(file name, result)`` of the latest result of this kind, or None.
+
+    Only results count that have rows of the full pass of this loss.
     """
     found = []
     for path in folder.glob(f"{kind}-*.json"):
@@ -41,8 +42,9 @@ def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] |
 
 
 def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
-    """One entry per size and dtype: the full-pass rows of each contender, ours under "ours";
-    largest first.
+    """One entry per size and dtype, the largest first.
+
+    It holds the full-pass rows of each contender, ours under "ours".
     """
     cells: dict[tuple, dict[str, dict]] = {}
     for row in result["rows"]:
@@ -135,8 +137,9 @@ def force(folder: Path = RESULTS) -> str:
 
 
 def losses(folder: Path = RESULTS) -> str:
-    """The Markdown table of the other losses on the CPU, each at the largest size of its newest
-    result.
+    """The Markdown table of the other losses on the CPU.
+
+    Each is there at the largest size of its newest result.
     """
     header = [
         "loss",
@@ -242,8 +245,9 @@ def peers(folder: Path = RESULTS) -> str:
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """The measured rates of the GPU kernels beside the predicted ones, and which kernels no GPU has
-    verified.
+    """The measured rates of the GPU kernels beside the predicted ones.
+
+    It also says which kernels no GPU has verified.
     """
     latest = newest("gpu", folder)
     parts = [] if latest is None else [measured_kernels(latest[1])]
@@ -292,8 +296,9 @@ def measured_kernels(result: dict) -> str:
 
 
 def rate_of(entries: list[dict], place: dict) -> str:
-    """The rate at the largest N of the entries that match `place`, and its share of the bare rate;
-    "-" without one.
+    """The rate at the largest N of the entries that match `place`, and its share of the bare rate.
+
+    It is "-" where no entry matches.
     """
     here = [e for e in entries if e["rate"] and place.items() <= e.items()]
     largest = max(here, key=lambda e: e["N"], default=None)
@@ -301,8 +306,9 @@ def rate_of(entries: list[dict], place: dict) -> str:
 
 
 def replace(text: str, kind: str, content: str) -> str:
-    """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one
-    pair of markers.
+    """`text` with `content` between the markers of `kind`.
+
+    Raises ValueError where there is not exactly one pair of markers.
     """
     begin, end = f"<!-- bench:{kind} -->", f"<!-- /bench:{kind} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):

@@ -53,7 +53,7 @@ ROW_KEYS = {
     "x_fp32",
     "gradient_error",
 }
-"""What every row holds; ``kernels`` and ``peak_extra_reason`` are there where they apply."""
+"""What every row holds. ``kernels`` and ``peak_extra_reason`` are there where they apply."""
 
 
 def new_result(kind: str, command: str, environment: dict) -> dict:
@@ -144,7 +144,9 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
-    """The result as a page: where it was measured, the rows of `passes`, what was not available."""
+    """The result as a page: where it was measured, the rows of `passes`, and what was not
+    available.
+    """
     rows = sorted((row for row in result["rows"] if row["pass"] in passes), key=_order)
     shown = [(key, title) for key, title in COLUMNS if any(row.get(key) for row in rows)]
     lines = [[cell(key, row.get(key)) for key, _ in shown] for row in rows]
@@ -207,8 +209,10 @@ def summary(environment: dict) -> str:
 
 
 def plot(result: dict, path: Path) -> str | None:
-    """Bars of the full pass, one group per loss, size and dtype: times faster than eager, and peak
-    memory. The reason when not drawn.
+    """Draws bars of the full pass, one group per loss, size and dtype.
+
+    They show how many times faster than eager it is, and the peak memory. Returns the reason where
+    nothing is drawn.
     """
     try:
         import matplotlib

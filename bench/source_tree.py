@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def complete_package() -> None:
-    """Make ``fused_contrastive.triton_kernels`` importable where nothing is installed."""
+    """Makes ``fused_contrastive.triton_kernels`` importable where nothing is installed."""
     import fused_contrastive
 
     if importlib.util.find_spec("fused_contrastive.triton_kernels") is None:

@@ -1,11 +1,12 @@
-"""The compile gate of the CUDA kernels: every kernel of csrc/cuda compiled for GPUs that are not
-here.
+"""The compile gate of the CUDA kernels: csrc/cuda compiled for GPUs that are not here.
 
-``python -m bench.gates.cuda [--all]`` fails where a kernel does not compile, spills, misses or has
-the wrong matrix or copy instructions, has its warpgroup products serialised or its exchange of
-registers ignored, or asks for more shared memory than the part has. Sources that have not changed
-are taken from ``bench/gates/records/cuda.json``; ``--all`` compiles everything. Needs nvcc and
-cuobjdump (CUDA's or Triton's), no GPU.
+``python -m bench.gates.cuda`` compiles every kernel and fails where one does not pass. A kernel
+must not spill, and it must contain the matrix and copy instructions that it is built on. Its
+warpgroup products must not be serialised, nor its exchange of registers ignored. It must not ask
+for more shared memory than the part has.
+
+Sources that have not changed are taken from ``bench/gates/records/cuda.json``, and ``--all``
+compiles everything. The gate needs nvcc and cuobjdump (CUDA's or Triton's), but no GPU.
 """
 
 from __future__ import annotations
@@ -99,9 +100,10 @@ def readable(symbol: str) -> str:
 
 
 def shared_bytes(folder: Path) -> dict[str, int]:
-    """Shared memory of the kernels that compute pairs, by the beginning of their readable names,
-    from the constants of the headers; those of whole groups, sized by the group, for 128 points
-    (float64: 64).
+    """Bytes of shared memory by the beginning of a kernel's readable name.
+
+    The constants of the headers give those of the kernels that compute pairs. Kernels of whole
+    groups are sized by the group: they are counted for 128 points (64 in float64).
     """
     probe = folder / "shared.cu"
     lines = [
@@ -197,7 +199,7 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
 
 
 def objections(row: dict, arch: str) -> list[str]:
-    """Why a kernel does not pass."""
+    """The reasons why a kernel does not pass."""
     found = []
     if row["spilled_bytes"]:
         found.append(f"spills {row['spilled_bytes']} bytes")
@@ -216,7 +218,7 @@ def objections(row: dict, arch: str) -> list[str]:
 
 
 def write_record(result: dict[str, dict | None]) -> None:
-    """Keep what was compiled and has no objections."""
+    """Keeps what was compiled and has no objections."""
     passed = {
         place: entry
         for place, entry in sorted(result.items())

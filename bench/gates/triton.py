@@ -1,11 +1,12 @@
-"""The compile gate: every Triton kernel in every shipped configuration, compiled for GPUs that are
-not here.
+"""The compile gate of the Triton kernels, compiled for GPUs that are not here.
 
-``python -m bench.gates.triton [--all]`` runs the backend's own launch code on tensors without
-storage, takes the launches it would make, compiles each for sm_80, sm_90, sm_100 and gfx942, and
-fails where one does not compile, spills, needs more shared memory than the part has, misses the
-matrix instructions it is built on, or has its wgmma serialised. Kernels that have not changed are
-taken from ``bench/gates/records/triton.json``; ``--all`` compiles everything. Needs Triton, no GPU.
+``python -m bench.gates.triton`` runs the backend's own launch code on tensors without storage. It
+takes the launches that this would make and compiles each for sm_80, sm_90, sm_100 and gfx942. It
+fails where a kernel does not compile, spills, or needs more shared memory than the part has. It
+also fails where the matrix instructions are missing or wgmma is serialised.
+
+Kernels that have not changed are taken from ``bench/gates/records/triton.json``, and ``--all``
+compiles everything. The gate needs Triton, but no GPU.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_KIB = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-"""Per program; sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have
-99.
+"""KiB per program. sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which
+have 99.
 """
 MATRIX = {
     "sm_80": ("mma.sync",),
@@ -54,8 +55,8 @@ MATRIX = {
     "sm_100": ("tcgen05.mma", "mma.sync"),
     "gfx942": ("v_mfma",),
 }
-"""The part's matrix instructions, the one meant first; the others serve tiles of few rows and
-float64.
+"""The part's matrix instructions, the one that is meant first. The others serve tiles of few rows,
+and float64.
 """
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 SERIALISED = re.compile(r"C75(?:10|12|15)")
@@ -118,8 +119,9 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What the compiler said. `registers` are VGPRs on AMD; `failures` says what the gate objects
-    to.
+    """What the compiler said.
+
+    `registers` are VGPRs on AMD. `failures` says what the gate objects to.
     """
 
     registers: int = 0
@@ -145,11 +147,11 @@ def launches(arch: str) -> list:
 
 
 def cases(arch: str) -> list[Case]:
-    """The distinct kernels and configurations (`Case.label`) among the launches; of several
-    launches that with the most operands.
+    """The distinct kernels and configurations (`Case.label`) among the launches.
 
-    Specialised as Triton would, but for sizes other than D being multiples of 16: the general code
-    is compiled.
+    Of several launches of one kernel and configuration, the one with the most operands counts.
+    Cases are specialised as Triton would do it, except that only D may be known as a multiple of
+    16: so the general code is compiled.
     """
     found = {}
     for started in launches(arch):
@@ -194,7 +196,7 @@ TYPES = {
 
 
 def compile_case(case: Case) -> Outcome:
-    """Compile one case and judge what comes out."""
+    """Compiles one case and judges what comes out."""
     kernel = getattr(importlib.import_module(case.module), case.kernel)
     types = {"fp32": tl.float32, "fp64": tl.float64}
     constants = {name: types[value] if name == "ACC" else value for name, value in case.constants}
@@ -245,8 +247,10 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
             4 * number["vgpr_spill_count"] + number["private_segment_fixed_size"]
         )
     found = [name for name in MATRIX[case.arch] if name in code]
-    outcome.matrix = " ".join(found)
-    outcome.failures += missing_matrix(case, found)
+    outcome.matrix, outcome.failures = (
+        " ".join(found),
+        outcome.failures + missing_matrix(case, found),
+    )
     if outcome.register_operands and may_not_use_registers(case):
         outcome.failures.append(
             "feeds wgmma from registers, which triton_kernels/support.py does not know"
@@ -261,7 +265,7 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
 
 
 def missing_matrix(case: Case, found: list[str]) -> list[str]:
-    """Objections to the matrix instructions found; plain float32 products on NVIDIA have none."""
+    """What is wrong with the matrix instructions. Plain float32 products on NVIDIA have none."""
     constants, types = dict(case.constants), dict(case.signature)
     operand = "a" if case.kernel in MULTIPLYING else scenarios.FORCE_PRODUCTS.get(case.kernel)
     element = None if operand is None else types[operand][1:]
@@ -286,8 +290,10 @@ def read_record() -> dict[str, dict]:
 
 
 def run(todo: list[Case], jobs: int):
-    """(case, outcome) in order. A compiler that takes its process down fails that case; those
-    beside it are tried again, alone.
+    """Yields (case, outcome) in order.
+
+    A compiler that takes its process down fails that case. The cases beside it are tried again,
+    alone.
     """
     context = multiprocessing.get_context("spawn")
     while todo:

@@ -1,16 +1,17 @@
-"""``make gpu``: everything that needs an NVIDIA GPU, with the Python and torch found there, in two
-parts of at most eight minutes.
+"""``make gpu`` runs everything that needs an NVIDIA GPU, in two parts of at most eight minutes.
 
-PART=verify takes or builds the CUDA library and runs the tests with device inputs on every backend,
-and compute-sanitizer where there is one; PART=sweep measures, most valuable rows first. Without
-PART both run; QUICK=1 is a two-minute version of its own.
+PART=verify takes or builds the CUDA library. Then it runs the tests with device inputs on every
+backend, and compute-sanitizer where there is one. PART=sweep measures, the most valuable rows
+first. Without PART both run, and QUICK=1 is a two-minute version of its own.
 
-Needs no network and installs nothing: the package is imported from the checkout (source_tree.py).
-Tests and measurements run in processes of their own, so that a kernel that breaks the device ends
-one stage only. One JSON, rewritten as results come in, holds hardware, versions, bare rates, test
-outcomes, rows, and the source hash of every kernel that passed. A run that finds the result of an
-earlier one with the same sources, versions and GPU goes on with it and repeats nothing. Exit 2
-without a GPU, 1 on failures.
+It uses the Python and torch found there, needs no network and installs nothing: the package is
+imported from the checkout (source_tree.py). Tests and measurements run in processes of their own,
+so that a kernel that breaks the device ends one stage only.
+
+One JSON is rewritten as results come in. It holds hardware, versions, bare rates, test outcomes,
+rows, and the source hash of every kernel that passed. A run that finds the result of an earlier one
+with the same sources, versions and GPU goes on with it and repeats nothing. The exit status is 2
+without a GPU and 1 on failures.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .run import Run, Stage, run_rows, run_tests
 RESULTS = ROOT / "bench" / "results"
 PARTS = ("verify", "sweep")
 SECONDS, QUICK_SECONDS = 450.0, 60.0
-"""Of each part; the first holds the building of the CUDA library, for at most BUILD_SHARE of it."""
+"""The budget of each part. Building the CUDA library takes at most BUILD_SHARE of the first."""
 BUILD_SHARE = 0.7
 SANITIZER_SECONDS = 90.0
 
@@ -108,8 +109,9 @@ def describe() -> dict:
 def rates(
     device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 30, seconds: float = 3.0
 ) -> dict:
-    """Bare rates of this GPU: device copy in GB/s (bytes read and written) and n-cubed products in
-    TFLOP/s.
+    """The bare rates of this GPU.
+
+    A device copy is given in GB/s (bytes read and written), n-cubed products in TFLOP/s.
     """
     device = device or torch.device("cuda")
     dtypes = ("bf16", "tf32", "fp32")
@@ -190,7 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def conclude(run: Run) -> int:
-    """Prints rows, kernels and tests and draws the plot; 1 where a test or the sanitizer failed."""
+    """Prints rows, kernels and tests and draws the plot. Returns 1 where a test or the sanitizer
+    failed.
+    """
     result = run.result
     result["complete"] = bool(run.tests_done() and result["swept"])
     run.write()

@@ -1,5 +1,6 @@
-"""One run of ``make gpu``: its result file, found again and gone on with, and the stages that fill
-it in processes of their own.
+"""One run of ``make gpu``: its result file and the stages that fill it.
+
+A later run finds the file again and goes on with it. Each stage is a process of its own.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from . import log as test_log
 SECONDS_OF_A_SIZE = 50.0
 """A process that takes longer (compiling included) is taken to hang."""
 SILENT_SECONDS = 60.0
-"""A test process that writes nothing for so long hangs (twice as long before its first line)."""
+"""A test process that writes nothing for so long hangs. Before its first line it has twice as long.
+"""
 WORKERS = min(6, os.cpu_count() or 1)
 """Processes the tests run in where pytest-xdist is installed."""
 HUNG = 124
-"""Exit status of such a process."""
+"""The exit status that stands for a process that hung."""
 
 
 class Stage(NamedTuple):
-    """Sizes measured in one process per loss; `sampling` seconds of them in timed rounds."""
+    """Sizes measured in one process per loss, with `sampling` seconds of timed rounds."""
 
     losses: str
     dtypes: str
@@ -48,8 +50,10 @@ def key(loss: str, size: Size, dtypes: str) -> str:
 
 
 def fingerprint(described: dict) -> str:
-    """Of the package's GPU code, the versions that compile it, the backends that are there and the
-    GPU: what a result holds for.
+    """What a result holds for.
+
+    It covers the package's sources, the versions that compile them, the backends that are there,
+    and the GPU.
     """
     gpu = described["gpu"] or {}
     versions = [described[name] for name in ("torch", "triton")] + [
@@ -75,8 +79,9 @@ class Run:
     def opened(
         cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda"
     ) -> Run:
-        """The newest result in `folder` of these sources on this GPU, else a new one named `stem`
-        and the date.
+        """The newest result in `folder` of these sources on this GPU.
+
+        Where there is none, it is a new one, named `stem` and the date.
         """
         holds_for = fingerprint(described)
         for path in sorted(folder.glob(f"{stem}[0-9]*.json"), reverse=True):
@@ -109,7 +114,7 @@ class Run:
         report.write_json(self.result, self.path)
 
     def tests_done(self) -> bool:
-        """Whether every test of these test files is recorded; outcomes of others are dropped."""
+        """Whether every test of these files is recorded. Outcomes of other files are dropped."""
         now = environment.digest(("tests",))
         if self.result["tests_of"] != now:
             self.result.update(tests_of=now, tests=None, outcomes={})
@@ -136,8 +141,10 @@ def unused(folder: Path, stem: str) -> Path:
 def child(
     command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None
 ) -> int | None:
-    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None
-    when it was out of time, HUNG when `log` had long ceased to grow.
+    """Runs a Python command from the checkout and calls `poll` every second.
+
+    Returns its exit status, None when it was out of time, or HUNG when `log` had long ceased to
+    grow.
     """
     environ = {
         **os.environ,
@@ -169,8 +176,10 @@ def child(
 
 
 def run_rows(run: Run, stage: Stage) -> None:
-    """What is missing of one stage. When its process dies or hangs, the size it died at is given up
-    and the rest goes on in a new one; what the budget ends is left to the next run.
+    """Measures what is missing of one stage.
+
+    When its process dies or hangs, the size it died at is given up, and a new process goes on with
+    the rest. What the budget ends is left to the next run.
     """
     for loss, sizes in run.missing(stage).items():
         while sizes and run.left() > 15:
@@ -214,7 +223,7 @@ def run_rows(run: Run, stage: Stage) -> None:
 
 
 def merge_part(run: Run, part: Path, earlier: dict) -> None:
-    """What a stage has measured so far, added to what was there before it."""
+    """Adds what a stage has measured so far to what was there before it."""
     if part.exists():
         read = json.loads(part.read_text())
         for name, value in earlier.items():
@@ -225,9 +234,10 @@ def merge_part(run: Run, part: Path, earlier: dict) -> None:
 
 
 def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -> None:
-    """The tests with device inputs that are not recorded yet. A test whose process died or hung has
-    failed, and another process goes on behind it; where several were under way, they run again one
-    by one first.
+    """Runs the tests with device inputs that are not recorded yet.
+
+    A test whose process died or hung has failed, and another process goes on behind it. Where
+    several tests were under way, they run again one by one first.
     """
     run.tests_done()
     end = time.monotonic() + min(limit, run.left())

@@ -35,8 +35,9 @@ def gate(*arguments, code=None):
 
 
 def test_the_record_is_current():
-    """Every shipped kernel and configuration has passed with its present source: else run ``python
-    -m bench.gates.triton``.
+    """Every shipped kernel and configuration has passed with its present source.
+
+    Else run ``python -m bench.gates.triton``.
     """
     record = json.loads(compile_gate.RECORD.read_text())
     if {entry["triton"] for entry in record.values()} != {triton.__version__}:
@@ -91,7 +92,7 @@ LOG = (
 WGMMA = (
     "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f2}, %rd1, %rd2, p, 1, 1, 0, 1;"
 )
-FROM_REGISTERS = "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%f1, %f2}, {%r1, %r2}, %rd2, p, 1, 1, 1;"
+FROM_REGISTERS = WGMMA.replace("%rd1, %rd2, p, 1, 1, 0, 1;", "{%r1, %r2}, %rd2, p, 1, 1, 1;")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import fused_contrastive as fc
 
 
 class ForceCase(NamedTuple):
-    """A loss of the force family in the form of the other cases: groups of n + n points, or one
-    large one.
+    """A loss of the force family in the form of the other cases.
+
+    It has groups of n + n points, or one large one.
     """
 
     function: object

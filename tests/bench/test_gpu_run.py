@@ -193,7 +193,7 @@ def test_a_test_that_dies_or_hangs_has_failed_and_the_others_run(tmp_path, monke
 
 
 def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monkeypatch):
-    """Parallel workers: which of the unfinished tests it was shows when they run one by one."""
+    """Which of the unfinished tests of parallel workers it was shows when they run one by one."""
     calls = []
 
     def child(command, limit, extra, poll, log):
