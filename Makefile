@@ -1,12 +1,15 @@
-# Each target sets up what it needs: a .venv with torch, the package (editable, extension compiled) and its test tools.
+# Each target sets up what it needs: a .venv with torch, the package (editable, with the extension compiled) and
+# its test tools.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0
+BASE ?= main
+HEAD ?= .
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
-.PHONY: demo demo-force test test-peers bench bench-peers lint gate gpu gpu-status readme clean
+.PHONY: demo demo-force test test-peers nightly mutations bench bench-peers compare lint gate gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -17,12 +20,24 @@ demo-force: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal
 
+# The tests that take long, which `test` leaves out.
+nightly: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m nightly -n auto
+
+# Faults put into the sources one by one: the tests must notice each.
+mutations: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) tests/mutations.py
+
 # Against other packages, which it installs beside the virtual environment's own: nothing else sees them.
 test-peers: $(VENV)/peers/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/peers $(RUN) -m pytest tests/peers -n auto --dist worksteal
 
 bench: $(VENV)/installed
 	$(RUN) -m bench --quick
+
+# Whether two revisions are equally fast and compute the same bits: make compare BASE=main HEAD=.
+compare: $(VENV)/installed
+	$(RUN) -m bench compare $(BASE) $(HEAD)
 
 bench-peers: $(VENV)/peers/installed
 	PYTHONPATH=$(VENV)/peers $(RUN) -m bench.peers
@@ -35,11 +50,11 @@ gate: $(VENV)/installed
 	$(RUN) -m bench.gates.cuda
 
 readme: $(VENV)/installed
-	$(RUN) -m bench.fastest
 	$(RUN) -m bench.readme
 
-# On a machine with an NVIDIA GPU; uses the Python and torch found there and installs nothing. PART=verify or PART=sweep, QUICK=1,
-# OUT=folder of the results, an earlier run's among them.
+# Runs on a machine with an NVIDIA GPU. It uses the Python and torch found there and installs nothing.
+# PART=verify or PART=sweep runs one part, QUICK=1 the two-minute version. OUT names the folder of the results;
+# where it holds an earlier run's, the run goes on with that.
 gpu:
 	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick) $(if $(OUT),--out "$(OUT)")
 

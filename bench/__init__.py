@@ -1,1 +1,1 @@
-"""Speed and memory of the losses against the eager code, torch.compile and each other: ``python -m bench --help``."""
+"""Measures the speed and the memory of the losses: see ``python -m bench --help``."""

@@ -1,6 +1,8 @@
-"""``python -m bench``: speed and memory of the losses, interleaved with the eager code and torch.compile of it.
+"""``python -m bench`` measures the speed and memory of the losses.
 
-Writes ``<out>.json`` after every group of rows, and at the end ``<out>.md`` and ``<out>.png``; prints the table.
+Each loss is measured in turns with the eager code and with torch.compile of it. ``<out>.json`` is
+written after every group of rows. At the end ``<out>.md`` and ``<out>.png`` are written and the
+table is printed.
 """
 
 from __future__ import annotations
@@ -17,9 +19,19 @@ from .losses import DTYPES, LOSSES, PASSES, parse_size
 from .source_tree import complete_package
 
 NT_XENT_SIZES = (
-    "65536x64", "8192x128", "8192x256", "8192x512", "4096x1024", "4096x128", "2048x128", "1024x128", "512x128", "256x128",
-    "128x128", "64x128",
-)  # fmt: skip
+    "65536x64",
+    "8192x128",
+    "8192x256",
+    "8192x512",
+    "4096x1024",
+    "4096x128",
+    "2048x128",
+    "1024x128",
+    "512x128",
+    "256x128",
+    "128x128",
+    "64x128",
+)
 QUICK_SIZES = ("8192x128", "8192x256", "8192x512", "4096x1024", "2048x128", "256x128", "64x128")
 OTHER_SIZES = {
     "clip": ("4096x512", "1024x512"),
@@ -40,27 +52,32 @@ QUICK_LOSSES = ["nt_xent", "contrastive_force"]
 LARGE_D = 256
 """From this D on the default dtypes include bf16."""
 COMPILED_FROM = 2048
-"""With --quick, torch.compile (10 s of compiling a size) runs in fp32 from this N on, and its peak memory is left out."""
+"""With --quick, torch.compile (10 s for each size) runs in fp32 from this N on, and its memory is
+not measured.
+"""
 MEMORY_FROM = 2048
-"""Resident memory is measured from this N (or K) on; below it is noise."""
+"""Resident memory is measured from this N (or K) on. Below it would be noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
 SUBCOMMANDS = {"compare": compare.main, "digest": digest.main}
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
     p.add_argument(
         "--losses",
-        help=f"comma-separated, of {', '.join(LOSSES)}, or all (default: all; quick: nt_xent, contrastive_force)",
+        help=f"comma-separated, of {', '.join(LOSSES)}, or all "
+        "(default: all; quick: nt_xent, contrastive_force)",
     )
     p.add_argument(
         "--sizes",
-        help="comma-separated NxD, or NxKxD for queued keys and prediction steps (default: each loss's list)",
+        help="comma-separated NxD, or NxKxD for queued keys and prediction steps "
+        "(default: each loss's list)",
     )
     p.add_argument(
         "--dtypes",
-        help=f"comma-separated, of {', '.join(DTYPES)} (default: fp32, and bf16 from D = {LARGE_D})",
+        help=f"comma-separated, of {', '.join(DTYPES)} "
+        f"(default: fp32, and bf16 from D = {LARGE_D})",
     )
     p.add_argument(
         "--backends",
@@ -92,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def groups(options: argparse.Namespace) -> list[rows.Group]:
-    """What the options ask for. Raises ValueError naming an unknown choice."""
+    """The groups that the options ask for. Raises ValueError naming an unknown choice."""
     device = torch.device(options.device)
     losses = _choices(
         "--losses", options.losses, LOSSES, QUICK_LOSSES if options.quick else list(LOSSES)
@@ -226,7 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
         else torch.cuda.get_device_name()
     )
     print(
-        f"{len(planned)} groups on {described}; ratios within interleaved rounds are the result, not times",
+        f"{len(planned)} groups on {described}; "
+        "ratios within interleaved rounds are the result, not times",
         flush=True,
     )
     try:

@@ -1,7 +1,8 @@
 """``python -m bench.accuracy``: relative gradient error against float64 as training converges.
 
-NT-Xent of two views 0.3 standard deviations apart: the lower the temperature, the closer the positive's probability is to 1. Medians over
-seeds of ``|g - g64| / |g64|``, g64 the dense loss in float64 on the same (rounded) inputs. Writes one JSON into bench/results.
+NT-Xent of two views 0.3 standard deviations apart: the lower the temperature, the closer the
+positive's probability is to 1. Medians over seeds of ``|g - g64| / |g64|``, g64 the dense loss in
+float64 on the same (rounded) inputs. Writes one JSON into bench/results.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def errors(dtype: torch.dtype, temperature: float) -> dict[str, float]:
 
 def main() -> int:
     p = argparse.ArgumentParser(
-        prog="python -m bench.accuracy", description=__doc__.splitlines()[0]
+        prog="python -m bench.accuracy", description=__doc__.split("\n\n")[0]
     )
     p.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"

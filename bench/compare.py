@@ -1,8 +1,10 @@
-"""``python -m bench compare BASE HEAD``: are two revisions equally fast, and do they compute the same bits?
+"""``python -m bench compare BASE HEAD``: are two revisions equally fast, and do they compute the
+same bits?
 
-Both revisions (any name git knows, or ``.`` for the working tree) are built into folders of their own and
-measured in one run. Two processes, one for each, take turns sample by sample (A B, B A, A B, ...), so that
-whatever disturbs the machine meets both alike. The ratio HEAD / BASE is the result, not the times.
+Both revisions (any name git knows, or ``.`` for the working tree) are built into folders of their
+own and measured in one run. Two processes, one for each, take turns sample by sample (A B, B A, A
+B, ...), so that whatever disturbs the machine meets both alike. The ratio HEAD / BASE is the
+result, not the times.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def rounds(base: Process, head: Process, repeats: int, number: int) -> tuple[lis
 
 
 def row(place: dict, which: str, base: list, head: list) -> dict:
-    """One line of the result: medians in milliseconds, their ratio, the quartiles of the rounds' ratios."""
+    """One line of the result: medians in milliseconds, their ratio, the quartiles of the rounds'
+    ratios.
+    """
     before, after = seconds_of(base, which), seconds_of(head, which)
     low, middle, high = quartiles([b / a for a, b in zip(before, after, strict=True)])
     medians = statistics.median(before), statistics.median(after)

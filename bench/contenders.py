@@ -1,4 +1,6 @@
-"""The contenders of a row: the dense eager code, torch.compile of it, and every backend of the package."""
+"""The contenders of a row: the dense eager code, torch.compile of it, and every backend of the
+package.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def refusal(name: str, device: torch.device, dtype: str) -> str | None:
 
 
 def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
-    """Why the dense form would exhaust this machine's main memory (four matrices at once: measured), or None."""
+    """Why the dense form would exhaust this machine's main memory, or None.
+
+    It was measured to hold four matrices at once.
+    """
     if name not in BASELINES:
         return None
     needed, there = 4 * LOSSES[loss].cells(size) * DTYPES[dtype].itemsize, available_bytes()
@@ -49,7 +54,7 @@ def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
 
 
 def available_bytes() -> int | None:
-    """Main memory that can be had without swapping; None where the system does not say."""
+    """Main memory that can be had without swapping, or None where the system does not say."""
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next(
@@ -58,7 +63,10 @@ def available_bytes() -> int | None:
 
 
 def function(loss: str, name: str) -> Callable:
-    """The loss as contender `name` computes it; "compile" is compiled for static shapes at its first call."""
+    """The loss as contender `name` computes it.
+
+    "compile" is compiled for static shapes at its first call.
+    """
     if name == "eager":
         return LOSSES[loss].eager
     if name == "compile":

@@ -1,8 +1,9 @@
-"""``python -m bench digest``: SHA-256 digests of the losses and of all their gradients, as a table of cases.
+"""``python -m bench digest``: SHA-256 digests of the losses and of all their gradients, as a table
+of cases.
 
-Two revisions whose tables agree compute the same bits. The table is for one machine and one torch: other
-instruction sets and other libraries round differently. ``python -m bench compare`` makes the table of two
-revisions and lists the cases that differ.
+Two revisions whose tables agree compute the same bits. The table is for one machine and one torch:
+other instruction sets and other libraries round differently. ``python -m bench compare`` makes the
+table of two revisions and lists the cases that differ.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from pathlib import Path
 
 import torch
 
-from .digest_cases import Case, Draw, cases
+from .digest_cases import Case, cases
+from .digest_inputs import Draw
 
 BACKENDS = ("cpu", "panels", "eager")
-THREADS = (1, 2)
+PARALLEL = ("cpu",)
+"""Backends that also run with two threads, where each has a way of its own to divide the work."""
 
 
 def tensors(value) -> list[torch.Tensor]:
@@ -84,11 +87,12 @@ def outcome(case: Case) -> str:
 
 
 def table(match: str = "", backends: tuple[str, ...] = BACKENDS) -> dict[str, str]:
-    """``{case: digest}`` of the cases whose names contain `match`, with each number of threads."""
+    """``{case: digest}`` of the cases whose names contain `match`, with one thread and with two."""
     found = {}
-    for threads in THREADS:
+    parallel = tuple(name for name in backends if name in PARALLEL)
+    for threads, served in ((1, backends), (2, parallel)):
         torch.set_num_threads(threads)
-        for case in cases(backends):
+        for case in cases(served):
             if match in case.name:
                 found[f"{case.name}, threads={threads}"] = outcome(case)
     return found
@@ -106,7 +110,7 @@ def differing(base: dict[str, str], head: dict[str, str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench digest", description=__doc__.split("\n")[0]
+        prog="python -m bench digest", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--match", default="", help="only the cases whose names contain this")
     parser.add_argument("--backends", help=f"comma-separated (default: {','.join(BACKENDS)})")

@@ -1,6 +1,6 @@
 """The cases of ``python -m bench digest``: every loss with its options, by public names only.
 
-The list knows nothing of the tests and nothing of the package's inside, so that it runs unchanged on any
+The list knows nothing of the tests and nothing of the package's inside. So it runs unchanged on any
 revision that has the public functions.
 """
 
@@ -13,202 +13,46 @@ import torch
 
 import fused_contrastive as fc
 
-
-class Size(NamedTuple):
-    """``B`` rows of each set, ``D`` dimensions, ``K`` groups, queued keys or hard negatives."""
-
-    B: int
-    D: int
-    K: int
-
-    def __str__(self):
-        return f"{self.B}x{self.D}x{self.K}"
-
-
-RAGGED, EVEN, ONE = Size(37, 19, 3), Size(64, 32, 5), Size(1, 5, 2)
-LARGE = Size(611, 70, 2)
-"""Several tiles and panels in each direction, all of them with a remainder."""
-
-
-class Draw:
-    """Random inputs of one case, all from one generator of a fixed seed."""
-
-    def __init__(self, seed: int, size: Size, dtype: torch.dtype):
-        self.generator = torch.Generator().manual_seed(seed)
-        self.size, self.dtype = size, dtype
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
-
-    def embeddings(self, *shape: int) -> torch.Tensor:
-        """An input that gets a gradient."""
-        return self.normal(*shape).to(self.dtype).requires_grad_()
-
-    def constants(self, *shape: int) -> torch.Tensor:
-        return self.normal(*shape).to(self.dtype)
-
-    def near(self, other: torch.Tensor) -> torch.Tensor:
-        """An input that gets a gradient, close to `other`."""
-        near = other.detach().double() + 0.5 * self.normal(*other.shape)
-        return near.to(self.dtype).requires_grad_()
-
-    def keys(self, *shape: int) -> torch.Tensor:
-        return torch.randint(0, 9, shape, generator=self.generator)
-
-    def weights(self, *shape: int) -> torch.Tensor:
-        """Positive numbers, some of them 0."""
-        drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        return torch.where(drawn < 0.2, 0.0, drawn).to(self.working)
-
-    def bias(self, *shape: int) -> torch.Tensor:
-        return self.normal(*shape).to(self.working).requires_grad_()
-
-    def number(self, value: float) -> torch.Tensor:
-        """A 0-d tensor that gets a gradient."""
-        return torch.tensor(value, dtype=self.working, requires_grad=True)
-
-    @property
-    def working(self) -> torch.dtype:
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-
-def two(draw: Draw) -> list[torch.Tensor]:
-    first = draw.embeddings(draw.size.B, draw.size.D)
-    return [first, draw.near(first)]
-
-
-def one(draw: Draw) -> list[torch.Tensor]:
-    return [draw.embeddings(draw.size.B, draw.size.D)]
-
-
-def steps(draw: Draw) -> list[torch.Tensor]:
-    """``[K, B, D]`` twice."""
-    first = draw.embeddings(draw.size.K, draw.size.B, draw.size.D)
-    return [first, draw.near(first)]
-
-
-def points(draw: Draw) -> list[torch.Tensor]:
-    """Two sets of points with the same groups and different numbers of points."""
-    B, D, K = draw.size
-    return [draw.embeddings(K, B + 2, D), draw.embeddings(K, B, D)]
-
-
-def three_sets(draw: Draw) -> list[torch.Tensor]:
-    B, D, K = draw.size
-    return [draw.embeddings(K, B, D), draw.constants(K, B + 2, D), draw.constants(K, B // 2 + 1, D)]
-
-
-def distilled(draw: Draw) -> list:
-    B, D, _ = draw.size
-    student = two(draw)
-    return [*student, 7.0, draw.constants(B, D + 1), draw.constants(B, D + 1), 9.0]
-
-
-def logits(draw: Draw) -> list:
-    return [*two(draw), 5.0]
-
-
-def sigmoid_logits(draw: Draw) -> list:
-    return [*two(draw), 5.0, -4.0]
-
-
-def learnt_logits(draw: Draw) -> list:
-    return [*two(draw), draw.number(5.0)]
-
-
-def learnt_sigmoid_logits(draw: Draw) -> list:
-    return [*two(draw), draw.number(5.0), draw.number(-4.0)]
-
-
-def learnt_force(draw: Draw) -> list:
-    return [*points(draw), draw.number(0.7)]
-
-
-def views(draw: Draw) -> list[torch.Tensor]:
-    return [draw.embeddings(draw.size.B, 2, draw.size.D)]
-
-
-def three_views(draw: Draw) -> list[torch.Tensor]:
-    return [draw.embeddings(draw.size.B, 3, draw.size.D)]
-
-
-def strided(draw: Draw) -> list[torch.Tensor]:
-    """Two sets that are neither contiguous nor of unit stride."""
-    B, D, _ = draw.size
-    return [draw.embeddings(D, B).T, draw.embeddings(B, 2 * D)[:, ::2]]
-
-
-# Values of options that are drawn for each case.
-def keys(draw: Draw) -> torch.Tensor:
-    return draw.keys(draw.size.B)
-
-
-def weights(draw: Draw) -> torch.Tensor:
-    return draw.weights(draw.size.B)
-
-
-def bias(draw: Draw) -> torch.Tensor:
-    return draw.bias(draw.size.B)
-
-
-def learnt(draw: Draw) -> torch.Tensor:
-    return draw.number(0.3)
-
-
-def queue(draw: Draw) -> torch.Tensor:
-    return draw.embeddings(7 * draw.size.K, draw.size.D)
-
-
-def own_negatives(draw: Draw) -> torch.Tensor:
-    return draw.embeddings(draw.size.B, draw.size.K, draw.size.D)
-
-
-def queue_bias(draw: Draw) -> torch.Tensor:
-    return draw.bias(draw.size.B + 7 * draw.size.K)
-
-
-def queue_keys(draw: Draw) -> torch.Tensor:
-    return draw.keys(draw.size.B + 7 * draw.size.K)
-
-
-def own_bias(draw: Draw) -> torch.Tensor:
-    return draw.bias(draw.size.B, 1 + draw.size.K)
-
-
-def both_biases(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
-    return draw.bias(draw.size.B), draw.bias(draw.size.B)
-
-
-def labels(draw: Draw) -> torch.Tensor:
-    return draw.keys(draw.size.B)
-
-
-def pair_weights(draw: Draw) -> torch.Tensor:
-    return draw.weights(draw.size.B, draw.size.B)
-
-
-def point_weights(draw: Draw) -> torch.Tensor:
-    return draw.weights(draw.size.K, draw.size.B)
-
-
-def permutation(draw: Draw) -> torch.Tensor:
-    return torch.randperm(draw.size.B, generator=draw.generator)
-
-
-def more_columns(draw: Draw) -> torch.Tensor:
-    return draw.embeddings(draw.size.B + 9, draw.size.D)
-
-
-def column_bias(draw: Draw) -> torch.Tensor:
-    return draw.bias(draw.size.B + 9)
-
-
-def column_keys(draw: Draw) -> torch.Tensor:
-    return draw.keys(draw.size.B + 9)
-
-
-def half_size(draw: Draw) -> int:
-    return max(1, draw.size.B // 2)
+from .digest_inputs import (
+    EVEN,
+    LARGE,
+    ONE,
+    RAGGED,
+    Draw,
+    Size,
+    bias,
+    both_biases,
+    column_bias,
+    column_keys,
+    distilled,
+    half_size,
+    keys,
+    labels,
+    learnt,
+    learnt_force,
+    learnt_logits,
+    learnt_sigmoid_logits,
+    logits,
+    more_columns,
+    one,
+    own_bias,
+    own_negatives,
+    pair_weights,
+    permutation,
+    point_weights,
+    points,
+    queue,
+    queue_bias,
+    queue_keys,
+    sigmoid_logits,
+    steps,
+    strided,
+    three_sets,
+    three_views,
+    two,
+    views,
+    weights,
+)
 
 
 class Loss(NamedTuple):

@@ -64,12 +64,15 @@ def cpu_model() -> str:
 
 
 def without_paths(text: str) -> str:
-    """`text` with absolute paths cut to their last part: results are committed, machines' folders are not."""
+    """`text` with absolute paths cut to their last part.
+
+    Results are committed, and the folders of machines should not be.
+    """
     return re.sub(r"(?<![\w./])/(?:[\w.+-]+/)+", "", text)
 
 
 def command_line(module: str) -> str:
-    """How this process was called, less where it writes."""
+    """The command that started this process, without the option that says where it writes."""
     return re.sub(r" --out[ =]\S+", "", " ".join([f"python -m {module}", *sys.argv[1:]]))
 
 
@@ -87,7 +90,7 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The checkout's commit, "+changes" where tracked files differ from it; None outside git."""
+    """The checkout's commit, or None outside git. "+changes" follows where tracked files differ."""
     try:
         head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
         return head + (
@@ -113,13 +116,12 @@ def _output(*command: str) -> str:
 
 
 def digest(folders: tuple[str, ...], more: str = "") -> str:
-    """Hash of the sources in these folders of the checkout (folders within them and fastest.py, made of results, apart), and of
-    `more`."""
+    """Hash of the sources in these folders of the checkout, at any depth, and of `more`."""
     found = hashlib.sha256(more.encode())
     for folder in folders:
-        for path in sorted((ROOT / folder).iterdir()):
-            if path.suffix in (".py", ".cu", ".cuh", ".cpp", ".h") and path.name != "fastest.py":
-                found.update(path.name.encode() + path.read_bytes())
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh", ".cpp", ".h"):
+                found.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
@@ -135,7 +137,10 @@ def native_hashes() -> dict[str, str]:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """Source hash of every Triton and CUDA kernel. Needs neither a GPU nor Triton: the files are loaded on their own."""
+    """The source hash of every Triton and CUDA kernel.
+
+    This needs neither a GPU nor Triton, as the files are loaded on their own.
+    """
     hashes = {}
     for place in ("triton_kernels/hashes.py", "csrc/cuda/build.py"):
         if not (ROOT / place).exists():
@@ -149,7 +154,10 @@ def kernel_hashes() -> dict[str, str]:
 
 
 def ptxas(capability: int) -> dict | None:
-    """Path and version of the assembler Triton uses for this GPU (``TRITON_PTXAS_PATH`` is honoured by Triton)."""
+    """Path and version of the assembler that Triton uses for this GPU.
+
+    Triton itself honours ``TRITON_PTXAS_PATH``.
+    """
     try:
         from triton.backends.nvidia.compiler import get_ptxas
 
@@ -161,13 +169,17 @@ def ptxas(capability: int) -> dict | None:
 
 
 def ptxas_warning(capability: int, release: str | None) -> str | None:
-    """Whether this ptxas may compile kernels with register operands of wgmma wrongly (triton_kernels/guard.py)."""
+    """A warning where this ptxas may compile register operands of wgmma wrongly, or None.
+
+    `triton_kernels/support.py` has the versions.
+    """
     from fused_contrastive.triton_kernels import support as guard
 
     numbers = tuple(int(part) for part in re.findall(r"\d+", release or "")[:2])
     if capability // 10 != 9 or (numbers and numbers >= guard.SAFE_PTXAS):
         return None
     return (
-        f"ptxas {release or 'of unknown version'} may read register operands of wgmma too late (Triton issue 9433): the kernels that "
-        "would use them are replaced; TRITON_PTXAS_PATH names another ptxas"
+        f"ptxas {release or 'of unknown version'} may read register operands of wgmma too late "
+        "(Triton issue 9433): the kernels that would use them are replaced; "
+        "TRITON_PTXAS_PATH names another ptxas"
     )

@@ -1,16 +1,22 @@
-"""The force loss in eager PyTorch as a careful user writes it: no loop over points, one distance matrix, one log-sum-exp for rows and
-columns alike, the temperatures under no_grad, in place. The dense baseline of the benchmark."""
+"""The force loss in eager PyTorch as a careful user writes it: the dense baseline of the benchmark.
+
+It has no loop over points, one distance matrix, and one log-sum-exp for rows and columns alike. The
+temperatures run under no_grad and in place.
+"""
 
 from __future__ import annotations
 
 import torch
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Five, at which the dense float32 form is finite."""
+"""Five temperatures at which the dense float32 form is finite."""
 
 
 def contrastive_force_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Mean over ``[..., M, D]`` of what `fused_contrastive.contrastive_force_loss` computes with these temperatures."""
+    """The mean over ``[..., M, D]`` of the force loss with these temperatures.
+
+    `fused_contrastive.contrastive_force_loss` computes the same.
+    """
     M = negative.shape[-2]
     points = torch.cat([negative, positive], -2)
     distance = torch.cdist(points, points)

@@ -1,7 +1,8 @@
 """What is measured: each loss with its inputs, its fused and its dense form, and the flops of both.
 
-Flops count the matrix products alone, two per multiply-add, the algorithm's own: what the streaming form computes (half tiles for one
-set, logits once more in the backward pass), and what the dense form computes (two products backward).
+Flops count the matrix products of the algorithm alone, two per multiply-add. The streaming form
+computes half the tiles for one set, and the logits once more in the backward pass. The dense form
+computes two products in the backward pass.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ DTYPES = {
 
 
 class Size(NamedTuple):
-    """``N`` rows (both views together for NT-Xent; of either set for the force), ``K`` queued keys, prediction steps or groups (0: the loss
-    has none), ``D`` dimensions."""
+    """The size of a loss.
+
+    ``N`` is the number of rows: of both views together for NT-Xent, of either set for the force.
+    ``K`` counts queued keys, prediction steps or groups, and is 0 where the loss has none. ``D`` is
+    the number of dimensions.
+    """
 
     N: int
     K: int
@@ -41,8 +46,12 @@ class Size(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """One loss. ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` of those that do not;
-    ``cells(size)`` the number of similarities; ``fused`` and ``dense`` the (forward, backward) flops per similarity and dimension."""
+    """One loss.
+
+    ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` those
+    of the others. ``cells(size)`` is the number of similarities. ``fused`` and ``dense`` are the
+    (forward, backward) flops per similarity and dimension.
+    """
 
     call: Callable
     eager: Callable
@@ -81,54 +90,117 @@ _DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 
 LOSSES = {
     "nt_xent": Loss(
-        fc.nt_xent_loss, reference.nt_xent_loss, lambda s: [(s.N // 2, s.D)] * 2, _none, _square, (1, 3), (2, 4)
+        fc.nt_xent_loss,
+        reference.nt_xent_loss,
+        lambda s: [(s.N // 2, s.D)] * 2,
+        _none,
+        _square,
+        (1, 3),
+        (2, 4),
     ),
     "clip": Loss(
         lambda a, b, **o: fc.clip_loss(a, b, 20.0, **o),
         lambda a, b: reference.clip_loss(a, b, 20.0),
-        _two, _none, _square, (2, 6), (2, 4),
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
     ),
     "siglip": Loss(
         lambda a, b, **o: fc.siglip_loss(a, b, 10.0, -10.0, **o),
         lambda a, b: reference.siglip_loss(a, b, 10.0, -10.0),
-        _two, _none, _square, (2, 6), (2, 4),
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
     ),
-    "info_nce": Loss(fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)),
+    "info_nce": Loss(
+        fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)
+    ),
     "info_nce_symmetric": Loss(
-        partial(fc.info_nce_loss, **_symmetric), partial(reference.info_nce_loss, **_symmetric),
-        _two, _none, _square, (2, 6), (2, 4),
+        partial(fc.info_nce_loss, **_symmetric),
+        partial(reference.info_nce_loss, **_symmetric),
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
     ),
     "info_nce_queue": Loss(
-        fc.info_nce_loss, reference.info_nce_loss, _two, lambda s: [(s.K, s.D)], lambda s: s.N * s.K, (4, 0), (2, 2), True
+        fc.info_nce_loss,
+        reference.info_nce_loss,
+        _two,
+        lambda s: [(s.K, s.D)],
+        lambda s: s.N * s.K,
+        (4, 0),
+        (2, 2),
+        True,
     ),
     "n_pairs": Loss(fc.n_pairs_loss, reference.n_pairs_loss, _two, _none, _square, (2, 6), (2, 4)),
     "cpc": Loss(
-        _first(fc.cpc_loss), _first(reference.cpc_loss), lambda s: [(s.K, s.N, s.D)] * 2, _none,
-        lambda s: s.K * s.N * s.N, (2, 6), (2, 4), True,
+        _first(fc.cpc_loss),
+        _first(reference.cpc_loss),
+        lambda s: [(s.K, s.N, s.D)] * 2,
+        _none,
+        lambda s: s.K * s.N * s.N,
+        (2, 6),
+        (2, 4),
+        True,
     ),
     "sup_con": Loss(
         lambda z, **o: fc.sup_con_loss(z, _labels(z), **o),
         lambda z: reference.sup_con_loss(z, _labels(z)),
-        lambda s: [(s.N, s.D)], _none, _square, (3, 9), (2, 4),
+        lambda s: [(s.N, s.D)],
+        _none,
+        _square,
+        (3, 9),
+        (2, 4),
     ),
-    "dcl": Loss(fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)),
+    "dcl": Loss(
+        fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)
+    ),
     "ranking": Loss(
         partial(fc.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
-        partial(reference.multiple_negatives_ranking_loss, directions=_DIRECTIONS), _two, _none, _square, (4, 12), (8, 16),
+        partial(reference.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
+        _two,
+        _none,
+        _square,
+        (4, 12),
+        (8, 16),
     ),
     "distill_clip": Loss(
         lambda a, b, x, y, **o: fc.distill_clip_loss(a, b, 20.0, x, y, 20.0, **o),
-        lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0), _two, _two, _square, (22, 6), (4, 4),
+        lambda a, b, x, y: reference.distill_clip_loss(a, b, 20.0, x, y, 20.0),
+        _two,
+        _two,
+        _square,
+        (22, 6),
+        (4, 4),
     ),
     "barlow_twins": Loss(
-        fc.barlow_twins_loss, reference.barlow_twins_loss, _two, _none, lambda s: s.N * s.D, (2, 4), (2, 4)
+        fc.barlow_twins_loss,
+        reference.barlow_twins_loss,
+        _two,
+        _none,
+        lambda s: s.N * s.D,
+        (2, 4),
+        (2, 4),
     ),
     "contrastive_force": Loss(
-        partial(fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"),
-        force_baseline.contrastive_force_loss, lambda s: [(s.K, s.N, s.D)] * 2, _none, lambda s: s.K * (2 * s.N) ** 2,
-        (3, 4), (7, 4), True,
+        partial(
+            fc.contrastive_force_loss, temperatures=force_baseline.TEMPERATURES, reduction="mean"
+        ),
+        force_baseline.contrastive_force_loss,
+        lambda s: [(s.K, s.N, s.D)] * 2,
+        _none,
+        lambda s: s.K * (2 * s.N) ** 2,
+        (3, 4),
+        (7, 4),
+        True,
     ),
-}  # fmt: skip
+}
 
 
 def flops(loss: str, size: Size, which: str, dense: bool) -> int:
@@ -141,7 +213,10 @@ def flops(loss: str, size: Size, which: str, dense: bool) -> int:
 def make_inputs(
     loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> list[torch.Tensor]:
-    """Random unit rows, those of the second embedding near those of the first; embeddings require gradients, constants do not."""
+    """Random unit rows, those of the second embedding near those of the first.
+
+    Embeddings require gradients, and constants do not.
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors: list[torch.Tensor] = []
     shapes = LOSSES[loss].embeddings(size)

@@ -1,8 +1,9 @@
-"""Timing: interleaved samples of several contenders, their medians and quartiles, and paired ratios.
+"""Timing: samples of several contenders in turns, their medians and quartiles, and paired ratios.
 
-One sample is one training step's forward and backward pass (`torch.autograd.grad`, so that no gradient buffer is added to), timed
-apart; full is their sum. Samples go round-robin over the contenders, so that drift of the machine meets all of them alike, and
-a ratio is the median of the ratios within rounds.
+One sample is one training step. Its forward and backward passes are timed apart, and full is their
+sum. The backward pass is `torch.autograd.grad`, so that no gradient buffer is added to. Samples go
+round-robin over the contenders, so that drift of the machine meets all of them alike. A ratio is
+the median of the ratios within rounds.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ Sample = tuple[float, float]
 """Seconds forward and backward."""
 
 MIN_SAMPLE = 1e-3
-"""Seconds: shorter steps are repeated within a sample up to about this."""
+"""Seconds. Shorter steps are repeated within a sample until it takes about this long."""
 
 
 class Step:
     """A contender: ``loss = function(*inputs)`` and its gradients to the inputs that require them.
 
-    Calling it with a repeat count returns a `Sample`, the mean of the repeats. ``tf32`` sets torch's float32 matmul precision around
-    the step ("high" against "highest").
+    Calling it with a repeat count returns a `Sample`, the mean of the repeats. ``tf32`` sets
+    torch's float32 matmul precision around the step ("high" against "highest").
     """
 
     def __init__(self, function: Callable, inputs: list[torch.Tensor], tf32: bool = False):
@@ -51,7 +52,10 @@ class Step:
 
 
 class Product:
-    """The matrix product ``[n, D] @ [D, n]``, n = min(N, 8192), as a contender: the library's rate for this dtype and shape."""
+    """The matrix product ``[n, D] @ [D, n]`` with n = min(N, 8192), as a contender.
+
+    It gives the library's rate for this dtype and shape.
+    """
 
     def __init__(
         self, N: int, D: int, dtype: torch.dtype, device: torch.device, tf32: bool = False
@@ -88,7 +92,7 @@ class Copy:
 
 @contextlib.contextmanager
 def matmul_precision(tf32: bool):
-    """torch's float32 matmul precision "high" with `tf32`, else as it is."""
+    """Sets torch's float32 matmul precision to "high" with `tf32`, and else leaves it as it is."""
     if not tf32:
         yield
         return
@@ -150,10 +154,11 @@ def interleave(
     most: int = 40,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Sample]]:
-    """Round-robin samples of warmed-up contenders: as many rounds as `seconds` hold, between `least` and `most`.
+    """Round-robin samples of warmed-up contenders.
 
-    ``estimates`` are the seconds of one step of each; the order within a round is shuffled (fixed seed). ``tick(done, total)`` reports
-    rounds.
+    There are as many rounds as `seconds` hold, between `least` and `most`. ``estimates`` are the
+    seconds of one step of each. The order within a round is shuffled with a fixed seed.
+    ``tick(done, total)`` reports rounds.
     """
     repeats = {name: max(1, round(MIN_SAMPLE / max(estimates[name], 1e-7))) for name in contenders}
     cost = sum(repeats[name] * estimates[name] for name in contenders)

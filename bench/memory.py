@@ -1,8 +1,9 @@
 """Peak memory of one step above its inputs and gradients.
 
-On CUDA: the allocator's peak. On CPU: growth of the resident set, in a process of its own that has run the step once at a small
-size (so that libraries are loaded), returned free memory to the system and reset the kernel's high-water mark:
-``python -m bench.memory '<json jobs>'`` prints one JSON line per job.
+On CUDA it is the allocator's peak. On the CPU it is the growth of the resident set, in a process of
+its own. That process has run the step once at a small size, so that libraries are loaded. It has
+returned free memory to the system and reset the kernel's high-water mark. ``python -m bench.memory
+'<json jobs>'`` prints one JSON line per job.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def resident(field: str) -> int:
 
 
 def trim() -> None:
-    """Return the C library's free memory to the system."""
+    """Returns the C library's free memory to the system."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -95,7 +96,10 @@ def _gradient_bytes(step: Step, which: str) -> int:
 
 
 def measure(jobs: list[tuple], timeout: float) -> dict[tuple, int | str]:
-    """Peak bytes, or the reason there are none, of jobs ``(loss, backend, size, dtype, pass)``: one process for all, ascending sizes."""
+    """Peak bytes of jobs ``(loss, backend, size, dtype, pass)``, or the reason there are none.
+
+    One process runs them all, in the order of their sizes.
+    """
     reason = unsupported()
     if reason is not None:
         return dict.fromkeys(jobs, reason)

@@ -1,16 +1,25 @@
-"""What the GPU kernels are predicted to reach on one H200 in bf16: a model from instruction counts, tile sizes and published rates of
-similar kernels (NOTES.md), never a measurement."""
+"""What the GPU kernels are predicted to reach on one H200 in bf16. It is never a measurement.
+
+The model counts instructions and tile sizes and uses published rates of similar kernels (NOTES.md).
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-GIVEN = "one H200, bf16 (the force kernels, those of the CUDA backend: float32), taking 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
+GIVEN = (
+    "on one H200, in bf16 (the force kernels of the CUDA backend in float32), "
+    "from 790 TFLOP/s for the library's products and 4.3 TB/s for a copy"
+)
 
 
 class Prediction(NamedTuple):
-    """Of one kernel in NT-Xent (`fused_rows`: InfoNCE with a queue; sigmoid kernels: SigLIP; force kernels of the CUDA backend, in float32 whatever the inputs: the
-    force loss) at large N and this D: TFLOP/s, of `prepare` GB/s."""
+    """The predicted rate of one kernel at large N and this D: in TFLOP/s, for `prepare` in GB/s.
+
+    It holds in NT-Xent, for `fused_rows` in InfoNCE with a queue, and for sigmoid kernels in
+    SigLIP. Force kernels are those of the CUDA backend in the force loss, in float32 whatever the
+    inputs.
+    """
 
     kernel: str
     D: int
@@ -23,7 +32,7 @@ class Prediction(NamedTuple):
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Those it holds for."""
+        """The backends that the prediction holds for."""
         return ("cuda",) if self.kernel.startswith("force_") else ("triton", "cuda")
 
     @property
@@ -57,8 +66,14 @@ PREDICTIONS = (
     Prediction("force_weights", 128, 16, 22),
     Prediction("force_group", 256, 18, 26),
 )
-"""`pair_reduce` and `pair_weight`: csrc/cuda/products_sm90.cuh and its reasons; the least is what L2 bears, the most is without that bound.
-`product` is the library's, of panels of weights with the embeddings. `sigmoid_reduce` does 13 float32 instructions per pair (0.10 clocks of a
-multiprocessor) beside its products (0.125 clocks at D = 256): up to D = 256 the longer of the two counts, beyond it both.
-A force kernel's flops are 3 per feature of each of its pairs: a
-subtraction and a multiply-add, two instructions, of which the machine has 33 T per second; 55 to 65 % of them, less those of 5 temperatures."""
+"""csrc/cuda/products_sm90.cuh gives the reasons for `pair_reduce` and `pair_weight`. The least is
+what L2 bears, and the most is without that bound. `product` is the library's, of panels of weights
+with the embeddings.
+
+`sigmoid_reduce` does 13 float32 instructions per pair (0.10 clocks of a multiprocessor) beside its
+products (0.125 clocks at D = 256). Up to D = 256 the longer of the two counts, beyond it both.
+
+A force kernel's flops are 3 per feature of each of its pairs: a subtraction and a multiply-add. The
+machine does 33 T of such instructions per second. The predictions take 55 to 65 % of them, less
+those of 5 temperatures.
+"""

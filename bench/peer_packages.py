@@ -1,4 +1,4 @@
-"""What importing the packages of fused_contrastive.integrations needs: before any of them, `prepare()`."""
+"""What the packages of the integrations need before they are imported: `prepare()`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import os
 import torch
 
 OPERATORS = (
-    "nms qnms roi_align _roi_align_backward ps_roi_align _ps_roi_align_backward roi_pool _roi_pool_backward ps_roi_pool "
-    "_ps_roi_pool_backward deform_conv2d _deform_conv2d_backward"
+    "nms qnms roi_align _roi_align_backward ps_roi_align _ps_roi_align_backward roi_pool "
+    "_roi_pool_backward ps_roi_pool _ps_roi_pool_backward deform_conv2d _deform_conv2d_backward"
 )
 _libraries = []
 
 
 def prepare() -> None:
-    """Keras on torch, nothing downloaded; and torchvision's import needs the names of its operators where it was built for another torch, as it
-    is beside a CPU one from the package index."""
+    """Chooses torch for Keras, forbids downloads, and prepares for torchvision.
+
+    Where torchvision was built for another torch, as it is beside a CPU one from the package index,
+    its import needs the names of its operators.
+    """
     os.environ["KERAS_BACKEND"] = "torch"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

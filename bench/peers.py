@@ -1,8 +1,11 @@
-"""``python -m bench.peers``: every loss and option of fused_contrastive.integrations against the installed package.
+"""``python -m bench.peers`` compares the losses of fused_contrastive.integrations with the
+packages'.
 
-Agreement: value and gradients in float64, relative to the package's; and the float32 gradients of both, relative to the package's in float64.
-Memory: peak growth of the resident set in one forward and backward pass in float32, over inputs and gradients. Writes one JSON into bench/results. Needs
-the packages (`make bench-peers` installs them).
+Every loss and option is compared with the installed package. Value and gradients in float64 are
+relative to the package's. The float32 gradients of both are relative to the package's in float64.
+Memory is the peak growth of the resident set in one forward and backward pass in float32, over
+inputs and gradients. One JSON is written into bench/results. `make bench-peers` installs the
+packages.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Case(NamedTuple):
     build: Callable
     """``(module, N)`` to a loss of the inputs."""
     shapes: tuple[str, ...] = ("ND", "ND")
-    """Of the inputs: N, D, 2N (``M``), K; empty for a scalar."""
+    """The shapes of the inputs, in the letters N, D, K and M (2N). A scalar has none."""
     rows: int = ROWS
     package_fits: bool = True
 
@@ -59,7 +62,7 @@ def labelled(name: str, labels: Callable, **options):
 
 
 def referred(name: str):
-    """The same of rows against others, by the labels of both."""
+    """The same losses of rows against other rows, by the labels of both."""
 
     def build(module, N):
         labels = torch.arange(N)
@@ -69,7 +72,7 @@ def referred(name: str):
 
 
 def mined(name: str, **options):
-    """The same of one pair in 16."""
+    """The same losses of one pair in 16."""
 
     def build(module, N):
         from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
@@ -132,39 +135,101 @@ CASES = (
     Case("lightly", "NTXentLoss", "", constructed("NTXentLoss")),
     Case("lightly", "NTXentLoss", "memory_bank_size=8192", banked(8192)),
     Case("lightly", "DCLLoss", "", constructed("DCLLoss")),
-    Case("lightly", "DCLLoss", "weight_fn", constructed("DCLLoss", weight_fn=lambda a, b: ((a - b) ** 2).sum(1))),
+    Case(
+        "lightly",
+        "DCLLoss",
+        "weight_fn",
+        constructed("DCLLoss", weight_fn=lambda a, b: ((a - b) ** 2).sum(1)),
+    ),
     Case("lightly", "DCLWLoss", "", constructed("DCLWLoss")),
     Case("lightly", "BarlowTwinsLoss", "d=2048", constructed("BarlowTwinsLoss"), ("DN", "DN")),
-    Case("pytorch_metric_learning", "NTXentLoss", "two views", labelled("NTXentLoss", views), ("MD",), rows=128),
-    Case("pytorch_metric_learning", "NTXentLoss", "two views", labelled("NTXentLoss", views), ("MD",), 1024, False),
-    Case("pytorch_metric_learning", "NTXentLoss", "ten labels", labelled("NTXentLoss", ten), ("MD",), rows=64),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "two views",
+        labelled("NTXentLoss", views),
+        ("MD",),
+        rows=128,
+    ),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "two views",
+        labelled("NTXentLoss", views),
+        ("MD",),
+        1024,
+        False,
+    ),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "ten labels",
+        labelled("NTXentLoss", ten),
+        ("MD",),
+        rows=64,
+    ),
     Case("pytorch_metric_learning", "NTXentLoss", "ref_emb", referred("NTXentLoss"), rows=256),
-    Case("pytorch_metric_learning", "NTXentLoss", "indices_tuple", mined("NTXentLoss"), ("ND",), rows=512),
-    Case("pytorch_metric_learning", "SupConLoss", "two views", labelled("SupConLoss", views), ("MD",)),
-    Case("pytorch_metric_learning", "SupConLoss", "ten labels", labelled("SupConLoss", ten), ("MD",)),
+    Case(
+        "pytorch_metric_learning",
+        "NTXentLoss",
+        "indices_tuple",
+        mined("NTXentLoss"),
+        ("ND",),
+        rows=512,
+    ),
+    Case(
+        "pytorch_metric_learning", "SupConLoss", "two views", labelled("SupConLoss", views), ("MD",)
+    ),
+    Case(
+        "pytorch_metric_learning", "SupConLoss", "ten labels", labelled("SupConLoss", ten), ("MD",)
+    ),
     Case("pytorch_metric_learning", "SupConLoss", "ref_emb", referred("SupConLoss")),
     Case("pytorch_metric_learning", "SupConLoss", "indices_tuple", mined("SupConLoss"), ("ND",)),
     Case("pytorch_metric_learning", "NPairsLoss", "", labelled("NPairsLoss", views), ("MD",)),
     Case("info_nce", "info_nce", "", info_nce()),
     Case("info_nce", "info_nce", "negative_keys [8192, D]", info_nce(), ("ND", "ND", "KD")),
-    Case("info_nce", "info_nce", 'negative_mode="paired", [N, 16, D]', info_nce(negative_mode="paired"), ("ND", "ND", "NPD")),
-    Case("sentence_transformers", "MultipleNegativesRankingLoss", "", ranking()),
-    Case("sentence_transformers", "MultipleNegativesRankingLoss", "a hard negative", ranking(), TRIPLETS),
     Case(
-        "sentence_transformers", "MultipleNegativesRankingLoss", "both directions, per_direction",
+        "info_nce",
+        "info_nce",
+        'negative_mode="paired", [N, 16, D]',
+        info_nce(negative_mode="paired"),
+        ("ND", "ND", "NPD"),
+    ),
+    Case("sentence_transformers", "MultipleNegativesRankingLoss", "", ranking()),
+    Case(
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        "a hard negative",
+        ranking(),
+        TRIPLETS,
+    ),
+    Case(
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        "both directions, per_direction",
         ranking(directions=BOTH, partition_mode="per_direction"),
     ),
-    Case("sentence_transformers", "MultipleNegativesRankingLoss", "all directions", ranking(directions=ALL)),
     Case(
-        "sentence_transformers", "MultipleNegativesRankingLoss", 'hardness_mode="all_negatives"',
-        ranking(hardness_mode="all_negatives", hardness_strength=5.0), TRIPLETS,
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        "all directions",
+        ranking(directions=ALL),
     ),
     Case(
-        "sentence_transformers", "MultipleNegativesSymmetricRankingLoss", "",
+        "sentence_transformers",
+        "MultipleNegativesRankingLoss",
+        'hardness_mode="all_negatives"',
+        ranking(hardness_mode="all_negatives", hardness_strength=5.0),
+        TRIPLETS,
+    ),
+    Case(
+        "sentence_transformers",
+        "MultipleNegativesSymmetricRankingLoss",
+        "",
         ranking(name="MultipleNegativesSymmetricRankingLoss"),
     ),
     Case("simclr", "NT_Xent", "", lambda module, N: module.NT_Xent(N, 0.5, 1), rows=256),
-)  # fmt: skip
+)
 
 
 def inputs(case: Case, N: int, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
@@ -203,7 +268,7 @@ def value_and_gradient(loss, arguments: list[torch.Tensor]) -> tuple[torch.Tenso
 
 
 def agreement(case: Case) -> dict[str, float]:
-    """Relative differences, of the gradients by norm."""
+    """Relative differences. Those of the gradients are by norm."""
     found = {}
     for dtype in (torch.float64, torch.float32):
         for name, module in zip(("ours", "package"), modules(case), strict=True):
@@ -226,12 +291,18 @@ def agreement(case: Case) -> dict[str, float]:
 
 
 def peak(case: Case, module) -> int:
-    """The least of a few measurements of `growth`: some have more, by what the allocator happens to keep."""
+    """The least of a few measurements of `growth`.
+
+    Some are larger, by what the allocator happens to keep.
+    """
     return min(growth(case, module) for _ in range(REPEATS))
 
 
 def growth(case: Case, module) -> int:
-    """Bytes by which the resident set grows in a forward and backward pass in float32, over inputs and gradients."""
+    """Bytes by which the resident set grows in a forward and backward pass in float32.
+
+    Inputs and gradients are not counted.
+    """
     value_and_gradient(case.build(module, AGREEMENT), inputs(case, AGREEMENT, torch.float32))
     loss, arguments = case.build(module, case.rows), inputs(case, case.rows, torch.float32)
     leaves = [x.requires_grad_() for x in arguments]
@@ -274,7 +345,7 @@ def versions() -> dict[str, str]:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__.split("\n\n")[0])
     p.add_argument(
         "--out", type=Path, default=RESULTS, help="folder of the JSON (default: bench/results)"
     )

@@ -1,4 +1,6 @@
-"""``make readme``: the README's tables, written between their markers from the newest committed results."""
+"""``make readme`` writes the README's tables between their markers, from the newest committed
+results.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,19 @@ from .report import cell, milliseconds, summary, table
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-UNMEASURED = {"cpu": "not yet measured on a CPU", "gpu": "not yet measured on a GPU"}
+UNMEASURED = {
+    "cpu": "Nothing has been measured on a CPU yet.",
+    "gpu": "Nothing has been measured on a GPU yet.",
+}
 PREFERRED = {"cpu": ("cpu", "panels"), "gpu": ("triton", "cuda", "panels")}
 BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
 
 def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] | None:
-    """``(file name, result)`` of the latest result of this kind that has rows of the full pass of this loss."""
+    """``(file name, result)`` of the latest result of this kind, or None.
+
+    Only results count that have rows of the full pass of this loss.
+    """
     found = []
     for path in folder.glob(f"{kind}-*.json"):
         result = json.loads(path.read_text())
@@ -34,7 +42,10 @@ def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] |
 
 
 def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
-    """One entry per size and dtype: the full-pass rows of each contender, ours under "ours"; largest first."""
+    """One entry per size and dtype, the largest first.
+
+    It holds the full-pass rows of each contender, ours under "ours".
+    """
     cells: dict[tuple, dict[str, dict]] = {}
     for row in result["rows"]:
         if row["loss"] == loss and row["pass"] == "full":
@@ -79,8 +90,18 @@ def section(kind: str, folder: Path = RESULTS) -> str:
             for b in ("eager", "ours")
         ]
         lines.append(line)
-    source = f"NT-Xent, forward + backward; N counts the rows of both views. {summary(result['environment'])} Measured {result['date']}"
-    return f"{table(header, lines)}\n\n{source} by `{result['command'].strip()}` ([data](bench/results/{name}))."
+    source = (
+        f"NT-Xent, forward + backward; N counts the rows of both views. {measured(name, result)}"
+    )
+    return f"{table(header, lines)}\n\n{source}"
+
+
+def measured(name: str, result: dict) -> str:
+    """Where, when and how a result was measured, with a link to its file."""
+    return (
+        f"{summary(result['environment'])} Measured {result['date']} "
+        f"by `{result['command'].strip()}` ([data](bench/results/{name}))."
+    )
 
 
 def force(folder: Path = RESULTS) -> str:
@@ -112,12 +133,14 @@ def force(folder: Path = RESULTS) -> str:
         "x eager",
         "x torch.compile",
     ]
-    source = f"fp32. {summary(result['environment'])} Measured {result['date']} by `{result['command'].strip()}` ([data](bench/results/{name}))."
-    return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\n{source}"
+    return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\nfp32. {measured(name, result)}"
 
 
 def losses(folder: Path = RESULTS) -> str:
-    """The Markdown table of the other losses on the CPU, each at the largest size of its newest result."""
+    """The Markdown table of the other losses on the CPU.
+
+    Each is there at the largest size of its newest result.
+    """
     header = [
         "loss",
         "N",
@@ -137,7 +160,8 @@ def losses(folder: Path = RESULTS) -> str:
         name, result = latest
         entries = chosen(result, loss)
         sources[name] = (
-            f"{summary(result['environment'])} Measured {result['date']} ([data](bench/results/{name}))"
+            f"{summary(result['environment'])} Measured {result['date']} "
+            f"([data](bench/results/{name}))"
         )
         for entry in entries:
             ours = entry["ours"]
@@ -171,7 +195,10 @@ def accuracy(folder: Path = RESULTS) -> str:
         [r["dtype"], str(r["temperature"]), f"{r['eager']:.1e}", f"{r['fused']:.1e}"]
         for r in result["rows"]
     ]
-    source = f"NT-Xent, views 0.3 σ apart, 1024 rows, D = 64; `{result['command']}` ([data](bench/results/{found[-1].name}))."
+    source = (
+        f"NT-Xent, views 0.3 σ apart, 1024 rows, D = 64; `{result['command']}` "
+        f"([data](bench/results/{found[-1].name}))."
+    )
     return f"{table(['dtype', 'temperature', 'eager', 'fused'], lines)}\n\n{source}"
 
 
@@ -207,66 +234,82 @@ def peers(folder: Path = RESULTS) -> str:
         )
     versions = ", ".join(f"{name} {version}" for name, version in result["packages"].items())
     source = (
-        f"Differences from the installed package, relative: of value and gradients in float64, and of either's float32 gradients from the package's in "
-        f"float64. Memory over inputs and gradients, forward + backward, fp32, N samples (of two views: pairs), D = {result['rows'][0]['D']}; -: not measured, 34 "
-        f"GB for the largest of its matrices. {versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
+        "The differences from the installed package are relative. Value and gradient are compared "
+        "in float64; the float32 gradients of both are compared with the package's in float64. "
+        "Memory is counted over inputs and gradients, forward + backward, in fp32, "
+        f"for N samples (of two views: pairs) and D = {result['rows'][0]['D']}. "
+        'Where it says "-", nothing was measured: the largest matrix would take 34 GB. '
+        f"{versions}. `{result['command']}` ([data](bench/results/{found[-1].name}))."
     )
     return f"{table(header, lines)}\n\n{source}"
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """The predicted rate of every GPU kernel, the measured ones beside it, and the kernels that no GPU has verified."""
+    """The measured rates of the GPU kernels beside the predicted ones.
+
+    It also says which kernels no GPU has verified.
+    """
     latest = newest("gpu", folder)
-    entries = kernel_table.entries(latest[1]) if latest else []
-    lines = []
-    for p in model.PREDICTIONS:
-        unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
-        line = [
-            p.kernel,
-            str(p.D),
-            f"{p.least} - {p.most} {unit}" if p.least else f"up to {p.most} {unit}",
-        ]
-        for backend in ("triton", "cuda"):
-            if backend not in p.backends:
-                line.append("-")
-                continue
-            place = {
-                "kernel": p.kernel,
-                "loss": p.loss,
-                "D": p.D,
-                "dtype": p.dtype,
-                "backend": backend,
-            }
-            here = [e for e in entries if e["rate"] and place.items() <= e.items()]
-            largest = max(here, key=lambda e: e["N"], default=None)
-            line.append(
-                f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})"
-                if largest
-                else UNMEASURED["gpu"]
-            )
-        lines.append(line)
-    text = table(["kernel", "D", "predicted", "triton, measured", "cuda, measured"], lines)
-    text += (
-        f"\n\nThe predictions are a model's (`bench/model.py`: {model.GIVEN}), not measurements."
+    parts = [] if latest is None else [measured_kernels(latest[1])]
+    parts.append(
+        f"`bench/model.py` predicts the rate of each kernel: {model.GIVEN}. "
+        "A prediction is not a measurement."
     )
-    if latest:
-        text += f" Measured, and in brackets of the bare rate of the same run: {summary(latest[1]['environment'])}"
     states = gpu_status.status(kernel_hashes(), outcomes(folder))
+    failed = [f"`{name}`" for name, state in states.items() if state.startswith("failed")]
     left = [
         f"`{name}`"
         for name, state in states.items()
         if not state.startswith(("verified", "failed"))
     ]
-    failed = [f"`{name}`" for name, state in states.items() if state.startswith("failed")]
-    if left:
-        text += (
-            f"\n\nKernels that no GPU has run as they are (`make gpu-status`): {', '.join(left)}."
+    if left and len(left) == len(states):
+        parts.append(
+            f"No GPU has run any of the {len(left)} kernels as they are now; "
+            "`make gpu-status` lists them."
         )
-    return text + (f"\n\nKernels that failed on a GPU: {', '.join(failed)}." if failed else "")
+    elif left:
+        parts.append(f"No GPU has run these kernels as they are now: {', '.join(left)}.")
+    if failed:
+        parts.append(f"These kernels failed on a GPU: {', '.join(failed)}.")
+    return "\n\n".join(parts)
+
+
+def measured_kernels(result: dict) -> str:
+    """The Markdown table of the kernels that this GPU result has measured at a predicted size."""
+    entries = kernel_table.entries(result)
+    lines = []
+    for p in model.PREDICTIONS:
+        unit = "GB/s" if p.kernel == "prepare" else "TFLOP/s"
+        predicted = f"{p.least} - {p.most}" if p.least else f"up to {p.most}"
+        place = {"kernel": p.kernel, "loss": p.loss, "D": p.D, "dtype": p.dtype}
+        rates = [rate_of(entries, place | {"backend": name}) for name in ("triton", "cuda")]
+        if rates != ["-", "-"]:
+            lines.append([p.kernel, str(p.D), f"{predicted} {unit}", *rates])
+    if not lines:
+        return "No kernel has been measured at a predicted size yet."
+    header = ["kernel", "D", "predicted", "triton, measured", "cuda, measured"]
+    source = (
+        "The number in brackets is the share of the bare rate that the same run measured. "
+        f"{summary(result['environment'])}"
+    )
+    return f"{table(header, lines)}\n\n{source}"
+
+
+def rate_of(entries: list[dict], place: dict) -> str:
+    """The rate at the largest N of the entries that match `place`, and its share of the bare rate.
+
+    It is "-" where no entry matches.
+    """
+    here = [e for e in entries if e["rate"] and place.items() <= e.items()]
+    largest = max(here, key=lambda e: e["N"], default=None)
+    return f"{largest['rate']:.0f} ({largest['of'] or 0:.2f})" if largest else "-"
 
 
 def replace(text: str, kind: str, content: str) -> str:
-    """`text` with `content` between the markers of `kind`. Raises ValueError without exactly one pair of markers."""
+    """`text` with `content` between the markers of `kind`.
+
+    Raises ValueError where there is not exactly one pair of markers.
+    """
     begin, end = f"<!-- bench:{kind} -->", f"<!-- /bench:{kind} -->"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError(f"the text needs one {begin} followed by one {end}")

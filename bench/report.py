@@ -13,16 +13,47 @@ from .losses import PASSES
 
 SCHEMA = 1
 COLUMNS = (
-    ("loss", "loss"), ("N", "N"), ("K", "K"), ("D", "D"), ("dtype", "dtype"), ("pass", "pass"), ("backend", "backend"),
-    ("ms", "median ms"), ("ms_quartiles", "quartiles"), ("x_eager", "x eager"), ("x_compile", "x compile"), ("x_fp32", "x fp32"),
-    ("gflops", "GFLOP/s"), ("gemm_fraction", "of GEMM"), ("peak_extra_bytes", "peak MB"), ("gradient_error", "grad error"),
-)  # fmt: skip
+    ("loss", "loss"),
+    ("N", "N"),
+    ("K", "K"),
+    ("D", "D"),
+    ("dtype", "dtype"),
+    ("pass", "pass"),
+    ("backend", "backend"),
+    ("ms", "median ms"),
+    ("ms_quartiles", "quartiles"),
+    ("x_eager", "x eager"),
+    ("x_compile", "x compile"),
+    ("x_fp32", "x fp32"),
+    ("gflops", "GFLOP/s"),
+    ("gemm_fraction", "of GEMM"),
+    ("peak_extra_bytes", "peak MB"),
+    ("gradient_error", "grad error"),
+)
 ROW_KEYS = {
-    "loss", "backend", "dtype", "N", "K", "D", "pass", "ms", "ms_quartiles", "rounds", "flops", "gflops", "gemm_gflops",
-    "gemm_fraction", "peak_extra_bytes", "x_eager", "x_eager_quartiles", "x_compile", "x_compile_quartiles", "x_fp32",
+    "loss",
+    "backend",
+    "dtype",
+    "N",
+    "K",
+    "D",
+    "pass",
+    "ms",
+    "ms_quartiles",
+    "rounds",
+    "flops",
+    "gflops",
+    "gemm_gflops",
+    "gemm_fraction",
+    "peak_extra_bytes",
+    "x_eager",
+    "x_eager_quartiles",
+    "x_compile",
+    "x_compile_quartiles",
+    "x_fp32",
     "gradient_error",
-}  # fmt: skip
-"""What every row holds; ``kernels`` and ``peak_extra_reason`` are there where they apply."""
+}
+"""What every row holds. ``kernels`` and ``peak_extra_reason`` are there where they apply."""
 
 
 def new_result(kind: str, command: str, environment: dict) -> dict:
@@ -113,7 +144,9 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
-    """The result as a page: where it was measured, the rows of `passes`, what was not available."""
+    """The result as a page: where it was measured, the rows of `passes`, and what was not
+    available.
+    """
     rows = sorted((row for row in result["rows"] if row["pass"] in passes), key=_order)
     shown = [(key, title) for key, title in COLUMNS if any(row.get(key) for row in rows)]
     lines = [[cell(key, row.get(key)) for key, _ in shown] for row in rows]
@@ -154,10 +187,11 @@ def _order(row: dict) -> tuple:
 
 
 METHOD = (
-    "Medians of interleaved runs in one process, round-robin over all contenders of a size; a ratio is the median of the ratios "
-    "within rounds and is the result, the milliseconds are this machine's. FLOP/s count each algorithm's own matrix products; \"of "
-    "GEMM\" is that rate over the library's for the same dtype and shape in the same rounds. Peak MB: memory above inputs and "
-    "gradients. Gradient error: relative, against the dense loss in float64."
+    "Medians of interleaved runs in one process, round-robin over all contenders of a size. "
+    "A ratio is the median of the ratios within rounds. It is the result; the milliseconds are "
+    "this machine's. FLOP/s count each algorithm's own matrix products. \"of GEMM\" is that rate "
+    "over the library's for the same dtype and shape in the same rounds. Peak MB is the memory "
+    "above inputs and gradients. The gradient error is relative to the dense loss in float64."
 )
 
 
@@ -167,14 +201,19 @@ def summary(environment: dict) -> str:
     parts = [f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']})"] if gpu else []
     parts += [
         f"{environment['cpu']}, {environment['threads']} threads ({environment['cpu_capability']})",
-        f"Python {environment['python']}, torch {environment['torch']}, Triton {environment['triton'] or 'none'}",
+        f"Python {environment['python']}, torch {environment['torch']}, "
+        f"Triton {environment['triton'] or 'none'}",
         f"commit {environment['commit'] or 'unknown'}",
     ]
     return "; ".join(parts) + "."
 
 
 def plot(result: dict, path: Path) -> str | None:
-    """Bars of the full pass, one group per loss, size and dtype: times faster than eager, and peak memory. The reason when not drawn."""
+    """Draws bars of the full pass, one group per loss, size and dtype.
+
+    They show how many times faster than eager it is, and the peak memory. Returns the reason where
+    nothing is drawn.
+    """
     try:
         import matplotlib
 
@@ -260,7 +299,7 @@ def _label(row: dict) -> str:
 
 
 class Progress:
-    """A one-line bar over `total` groups on stderr; a line per group where stderr is no terminal."""
+    """A one-line bar over `total` groups on stderr, or a line per group without a terminal."""
 
     def __init__(self, total: int, stream=sys.stderr):
         self.total, self.done, self.name, self.stream, self.start = (
@@ -280,7 +319,8 @@ class Progress:
             return
         filled = int(24 * self.done / max(self.total, 1))
         elapsed = time.monotonic() - self.start
-        text = f"[{'#' * filled}{'.' * (24 - filled)}] {self.done}/{self.total} {elapsed:4.0f} s  {self.name}: {detail}"
+        bar = "#" * filled + "." * (24 - filled)
+        text = f"[{bar}] {self.done}/{self.total} {elapsed:4.0f} s  {self.name}: {detail}"
         self.stream.write(
             "\r"
             + text[: shutil.get_terminal_size().columns - 1].ljust(
@@ -293,9 +333,9 @@ class Progress:
         self.done += 1
         self.tick(note)
         if not self.stream.isatty():
-            self.stream.write(
-                f"[{self.done}/{self.total}] {time.monotonic() - self.start:4.0f} s  {self.name}: {note}\n"
-            )
+            elapsed = time.monotonic() - self.start
+            place = f"[{self.done}/{self.total}] {elapsed:4.0f} s"
+            self.stream.write(f"{place}  {self.name}: {note}\n")
             self.stream.flush()
 
     def close(self) -> None:

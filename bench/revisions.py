@@ -1,4 +1,6 @@
-"""Two revisions of this repository side by side: each built into a folder of its own, under ``bench/out``."""
+"""Two revisions of this repository side by side: each built into a folder of its own, under
+``bench/out``.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,8 @@ def export(revision: str, folder: Path) -> None:
 def build(revision: str) -> tuple[str, Path]:
     """(identity, folder with the built package). A commit that was built before is not built again.
 
-    The build uses this interpreter's torch and needs a compiler. Raises RuntimeError with the end of the
-    build's output where it fails.
+    The build uses this interpreter's torch and needs a compiler. Raises RuntimeError with the end
+    of the build's output where it fails.
     """
     known = identity(revision)
     place = BUILT / known[:17]
@@ -92,7 +94,7 @@ def command(module: str, *arguments: str) -> list[str]:
 def process_options(package: Path) -> dict:
     """Options of subprocess with which ``fused_contrastive`` is the one in `package`.
 
-    The working directory comes first on the path of ``python -m``, so it decides whose package is imported.
-    The benchmark itself is always that of this checkout.
+    The working directory comes first on the path of ``python -m``, so it decides whose package is
+    imported. The benchmark itself is always that of this checkout.
     """
     return {"cwd": package, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}

@@ -23,7 +23,9 @@ from .measure import (
 )
 
 CHECKED_CELLS = {"cpu": 2048**2, "cuda": 16384**2}
-"""Up to this many similarities the gradients of every contender are compared with the dense loss in float64."""
+"""Up to this many similarities the gradients of every contender are compared with the dense loss in
+float64.
+"""
 
 
 class Group(NamedTuple):
@@ -54,8 +56,12 @@ class Plan(NamedTuple):
 def run_group(
     group: Group, plan: Plan, seconds: float, tick: Callable[[str], None] = lambda text: None
 ) -> dict:
-    """One group in about `seconds` of sampling: its ``rows``, ``unavailable``, ``compile_seconds`` and ``sampling_seconds``."""
-    torch.compiler.reset()  # compiled code of other shapes would count against the recompilation limit
+    """Measures one group in about `seconds` of sampling.
+
+    Returns its ``rows``, ``unavailable``, ``compile_seconds`` and ``sampling_seconds``.
+    """
+    # Compiled code of other shapes would count against the recompilation limit.
+    torch.compiler.reset()
     steps, estimates, refused, compiled = _warm_up(group, plan.device, tick)
     errors = _errors(group, plan.device, steps, tick)
     for (backend, dtype), error in wrong(errors).items():
@@ -108,7 +114,11 @@ def run_group(
 
 
 def _warm_up(group: Group, device: torch.device, tick):
-    """``(steps, seconds, refused, compile seconds)``: contenders keyed (backend, dtype) that ran, and why others did not."""
+    """``(steps, seconds, refused, compile seconds)`` of the contenders.
+
+    The first two are keyed (backend, dtype) and hold those that ran. `refused` says why others did
+    not.
+    """
     steps: dict[tuple[str, str], Step] = {}
     estimates: dict[tuple[str, str], float] = {}
     refused, compiled = [], {}
@@ -129,7 +139,8 @@ def _warm_up(group: Group, device: torch.device, tick):
                     estimates[backend, dtype] = sum(step())
                     steps[backend, dtype] = step
                 except Exception as error:
-                    reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+                    said = (str(error).strip() or "no message").splitlines()[0]
+                    reason = f"{type(error).__name__}: {said[:200]}"
                     check_device(device)
                     torch.cuda.empty_cache()
             if reason is not None:
@@ -140,7 +151,10 @@ def _warm_up(group: Group, device: torch.device, tick):
 
 
 class DeviceLost(RuntimeError):
-    """The device answers no more (after an illegal memory access, say): only a new process can go on."""
+    """The device answers no more, for example after an illegal memory access.
+
+    Only a new process can go on.
+    """
 
 
 def check_device(device: torch.device) -> None:
@@ -153,7 +167,10 @@ def check_device(device: torch.device) -> None:
 
 
 def _errors(group: Group, device: torch.device, steps: dict, tick) -> dict[tuple[str, str], float]:
-    """Relative gradient error of each contender against the dense loss in float64 on the same (rounded) inputs."""
+    """The relative gradient error of each contender.
+
+    It is taken against the dense loss in float64 on the same (rounded) inputs.
+    """
     if LOSSES[group.loss].cells(group.size) > CHECKED_CELLS[device.type]:
         return {}
     tick("checking gradients")
@@ -169,7 +186,10 @@ def _errors(group: Group, device: torch.device, steps: dict, tick) -> dict[tuple
 
 
 def wrong(errors: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """The contenders whose gradient error is no rounding: over 10 times eager's in the same dtype (0.05 without eager), or NaN."""
+    """The contenders whose gradient error is more than rounding.
+
+    That is over 10 times eager's in the same dtype (0.05 without eager), or NaN.
+    """
     limits = {dtype: 10 * error for (backend, dtype), error in errors.items() if backend == "eager"}
     return {key: error for key, error in errors.items() if not error <= limits.get(key[1], 0.05)}
 
@@ -192,7 +212,10 @@ def rows_from_samples(
     product_flops: dict[str, int],
     passes: tuple[str, ...],
 ) -> list[dict]:
-    """The rows of a group from its samples keyed (backend, dtype); ``("gemm", dtype)`` is the bare product of that dtype."""
+    """The rows of a group, from its samples keyed (backend, dtype).
+
+    ``("gemm", dtype)`` is the bare product of that dtype.
+    """
     rows = []
     for (backend, dtype), taken in samples.items():
         if backend == "gemm":
@@ -225,7 +248,10 @@ def rows_from_samples(
 
 
 def _against_fp32(rows: list[dict], samples: dict) -> None:
-    """``x_fp32`` of the other dtypes: how many times faster than the same contender in fp32, from the same rounds."""
+    """Adds ``x_fp32`` to the rows of other dtypes, from the same rounds.
+
+    It says how many times faster they are than the same contender in fp32.
+    """
     for row in rows:
         other = samples.get((row["backend"], "fp32")) if row["dtype"] != "fp32" else None
         values = seconds_of(samples[row["backend"], row["dtype"]], row["pass"])
@@ -235,7 +261,11 @@ def _against_fp32(rows: list[dict], samples: dict) -> None:
 def add_host_memory(
     rows: list[dict], timeout: float, tick: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Peak resident growth of the full (else the forward) pass of every row, one process per contender and dtype."""
+    """Adds the peak growth of the resident set, of the full pass (else the forward pass) of every
+    row.
+
+    One process runs per contender and dtype.
+    """
     measured = "full" if any(row["pass"] == "full" for row in rows) else "forward"
     keyed = {
         (

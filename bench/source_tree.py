@@ -1,7 +1,7 @@
 """Import the package from a checkout where it is not installed.
 
-Installed, ``triton_kernels/`` is ``fused_contrastive.triton_kernels`` (setup.py). From a bare checkout the folder beside the package
-joins the package's search path, which gives the same name.
+Installed, ``triton_kernels/`` is ``fused_contrastive.triton_kernels`` (setup.py). From a bare
+checkout the folder beside the package joins the package's search path, which gives the same name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def complete_package() -> None:
-    """Make ``fused_contrastive.triton_kernels`` importable where nothing is installed."""
+    """Makes ``fused_contrastive.triton_kernels`` importable where nothing is installed."""
     import fused_contrastive
 
     if importlib.util.find_spec("fused_contrastive.triton_kernels") is None:

@@ -1,7 +1,8 @@
 """``python -m bench.worker``: times one package's losses on request, for `bench.compare`.
 
-It reads one JSON request per line and answers each with one line. A package cannot be imported twice in one
-process, so each revision has a worker of its own, which waits while the other measures.
+It reads one JSON request per line and answers each with one line. A package cannot be imported
+twice in one process, so each revision has a worker of its own, which waits while the other
+measures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ The other worker's sample has just emptied the caches.
 
 
 class Worker:
-    """Answers requests: ``prepare`` chooses the loss and says how long a step takes, ``sample`` times it."""
+    """Answers requests: ``prepare`` chooses the loss and says how long a step takes, ``sample``
+    times it.
+    """
 
     def __init__(self):
         self.step, self.estimate = None, 0.0

@@ -1,1 +1,3 @@
-"""Compile gates: every GPU kernel compiles for every supported architecture, on a machine without a GPU."""
+"""Compile gates: every GPU kernel compiles for every supported architecture, on a machine without a
+GPU.
+"""

@@ -1,9 +1,12 @@
-"""The compile gate of the CUDA kernels: every kernel of csrc/cuda compiled for GPUs that are not here.
+"""The compile gate of the CUDA kernels: csrc/cuda compiled for GPUs that are not here.
 
-``python -m bench.gates.cuda [--all]`` fails where a kernel does not compile, spills, misses or has the wrong matrix or copy
-instructions, has its warpgroup products serialised or its exchange of registers ignored, or asks for more shared memory than the part
-has. Sources that have not changed are taken from ``bench/gates/cuda.json``; ``--all`` compiles everything. Needs nvcc and
-cuobjdump (CUDA's or Triton's), no GPU.
+``python -m bench.gates.cuda`` compiles every kernel and fails where one does not pass. A kernel
+must not spill, and it must contain the matrix and copy instructions that it is built on. Its
+warpgroup products must not be serialised, nor its exchange of registers ignored. It must not ask
+for more shared memory than the part has.
+
+Sources that have not changed are taken from ``bench/gates/records/cuda.json``, and ``--all``
+compiles everything. The gate needs nvcc and cuobjdump (CUDA's or Triton's), but no GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RECORD = ROOT / "bench" / "gates" / "cuda.json"
+RECORD = Path(__file__).parent / "records" / "cuda.json"
 SHARED_KIB = {"80": 163, "86": 99, "90a": 227, "100": 227, "120": 99}
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 MATRIX = {"Half": "HMMA", "Tf32": "HMMA", "F64": "DMMA", "Warpgroup": "HGMMA", "Fma": None}
@@ -97,8 +100,11 @@ def readable(symbol: str) -> str:
 
 
 def shared_bytes(folder: Path) -> dict[str, int]:
-    """Shared memory of the kernels that compute pairs, by the beginning of their readable names, from the constants of the headers; those
-    of whole groups, sized by the group, for 128 points (float64: 64)."""
+    """Bytes of shared memory by the beginning of a kernel's readable name.
+
+    The constants of the headers give those of the kernels that compute pairs. Kernels of whole
+    groups are sized by the group: they are counted for 128 points (64 in float64).
+    """
     probe = folder / "shared.cu"
     lines = [
         '#include "similarity_kernels.cuh"',
@@ -120,30 +126,28 @@ def shared_bytes(folder: Path) -> dict[str, int]:
     }
     lines.append("int main() {")
     for label, (square, rows, size) in pairs.items():
-        lines.append(
-            f'  printf("pair_reduce {label}=%d\\n", ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED);'
-        )
-        lines.append(f'  printf("pair_weight {label}=%d\\n", weight_shared<{square}, false>());')
-        lines.append(
-            f'  printf("sigmoid_reduce {label}=%d\\n", SigmoidLoop<{square}>::SHARED + SigmoidReduce<{square}, false>::SHARED);'
-        )
-        lines.append(
-            f'  printf("sigmoid_weight {label}=%d\\n", weight_shared<{square}, false>() + RowParts<{square}>::SHARED);'
-        )
+        reduce = f"ReduceLoop<{square}>::SHARED + Reduce<{square}, false>::SHARED"
+        weight = f"weight_shared<{square}, false>()"
+        sigmoid = f"SigmoidLoop<{square}>::SHARED + SigmoidReduce<{square}, false>::SHARED"
+        sizes = {
+            "pair_reduce": reduce,
+            "pair_weight": weight,
+            "sigmoid_reduce": sigmoid,
+            "sigmoid_weight": f"{weight} + RowParts<{square}>::SHARED",
+        }
         if rows:
-            lines.append(
-                f'  printf("fused_rows {label}=%d\\n", RowsLoop<{rows}, {(64 if size == 8 else 128) * size // 64}>::SHARED);'
-            )
+            chunks = (64 if size == 8 else 128) * size // 64
+            sizes["fused_rows"] = f"RowsLoop<{rows}, {chunks}>::SHARED"
+        lines += [f'  printf("{kernel} {label}=%d\\n", {of});' for kernel, of in sizes.items()]
     for label, element in (("bf16", "bf16"), ("f16", "f16"), ("f32", "float"), ("f64", "double")):
         for name in ("distances", "log_sums", "affinities", "weights", "inverses"):
             lines.append(f'  printf("force_{name} {label}=%d\\n", RowView<{element}>::SHARED);')
-        lines.append(
-            f"  ForceParams {label}_group{{}};\n  {label}_group.P = {64 if label == 'f64' else 128};"
-        )
+        most = 64 if label == "f64" else 128
+        lines.append(f"  ForceParams {label}_group{{}};")
+        lines.append(f"  {label}_group.P = {most};")
         for name in (f"force_group {label} 128 points", f"force_group_gradient {label}"):
-            lines.append(
-                f'  printf("{name}=%d\\n", int(Group<{element}, 4>::shared_bytes({label}_group)));'
-            )
+            shared = f"int(Group<{element}, 4>::shared_bytes({label}_group))"
+            lines.append(f'  printf("{name}=%d\\n", {shared});')
     lines.append("}")
     probe.write_text("\n".join(lines))
     run(
@@ -181,19 +185,21 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
     for part in log.split("Compiling entry function '")[1:]:
         symbol = part[: part.index("'")]
         matrix = code[symbol]
-        rows.append({
-            "kernel": readable(symbol),
-            "registers": int(re.search(r"Used (\d+) registers", part)[1]),
-            "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", part))),
-            "matrix": {name: count for name, count in matrix.items() if count},
-            "serialised": bool(SERIALISED.search(log)),
-            "registers_kept": bool(IGNORED.search(log)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "kernel": readable(symbol),
+                "registers": int(re.search(r"Used (\d+) registers", part)[1]),
+                "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", part))),
+                "matrix": {name: count for name, count in matrix.items() if count},
+                "serialised": bool(SERIALISED.search(log)),
+                "registers_kept": bool(IGNORED.search(log)),
+            }
+        )
     return sorted(rows, key=lambda row: row["kernel"])
 
 
 def objections(row: dict, arch: str) -> list[str]:
-    """Why a kernel does not pass."""
+    """The reasons why a kernel does not pass."""
     found = []
     if row["spilled_bytes"]:
         found.append(f"spills {row['spilled_bytes']} bytes")
@@ -212,7 +218,7 @@ def objections(row: dict, arch: str) -> list[str]:
 
 
 def write_record(result: dict[str, dict | None]) -> None:
-    """Keep what was compiled and has no objections."""
+    """Keeps what was compiled and has no objections."""
     passed = {
         place: entry
         for place, entry in sorted(result.items())
@@ -224,7 +230,7 @@ def write_record(result: dict[str, dict | None]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gates.cuda", description=__doc__.split("\n")[0]
+        prog="python -m bench.gates.cuda", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
     parser.add_argument(
@@ -273,8 +279,8 @@ def main() -> int:
             failed += bool(found)
             matrix = " ".join(f"{name} {count}" for name, count in row["matrix"].items())
             print(
-                f"sm_{arch:4} {row['kernel']:38} {row['registers']:4} {row['shared_bytes'] / 1024:4.0f} {matrix:>10}  "
-                f"{'; '.join(found) or 'ok'}"
+                f"sm_{arch:4} {row['kernel']:38} {row['registers']:4} "
+                f"{row['shared_bytes'] / 1024:4.0f} {matrix:>10}  {'; '.join(found) or 'ok'}"
             )
     write_record(result)
     print(f"{failed} failed" if failed else "all pass")

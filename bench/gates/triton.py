@@ -1,9 +1,12 @@
-"""The compile gate: every Triton kernel in every shipped configuration, compiled for GPUs that are not here.
+"""The compile gate of the Triton kernels, compiled for GPUs that are not here.
 
-``python -m bench.gates.triton [--all]`` runs the backend's own launch code on tensors without storage, takes the launches it would
-make, compiles each for sm_80, sm_90, sm_100 and gfx942, and fails where one does not compile, spills, needs more shared memory
-than the part has, misses the matrix instructions it is built on, or has its wgmma serialised. Kernels that have not changed are
-taken from ``bench/gates/triton.json``; ``--all`` compiles everything. Needs Triton, no GPU.
+``python -m bench.gates.triton`` runs the backend's own launch code on tensors without storage. It
+takes the launches that this would make and compiles each for sm_80, sm_90, sm_100 and gfx942. It
+fails where a kernel does not compile, spills, or needs more shared memory than the part has. It
+also fails where the matrix instructions are missing or wgmma is serialised.
+
+Kernels that have not changed are taken from ``bench/gates/records/triton.json``, and ``--all``
+compiles everything. The gate needs Triton, but no GPU.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -32,12 +36,9 @@ from fused_contrastive.triton_kernels.hashes import kernel_hashes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fused_contrastive import triton_kernels
+from . import scenarios
 
-from .force import FORCE_PRODUCTS, FORCE_SCENARIOS, ForceScenario, step_force
-from .sigmoid import SIGMOID_SCENARIOS, SigmoidScenario, step_sigmoid
-
-RECORD = Path(__file__).parent / "triton.json"
+RECORD = Path(__file__).parent / "records" / "triton.json"
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -45,73 +46,22 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_KIB = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-"""Per program; sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have 99."""
+"""KiB per program. sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which
+have 99.
+"""
 MATRIX = {
     "sm_80": ("mma.sync",),
     "sm_90": ("wgmma.mma_async", "mma.sync"),
     "sm_100": ("tcgen05.mma", "mma.sync"),
     "gfx942": ("v_mfma",),
 }
-"""The part's matrix instructions, the one meant first; the others serve tiles of few rows and float64."""
+"""The part's matrix instructions, the one that is meant first. The others serve tiles of few rows,
+and float64.
+"""
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
-STEPS = {ForceScenario: step_force, SigmoidScenario: step_sigmoid}
 SERIALISED = re.compile(r"C75(?:10|12|15)")
 MOST = 150
 """Kernel and configuration pairs per target."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One forward and backward; dimensions as in fused_contrastive/ops.py."""
-
-    name: str
-    dtype: str
-    M: int
-    D: int
-    N: int | None = None
-    G: int = 1
-    kind: str = "not_pair"
-    bias: bool = False
-    normalize: bool = True
-    columns: bool = False
-    weighted: bool = False
-    paired: bool = True
-    precision: str = "highest"
-
-
-SCENARIOS = (
-    Scenario("nt_xent", "bfloat16", 8192, 64),
-    Scenario("nt_xent", "bfloat16", 8192, 128),
-    Scenario("nt_xent", "bfloat16", 65536, 512),
-    Scenario("nt_xent", "float16", 8192, 512),
-    Scenario("nt_xent, ragged", "bfloat16", 1000, 100),
-    Scenario("nt_xent", "float32", 8192, 512),
-    Scenario("nt_xent, tf32", "float32", 8192, 512, precision="high"),
-    Scenario("nt_xent", "float64", 2048, 512),
-    Scenario("clip", "bfloat16", 8192, 512, 8192, kind="not_self", normalize=False, columns=True),
-    Scenario("clip, bias", "float32", 8192, 512, 8192, kind="not_self", bias=True, columns=True),
-    Scenario(
-        "keys, bias",
-        "bfloat16",
-        4096,
-        512,
-        8192,
-        kind="same_key",
-        bias=True,
-        columns=True,
-        paired=False,
-    ),
-    Scenario("keys", "bfloat16", 8192, 64, kind="other_key", paired=False),
-    Scenario("queue", "bfloat16", 1024, 64, 65536, kind="all", weighted=True, paired=False),
-    Scenario(
-        "queue", "bfloat16", 1024, 128, 65536, kind="all", bias=True, weighted=True, paired=False
-    ),
-    Scenario("queue", "bfloat16", 1024, 512, 65536, kind="all", weighted=True, paired=False),
-    Scenario("queue, learnt", "bfloat16", 1024, 64, 65536, kind="all", paired=False),
-    Scenario("queue, learnt", "bfloat16", 1024, 128, 65536, kind="all", bias=True, paired=False),
-    Scenario("paired negatives", "bfloat16", 1, 128, 256, 1024, kind="all", paired=False),
-    Scenario("paired negatives", "float32", 1, 128, 256, 1024, kind="all", paired=False),
-)
 
 
 @dataclass(frozen=True)
@@ -129,7 +79,11 @@ class Case:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:16]
+        """Names the case in the record. The module, which is only where the kernel is found, does
+        not count.
+        """
+        named = {name: value for name, value in asdict(self).items() if name != "module"}
+        return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
@@ -165,7 +119,10 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What the compiler said. `registers` are VGPRs on AMD; `failures` says what the gate objects to."""
+    """What the compiler said.
+
+    `registers` are VGPRs on AMD. `failures` says what the gate objects to.
+    """
 
     registers: int = 0
     spilled_bytes: int = 0
@@ -180,44 +137,21 @@ def launches(arch: str) -> list:
     """Every launch of every scenario as the backend would make it on `arch`."""
     previous = torch.get_float32_matmul_precision()
     with launch.recording(run=False) as recorded, configs.assume(arch):
-        for scenario in (*SCENARIOS, *FORCE_SCENARIOS, *SIGMOID_SCENARIOS):
+        for scenario in scenarios.SCENARIOS:
             torch.set_float32_matmul_precision(scenario.precision)
             try:
-                STEPS.get(type(scenario), step)(triton_kernels, scenario)
+                scenarios.run(scenario)
             finally:
                 torch.set_float32_matmul_precision(previous)
     return recorded
 
 
-def step(backend, scenario: Scenario) -> None:
-    """Forward and backward of a scenario on the meta device."""
-    s = scenario
-    dtype = getattr(torch, s.dtype)
-    N = s.N or s.M
-
-    def meta(*shape, dtype=dtype):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    a, b = meta(s.G, s.M, s.D), None if s.N is None else meta(s.G, N, s.D)
-    scale, bias = meta(dtype=accumulate), meta(s.G, N, dtype=accumulate) if s.bias else None
-    key_a, key_b = meta(s.G, s.M, dtype=torch.int64), meta(s.G, N, dtype=torch.int64)
-    stride, positive = max(1, s.M // 2), (0 if s.N else s.M // 2) if s.paired else -1
-    operands = (a, b, scale, bias, key_a, None if b is None else key_b)
-    rows, cols, pos, loss, _, _, *prepared = backend.similarity_forward(
-        *operands, s.kind, 0, stride, positive, s.normalize, s.columns, False, s.weighted, dtype
-    )
-    g_cols = cols if s.columns and not s.paired else cols.new_empty(0)
-    backend.similarity_backward(
-        loss if s.paired else rows, g_cols, *operands, rows, cols, pos, *prepared,
-        s.kind, 0, stride, positive, s.normalize, dtype, True, b is not None and not s.weighted, True, s.bias and not s.weighted,
-    )  # fmt: skip
-
-
 def cases(arch: str) -> list[Case]:
-    """The distinct kernels and configurations (`Case.label`) among the launches; of several launches that with the most operands.
+    """The distinct kernels and configurations (`Case.label`) among the launches.
 
-    Specialised as Triton would, but for sizes other than D being multiples of 16: the general code is compiled.
+    Of several launches of one kernel and configuration, the one with the most operands counts.
+    Cases are specialised as Triton would do it, except that only D may be known as a multiple of
+    16: so the general code is compiled.
     """
     found = {}
     for started in launches(arch):
@@ -237,9 +171,15 @@ def cases(arch: str) -> list[Case]:
             for name, value in sorted(constants.items())
         }
         case = Case(
-            started.kernel.__name__, started.kernel.fn.__module__, arch, tuple(signature), tuple(divisible),
-            tuple(plain.items()), started.num_warps, started.num_stages,
-        )  # fmt: skip
+            kernel=started.kernel.__name__,
+            module=started.kernel.fn.__module__,
+            arch=arch,
+            signature=tuple(signature),
+            divisible=tuple(divisible),
+            constants=tuple(plain.items()),
+            num_warps=started.num_warps,
+            num_stages=started.num_stages,
+        )
         place = case.kernel, case.label
         if place not in found or len(case.signature) > len(found[place].signature):
             found[place] = case
@@ -256,7 +196,7 @@ TYPES = {
 
 
 def compile_case(case: Case) -> Outcome:
-    """Compile one case and judge what comes out."""
+    """Compiles one case and judges what comes out."""
     kernel = getattr(importlib.import_module(case.module), case.kernel)
     types = {"fp32": tl.float32, "fp64": tl.float64}
     constants = {name: types[value] if name == "ACC" else value for name, value in case.constants}
@@ -307,10 +247,14 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
             4 * number["vgpr_spill_count"] + number["private_segment_fixed_size"]
         )
     found = [name for name in MATRIX[case.arch] if name in code]
-    outcome.matrix = " ".join(found)
-    outcome.failures += missing_matrix(case, found)
+    outcome.matrix, outcome.failures = (
+        " ".join(found),
+        outcome.failures + missing_matrix(case, found),
+    )
     if outcome.register_operands and may_not_use_registers(case):
-        outcome.failures.append("feeds wgmma from registers, which guard.py does not know")
+        outcome.failures.append(
+            "feeds wgmma from registers, which triton_kernels/support.py does not know"
+        )
     if outcome.spilled_bytes:
         outcome.failures.append(f"spills {outcome.spilled_bytes} bytes")
     if outcome.shared_bytes > SHARED_KIB[case.arch] * 1024:
@@ -321,9 +265,9 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
 
 
 def missing_matrix(case: Case, found: list[str]) -> list[str]:
-    """Objections to the matrix instructions found; plain float32 products on NVIDIA have none."""
+    """What is wrong with the matrix instructions. Plain float32 products on NVIDIA have none."""
     constants, types = dict(case.constants), dict(case.signature)
-    operand = "a" if case.kernel in MULTIPLYING else FORCE_PRODUCTS.get(case.kernel)
+    operand = "a" if case.kernel in MULTIPLYING else scenarios.FORCE_PRODUCTS.get(case.kernel)
     element = None if operand is None else types[operand][1:]
     if element is None or (
         element == "fp32" and constants["PRECISION"] == "ieee" and case.arch != "gfx942"
@@ -336,8 +280,8 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
 
 
 def may_not_use_registers(case: Case) -> bool:
-    """Whether guard.py takes this kernel to read both operands of its products from shared memory."""
-    known = case.kernel == "fused_rows" or case.kernel in FORCE_PRODUCTS
+    """Whether triton_kernels/support.py counts on operands that all come from shared memory."""
+    known = case.kernel == "fused_rows" or case.kernel in scenarios.FORCE_PRODUCTS
     return not known and dict(case.constants).get("PRECISION") != "tf32x3"
 
 
@@ -346,7 +290,11 @@ def read_record() -> dict[str, dict]:
 
 
 def run(todo: list[Case], jobs: int):
-    """(case, outcome) in order. A compiler that takes its process down fails that case; those beside it are tried again, alone."""
+    """Yields (case, outcome) in order.
+
+    A compiler that takes its process down fails that case. The cases beside it are tried again,
+    alone.
+    """
     context = multiprocessing.get_context("spawn")
     while todo:
         with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool:
@@ -369,14 +317,14 @@ def line(case: Case, outcome: Outcome, state: str) -> str:
     verdict = "; ".join(outcome.failures) or "ok"
     shared = f"{outcome.shared_bytes / 1024:.0f}"
     return (
-        f"{case.arch:7} {case.kernel:16} {case.label:58} {outcome.registers:4} {shared:>4} {outcome.matrix:26} "
-        f"{state:>8}  {verdict}"
+        f"{case.arch:7} {case.kernel:16} {case.label:58} {outcome.registers:4} {shared:>4} "
+        f"{outcome.matrix:26} {state:>8}  {verdict}"
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m bench.gates.triton", description=__doc__.split("\n")[0]
+        prog="python -m bench.gates.triton", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument("--all", action="store_true", help="compile also what the record holds")
     parser.add_argument(
@@ -399,12 +347,8 @@ def main(arguments: list[str] | None = None) -> int:
     record = {} if options.all else read_record()
 
     def stamp(case: Case) -> dict:
-        return {
-            "kernel": case.kernel,
-            "arch": case.arch,
-            "configuration": case.label,
-            "hash": hashes[case.kernel],
-        } | {"triton": triton.__version__}
+        place = {"kernel": case.kernel, "arch": case.arch, "configuration": case.label}
+        return place | {"hash": hashes[case.kernel], "triton": triton.__version__}
 
     known = {
         c.key: record[c.key]
@@ -413,10 +357,12 @@ def main(arguments: list[str] | None = None) -> int:
     }
     todo = [case for case in everything if case.key not in known]
     print(
-        f"{len(everything)} kernels and configurations, {len(todo)} to compile, Triton {triton.__version__}"
+        f"{len(everything)} kernels and configurations, {len(todo)} to compile, "
+        f"Triton {triton.__version__}"
     )
     print(
-        f"{'target':7} {'kernel':16} {'configuration':58} {'regs':>4} {'KiB':>4} {'matrix instructions':26} {'':8}  verdict"
+        f"{'target':7} {'kernel':16} {'configuration':58} {'regs':>4} {'KiB':>4} "
+        f"{'matrix instructions':26} {'':8}  verdict"
     )
     failed = 0
     for case in everything:
@@ -447,12 +393,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_record(record: dict[str, dict]) -> None:
-    ordered = dict(
-        sorted(
-            record.items(),
-            key=lambda item: (item[1]["arch"], item[1]["kernel"], item[1]["configuration"]),
-        )
-    )
+    place = itemgetter("arch", "kernel", "configuration")
+    ordered = dict(sorted(record.items(), key=lambda item: place(item[1])))
     RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
 
 

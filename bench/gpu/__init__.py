@@ -1,1 +1,1 @@
-"""Everything behind `make gpu`: the tests and the measurements on a machine with a GPU, and what is kept of them."""
+"""What `make gpu` runs on a machine with a GPU: the tests, the measurements and their record."""

@@ -1,12 +1,17 @@
-"""``make gpu``: everything that needs an NVIDIA GPU, with the Python and torch found there, in two parts of at most eight minutes.
+"""``make gpu`` runs everything that needs an NVIDIA GPU, in two parts of at most eight minutes.
 
-PART=verify takes or builds the CUDA library and runs the tests with device inputs on every backend, and compute-sanitizer where
-there is one; PART=sweep measures, most valuable rows first. Without PART both run; QUICK=1 is a two-minute version of its own.
+PART=verify takes or builds the CUDA library. Then it runs the tests with device inputs on every
+backend, and compute-sanitizer where there is one. PART=sweep measures, the most valuable rows
+first. Without PART both run, and QUICK=1 is a two-minute version of its own.
 
-Needs no network and installs nothing: the package is imported from the checkout (source_tree.py). Tests and measurements run in
-processes of their own, so that a kernel that breaks the device ends one stage only. One JSON, rewritten as results come in, holds
-hardware, versions, bare rates, test outcomes, rows, and the source hash of every kernel that passed. A run that finds the result of an
-earlier one with the same sources, versions and GPU goes on with it and repeats nothing. Exit 2 without a GPU, 1 on failures.
+It uses the Python and torch found there, needs no network and installs nothing: the package is
+imported from the checkout (source_tree.py). Tests and measurements run in processes of their own,
+so that a kernel that breaks the device ends one stage only.
+
+One JSON is rewritten as results come in. It holds hardware, versions, bare rates, test outcomes,
+rows, and the source hash of every kernel that passed. A run that finds the result of an earlier one
+with the same sources, versions and GPU goes on with it and repeats nothing. The exit status is 2
+without a GPU and 1 on failures.
 """
 
 from __future__ import annotations
@@ -31,7 +36,7 @@ from .run import Run, Stage, run_rows, run_tests
 RESULTS = ROOT / "bench" / "results"
 PARTS = ("verify", "sweep")
 SECONDS, QUICK_SECONDS = 450.0, 60.0
-"""Of each part; the first holds the building of the CUDA library, for at most BUILD_SHARE of it."""
+"""The budget of each part. Building the CUDA library takes at most BUILD_SHARE of the first."""
 BUILD_SHARE = 0.7
 SANITIZER_SECONDS = 90.0
 
@@ -66,7 +71,7 @@ QUICK_TESTS = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
     p.add_argument("--part", choices=PARTS, help="one part alone (default: both, verify first)")
     p.add_argument(
         "--quick",
@@ -88,9 +93,8 @@ def describe() -> dict:
     """The environment, without this machine's paths."""
     described = environment.describe(torch.device("cuda"))
     tool = described["gpu"]["ptxas"]
-    print(
-        f"ptxas of Triton: {tool['version']} at {tool['path']} (TRITON_PTXAS_PATH={os.environ.get('TRITON_PTXAS_PATH', '')!r})"
-    )
+    chosen = os.environ.get("TRITON_PTXAS_PATH", "")
+    print(f"ptxas of Triton: {tool['version']} at {tool['path']} (TRITON_PTXAS_PATH={chosen!r})")
     major, minor = torch.cuda.get_device_capability()
     warning = environment.ptxas_warning(10 * major + minor, tool["version"])
     if warning:
@@ -105,7 +109,10 @@ def describe() -> dict:
 def rates(
     device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 30, seconds: float = 3.0
 ) -> dict:
-    """Bare rates of this GPU: device copy in GB/s (bytes read and written) and n-cubed products in TFLOP/s."""
+    """The bare rates of this GPU.
+
+    A device copy is given in GB/s (bytes read and written), n-cubed products in TFLOP/s.
+    """
     device = device or torch.device("cuda")
     dtypes = ("bf16", "tf32", "fp32")
     work = {name: Product(n, n, DTYPES[name], device, name == "tf32") for name in dtypes}
@@ -185,7 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def conclude(run: Run) -> int:
-    """Prints rows, kernels and tests and draws the plot; 1 where a test or the sanitizer failed."""
+    """Prints rows, kernels and tests and draws the plot. Returns 1 where a test or the sanitizer
+    failed.
+    """
     result = run.result
     result["complete"] = bool(run.tests_done() and result["swept"])
     run.write()
@@ -209,9 +218,8 @@ def conclude(run: Run) -> int:
             report.plot(result, run.path.with_suffix(".png"))
             or f"plot: {run.path.with_suffix('.png').name}"
         )
-    print(
-        f"results: {run.path.name}{'' if result['complete'] else ' (not complete: the same command goes on with it)'}"
-    )
+    left = "" if result["complete"] else " (not complete: the same command goes on with it)"
+    print(f"results: {run.path.name}{left}")
     faults = any(said.startswith("failed") for said in result["sanitizer"].values())
     return 1 if faults or (tests and (tests["failed"] or not tests["passed"])) else 0
 

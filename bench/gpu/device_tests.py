@@ -1,5 +1,9 @@
-"""A pytest plugin (``-p bench.gpu.device_tests``): the tests with device inputs, those of GPU kernels first, recorded line by line: when they
-start, before each kernel's first launch, and when a phase of theirs ends. Of a test that kills its process the first two remain."""
+"""A pytest plugin (``-p bench.gpu.device_tests``) that records the tests with device inputs.
+
+The tests of GPU kernels come first. A line is written when a test starts, before each kernel's
+first launch, and when a phase of the test ends. Of a test that kills its process the first two
+kinds remain.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,15 @@ _lost = False
 
 
 def earlier(log: Path) -> Path:
-    """A list of the tests that are recorded already: every worker of a run leaves out the same ones."""
+    """The file with the tests that are recorded already.
+
+    Every worker of a run leaves out the same ones.
+    """
     return log.with_suffix(".earlier")
 
 
 def _write(**line) -> None:
-    """One line, at once: several processes may write."""
+    """Writes one line at once, because several processes may write."""
     if os.environ.get(LOG):
         with open(os.environ[LOG], "a") as log:
             log.write(json.dumps(line) + "\n")
@@ -46,7 +53,10 @@ FLOAT32_TILES = ("tf32", "tf32x3", "fma")
 
 
 def source_of(operator: str, arguments: tuple) -> str:
-    """Name in `kernel_hashes` of the CUDA source whose kernel this call of an operator of csrc/cuda/*.cpp launches."""
+    """The name in `kernel_hashes` of the CUDA source whose kernel an operator launches.
+
+    Args: `operator` is a name in csrc/cuda/*_ops.cpp, and `arguments` are those of the call.
+    """
     if operator in ("prepare", "terms"):
         return "cuda/prepare"
     if operator in FINISHING:
@@ -86,7 +96,10 @@ class Recorder:
 
 
 def pytest_configure(config):
-    """After the suite's conftest, which chooses Triton's interpreter where it is needed before anything imports triton."""
+    """Runs after the suite's conftest.
+
+    The conftest chooses Triton's interpreter where it is needed, before anything imports triton.
+    """
     complete_package()
     from fused_contrastive.backends import cuda
 
@@ -102,7 +115,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Only tests with inputs on the device that are not recorded already; those of Triton and CUDA kernels first."""
+    """Keeps the tests with inputs on the device that are not recorded already.
+
+    Those of Triton and CUDA kernels come first.
+    """
     done = (
         set(json.loads(earlier(Path(os.environ[LOG])).read_text())) if LOG in os.environ else set()
     )
@@ -112,19 +128,12 @@ def pytest_collection_modifyitems(config, items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
 
     def rank(item) -> int:
-        named = {
-            str(value) for value in getattr(getattr(item, "callspec", None), "params", {}).values()
-        }
-        ours = named & {"triton", "cuda"} or item.nodeid.partition("::")[0].endswith(
-            (
-                "_kernels.py",
-                "cuda_backend.py",
-                "cuda_force.py",
-                "cuda_sigmoid.py",
-                "triton_sigmoid.py",
-            )
-        )
-        return 0 if ours else 2 if named & {"panels", "cpu", "eager"} else 1
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        named = {str(value) for value in parameters}
+        file = item.nodeid.partition("::")[0].rpartition("/")[2]
+        if named & {"triton", "cuda"} or file.startswith(("test_triton", "test_cuda")):
+            return 0
+        return 2 if named & {"panels", "cpu", "eager"} else 1
 
     items[:] = sorted(chosen, key=rank)
 
@@ -136,7 +145,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_exception_interact(node, call, report):
-    """After a failure: whether the device still answers."""
+    """Asks after a failure whether the device still answers."""
     global _lost
     if torch.cuda.is_initialized():
         try:
@@ -146,7 +155,10 @@ def pytest_exception_interact(node, call, report):
 
 
 def pytest_runtest_logfinish(nodeid, location):
-    """Every later test would fail too: end this process; the next one goes on behind this test."""
+    """Ends this process where every later test would fail, too.
+
+    The next process goes on behind this test.
+    """
     if _lost:
         os._exit(DEVICE_LOST)
 
@@ -162,7 +174,7 @@ def pytest_runtest_logstart(nodeid, location):
 
 
 def pytest_runtest_logreport(report):
-    """A line per test phase that matters: those that failed or skipped, and the last."""
+    """Writes a line for each phase that matters: those that failed or skipped, and the last."""
     if not _collects() or (report.when != "teardown" and report.passed):
         return
     line = {"test": report.nodeid, "outcome": report.outcome, "when": report.when}

@@ -1,4 +1,7 @@
-"""The package's kernels alone, from the profiled step of every row, against the product and copy rates of the same run."""
+"""The package's kernels alone, against the product and copy rates of the same run.
+
+Their times come from the profiled step of every row.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from ..losses import LOSSES, Loss, Size
 from ..report import table
 
 TILED = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
-"""Kernels that compute every similarity once (a symmetric matrix: half of them)."""
+"""Kernels that compute every similarity once, or half of them where the matrix is symmetric."""
 FORCE = {
     "force_distances": 3.0,
     "force_log_sums": 3.0,
@@ -19,8 +22,11 @@ FORCE = {
     "force_group": 3.0,
     "force_group_gradient": 4.5,
 }
-"""Of a step of the force loss by the CUDA backend (cuda_force.py), up to 8 temperatures: flops per similarity and dimension of each kernel's launches.
-Half of the points are rows; a block per group takes distances once for (i, j) and (j, i)."""
+"""Flops per similarity and dimension of each kernel's launches, in a step of the force loss.
+
+They hold for the CUDA backend (backends/cuda/force.py) and up to 8 temperatures. Half of the points
+are rows. A block per group takes distances once for (i, j) and (j, i).
+"""
 OWN = re.compile(
     r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|(?:force|sigmoid)_\w+|distance_(?:group|rows|pull))\b"
 )
@@ -35,8 +41,12 @@ def short(name: str) -> str | None:
 
 
 def entries(result: dict) -> list[dict]:
-    """One per row of a GPU backend and kernel: microseconds of all its launches in a step, and its rate where it has a meaning: TFLOP/s
-    of the tiled kernels and the products, GB/s of `prepare` (embeddings read, normalised ones written)."""
+    """One entry per row of a GPU backend and kernel, with the microseconds of all its launches in a
+    step.
+
+    An entry has a rate where one has a meaning. It is in TFLOP/s for the tiled kernels and the
+    products, and in GB/s for `prepare` (embeddings read, normalised ones written).
+    """
     found = []
     for row in result["rows"]:
         if (
@@ -70,7 +80,10 @@ def entries(result: dict) -> list[dict]:
 
 
 def per_cell(loss: Loss, name: str, backend: str, kernel: str) -> float:
-    """Flops of a step's launches of this kernel per similarity and dimension, 0 where they are not known."""
+    """Flops of a step's launches of this kernel per similarity and dimension.
+
+    It is 0 where they are not known.
+    """
     if name == "contrastive_force":
         return FORCE.get(kernel, 0.0) if backend == "cuda" else 0.0
     if kernel in TILED:
@@ -79,7 +92,7 @@ def per_cell(loss: Loss, name: str, backend: str, kernel: str) -> float:
 
 
 def markdown(result: dict) -> str:
-    """The entries as a table; says so where there are none."""
+    """The entries as a table, or a sentence that there are none."""
     lines = []
     for e in entries(result):
         size = str(Size(e["N"], e["K"], e["D"]))

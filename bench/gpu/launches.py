@@ -15,9 +15,9 @@ Launch = tuple[str, float]
 
 
 def record(step: Step) -> dict[str, list[Launch] | None]:
-    """The kernels (copies and fills left out) that one forward, backward and full pass launch, in order.
+    """The kernels that one forward, backward and full pass launch, in order.
 
-    None for each where the profiler does not work on this machine.
+    Copies and fills are left out. Each is None where the profiler does not work on this machine.
     """
     try:
         with matmul_precision(step.tf32):

@@ -1,5 +1,9 @@
-"""The CUDA library for ``make gpu``: the one that is there if it was made of these sources and holds code for this GPU, else built for this
-GPU and whatever the one that is there holds code for. What it was built for is written behind the library's end, where loaders do not look."""
+"""The CUDA library for ``make gpu``.
+
+The library that is there serves if it was made of these sources and holds code for this GPU. Else
+one is built for this GPU and for all that the other held code for. What it was built for is written
+behind the library's end, where loaders do not look.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,10 @@ print(getattr(import_module("fused_contrastive._C_cuda"), "SOURCES", "unknown"))
 
 
 def made_of() -> str:
-    """Hash of the sources of the library that the package would load, by a process of its own; "" where none loads."""
+    """The hash of the sources of the library that the package would load, or "" where none loads.
+
+    A process of its own loads it.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -31,7 +38,7 @@ def made_of() -> str:
 
 
 def architectures(capability: tuple[int, int]) -> tuple[str, ...]:
-    """What to compile for a GPU: its own code where there is some, else all of it and PTX."""
+    """What to compile for a GPU: its own code where there is some, else all code and PTX."""
     own = tuple(
         name
         for name in build.ARCHITECTURES
@@ -41,13 +48,13 @@ def architectures(capability: tuple[int, int]) -> tuple[str, ...]:
 
 
 def record(library: Path, names: tuple[str, ...]) -> None:
-    """Write behind the end of a library what it was built for."""
+    """Writes behind the end of a library what it was built for."""
     with library.open("ab") as file:
         file.write(f"\narchitectures {' '.join(names)}\n".encode())
 
 
 def recorded(library: Path) -> tuple[str, ...]:
-    """What a library was built for; without a record (setup.py writes none) everything."""
+    """What a library was built for. Without a record (setup.py writes none) that is everything."""
     if not library.exists():
         return ()
     with library.open("rb") as file:
@@ -57,8 +64,11 @@ def recorded(library: Path) -> tuple[str, ...]:
 
 
 def ready(capability: tuple[int, int], seconds: float, library: Path = LIBRARY) -> str:
-    """Make sure, in at most about `seconds`, that the library of these sources is there; what was done, or why there is none. A build that
-    was not finished goes on in the next run."""
+    """Makes sure, in at most about `seconds`, that the library of these sources is there.
+
+    Returns what was done, or why there is no library. A build that was not finished goes on in the
+    next run.
+    """
     began, present, wanted = time.monotonic(), made_of(), build.library_hash()
     own, held = architectures(capability), recorded(library)
     if present == wanted and set(own) <= set(held):

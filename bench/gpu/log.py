@@ -12,7 +12,10 @@ KEPT = 50
 
 
 def read(path: Path) -> dict[str, dict]:
-    """``{test: {"outcome", "kernels", "message"}}`` of the tests that ended; one fails when any of its phases does."""
+    """``{test: {"outcome", "kernels", "message"}}`` of the tests that ended.
+
+    A test has failed when any of its phases has.
+    """
     return {test: state for test, state in _states(path).items() if state.pop("ended")}
 
 
@@ -83,7 +86,10 @@ def summary(outcomes: dict[str, dict]) -> dict:
 
 
 def kernels(outcomes: dict[str, dict], hashes: dict[str, str]) -> dict[str, dict]:
-    """Of every kernel its source hash and whether it passed: some passing test launched it, and no failing one did."""
+    """The source hash of every kernel, and whether it passed.
+
+    It has passed when some passing test launched it and no failing one did.
+    """
     states = {}
     for name, source in hashes.items():
         users = [state["outcome"] for state in outcomes.values() if name in state["kernels"]]

@@ -1,4 +1,7 @@
-"""One run of ``make gpu``: its result file, found again and gone on with, and the stages that fill it in processes of their own."""
+"""One run of ``make gpu``: its result file and the stages that fill it.
+
+A later run finds the file again and goes on with it. Each stage is a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,16 @@ from . import log as test_log
 SECONDS_OF_A_SIZE = 50.0
 """A process that takes longer (compiling included) is taken to hang."""
 SILENT_SECONDS = 60.0
-"""A test process that writes nothing for so long hangs (twice as long before its first line)."""
+"""A test process that writes nothing for so long hangs. Before its first line it has twice as long.
+"""
 WORKERS = min(6, os.cpu_count() or 1)
 """Processes the tests run in where pytest-xdist is installed."""
 HUNG = 124
-"""Exit status of such a process."""
+"""The exit status that stands for a process that hung."""
 
 
 class Stage(NamedTuple):
-    """Sizes measured in one process per loss; `sampling` seconds of them in timed rounds."""
+    """Sizes measured in one process per loss, with `sampling` seconds of timed rounds."""
 
     losses: str
     dtypes: str
@@ -46,7 +50,11 @@ def key(loss: str, size: Size, dtypes: str) -> str:
 
 
 def fingerprint(described: dict) -> str:
-    """Of the package's GPU code, the versions that compile it, the backends that are there and the GPU: what a result holds for."""
+    """What a result holds for.
+
+    It covers the package's sources, the versions that compile them, the backends that are there,
+    and the GPU.
+    """
     gpu = described["gpu"] or {}
     versions = [described[name] for name in ("torch", "triton")] + [
         gpu.get(name) for name in ("name", "driver", "ptxas")
@@ -71,7 +79,10 @@ class Run:
     def opened(
         cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda"
     ) -> Run:
-        """The newest result in `folder` of these sources on this GPU, else a new one named `stem` and the date."""
+        """The newest result in `folder` of these sources on this GPU.
+
+        Where there is none, it is a new one, named `stem` and the date.
+        """
         holds_for = fingerprint(described)
         for path in sorted(folder.glob(f"{stem}[0-9]*.json"), reverse=True):
             result = json.loads(path.read_text())
@@ -103,7 +114,7 @@ class Run:
         report.write_json(self.result, self.path)
 
     def tests_done(self) -> bool:
-        """Whether every test of these test files is recorded; outcomes of others are dropped."""
+        """Whether every test of these files is recorded. Outcomes of other files are dropped."""
         now = environment.digest(("tests",))
         if self.result["tests_of"] != now:
             self.result.update(tests_of=now, tests=None, outcomes={})
@@ -130,8 +141,11 @@ def unused(folder: Path, stem: str) -> Path:
 def child(
     command: list[str], limit: float, extra: dict[str, str], poll, log: Path | None = None
 ) -> int | None:
-    """Runs a Python command from the checkout; `poll` is called every second. Its exit status, None when it was out of time, HUNG when
-    `log` had long ceased to grow."""
+    """Runs a Python command from the checkout and calls `poll` every second.
+
+    Returns its exit status, None when it was out of time, or HUNG when `log` had long ceased to
+    grow.
+    """
     environ = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
@@ -162,8 +176,11 @@ def child(
 
 
 def run_rows(run: Run, stage: Stage) -> None:
-    """What is missing of one stage. When its process dies or hangs, the size it died at is given up and the rest goes on in a new one;
-    what the budget ends is left to the next run."""
+    """Measures what is missing of one stage.
+
+    When its process dies or hangs, the size it died at is given up, and a new process goes on with
+    the rest. What the budget ends is left to the next run.
+    """
     for loss, sizes in run.missing(stage).items():
         while sizes and run.left() > 15:
             print(
@@ -171,11 +188,11 @@ def run_rows(run: Run, stage: Stage) -> None:
             )
             part = run.scratch / f"{loss}-{stage.dtypes}-{sizes[0]}.json"
             share = stage.sampling * len(sizes) / len(stage.sizes)
-            command = [
-                "-m", "bench", "--device", run.device, "--losses", loss, "--sizes", ",".join(map(str, sizes)),
-                "--dtypes", stage.dtypes, "--backends", stage.backends, "--seconds", f"{min(share, run.left() / 3):.1f}",
-                "--out", str(part.with_suffix("")), "--brief",
-            ]  # fmt: skip
+            seconds = min(share, run.left() / 3)
+            command = ["-m", "bench", "--device", run.device, "--losses", loss]
+            command += ["--sizes", ",".join(map(str, sizes)), "--dtypes", stage.dtypes]
+            command += ["--backends", stage.backends, "--seconds", f"{seconds:.1f}"]
+            command += ["--out", str(part.with_suffix("")), "--brief"]
             earlier = {
                 name: run.result[name].copy() for name in ("rows", "unavailable", "compile_seconds")
             }
@@ -206,7 +223,7 @@ def run_rows(run: Run, stage: Stage) -> None:
 
 
 def merge_part(run: Run, part: Path, earlier: dict) -> None:
-    """What a stage has measured so far, added to what was there before it."""
+    """Adds what a stage has measured so far to what was there before it."""
     if part.exists():
         read = json.loads(part.read_text())
         for name, value in earlier.items():
@@ -217,8 +234,11 @@ def merge_part(run: Run, part: Path, earlier: dict) -> None:
 
 
 def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -> None:
-    """The tests with device inputs that are not recorded yet. A test whose process died or hung has failed, and another process goes on
-    behind it; where several were under way, they run again one by one first."""
+    """Runs the tests with device inputs that are not recorded yet.
+
+    A test whose process died or hung has failed, and another process goes on behind it. Where
+    several tests were under way, they run again one by one first.
+    """
     run.tests_done()
     end = time.monotonic() + min(limit, run.left())
     hashes = environment.kernel_hashes()

@@ -1,4 +1,7 @@
-"""A few small training steps through every CUDA kernel: what ``make gpu`` runs under compute-sanitizer."""
+"""A few small training steps through every CUDA kernel.
+
+``make gpu`` runs them under compute-sanitizer.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ..environment import ROOT, without_paths
 
 TOOLS = ("memcheck", "racecheck")
 FAULTS = 9
-"""Exit status of the sanitizer where it found any."""
+"""The sanitizer's exit status where it found faults."""
 
 
 def main(device: str = "cuda") -> int:
@@ -42,7 +45,10 @@ def main(device: str = "cuda") -> int:
 
 
 def force_steps(a, b) -> None:
-    """The force family on three groups of 50 points and on 270, more than fit into one block."""
+    """Runs the force family on three groups of 50 points and on 270 points.
+
+    The latter do not fit into one block.
+    """
     import fused_contrastive as fc
 
     groups = [x.unflatten(0, (3, -1)) for x in (a, b)]
@@ -67,12 +73,15 @@ def sanitizer() -> str | None:
 
 
 def decided(said: str) -> bool:
-    """Whether this is a verdict: what did not run or did not finish is tried again."""
+    """Whether this is a verdict. What did not run or did not finish is tried again."""
     return said.startswith(("passed", "failed"))
 
 
 def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
-    """Exit status and the last lines of the outputs. Raises subprocess.TimeoutExpired, with all its processes ended."""
+    """The exit status and the last lines of the outputs.
+
+    Raises subprocess.TimeoutExpired when the limit is over. All its processes are ended then.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
         try:
@@ -87,8 +96,11 @@ def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
 
 
 def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, str]:
-    """What each tool of compute-sanitizer says about `main`: "passed", "failed: ..." where it found faults, else why there is no
-    verdict. Those `decided` earlier are kept; each other is given its share of `limit` seconds."""
+    """What each tool of compute-sanitizer says about `main`.
+
+    It says "passed", or "failed: ..." where the tool found faults, else why there is no verdict.
+    Tools with a verdict in `earlier` keep it, and each other one has its share of `limit` seconds.
+    """
     said = {name: text for name, text in (earlier or {}).items() if name in TOOLS and decided(text)}
     left = [name for name in TOOLS if name not in said]
     tool = sanitizer()

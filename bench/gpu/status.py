@@ -1,4 +1,7 @@
-"""``make gpu-status``: which kernels a GPU has verified since their source last changed, from the committed results. Needs no GPU."""
+"""``make gpu-status`` lists which kernels a GPU has verified since their source last changed.
+
+It reads the committed results and needs no GPU.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from ..environment import kernel_hashes
 
 
 def status(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, str]:
-    """One line per kernel; the last run of a source counts."""
+    """One line per kernel. The last run of a source counts."""
     current, last = newest(hashes, recorded), {outcome.kernel: outcome for outcome in recorded}
     lines = {}
     for name in sorted(hashes):

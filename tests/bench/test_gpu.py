@@ -1,4 +1,6 @@
-"""What only a GPU can show: capture in a CUDA graph, no synchronisation, work on the current stream. Skipped elsewhere."""
+"""What only a GPU can show: capture in a CUDA graph, no synchronisation, work on the current
+stream. Skipped elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ import fused_contrastive as fc
 
 
 class ForceCase(NamedTuple):
-    """A loss of the force family in the form of the other cases: groups of n + n points, or one large one."""
+    """A loss of the force family in the form of the other cases.
+
+    It has groups of n + n points, or one large one.
+    """
 
     function: object
     groups: int

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import fused_contrastive
-from bench import environment, fastest
+from bench import environment
 from bench.gpu import log as test_log
 from bench.gpu import status as gpu_status
 from fused_contrastive.backends import _verified as verification
@@ -143,11 +143,11 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
 @pytest.mark.parametrize(
     "file, family",
     [
-        ("csrc/cuda/similarity_ops.cpp", "similarity"),
+        ("csrc/cuda/library.cpp", "similarity"),
         ("fused_contrastive/backends/cuda/__init__.py", "similarity"),
-        ("csrc/cuda/force_ops.cpp", "force"),
+        ("csrc/cuda/force_library.cpp", "force"),
         ("fused_contrastive/backends/cuda/force.py", "force"),
-        ("csrc/cuda/sigmoid_ops.cpp", "sigmoid"),
+        ("csrc/cuda/sigmoid_library.cpp", "sigmoid"),
         ("fused_contrastive/backends/cuda/sigmoid.py", "sigmoid"),
     ],
 )
@@ -184,96 +184,3 @@ def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch
 def test_gpu_status_runs_without_a_gpu(capsys):
     assert gpu_status.main() == 0
     assert capsys.readouterr().out.strip()
-
-
-def test_the_table_of_faster_backends(tmp_path):
-    hashes = {"pair_reduce": "t", "cuda/similarity": "c"}
-
-    def kernels(**changed):
-        return {
-            name: {"hash": source, "passed": True, "tests": 1, **changed}
-            for name, source in hashes.items()
-        }
-
-    def row(backend, ms, D=128, dtype="bf16", loss="nt_xent", N=1024, which="full"):
-        return {
-            "loss": loss,
-            "backend": backend,
-            "dtype": dtype,
-            "N": N,
-            "K": 0,
-            "D": D,
-            "pass": which,
-            "ms": ms,
-        }
-
-    def write(*rows, day="2025-01-02", name="h", **changed):
-        result = {
-            "date": day,
-            "time": "",
-            "environment": {"gpu": {"name": "H", "capability": "9.0"}},
-        }
-        result |= {"kernels": kernels(**changed), "rows": rows, "tests": {"complete": True}}
-        (tmp_path / f"gpu-{name}.json").write_text(json.dumps(result))
-
-    assert fastest.table(tmp_path, hashes) == {}
-    write(
-        *(
-            row("triton", 2.0),
-            row("cuda", 1.0),
-            row("eager", 0.1),
-            row("cuda", 9.0, which="backward"),
-        ),
-        *(row("triton", 8.0, N=4096), row("cuda", 10.0, N=4096)),  # 16 against 10 in the product
-        *(
-            row("triton", 1.0, 512),
-            row("cuda", 2.0, 512),
-            row("cuda", 0.1, 512, "tf32"),
-            row("cuda", 1.0, 64, "fp32"),
-        ),
-        *(
-            row("triton", 3.0, loss="clip"),
-            row("cuda", 1.0, loss="clip"),
-            row("cuda", 1.0, loss="info_nce_queue"),
-        ),
-        *(
-            row("triton", 3.0, 256, loss="info_nce"),
-            row("triton", 3.0, 256, loss="clip"),
-            row("cuda", 1.0, 256, loss="clip"),
-        ),
-    )
-    write(row("triton", 0.1), day="2025-01-01", name="older")
-    found = fastest.table(tmp_path, hashes)
-    assert found == {
-        ("9.0", "one_set", "bfloat16"): {128: "cuda", 512: "triton"},
-        ("9.0", "one_set", "float32"): {64: "cuda"},
-        ("9.0", "two_sets", "bfloat16"): {128: "cuda", 256: "triton"},  # measured at more sizes
-    }
-    empty = "FASTEST: dict = {}\n"
-    module = {}
-    exec(fastest.generated(empty, found), module)
-    assert (
-        module["FASTEST"] == found
-        and fastest.generated(fastest.generated(empty, found), {}) == empty
-    )
-    changed = fastest.table(tmp_path, {**hashes, "cuda/similarity": "changed"})
-    assert {backend for backends in changed.values() for backend in backends.values()} == {"triton"}
-    write(row("triton", 1.0), row("cuda", 2.0), day="2025-01-03", name="failed", passed=False)
-    assert fastest.table(tmp_path, hashes) == {}
-
-
-def test_the_committed_table_is_what_the_results_say():
-    table = fastest.table(fastest.RESULTS, environment.kernel_hashes())
-    assert table == fastest.fastest.FASTEST, "run: make readme"
-
-
-def test_the_table_is_no_source_of_the_results(tmp_path, monkeypatch):
-    """A run goes on with its result after the table was made from it."""
-    (tmp_path / "package").mkdir()
-    monkeypatch.setattr(environment, "ROOT", tmp_path)
-    (tmp_path / "package" / "dispatch.py").write_text("1")
-    before = environment.digest(("package",))
-    (tmp_path / "package" / "fastest.py").write_text("2")
-    assert environment.digest(("package",)) == before
-    (tmp_path / "package" / "dispatch.py").write_text("3")
-    assert environment.digest(("package",)) != before
