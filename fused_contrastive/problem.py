@@ -136,6 +136,10 @@ class LogSumExp(NamedTuple):
         """``[G, M]``: what the rounding of `value` has lost, 0 where `value` is not finite."""
         return self.parts[1]
 
+    def at(self, order: Tensor) -> LogSumExp:
+        """The log-sum-exps of these rows, ``[len(order)]``, in this order."""
+        return LogSumExp(self.parts[..., order])
+
 
 class Prepared(NamedTuple):
     """Rows as the products read them, and the inverse norms that led to them."""

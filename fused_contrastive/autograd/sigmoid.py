@@ -9,31 +9,19 @@ import torch
 from .. import reference
 from ..backends import dispatch
 from ..dtypes import matrix_dtype
-from ..ops import sigmoid as sigmoid_ops
+from ..ops import sigmoid as ops
 from ..problem import NO_SELF
-from ._formulas import (
-    Formula,
-    below_autograd,
-    first_derivative_context,
-    is_plain,
-    only,
-    register_derivatives,
-)
-from .similarity import group_keys
+from ._formulas import Formula, first_derivative_context, is_plain, only, register_derivatives
+from ._groups import group, group_vector, ungroup
 
 
 class Sigmoid(Formula):
-    """Of the forward op (sigmoid_ops.py). Differentiable: rows."""
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.save_for_forward(*Sigmoid.remember(ctx, inputs, outputs))
+    """The formula of the forward op (ops/sigmoid.py). The row sums are differentiable."""
 
     @staticmethod
     def remember(ctx, inputs, outputs):
-        *operands, kind, offset, stride, positive, sign, normalize, _extrema, dtype, backend = (
-            inputs
-        )
+        *operands, kind, offset, stride, positive, sign, normalize = inputs[:12]
+        *_, dtype, backend = inputs
         _rows, pos, row_max, *prepared = outputs
         ctx.mark_non_differentiable(pos, row_max, *prepared)
         ctx.set_materialize_grads(False)
@@ -49,54 +37,39 @@ class Sigmoid(Formula):
             return (None,) * 15
         saved, needed = ctx.saved_tensors, ctx.needs_input_grad[:4]
         with first_derivative_context():
-            gradients = sigmoid_ops.sigmoid_backward(g, *saved, *ctx.options, *needed, ctx.backend)
+            gradients = ops.sigmoid_backward(g, *saved, *ctx.options, *needed, ctx.backend)
         return *only(needed, gradients), *[None] * 11
 
     @staticmethod
     def jvp(ctx, *tangents):
         saved, needs = ctx.saved_tensors, (False,) * 4
         g = saved[2].new_zeros(saved[0].shape[:2])
-        t_rows, *_ = sigmoid_ops.sigmoid_second(
-            *tangents[:4], g, *saved, *ctx.options, *needs, ctx.backend
-        )
+        t_rows, *_ = ops.sigmoid_second(*tangents[:4], g, *saved, *ctx.options, *needs, ctx.backend)
         return t_rows, *[None] * 6
 
 
-register_derivatives(
-    sigmoid_ops.sigmoid_forward, sigmoid_ops.sigmoid_backward, sigmoid_ops.sigmoid_second, Sigmoid
+DirectSigmoid = register_derivatives(
+    ops.sigmoid_forward, ops.sigmoid_backward, ops.sigmoid_second, Sigmoid
 )
 
 
-class DirectSigmoid(torch.autograd.Function):
-    """The same for calls that no transform and no compiler looks at: 20 us less."""
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        with below_autograd():
-            outputs = sigmoid_ops.sigmoid_forward(*arguments)
-        Sigmoid.remember(ctx, arguments, outputs)
-        return outputs
-
-    backward = Sigmoid.backward
-
-
 class SigmoidResult(NamedTuple):
-    """What `sigmoid_sum` returns, ``[..., M]`` each in the accumulation dtype; pos and row_max are None when not asked for and detached."""
+    """What `sigmoid_sum` returns, in the accumulation dtype. The last two are detached, and None when not asked for."""
 
-    rows: torch.Tensor
-    pos: torch.Tensor | None
-    row_max: torch.Tensor | None
+    rows: torch.Tensor  # [..., M]
+    pos: torch.Tensor | None  # [..., M]
+    row_max: torch.Tensor | None  # [..., M]
 
 
 def sigmoid_sum(
-    a: torch.Tensor,
-    b: torch.Tensor | None,
-    scale: torch.Tensor,
-    row_bias: torch.Tensor | None = None,
+    a: torch.Tensor,  # [..., M, D]
+    b: torch.Tensor | None,  # [..., N, D]
+    scale: torch.Tensor,  # []
+    row_bias: torch.Tensor | None = None,  # broadcastable to [..., M]
     *,
     sign: int = 1,
-    key_a: torch.Tensor | None = None,
-    key_b: torch.Tensor | None = None,
+    key_a: torch.Tensor | None = None,  # [..., M]
+    key_b: torch.Tensor | None = None,  # [..., N]
     kind: str = "all",
     offset: int = 0,
     stride: int = 1,
@@ -106,12 +79,27 @@ def sigmoid_sum(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> SigmoidResult:
-    """``rows_i = sum_j softplus(y_ij)`` over the candidates, ``y_ij = sign (scale <a_i, b_j> + row_bias_i)``, and with ``positive >= 0`` also
-    ``softplus(-y_i,p(i))``; differentiable in `a`, `b`, `scale` and `row_bias`, in O((M + N) D) memory.
+    """``rows_i = sum_j softplus(y_ij)`` over the candidates, in O((M + N) D) memory. It takes checked tensors.
 
-    Checked tensors in: ``a [..., M, D]``, ``b [..., N, D]`` or None (b is a), whose leading dimensions agree already; scale from `as_scalar`;
-    row_bias broadcastable to ``[..., M]``; sign +1 or -1. ``kind, offset, stride, positive``: candidates.py. With `extrema` row_max is the largest y of a
-    row's candidates. `dtype` is what the products read, None: `matrix_dtype` of a.
+    ``y_ij = sign * (scale * <a_i, b_j> + row_bias_i)``. With ``positive >= 0`` the row's positive p(i) adds
+    ``softplus(-y_i,p(i))``. The sums are differentiable in `a`, `b`, `scale` and `row_bias`.
+
+    Args:
+        a: rows.
+        b: columns, whose leading dimensions agree with those of a; None: b is a.
+        scale: from `as_scalar`.
+        row_bias: added to the logits of each row.
+        sign: +1 or -1.
+        key_a: keys of the rows, and of the columns with one set.
+        key_b: keys of the columns.
+        kind: candidates, as problem.py describes them, together with `offset` and `stride`.
+        offset: diagonal of the self.
+        stride: rows per view.
+        positive: offset of the positive's column, or -1.
+        normalize: divide every row by its norm first.
+        extrema: also the largest y of each row's candidates.
+        dtype: what the products read; None: `matrix_dtype` of a.
+        backend: a name; None: the default of the device.
     """
     if backend is not None:
         dispatch.check_name(backend)
@@ -122,42 +110,35 @@ def sigmoid_sum(
     if row_bias is not None:
         row_bias = row_bias.to(scale.dtype).expand(*lead, M)
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
-        return SigmoidResult(
-            *reference.sigmoid_sum(
-                a,
-                b,
-                scale,
-                row_bias,
-                key_a,
-                key_b,
-                kind,
-                offset,
-                stride,
-                positive,
-                sign,
-                normalize,
-                extrema,
-            )
-        )
+        options = (kind, offset, stride, positive, sign, normalize, extrema)
+        return SigmoidResult(*reference.sigmoid_sum(a, b, scale, row_bias, key_a, key_b, *options))
     name = dispatch.select(backend, a.device, dtype, D, "sigmoid")
-    if b is not None and b.dtype != a.dtype and not normalize:  # inside autocast
+    if b is not None and b.dtype != a.dtype and not normalize:
+        # Inside autocast the dtypes may differ.
         a, b = a.to(dtype), b.to(dtype)
-    if b is None and offset not in (0, NO_SELF):  # not symmetric
+    if b is None and offset not in (0, NO_SELF):
+        # The candidates are not symmetric.
         b, key_b = a.clone(), key_a
-    call = DirectSigmoid.apply if is_plain() else sigmoid_ops.sigmoid_forward
+    call = DirectSigmoid.apply if is_plain() else ops.sigmoid_forward
     rows, pos, row_max, *_ = call(
-        a.reshape(-1, M, D),
-        None if b is None else b.reshape(-1, N, D),
+        group(a),
+        group(b),
         scale,
         None if row_bias is None else row_bias.reshape(-1, M),
-        group_keys(key_a, lead, M),
-        None if b is None else group_keys(key_b, lead, N),
-        kind, offset, stride, positive, sign, normalize, extrema, dtype, name,
-    )  # fmt: skip
-
-    def restore(x, present):
-        return x.reshape(*lead, M) if present else None
-
+        group_vector(key_a, lead, M, torch.int64),
+        None if b is None else group_vector(key_b, lead, N, torch.int64),
+        kind,
+        offset,
+        stride,
+        positive,
+        sign,
+        normalize,
+        extrema,
+        dtype,
+        name,
+    )
     return SigmoidResult(
-        rows.reshape(*lead, M), restore(pos, positive >= 0), restore(row_max, extrema)
+        ungroup(rows, lead, True),
+        ungroup(pos, lead, positive >= 0),
+        ungroup(row_max, lead, extrema),
     )

@@ -1,7 +1,8 @@
-"""The first derivatives of the similarity family and the primitive over it.
+"""The first derivatives of the similarity family and `similarity`, which every loss over it calls.
 
-`similarity` is what every loss calls: it resolves dtype, autocast, groups and backend and returns row and column log-sum-exp, or the
-one-positive loss ``softplus(lse - pos)`` where the positive never enters the sum (accurate relative to itself; docs/maths.md).
+`similarity` resolves dtype, autocast, groups and backend. It returns the row and column log-sum-exps, or the loss with
+one positive, ``softplus(lse - pos)``. The positive never enters that sum, so the loss is accurate relative to itself
+(docs/maths.md).
 """
 
 from __future__ import annotations
@@ -15,38 +16,20 @@ from ..backends import dispatch
 from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
 from ..problem import NO_SELF
-from ._formulas import (
-    Formula,
-    below_autograd,
-    first_derivative_context,
-    is_plain,
-    only,
-    register_derivatives,
-)
+from ._formulas import Formula, first_derivative_context, is_plain, only, register_derivatives
+from ._groups import group, group_vector, ungroup
 
 
 class Similarity(Formula):
-    """Of the forward op (ops.py). Differentiable: ``rows[0]`` and ``cols[0]``, or loss where there is a positive."""
+    """The formula of the forward op (ops/similarity.py).
 
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        ctx.save_for_forward(*Similarity.remember(ctx, inputs, outputs))
+    ``rows[0]`` and ``cols[0]`` are differentiable, or the loss where there is a positive.
+    """
 
     @staticmethod
     def remember(ctx, inputs, outputs):
-        (
-            *operands,
-            kind,
-            offset,
-            stride,
-            positive,
-            normalize,
-            columns,
-            _extrema,
-            _weighted,
-            dtype,
-            backend,
-        ) = inputs
+        *operands, kind, offset, stride, positive, normalize, columns = inputs[:12]
+        *_, dtype, backend = inputs
         rows, cols, pos, loss, row_max, col_max, *prepared = outputs
         constant = (rows, cols) if positive >= 0 else (loss,) if columns else (cols, loss)
         ctx.mark_non_differentiable(*constant, pos, row_max, col_max, *prepared)
@@ -64,6 +47,7 @@ class Similarity(Formula):
         if positive >= 0:
             g_rows, g_cols = g_loss, None
         else:
+            # The second half of a log-sum-exp in two parts is a constant.
             g_rows, g_cols = (
                 g[0] if g is not None and g.numel() else None for g in (g_rows, g_cols)
             )
@@ -94,48 +78,38 @@ class Similarity(Formula):
         return *in_two_parts, *[None] * 9
 
 
-def nothing_upstream(cols, positive: int) -> torch.Tensor:
-    """The upstream gradient of cols where it has none."""
+def nothing_upstream(
+    cols: torch.Tensor,  # [2, G, N], or empty
+    positive: int,
+) -> torch.Tensor:
+    """The upstream gradient ``[G, N]`` of the columns where they have none: zeros, or empty where it is never read."""
     return cols.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
 
 
-register_derivatives(
+DirectSimilarity = register_derivatives(
     ops.similarity_forward, ops.similarity_backward, ops.similarity_second, Similarity
 )
 
 
-class DirectSimilarity(torch.autograd.Function):
-    """The same for calls that no transform and no compiler looks at: 20 us less."""
-
-    @staticmethod
-    def forward(ctx, *arguments):
-        with below_autograd():
-            outputs = ops.similarity_forward(*arguments)
-        Similarity.remember(ctx, arguments, outputs)
-        return outputs
-
-    backward = Similarity.backward
-
-
 class Result(NamedTuple):
-    """What `similarity` returns; tensors of the accumulation dtype, None when not asked for."""
+    """What `similarity` returns, in the accumulation dtype. What was not asked for is None."""
 
-    rows: torch.Tensor
-    cols: torch.Tensor | None
-    loss: torch.Tensor | None
-    pos: torch.Tensor | None
-    row_max: torch.Tensor | None
-    col_max: torch.Tensor | None
+    rows: torch.Tensor  # [..., M]
+    cols: torch.Tensor | None  # [..., N]
+    loss: torch.Tensor | None  # [..., M]
+    pos: torch.Tensor | None  # [..., M]
+    row_max: torch.Tensor | None  # [..., M]
+    col_max: torch.Tensor | None  # [..., N]
 
 
 def similarity(
-    a: torch.Tensor,
-    b: torch.Tensor | None,
-    scale: torch.Tensor,
+    a: torch.Tensor,  # [..., M, D]
+    b: torch.Tensor | None,  # [..., N, D]
+    scale: torch.Tensor,  # []
     *,
-    bias: torch.Tensor | None = None,
-    key_a: torch.Tensor | None = None,
-    key_b: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,  # [..., N]
+    key_a: torch.Tensor | None = None,  # [..., M]
+    key_b: torch.Tensor | None = None,  # [..., N]
     kind: str = "all",
     offset: int = 0,
     stride: int = 1,
@@ -146,10 +120,24 @@ def similarity(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> Result:
-    """Checked tensors in, `Result` out: ``a [..., M, D]``, ``b [..., N, D]`` or None, scale from `as_scalar`, bias ``[..., N]``.
+    """Log-sum-exps of the candidates, or the loss with one positive. It takes checked tensors.
 
-    Leading dimensions must agree already. ``kind, offset, stride, positive``: candidates.py; the other options: ops.py. `dtype` is what the
-    products read, None: `matrix_dtype` of a.
+    Args:
+        a: rows.
+        b: columns, whose leading dimensions agree with those of a; None: b is a.
+        scale: from `as_scalar`.
+        bias: added to the logits of each column.
+        key_a: keys of the rows, and of the columns with one set.
+        key_b: keys of the columns.
+        kind: candidates, as problem.py describes them, together with `offset` and `stride`.
+        offset: diagonal of the self.
+        stride: rows per view.
+        positive: offset of the positive's column, or -1.
+        normalize: divide every row by its norm first.
+        columns: also the columns' log-sum-exps.
+        extrema: also the largest logits.
+        dtype: what the products read; None: `matrix_dtype` of a.
+        backend: a name; None: the default of the device.
     """
     if backend is not None:
         dispatch.check_name(backend)
@@ -158,28 +146,15 @@ def similarity(
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
-        return Result(
-            *reference.similarity(
-                a,
-                b,
-                scale,
-                bias,
-                key_a,
-                key_b,
-                kind,
-                offset,
-                stride,
-                positive,
-                normalize,
-                columns,
-                extrema,
-            )
-        )
+        options = (kind, offset, stride, positive, normalize, columns, extrema)
+        return Result(*reference.similarity(a, b, scale, bias, key_a, key_b, *options))
     name = dispatch.select(backend, a.device, dtype, D, "one_set" if b is None else "two_sets")
-    if b is not None and b.dtype != a.dtype and not normalize:  # inside autocast
+    if b is not None and b.dtype != a.dtype and not normalize:
+        # Inside autocast the dtypes may differ.
         a, b = a.to(dtype), b.to(dtype)
     both = columns and b is None
-    if b is None and (bias is not None or offset not in (0, NO_SELF)):  # not symmetric
+    if b is None and (bias is not None or offset not in (0, NO_SELF)):
+        # The logits or the candidates are not symmetric.
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
     weighted = (
@@ -190,31 +165,32 @@ def similarity(
     )
     call = DirectSimilarity.apply if is_plain() else ops.similarity_forward
     rows, cols, pos, loss, row_max, col_max, *_ = call(
-        a.reshape(-1, M, D),
-        None if b is None else b.reshape(-1, N, D),
+        group(a),
+        group(b),
         scale,
-        None if bias is None else bias.to(scale.dtype).expand(*lead, N).reshape(-1, N),
-        group_keys(key_a, lead, M),
-        None if b is None else group_keys(key_b, lead, N),
-        kind, offset, stride, positive, normalize, columns and not both, extrema, weighted, dtype, name,
-    )  # fmt: skip
+        group_vector(bias, lead, N, scale.dtype),
+        group_vector(key_a, lead, M, torch.int64),
+        None if b is None else group_vector(key_b, lead, N, torch.int64),
+        kind,
+        offset,
+        stride,
+        positive,
+        normalize,
+        columns and not both,
+        extrema,
+        weighted,
+        dtype,
+        name,
+    )
     rows, cols = rows[0], cols[0] if cols.numel() else cols
     if both:
         cols, col_max = rows, row_max
-
-    def restore(x, present, size):
-        return x.reshape(*lead, size) if present else None
-
     paired = positive >= 0
     return Result(
-        restore(rows, True, M),
-        restore(cols, columns, N),
-        restore(loss, paired, M),
-        restore(pos, paired, M),
-        restore(row_max, extrema, M),
-        restore(col_max, extrema and columns, N),
+        ungroup(rows, lead, True),
+        ungroup(cols, lead, columns),
+        ungroup(loss, lead, paired),
+        ungroup(pos, lead, paired),
+        ungroup(row_max, lead, extrema),
+        ungroup(col_max, lead, extrema and columns),
     )
-
-
-def group_keys(key, lead, size):
-    return None if key is None else key.to(torch.int64).expand(*lead, size).reshape(-1, size)

@@ -10,13 +10,39 @@ from ..autograd.similarity import similarity
 from ..backends import dispatch
 from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
+from ..problem import Candidates, LogSumExp, Needs, Prepared, Problem, Saved, Upstream, Wanted
 from ..scalars import as_scalar
 from ._arguments import check_vectors
 from ._cross_entropy import dot
 from ._reduction import as_read, exact_rows, one_positive, two_sets
 
-OTHERS = ("not_self", 0, 1, -1)
-"""Kind, offset, stride and positive of ops.py: all columns but the pair's own, the positive apart."""
+OTHERS = Candidates("not_self")
+"""All columns but the pair's own, the positive apart."""
+
+
+def teacher_problem(
+    x: torch.Tensor,  # [N, D]
+    y: torch.Tensor,  # [N, D]
+    dtype: torch.dtype,
+) -> Problem:
+    """The dot products of x and y over all pairs but the own ones."""
+    return Problem(
+        a=x[None],
+        b=y[None],
+        scale=x.new_ones(()),
+        bias=None,
+        candidates=OTHERS,
+        positive=-1,
+        normalize=False,
+        dtype=dtype,
+    )
+
+
+def teacher_lse(x, y, dtype, backend) -> tuple[torch.Tensor, torch.Tensor]:
+    """The row and column log-sum-exps ``[2, 1, N]`` of `teacher_problem`, in both parts."""
+    wanted = Wanted(columns=True, extrema=False, mean=False)
+    found = ops.call_forward(teacher_problem(x, y, dtype), wanted, backend)
+    return found.row_lse.parts, found.col_lse.parts
 
 
 def share(lse, own):
@@ -27,16 +53,20 @@ def share(lse, own):
 def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
     """``W b`` and ``Wᵀ a``, ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i, P and Q the row and column softmax of ``<x_i, y_j>`` over them, with the
     log-sum-exps `lse`: one backward op, in which the features stand beside the teacher's, each before zeros."""
-    left, right = (
-        torch.cat([x, a, torch.zeros_like(b)], 1)[None],
-        torch.cat([y, torch.zeros_like(a), b], 1)[None],
+    left = torch.cat([x, a, torch.zeros_like(b)], 1)
+    right = torch.cat([y, torch.zeros_like(a), b], 1)
+    problem = teacher_problem(left, right, dtype)
+    hats = (None if v.dtype == dtype else v.to(dtype) for v in (problem.a, problem.b))
+    saved = Saved(
+        row_lse=LogSumExp(lse[0]),
+        col_lse=LogSumExp(lse[1]),
+        pos=None,
+        prepared=Prepared(*hats, a_inv=None, b_inv=None),
+        mean=None,
     )
-    empty = a.new_empty(0)
-    hats = [empty if v.dtype == dtype else v.to(dtype) for v in (left, right)]
-    of_left, of_right, *_ = ops.similarity_backward(
-        g[None], h[None], left, right, a.new_ones(()), None, None, None, *lse, empty, *hats, empty, empty, empty, *OTHERS,
-        False, dtype, True, True, False, False, backend,
-    )  # fmt: skip
+    need = Needs(a=True, b=True, scale=False, bias=False)
+    found = ops.call_backward(Upstream(g[None], h[None]), problem, saved, need, backend)
+    of_left, of_right = found.a, found.b
     T, D = x.shape[1], a.shape[1]
     return of_left[0, :, T + D :], of_right[0, :, T : T + D]
 
@@ -49,13 +79,11 @@ class TeacherRows(torch.autograd.Function):
     def forward(a, b, x, y, own, dtype, backend):
         products, shares, sums = [], [], []
         for rows, columns, mine, others in ((x, y, a, b), (y, x, b, a)):
-            padded, beside = (
-                torch.cat([rows, torch.zeros_like(others)], 1),
-                torch.cat([columns, others], 1),
-            )
-            lse, *_, mean = ops.similarity_forward(
-                padded[None], beside[None], a.new_ones(()), None, None, None, *OTHERS, False, False, False, True, dtype, backend
-            )  # fmt: skip
+            padded = torch.cat([rows, torch.zeros_like(others)], 1)
+            beside = torch.cat([columns, others], 1)
+            wanted = Wanted(columns=False, extrema=False, mean=True)
+            found = ops.call_forward(teacher_problem(padded, beside, dtype), wanted, backend)
+            lse, mean = found.row_lse.parts, found.mean
             sums.append(lse)
             shares.append(share(lse, own))
             products.append(shares[-1] * (mine * mean[0, :, rows.shape[1] :]).sum(1))
@@ -76,21 +104,7 @@ class TeacherRows(torch.autograd.Function):
 
 def traced_rows(a, b, x, y, own, dtype, backend):
     """What `TeacherRows` returns first, in operations with derivatives: exported programs keep no formulas of Python."""
-    lse = ops.similarity_forward(
-        x[None],
-        y[None],
-        a.new_ones(()),
-        None,
-        None,
-        None,
-        *OTHERS,
-        False,
-        True,
-        False,
-        False,
-        dtype,
-        backend,
-    )[:2]
+    lse = teacher_lse(x, y, dtype, backend)
     p, q = (share(one, own) for one in lse)
     nothing = torch.zeros_like(own)
     of_a, of_b = (
@@ -105,21 +119,7 @@ class TeacherTotal(torch.autograd.Function):
 
     @staticmethod
     def forward(a, b, x, y, own, w, dtype, backend):
-        lse = ops.similarity_forward(
-            x[None],
-            y[None],
-            a.new_ones(()),
-            None,
-            None,
-            None,
-            *OTHERS,
-            False,
-            True,
-            False,
-            False,
-            dtype,
-            backend,
-        )[:2]
+        lse = teacher_lse(x, y, dtype, backend)
         p, q = (share(one, own) for one in lse)
         of_a, of_b = (
             z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..problem import (
     Candidates,
     ForceProblem,
+    Forward,
     Gradients,
     LogSumExp,
     Needs,
@@ -59,6 +60,41 @@ def _flat_gradients(found: Gradients, problem) -> tuple[Tensor, ...]:
         _or_empty(found.b, a if b is None else b),
         _or_empty(found.scale, scale),
         _or_empty(found.bias, scale),
+    )
+
+
+def similarity_operands(problem: Problem) -> tuple[tuple, tuple]:
+    """The first six arguments of the similarity ops, and the four that describe candidates and positive."""
+    a, b, scale, bias, candidates, positive = problem[:6]
+    kind, offset, stride, key_a, key_b = candidates
+    keys = key_a, None if b is None else key_b
+    return (a, b, scale, bias, *keys), (kind, offset, stride, positive)
+
+
+def similarity_outputs(outputs) -> Forward:
+    """What the forward op returned, by name."""
+    rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean = outputs
+    return Forward(
+        LogSumExp(rows),
+        _lse(cols),
+        _present(pos),
+        _present(loss),
+        _present(row_max),
+        _present(col_max),
+        _prepared(a_hat, b_hat, a_inv, b_inv),
+        _present(mean),
+    )
+
+
+def similarity_inputs(saved: Saved, problem: Problem) -> tuple[Tensor, ...]:
+    """The eight arguments of the backward op that the forward op has returned."""
+    scale = problem.scale
+    return (
+        saved.row_lse.parts,
+        _or_empty(None if saved.col_lse is None else saved.col_lse.parts, scale),
+        _or_empty(saved.pos, scale),
+        *_flat_prepared(saved.prepared, problem),
+        _or_empty(saved.mean, scale),
     )
 
 
@@ -147,3 +183,26 @@ def force_forward(function, arguments) -> tuple[Tensor, ...]:
     problem = ForceProblem(*arguments)
     force, log_norm, scale, lse_rows, lse_cols, shift, sums = function(problem)
     return force, log_norm, scale, lse_rows, _or_empty(lse_cols, log_norm), shift, sums
+
+
+TYPED = {
+    "similarity_forward": similarity_forward,
+    "similarity_backward": similarity_backward,
+    "similarity_second": similarity_second,
+    "sigmoid_forward": sigmoid_forward,
+    "sigmoid_backward": sigmoid_backward,
+    "sigmoid_second": sigmoid_second,
+    "force_forward": force_forward,
+}
+"""The ops whose implementations take and return named tuples, unless their module lists them in ``FLAT``."""
+
+
+def call_flat(module, name: str, arguments: tuple):
+    """Run the function `name` of `module` on the arguments of the op of that name, less the backend.
+
+    Returns the op's outputs. A module lists in ``FLAT`` the functions that take an op's own arguments.
+    """
+    function = getattr(module, name)
+    if name not in TYPED or name in getattr(module, "FLAT", ()):
+        return function(*arguments)
+    return TYPED[name](function, arguments)

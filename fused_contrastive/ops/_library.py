@@ -13,19 +13,14 @@ LIBRARY = torch.library.Library("fused_contrastive", "DEF")
 
 
 def implement(name: str, module=None) -> None:
-    """Register the op `name`: the function of that name in `module`, else in the backend that the last argument names.
+    """Register the op `name`, implemented by the function of that name in `module`.
 
-    Autocast is off inside. A module lists in ``FLAT`` the functions that take an op's own arguments; all others take and
-    return the named tuples of problem.py.
+    Without a module it is the function of the backend that the op's last argument names. So the ops that have one
+    implementation for all backends name its module here. Autocast is off inside.
     """
-    typed = getattr(_codec, name, None)
 
     def run(arguments, backend):
-        owner = module or dispatch.module(backend)
-        function = getattr(owner, name)
-        if typed is None or name in getattr(owner, "FLAT", ()):
-            return function(*arguments)
-        return typed(function, arguments)
+        return _codec.call_flat(module or dispatch.module(backend), name, arguments)
 
     def call(*arguments):
         *arguments, backend = arguments

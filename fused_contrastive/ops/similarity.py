@@ -56,6 +56,8 @@ import torch
 
 from ..backends.panels import second_derivatives
 from ..dtypes import accumulation_dtype
+from ..problem import Forward, Gradients, Needs, Problem, Saved, Upstream, Wanted
+from . import _codec
 from ._library import LIBRARY, implement, register_vmap
 
 _CANDIDATES = "str kind, SymInt offset, SymInt stride, SymInt positive"
@@ -169,3 +171,24 @@ def _(
 register_vmap(similarity_forward, 1, 1, *[0] * 9)
 register_vmap(similarity_backward, 0, 0, None, 0)
 register_vmap(similarity_second, 0, 0, 0, 0, None, 0)
+
+
+def call_forward(problem: Problem, wanted: Wanted, backend: str) -> Forward:
+    """The forward op on named arguments, for callers that are not in a hurry."""
+    operands, candidates = _codec.similarity_operands(problem)
+    flags = (problem.normalize, *wanted)
+    return _codec.similarity_outputs(
+        similarity_forward(*operands, *candidates, *flags, problem.dtype, backend)
+    )
+
+
+def call_backward(
+    upstream: Upstream, problem: Problem, saved: Saved, need: Needs, backend: str
+) -> Gradients:
+    """The backward op on named arguments."""
+    operands, candidates = _codec.similarity_operands(problem)
+    cols = problem.scale.new_empty(0) if upstream.cols is None else upstream.cols
+    tensors = (upstream.rows, cols, *operands, *_codec.similarity_inputs(saved, problem))
+    options = (*candidates, problem.normalize, problem.dtype)
+    found = similarity_backward(*tensors, *options, *need, backend)
+    return Gradients(*(x if needed else None for x, needed in zip(found, need, strict=True)))

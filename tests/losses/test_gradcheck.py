@@ -6,7 +6,7 @@ import torch
 from conftest import is_interpreted, skip_unless_served
 from support import cases
 
-from fused_contrastive.backends import panels
+from fused_contrastive.backends.panels import _panel as panels
 
 LOSSES = [
     case for case in cases.LOSSES if case.function != "dclw_loss"

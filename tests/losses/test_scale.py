@@ -12,7 +12,7 @@ from support import cases
 from test_accuracy import assert_within_yardstick
 
 import fused_contrastive as fc
-from fused_contrastive.backends import panels
+from fused_contrastive.backends.panels import _panel as panels
 
 NAMES = [case.name for case in cases.LOSSES]
 

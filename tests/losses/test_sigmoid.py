@@ -14,7 +14,7 @@ from support.sigmoid_cases import USES, Use
 from test_accuracy import assert_within_yardstick
 
 import fused_contrastive as fc
-from fused_contrastive.backends import panels
+from fused_contrastive.backends.panels import _panel as panels
 from fused_contrastive.problem import NO_SELF
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ from test_gradcheck import LOSSES, loss_of, outputs_of, small_inputs
 
 import fused_contrastive as fc
 from fused_contrastive import reference
-from fused_contrastive.backends import panels
+from fused_contrastive.backends.panels import _panel as panels
 
 FEW = {
     "case": ("nt_xent", "info_nce-queue"),

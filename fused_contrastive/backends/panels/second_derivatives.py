@@ -1,191 +1,236 @@
-"""Tangents of the similarity and sigmoid families' outputs and gradients, hence their second derivatives, streamed over row panels.
+"""Second derivatives of the similarity and sigmoid families: the tangents of their outputs and gradients, over panels.
 
-In torch operations, for every backend, in O(N D) memory and in the accumulation dtype. Of log-sum-exps: one pass over the panels of panels.py gives the means of the logits' tangents
-under the softmax, which are the tangents of the log-sum-exps; a second one gives the weights' tangents and their products with the embeddings.
-Flops: two sets 6 M N D for the tangents of the outputs, 24 M N D for all; one set half of that. Derivations: docs/maths.md.
+One implementation serves every backend. It is made of torch operations, takes O(N D) memory and computes in the
+accumulation dtype. The log-sum-exps need two passes. The first gives the means of the logits' tangents under the
+softmax, which are the tangents of the log-sum-exps. The second gives the weights' tangents and their products with the
+embeddings.
+
+Flops with two sets: 6 M N D for the tangents of the outputs, 24 M N D for all. One set takes half of that.
+Derivations: docs/maths.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from ...dtypes import accumulation_dtype
-from . import EPS, blocks, excess, logits, partners, product, signed_logits, undefined, widen
+from ...problem import (
+    Gradients,
+    LogSumExp,
+    Needs,
+    Prepared,
+    Problem,
+    Saved,
+    SigmoidProblem,
+    SigmoidSaved,
+    Upstream,
+)
+from ._panel import EPS, panels, partners, product, widen
 from ._running_sum import finite
+from .sigmoid import signed_logits
+from .similarity import excess, logits, undefined
 
-FLAT = ("similarity_second", "sigmoid_second")
-"""Functions that take the arguments of their op as they are."""
+EVERY = slice(None)
 
 
 def similarity_second(
-    t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
-    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
-):  # fmt: skip
-    """See ops.py."""
-    one_set = b is None
-    left = Side(a, a_hat, a_inv, t_a)
-    right = left if one_set else Side(b, b_hat, b_inv, t_b)
-    key_b = key_a if one_set else key_b
-    (G, M, _), N = left.x.shape, right.x.shape[1]
-    t_left, t_right = tangent_factors(left, right, scale, t_scale)
-
-    def panels():
-        """Slices of groups, rows, columns, and columns that no later panel has as rows; the logits and their tangents."""
-        for g0, g1, i0, i1 in blocks(G, M, N, scale.device):
-            g, i, j = slice(g0, g1), slice(i0, i1), slice(i0 if one_set else 0, N)
-            s = logits(
-                left.read, right.read, scale, bias, key_a, key_b, kind, offset, stride, g, i, j
-            )
-            t = product(t_left[g, i], t_right[g, j].transpose(1, 2))
-            yield (
-                g,
-                i,
-                j,
-                slice(i1 if one_set else 0, N),
-                s,
-                t if t_bias is None else t.add_(t_bias[g, None, j]),
-            )
-
-    by_row = Softmax(rows[0])
-    by_column = by_row if one_set else Softmax(cols[0]) if cols.numel() else None
-    for g, i, j, rest, s, t in panels():
-        by_row.add(g, i, s, t, 2)
+    tangents: Gradients, upstream: Upstream, problem: Problem, saved: Saved, need: Needs
+) -> tuple[Upstream, Gradients]:
+    """The tangents of the outputs and of the gradients along `tangents`. Contract: ops/similarity.py."""
+    one_set, scale = problem.one_set, problem.scale
+    left, right = sides(problem, saved.prepared, tangents)
+    by_row = Softmax(saved.row_lse)
+    by_column = by_row if one_set else Softmax(saved.col_lse) if saved.col_lse is not None else None
+    factors = tangent_factors(left, right, scale, tangents.scale)
+    for part in logits_and_tangents(problem, left, right, factors, tangents.bias):
+        by_row.add(part.g, part.i, part.s, part.t, 2)
         if by_column is not None:
-            new = slice(rest.start - j.start, None)
-            by_column.add(g, rest, s[:, :, new], t[:, :, new], 1)
+            by_column.add(part.g, part.rest, part.s[:, :, part.new], part.t[:, :, part.new], 1)
     for softmax in {by_row, by_column} - {None}:
         softmax.close()
 
-    d_cols = scale.new_empty(0)
-    if positive >= 0:
-        p = partners(M, N, positive, scale.device)
-        t_pos = positive_tangents(t_left, t_right, t_bias, p)
-        directions = [(by_row, rows, slice(None))]
-        if cols.numel():
-            directions.append((by_column, cols[..., p], p))
-        d_rows, g_pos, t_g_pos = through_positive(g_rows, directions, pos, t_pos)
+    d_cols = None
+    if problem.positive >= 0:
+        p = partners(problem)
+        t_pos = positive_tangents(factors, tangents.bias, p)
+        directions = [(by_row, saved.row_lse, EVERY)]
+        if saved.col_lse is not None:
+            directions.append((by_column, saved.col_lse.at(p), p))
+        d_rows, g_pos, t_g_pos = through_positive(upstream.rows, directions, saved.pos, t_pos)
     else:
         d_rows = by_row.mean
-        by_row.weigh(g_rows)
-        if g_cols.numel():
+        by_row.weigh(upstream.rows)
+        if upstream.cols is not None:
             d_cols = by_column.mean
-            by_column.weigh(g_cols)
+            by_column.weigh(upstream.cols)
 
-    row_sums = Sums(left) if need_a or need_scale else None
-    column_sums = row_sums if one_set else Sums(right) if need_b else None
-    d_bias = torch.zeros_like(bias) if need_bias else scale.new_empty(0)
-    for g, i, j, rest, s, t in panels() if need_a or need_b or need_scale or need_bias else ():
-        w, t_w = by_row.weights(g, i, s, t, 2)
+    row_sums = Sums(left) if need.a or need.scale else None
+    column_sums = row_sums if one_set else Sums(right) if need.b else None
+    d_bias = torch.zeros_like(problem.bias) if need.bias else None
+    parts = logits_and_tangents(problem, left, right, factors, tangents.bias) if any(need) else ()
+    for part in parts:
+        w, t_w = by_row.weights(part.g, part.i, part.s, part.t, 2)
         if by_column is not None:
-            more, t_more = by_column.weights(g, j, s, t, 1)
+            more, t_more = by_column.weights(part.g, part.j, part.s, part.t, 1)
             w, t_w = w.add_(more), t_w.add_(t_more)
-        if need_bias:
-            d_bias[g] += t_w.sum(1)
+        if d_bias is not None:
+            d_bias[part.g] += t_w.sum(1)
         if row_sums is not None:
-            row_sums.add((g, i), w, t_w, right, (g, j))
+            row_sums.add((part.g, part.i), w, t_w, right, (part.g, part.j))
         if column_sums is not None:
-            new = slice(rest.start - j.start, None)
-            column_sums.add(
-                (g, rest),
-                w[:, :, new].transpose(1, 2),
-                t_w[:, :, new].transpose(1, 2),
-                left,
-                (g, i),
-            )
-    if positive >= 0:
+            w, t_w = w[:, :, part.new].transpose(1, 2), t_w[:, :, part.new].transpose(1, 2)
+            column_sums.add((part.g, part.rest), w, t_w, left, (part.g, part.i))
+    if problem.positive >= 0:
         if row_sums is not None:
-            row_sums.add_pairs(slice(None), g_pos, t_g_pos, right, p)
+            row_sums.add_pairs(EVERY, g_pos, t_g_pos, right, p)
         if column_sums is not None:
-            column_sums.add_pairs(p, g_pos, t_g_pos, left, slice(None))
-        if need_bias:
+            column_sums.add_pairs(p, g_pos, t_g_pos, left, EVERY)
+        if d_bias is not None:
             d_bias.index_add_(1, p, t_g_pos)
-    return (
-        d_rows,
-        d_cols,
-        row_sums.finish(scale, t_scale) if need_a else a.new_empty(0),
-        column_sums.finish(scale, t_scale) if need_b else a.new_empty(0),
-        row_sums.along_scale() * (0.5 if one_set else 1.0) if need_scale else scale.new_empty(0),
-        d_bias,
-    )
+    found = gradient_tangents(problem, tangents, need, row_sums, column_sums)
+    return Upstream(d_rows, d_cols), found._replace(bias=d_bias)
 
 
 def sigmoid_second(
-    t_a, t_b, t_scale, t_bias, g_rows, a, b, scale, row_bias, key_a, key_b, pos, a_hat, b_hat, a_inv, b_inv,
-    kind, offset, stride, positive, sign, normalize, dtype, need_a, need_b, need_scale, need_bias,
-):  # fmt: skip
-    """See sigmoid_ops.py. One pass, two sets 6 M N D for the tangents of the outputs, 18 M N D for all; one set the same."""
-    one_set = b is None
-    left = Side(a, a_hat, a_inv, t_a)
-    right = left if one_set else Side(b, b_hat, b_inv, t_b)
-    key_b = key_a if one_set else key_b
-    (G, M, _), N = left.x.shape, right.x.shape[1]
-    t_left, t_right = tangent_factors(left, right, scale, t_scale)
-    row_sums = Sums(left) if need_a or need_scale else None
-    column_sums = row_sums if one_set else Sums(right) if need_b else None
-    d_rows, d_bias = torch.zeros_like(g_rows), scale.new_zeros((G, M) if need_bias else (0,))
-    for g0, g1, i0, i1 in blocks(G, M, N, scale.device):
-        g, i = slice(g0, g1), slice(i0, i1)
-        y = signed_logits(
-            left.read, right.read, scale, row_bias, key_a, key_b, kind, offset, stride, sign, g, i
-        )
+    tangents: Gradients,
+    g_rows: Tensor,  # [G, M]
+    problem: SigmoidProblem,
+    saved: SigmoidSaved,
+    need: Needs,
+) -> tuple[Tensor, Gradients]:
+    """The tangents of the rows ``[G, M]`` and of the gradients. Contract: ops/sigmoid.py.
+
+    It takes one pass. Two sets take 6 M N D flops for the tangents of the outputs and 18 M N D for all. One set takes
+    the same.
+    """
+    one_set, scale, sign = problem.one_set, problem.scale, problem.sign
+    left, right = sides(problem, saved.prepared, tangents)
+    t_left, t_right = tangent_factors(left, right, scale, tangents.scale)
+    t_bias = tangents.bias
+    row_sums = Sums(left) if need.a or need.scale else None
+    column_sums = row_sums if one_set else Sums(right) if need.b else None
+    d_rows = torch.zeros_like(g_rows)
+    d_bias = scale.new_zeros(g_rows.shape) if need.bias else None
+    for g, i, _ in panels(problem):
+        y = signed_logits(problem, left.read, right.read, g, i)
         t = product(t_left[g, i], t_right[g].transpose(1, 2))
         if t_bias is not None:
             t += t_bias[g, i].unsqueeze(2)
         c, p = g_rows[g, i].unsqueeze(2), torch.sigmoid(y)
         d_rows[g, i] = sign * (p * t).sum(2)
         w, t_w = p * (c * sign), y.neg_().sigmoid_().mul_(p).mul_(t).mul_(c)
-        if need_bias:
+        if d_bias is not None:
             d_bias[g, i] = t_w.sum(2)
         if row_sums is not None:
             row_sums.add((g, i), w, t_w, right, g)
         if column_sums is not None:
             column_sums.add(g, w.transpose(1, 2), t_w.transpose(1, 2), left, (g, i))
-    if positive >= 0:
-        order, away = partners(M, N, positive, scale.device), torch.sigmoid(-sign * pos)
+    if problem.positive >= 0:
+        order, away = partners(problem), torch.sigmoid(-sign * saved.pos)
         t = (t_left * t_right[:, order]).sum(-1)
         t = t if t_bias is None else t + t_bias
         d_rows -= sign * away * t
-        w, t_w = -sign * g_rows * away, g_rows * away * torch.sigmoid(sign * pos) * t
-        if need_bias:
+        w, t_w = -sign * g_rows * away, g_rows * away * torch.sigmoid(sign * saved.pos) * t
+        if d_bias is not None:
             d_bias += t_w
         if row_sums is not None:
-            row_sums.add_pairs(slice(None), w, t_w, right, order)
+            row_sums.add_pairs(EVERY, w, t_w, right, order)
         if column_sums is not None:
-            column_sums.add_pairs(order, w, t_w, left, slice(None))
-    return (
-        d_rows,
-        row_sums.finish(scale, t_scale) if need_a else a.new_empty(0),
-        column_sums.finish(scale, t_scale) if need_b else a.new_empty(0),
-        row_sums.along_scale() * (0.5 if one_set else 1.0) if need_scale else scale.new_empty(0),
-        d_bias,
+            column_sums.add_pairs(order, w, t_w, left, EVERY)
+    found = gradient_tangents(problem, tangents, need, row_sums, column_sums)
+    return d_rows, found._replace(bias=d_bias)
+
+
+class Part(NamedTuple):
+    """A panel of logits and of their tangents, ``[g, i, j]``."""
+
+    g: slice
+    i: slice
+    j: slice
+    rest: slice  # of j, the columns that no later panel has as rows
+    new: slice  # the same columns, counted from the panel's first
+    s: Tensor
+    t: Tensor
+
+
+def logits_and_tangents(
+    problem: Problem,
+    left: Side,
+    right: Side,
+    factors: tuple[Tensor, Tensor],  # [G, M, k] and [G, N, k]
+    t_bias: Tensor | None,  # [G, N]
+) -> Iterator[Part]:
+    """The panels of the problem. `factors` are those of `tangent_factors`, `t_bias` is the tangent of the bias."""
+    t_left, t_right = factors
+    for g, i, j in panels(problem, half=problem.one_set):
+        s = logits(problem, left.read, right.read, g, i, j)
+        t = product(t_left[g, i], t_right[g, j].transpose(1, 2))
+        if t_bias is not None:
+            t.add_(t_bias[g, None, j])
+        rest = slice(i.stop, j.stop) if problem.one_set else j
+        yield Part(g, i, j, rest, slice(rest.start - j.start, None), s, t)
+
+
+def gradient_tangents(
+    problem: Problem | SigmoidProblem,
+    tangents: Gradients,
+    need: Needs,
+    row_sums: Sums | None,
+    column_sums: Sums | None,
+) -> Gradients:
+    """The tangents of the gradients of a, b and scale, from the sums of both sides."""
+    scale, t_scale = problem.scale, tangents.scale
+    return Gradients(
+        a=row_sums.finish(scale, t_scale) if need.a else None,
+        b=column_sums.finish(scale, t_scale) if need.b else None,
+        scale=row_sums.along_scale() * (0.5 if problem.one_set else 1.0) if need.scale else None,
+        bias=None,
     )
 
 
 class Side:
-    """One set: ``read``, as the products of the logits read it; ``x``, the same in the accumulation dtype; and ``u``, the tangent of its
-    normalised rows along the tangent `t` of the set itself (None: 0). Shapes ``[G, rows, D]``."""
+    """One set of rows, ``[G, rows, D]``, and the tangent of its normalised rows.
 
-    def __init__(self, given, hat, inv, t):
+    Attributes:
+        read: the rows as the products of the logits read them.
+        x: the same in the accumulation dtype.
+        t: the tangent of the set itself, in that dtype, or None, which stands for 0.
+        u: the tangent of the normalised rows along it, or None.
+        inv: ``[G, rows, 1]``, the inverse norms, or None where nothing is normalised.
+        unit: the normalised rows before rounding, or None.
+    """
+
+    def __init__(
+        self,
+        given: Tensor,  # [G, rows, D]
+        hat: Tensor | None,  # [G, rows, D]
+        inv: Tensor | None,  # [G, rows]
+        t: Tensor | None,  # [G, rows, D]
+    ):
         self.dtype = given.dtype
-        self.read = widen(hat if hat.numel() else given)
+        self.read = widen(given if hat is None else hat)
         self.x = self.read.to(accumulation_dtype(self.read.dtype))
         self.t = None if t is None else t.to(self.x.dtype)
         self.inv = self.unit = None
-        if inv.numel():
+        if inv is not None:
             self.inv = inv.unsqueeze(-1)
             self.unit = given.to(self.x.dtype) * self.inv
         self.u = None if t is None else self.through_norm(self.t)
 
-    def radial(self, x):
-        """``<unit, x>``, 0 below the norm floor, where the norm is a constant."""
+    def radial(self, x: Tensor) -> Tensor:
+        """``<unit, x>``, ``[G, rows, 1]``. It is 0 below the norm floor, where the norm is a constant."""
         return (self.unit * x).sum(-1, keepdim=True) * (self.inv < 1 / EPS)
 
-    def through_norm(self, x):
-        """x times the normalisation's Jacobian, which is symmetric."""
+    def through_norm(self, x: Tensor) -> Tensor:
+        """x ``[G, rows, D]`` times the normalisation's Jacobian, which is symmetric."""
         return x if self.inv is None else (x - self.radial(x) * self.unit) * self.inv
 
-    def along_norm(self, x, t_x):
-        """The tangent of `through_norm(x)`."""
+    def along_norm(self, x: Tensor, t_x: Tensor) -> Tensor:
+        """The tangent of `through_norm(x)` along the tangent `t_x` of x and that of the set."""
         if self.inv is None:
             return t_x
         t = self.through_norm(t_x)
@@ -196,8 +241,20 @@ class Side:
         return t - (moved * live + self.through_norm(x) * self.radial(self.t)) * self.inv
 
 
-def tangent_factors(left, right, scale, t_scale):
-    """``p [G, M, k]``, ``q [G, N, k]``: ``p @ q.T`` is the tangent of ``scale * x @ y.T``."""
+def sides(
+    problem: Problem | SigmoidProblem, prepared: Prepared, tangents: Gradients
+) -> tuple[Side, Side]:
+    """The rows' and the columns' side, which are one object with one set."""
+    left = Side(problem.a, prepared.a_hat, prepared.a_inv, tangents.a)
+    if problem.one_set:
+        return left, left
+    return left, Side(problem.b, prepared.b_hat, prepared.b_inv, tangents.b)
+
+
+def tangent_factors(
+    left: Side, right: Side, scale: Tensor, t_scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """``p [G, M, k]`` and ``q [G, N, k]``, such that ``p @ q.T`` is the tangent of ``scale * x @ y.T``."""
     of_left = None if left.u is None else scale * left.u
     if t_scale is not None:
         of_left = t_scale * left.x if of_left is None else of_left + t_scale * left.x
@@ -207,16 +264,33 @@ def tangent_factors(left, right, scale, t_scale):
     return (torch.cat(p, -1), torch.cat(q, -1)) if p else (left.x[..., :0], right.x[..., :0])
 
 
-def positive_tangents(t_left, t_right, t_bias, p):
-    """The tangents of the positives' logits."""
+def positive_tangents(
+    factors: tuple[Tensor, Tensor],  # [G, M, k] and [G, N, k]
+    t_bias: Tensor | None,  # [G, N]
+    p: Tensor,  # [M]
+) -> Tensor:
+    """The tangents ``[G, M]`` of the positives' logits."""
+    t_left, t_right = factors
     t = (t_left * t_right[:, p]).sum(-1)
     return t if t_bias is None else t + t_bias[:, p]
 
 
-def through_positive(g, directions, pos, t_pos):
-    """The tangent of ``loss = softplus(lse - pos)``, the mean of both directions where there are two; the positives' weights and their tangents.
+def through_positive(
+    g: Tensor,  # [G, M]
+    directions: list[tuple[Softmax, LogSumExp, slice | Tensor]],
+    pos: Tensor,  # [G, M]
+    t_pos: Tensor,  # [G, M]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tangent of the loss, the positives' weights, and the tangents of these weights: ``[G, M]`` each.
 
-    `directions`: softmax, log-sum-exps, and which of the softmax's rows (columns) those belong to. The softmaxes get their upstream factors.
+    The loss is ``softplus(lse - pos)``, or the mean of both directions where there are two. The softmaxes get their
+    upstream factors.
+
+    Args:
+        g: upstream gradient of the loss.
+        directions: a softmax, its log-sum-exps in the rows' order, and which of the softmax's rows or columns they are.
+        pos: the positives' logits.
+        t_pos: their tangents.
     """
     d_loss, weight, t_weight = torch.zeros_like(pos), torch.zeros_like(pos), torch.zeros_like(pos)
     for softmax, lse, order in directions:
@@ -231,34 +305,42 @@ def through_positive(g, directions, pos, t_pos):
 
 
 class Softmax:
-    """The softmax of one direction: sums and, of the logits' tangents, means under it ``[G, size]``; then the factors of its weights.
+    """The softmax of one direction: the means of the logits' tangents under it, then the weights made from it.
 
-    ``exp(s - lse)`` is divided by its own sum, so that weights sum to 1 also where another kernel made lse."""
+    ``exp(s - lse)`` is divided by its own sum, so that weights sum to 1 also where another kernel made lse.
 
-    def __init__(self, lse):
-        self.lse = finite(lse)
-        self.total, self.mean = torch.zeros_like(lse), torch.zeros_like(lse)
+    Attributes:
+        total: ``[G, size]``, the sums of ``exp(s - lse)``.
+        mean: ``[G, size]``, the means of the logits' tangents.
+        c, t_c: ``[G, size]``, the factors of the weights and their tangents.
+    """
+
+    def __init__(self, lse: LogSumExp):
+        self.lse = finite(lse.value)
+        self.total, self.mean = torch.zeros_like(self.lse), torch.zeros_like(self.lse)
         self.c = self.t_c = None
 
-    def add(self, g, k, s, t, dim):
+    def add(self, g: slice, k: slice, s: Tensor, t: Tensor, dim: int) -> None:
+        """Add a panel of logits s and tangents t, ``[g, m, n]``, summed along `dim`, to the places ``[g, k]``."""
         p = torch.sub(s, self.lse[g, k].unsqueeze(dim)).exp_()
         self.total[g, k] += p.sum(dim)
         self.mean[g, k] += p.mul_(t).sum(dim)
 
-    def close(self):
+    def close(self) -> None:
+        """Turn the sums of tangents into means, once all panels have been added."""
         self.total.masked_fill_(self.total == 0, 1.0)
         self.mean /= self.total
 
-    def weigh(self, c, t_c=None, order=slice(None)):
-        """Upstream gradients of the log-sum-exps, and their tangents (None: 0), of the rows in `order`."""
+    def weigh(self, c: Tensor, t_c: Tensor | None = None, order: slice | Tensor = EVERY) -> None:
+        """Set the upstream gradients of the log-sum-exps in `order`, and their tangents (None: 0), ``[G, rows]`` each."""
         self.c, self.t_c = torch.zeros_like(self.total), torch.zeros_like(self.total)
         self.c[:, order] = c
         if t_c is not None:
             self.t_c[:, order] = t_c
         self.c, self.t_c = self.c / self.total, self.t_c / self.total
 
-    def weights(self, g, k, s, t, dim):
-        """``W = c softmax`` of a panel, and its tangent."""
+    def weights(self, g: slice, k: slice, s: Tensor, t: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """``W = c softmax`` of a panel ``[g, m, n]``, and its tangent."""
         lse, mean, c, t_c = (
             x[g, k].unsqueeze(dim) for x in (self.lse, self.mean, self.c, self.t_c)
         )
@@ -268,31 +350,33 @@ class Softmax:
 
 
 class Sums:
-    """``W y``, unscaled, of the rows of one side, and its tangent."""
+    """``W y``, unscaled, for the rows of one side, and its tangent: ``[G, rows, D]`` each."""
 
-    def __init__(self, side):
+    def __init__(self, side: Side):
         self.side = side
         self.total, self.tangent = torch.zeros_like(side.x), torch.zeros_like(side.x)
 
-    def add(self, place, w, t_w, other, where):
+    def add(self, place, w: Tensor, t_w: Tensor, other: Side, where) -> None:
+        """Add the products of the weights w and tangents t_w, ``[g, m, n]``, with the rows `where` of `other`."""
         self.total[place] += product(w, other.x[where])
         self.tangent[place] += product(t_w, other.x[where])
         if other.u is not None:
             self.tangent[place] += product(w, other.u[where])
 
-    def add_pairs(self, order, w, t_w, other, where):
-        """Add one pair for each of the rows in `order`, of weights ``[G, rows]``."""
+    def add_pairs(self, order, w: Tensor, t_w: Tensor, other: Side, where) -> None:
+        """Add one pair for each of the rows in `order`, with weights w and tangents t_w, ``[G, rows]``."""
         w, t_w, y = w.unsqueeze(-1), t_w.unsqueeze(-1), other.x[:, where]
         self.total[:, order] += w * y
         self.tangent[:, order] += t_w * y
         if other.u is not None:
             self.tangent[:, order] += w * other.u[:, where]
 
-    def along_scale(self):
+    def along_scale(self) -> Tensor:
+        """The tangent ``[]`` of the scale's gradient."""
         t = (self.side.x * self.tangent).sum()
         return t if self.side.u is None else t + (self.side.u * self.total).sum()
 
-    def finish(self, scale, t_scale):
+    def finish(self, scale: Tensor, t_scale: Tensor | None) -> Tensor:
         """The tangent of the gradient of the set itself, in its dtype."""
         t = scale * self.tangent
         if t_scale is not None:
