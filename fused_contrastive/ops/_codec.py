@@ -147,3 +147,26 @@ def force_forward(function, arguments) -> tuple[Tensor, ...]:
     problem = ForceProblem(*arguments)
     force, log_norm, scale, lse_rows, lse_cols, shift, sums = function(problem)
     return force, log_norm, scale, lse_rows, _or_empty(lse_cols, log_norm), shift, sums
+
+
+TYPED = {
+    "similarity_forward": similarity_forward,
+    "similarity_backward": similarity_backward,
+    "similarity_second": similarity_second,
+    "sigmoid_forward": sigmoid_forward,
+    "sigmoid_backward": sigmoid_backward,
+    "sigmoid_second": sigmoid_second,
+    "force_forward": force_forward,
+}
+"""The ops whose implementations take and return named tuples, unless their module lists them in ``FLAT``."""
+
+
+def call_flat(module, name: str, arguments: tuple):
+    """Run the function `name` of `module` on the arguments of the op of that name, less the backend.
+
+    Returns the op's outputs. A module lists in ``FLAT`` the functions that take an op's own arguments.
+    """
+    function = getattr(module, name)
+    if name not in TYPED or name in getattr(module, "FLAT", ()):
+        return function(*arguments)
+    return TYPED[name](function, arguments)

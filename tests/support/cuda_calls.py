@@ -11,12 +11,18 @@ import torch
 from conftest import skip_unless_served
 
 from fused_contrastive.backends import cuda, panels
-from fused_contrastive.backends.cuda import _tiles as cuda_tiles
 from fused_contrastive.backends.cuda import force as cuda_force
 from fused_contrastive.backends.cuda import sigmoid as cuda_sigmoid
+from fused_contrastive.backends.cuda import similarity as cuda_similarity
+from fused_contrastive.backends.tiled import operands
+from fused_contrastive.backends.tiled import sigmoid as tiled_sigmoid
+from fused_contrastive.backends.tiled import similarity as tiled_similarity
+from fused_contrastive.ops._codec import call_flat
 from support import native_calls as contract
 
-FENCED = tuple(module.__name__ for module in (cuda, cuda_force, cuda_sigmoid, cuda_tiles, panels))
+ALLOCATING = (cuda_force, cuda_sigmoid, cuda_similarity)
+ALLOCATING += (operands, tiled_sigmoid, tiled_similarity, panels)
+FENCED = tuple(module.__name__ for module in ALLOCATING)
 
 
 def move(tensors, device):
@@ -30,8 +36,9 @@ class Call(contract.Call):
 
     def forward(self, inputs=None):
         inputs = move(self.inputs if inputs is None else inputs, Call.device)
-        outputs = cuda.similarity_forward(
-            *inputs, *self.options, self.columns, self.extrema, self.weighted, self.dtype
+        flags = (self.columns, self.extrema, self.weighted)
+        outputs = call_flat(
+            cuda, "similarity_forward", (*inputs, *self.options, *flags, self.dtype)
         )
         return move(outputs, "cpu")
 
@@ -46,7 +53,8 @@ class Call(contract.Call):
             needs[3] and inputs[3] is not None,
         )
         tensors = move((*upstream, *inputs, rows, cols, pos, *prepared), Call.device)
-        return move(cuda.similarity_backward(*tensors, *self.options, self.dtype, *needs), "cpu")
+        arguments = (*tensors, *self.options, self.dtype, *needs)
+        return move(call_flat(cuda, "similarity_backward", arguments), "cpu")
 
 
 @pytest.fixture(scope="session")

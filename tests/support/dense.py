@@ -8,6 +8,7 @@ import torch
 
 from fused_contrastive import problem as candidates
 from fused_contrastive import triton_kernels as backend
+from fused_contrastive.ops._codec import call_flat
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 NO_SELF = candidates.NO_SELF
@@ -105,8 +106,9 @@ def upstream(call, rows, cols):
 def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torch.Tensor]:
     """Forward and backward of the backend by name; absent results are left out."""
     a, b, _scale, bias, _, _ = operands
-    forward = backend.similarity_forward(
-        *operands, *call.options, call.columns, call.extrema, call.weighted, call.dtype
+    flags = (call.columns, call.extrema, call.weighted)
+    forward = call_flat(
+        backend, "similarity_forward", (*operands, *call.options, *flags, call.dtype)
     )
     saved = dict(zip(NAMES, forward, strict=True))
     rows, cols = saved["rows"], saved["cols"]
@@ -116,17 +118,9 @@ def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torc
         else (g, cols.new_empty(0))
     )
     need = (need[0], need[1] and b is not None, need[2], need[3] and bias is not None)
-    results = backend.similarity_backward(
-        g_rows,
-        g_cols,
-        *operands,
-        rows,
-        cols,
-        saved["pos"],
-        *forward[6:],
-        *call.options,
-        call.dtype,
-        *need,
+    tensors = (g_rows, g_cols, *operands, rows, cols, saved["pos"], *forward[6:])
+    results = call_flat(
+        backend, "similarity_backward", (*tensors, *call.options, call.dtype, *need)
     )
     assert results[0].dtype == a.dtype
     for name in ("rows", "cols"):
