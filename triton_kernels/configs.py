@@ -1,7 +1,9 @@
-"""The static configuration table: tile sizes, warps and stages by kernel, architecture, element class, D, and what is masked.
+"""The static configuration table, and the precision of products.
 
-Every entry passes the compile gate (``python -m bench.gates.triton``): no spills, shared memory within 99 KiB on sm_80 and within
-the architecture's limit elsewhere. Timings decide between entries only inside `autotune`.
+Tile sizes, warps and stages depend on the kernel, the architecture, the class of the elements, D,
+and what is masked. Every entry passes the compile gate (``python -m bench.gates.triton``). That
+is: nothing spills, and shared memory stays within 99 KiB on sm_80 and within the architecture's
+limit elsewhere. Timings decide between entries only inside `autotune`.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from typing import TypeVar
 
 import torch
 
+from ..dtypes import float32_precision
+from . import support
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile ``[block_m, block_n]``, features per step `block_k`."""
+    """A tile ``[block_m, block_n]``, of which one step reads `block_k` features."""
 
     block_m: int
     block_n: int
@@ -46,13 +51,13 @@ _TILES = {
     ("gfx942", "double"): Config(64, 64, 16, 8, 2),
 }
 PAIRED_ROWS = ("sm_80", "sm_90", "interpreter")
-"""Where a thread of a product's tile holds rows r and r + 8 of the same columns."""
+"""The architectures where a thread of a product's tile holds rows r and r + 8 of its columns."""
 
 FEW_ROWS = 16
 """Groups of at most this many rows get tiles of this many."""
 
 RESIDENT_D = 128
-"""pair_reduce and sigmoid_reduce keep one operand on chip up to this D (16-bit elements)."""
+"""Up to this D, pair_reduce and sigmoid_reduce keep one operand of 16-bit elements on chip."""
 
 _override: dict[str, Config] = {}
 _assumed: str | None = None
@@ -61,6 +66,7 @@ _fastest: dict[tuple, Config] = {}
 
 
 def element_class(dtype: torch.dtype) -> str:
+    """The row of the table that serves a dtype: "half", "float" or "double"."""
     return {torch.float64: "double", torch.float32: "float"}.get(dtype, "half")
 
 
@@ -70,7 +76,10 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def architecture(device: torch.device) -> str:
-    """The entry of the table that serves a device; other NVIDIA parts share that of their kind of tensor core and shared memory."""
+    """The entry of the table that serves a device.
+
+    An NVIDIA part without an entry shares that of its kind of tensor core and shared memory.
+    """
     if _assumed is not None:
         return _assumed
     if device.type != "cuda":
@@ -82,10 +91,27 @@ def architecture(device: torch.device) -> str:
     return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_80")
 
 
+def precision(dtype: torch.dtype, arch: str) -> str:
+    """``tl.dot``'s input_precision, which matters for float32 alone.
+
+    There, torch's setting decides (`float32_precision`). "highest" asks for float32-class
+    accuracy, by three tf32 products. Where these are unsafe (support.py) or unknown (AMD), plain
+    float32 serves. "high" and "medium" ask for one tf32 product.
+    """
+    if dtype != torch.float32 or arch.startswith("gfx"):
+        return "ieee"
+    if float32_precision() != "highest":
+        return "tf32"
+    return "tf32x3" if support.register_operands_are_safe(arch) else "ieee"
+
+
 def select(
     kernel: str, arch: str, dtype: torch.dtype, D: int, M: int = 1 << 30, keyed: bool = False
 ) -> Config:
-    """The configuration of `kernel` for groups of M rows of D elements; `keyed`: candidates are decided by keys."""
+    """The configuration of `kernel` for groups of M rows of D elements.
+
+    `keyed`: the candidates are decided by keys.
+    """
     if kernel in _override:
         return _override[kernel]
     if arch == "interpreter":
@@ -101,7 +127,8 @@ def select(
             else replace(config, block_n=64)
         )
     if kernel == "sigmoid_weight" and kind == "half" and arch == "sm_80" and D % config.block_k:
-        config = replace(config, block_k=32)  # the loads of the last step would spill
+        # The loads of the last step would spill.
+        config = replace(config, block_k=32)
     if kind != "double" and M <= FEW_ROWS:
         return replace(config, block_m=FEW_ROWS, block_n=128 if kind == "half" else 64, num_warps=4)
     if (
@@ -114,9 +141,8 @@ def select(
         wide = config.block_k if D <= 64 else 128
         if arch == "sm_100":
             return replace(config, block_k=wide, num_warps=8 if kernel == "pair_reduce" else 4)
-        return replace(
-            config, block_m=64, block_k=wide, num_warps=4
-        )  # two programs per multiprocessor
+        # Two programs fit into a multiprocessor.
+        return replace(config, block_m=64, block_k=wide, num_warps=4)
     return config
 
 
@@ -129,7 +155,10 @@ def run(
     keyed: bool,
     start: Callable[[Config], T],
 ) -> T:
-    """`start` with the configuration from the table; inside `autotune` with the fastest of its neighbours, timed once per entry."""
+    """The result of `start` with the configuration from the table.
+
+    Inside `autotune` it is the fastest of that one's neighbours, timed once per entry.
+    """
     config = select(kernel, arch, dtype, D, M, keyed)
     if not _tuning or kernel in _override or arch == "interpreter":
         return start(config)
@@ -140,7 +169,7 @@ def run(
 
 
 def neighbours(config: Config) -> list[Config]:
-    """The configuration and what differs from it in the stages, the warps or the width of the tile."""
+    """The configuration, and those that differ in the stages, the warps or the tile's width."""
     return [
         config,
         *(
@@ -154,7 +183,7 @@ def neighbours(config: Config) -> list[Config]:
 
 
 def measure(work: Callable[[], object]) -> float:
-    """Milliseconds on the device; infinity for what does not fit on it."""
+    """The milliseconds that `work` takes on the device; infinity for what does not fit on it."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
@@ -166,9 +195,11 @@ def measure(work: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def autotune():
-    """Time the neighbours of every configuration used inside the ``with`` block, once, and use the fastest (until the process ends).
+    """Use the fastest neighbour of every configuration that is used inside the ``with`` block.
 
-    Results may then differ in the last bits between machines. Synchronises with the device when it measures.
+    Neighbours are timed once, and what was fastest is used inside such blocks until the process
+    ends. Results may then differ in the last bits between machines. The host waits for the device
+    when it measures.
     """
     global _tuning
     previous, _tuning = _tuning, True
@@ -180,7 +211,10 @@ def autotune():
 
 @contextlib.contextmanager
 def override(**configs: Config):
-    """Use these configurations, by kernel name, inside the ``with`` block (for tests and measurements)."""
+    """Use these configurations, by kernel name, inside the ``with`` block.
+
+    This is for tests and measurements.
+    """
     previous = dict(_override)
     _override.update(configs)
     try:
@@ -192,7 +226,10 @@ def override(**configs: Config):
 
 @contextlib.contextmanager
 def assume(arch: str):
-    """Choose as if every tensor were on this architecture, inside the ``with`` block (for the compile gate)."""
+    """Choose as if every tensor were on this architecture, inside the ``with`` block.
+
+    This is for the compile gate.
+    """
     global _assumed
     previous, _assumed = _assumed, arch
     try:

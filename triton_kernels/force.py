@@ -11,14 +11,16 @@ import math
 import torch
 
 from ..backends.panels._running_sum import finite
+from ..backends.tiled.plan import ceil_div
 from ..dtypes import accumulation_dtype
 from . import configs, force_configs
 from . import support as guard
+from .configs import precision
 from .force_configs import block
 from .force_group import distance_group, force_group
 from .force_kernels import distance_pull, distance_rows, force_lse, force_rows, force_sums
 from .force_math import ROOM
-from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
+from .launch import accumulation_type, is_interpreted, launch
 
 PROGRAMS = 512
 """Programs of a pass over tiles, where splits of the columns can make that many."""

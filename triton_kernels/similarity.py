@@ -1,350 +1,380 @@
-"""The backend's two functions: fused_contrastive/ops.py has their contract."""
+"""The similarity family's launchers, for the host program in fused_contrastive/backends/tiled.
+
+Every function launches one kernel of the same name, `terms` the kernel `prepare_backward`. An
+absent tensor is None for a kernel, too. The tiles come from the table in configs.py, or from a
+measurement inside `autotune`.
+"""
 
 from __future__ import annotations
 
-import math
-
 import torch
+from torch import Tensor
 
-from ..problem import KEYED
-from . import configs
-from . import support as guard
-from .finish import finish_backward, finish_forward, finish_weighted
-from .fused_rows import fused_rows
-from .gradients import weighted_sums
-from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
-from .pair_reduce import pair_reduce
-from .pair_weight import HALF_RANGE
-from .prepare import BOUNDS, prepare, prepare_backward
+from ..backends.tiled import plan
+from ..backends.tiled.operands import Operands, Side, Terms, positive_column
+from ..backends.tiled.plan import ceil_div
+from ..problem import Forward, Prepared, Problem, Saved, Upstream, Wanted
+from . import configs, support
+from .configs import Config, precision
+from .finish import finish_backward as finish_backward_kernel
+from .finish import finish_forward as finish_forward_kernel
+from .finish import finish_weighted as finish_weighted_kernel
+from .fused_rows import fused_rows as fused_rows_kernel
+from .launch import accumulation_type, is_interpreted, launch
+from .pair_reduce import pair_reduce as pair_reduce_kernel
+from .pair_weight import HALF_RANGE as HALF_RANGE_CONSTANT
+from .pair_weight import pair_weight as pair_weight_kernel
+from .prepare import BOUNDS, prepare_backward
+from .prepare import prepare as prepare_kernel
 
-FAR = 1 << 30
-"""An offset beyond any index, small enough for 32-bit differences."""
+HALF_RANGE = HALF_RANGE_CONSTANT.value
+"""float16 panels hold weights times this over the largest one."""
+
 FUSED_D = 128
-"""Largest D of `fused_rows`."""
-
-
-def resolve(kind: str, offset: int, stride: int, M: int, N: int) -> tuple[str, int, int]:
-    """The same candidates with an offset and a stride of the order of M and N, and no mask where none is needed."""
-    if kind == "not_pair":
-        offset = (offset + stride // 2) % stride - stride // 2
-        if stride < 2 * (M + N):
-            return kind, offset % stride, stride
-        kind = "not_self"
-    if kind == "not_self" and not -M < offset < N:
-        kind = "all"
-    return kind, max(-FAR, min(offset, FAR)), 1
-
-
-def super_tile(M: int, N: int, symmetric: bool, config: configs.Config) -> int:
-    """Rows and columns of a super-tile: about 2000 programs once the matrix is large, of whole tiles."""
-    unit = max(config.block_m, config.block_n)
-    return max(1, ceil_div(math.isqrt(M * N // (4096 if symmetric else 2048)), unit)) * unit
-
+"""The largest D of `fused_rows`."""
 
 ROWS, FEATURES = 8, 128
-"""Rows of one program and features of one step of the row-wise kernels."""
+"""The rows of one program and the features of one step of the row-wise kernels."""
+
+TERM_ROWS = 256
+"""The rows of one program of `prepare_backward`, which reads a few numbers per row."""
 
 
-def similarity_forward(
-    a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema, weighted, dtype
-):  # fmt: skip
-    """See ops.py."""
+def prepare(
+    problem,  # Problem or SigmoidProblem, contiguous
+    bias: Tensor | None,  # [G, N]
+    prepared: Prepared,
+) -> Tensor:
+    """Fill the normalised, rounded rows and the inverse norms.
+
+    Returns ``[3 G]`` float32: per group the largest norms of a and of b and the largest bias. For
+    normalised rows without a bias nothing is written there, and nothing reads it.
+
+    The kernel rounds both sets or none. Where only one needs it, the copy of the other is dropped.
+    Without a second set it does not use that set's pointers, which are then those of the first.
+    """
+    a, b, normalize, dtype = problem.a, problem.b, problem.normalize, problem.dtype
     G, M, D = a.shape
-    one_set = b is None  # symmetric by the contract
-    N = M if one_set else b.shape[1]
-    kind, offset, stride = resolve(kind, offset, stride, M, N)
-    a = a.contiguous()
-    b = a if one_set else b.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    key_a, key_b = keys_of(kind, key_a, key_b, one_set)
-
-    def empty(present, *shape, dtype=scale.dtype):
-        return torch.empty(shape if present else (0,), dtype=dtype, device=a.device)
-
-    rounded = normalize or a.dtype != dtype
-    a_hat, b_hat = (
-        empty(rounded, G, M, D, dtype=dtype),
-        empty(rounded and not one_set, G, N, D, dtype=dtype),
-    )
-    a_inv, b_inv = empty(normalize, G, M), empty(normalize and not one_set, G, N)
+    N = bias.shape[1] if bias is not None else (0 if b is None else b.shape[1])
     bound = torch.empty(G * BOUNDS, dtype=torch.float32, device=a.device)
     if not normalize or bias is not None:
         bound.zero_()
-    prepare_sets(
-        a,
-        None if one_set else b,
-        bias,
-        a_hat,
-        b_hat,
-        a_inv,
-        b_inv,
-        bound,
-        normalize,
-        rounded,
-        dtype,
-    )
-    x = a_hat if rounded else a
-    y = x if one_set else (b_hat if rounded else b)
-
-    rows, cols = empty(True, 2, G, M), empty(columns, 2, G, N)
-    row_max, col_max = empty(extrema, G, M), empty(extrema and columns, G, N)
-    pos, loss = empty(positive >= 0, G, M), empty(positive >= 0, G, M)
-    mean = empty(weighted, G, M, D)
-    arguments = (x, y, bias, key_a, key_b, scale)
-    if weighted and fits_fused_rows(x):
-        weighted_rows(*arguments, rows, row_max, mean, kind, offset, stride)
-    else:
-        slots, super_rows = _reduce(
-            *arguments, bound, kind, offset, stride, one_set, columns, normalize, extrema
-        )
-        _finish(
-            slots,
-            x,
-            y,
-            bias,
-            scale,
-            rows,
-            cols,
-            pos,
-            loss,
-            row_max,
-            col_max,
-            positive,
-            super_rows,
-            one_set,
-        )
-        if weighted:
-            mean = _weighted_mean(*arguments, rows, kind, offset, stride)
-    return rows, cols, pos, loss, row_max, col_max, a_hat, b_hat, a_inv, b_inv, mean
-
-
-def present(tensor):
-    return tensor if tensor is not None and tensor.numel() else None
-
-
-def keys_of(kind, key_a, key_b, one_set):
-    if kind not in KEYED:
-        return None, None
-    key_a = key_a.contiguous()
-    return key_a, key_a if one_set else key_b.contiguous()
-
-
-def prepare_sets(a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, normalize, rounded, dtype):
-    G, M, D = a.shape
-    N = bias.shape[1] if bias is not None else (0 if b is None else b.shape[1])
+    a_hat, b_hat, a_inv, b_inv = prepared
+    rounded = a_hat is not None or b_hat is not None
+    if rounded and a_hat is None:
+        a_hat = torch.empty_like(a)
+    if rounded and b_hat is None:
+        b_hat = a_hat if b is None else torch.empty_like(b)
     launch(
-        prepare,
+        prepare_kernel,
         G * (ceil_div(M, ROWS) + ceil_div(N, ROWS)),
-        a, b, bias, a_hat if rounded else a, b_hat if rounded else b, a_inv if normalize else bound,
-        b_inv if normalize else bound, bound, M, N, D,
-        NORMALIZE=normalize, ROUND=rounded, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(dtype),
-        INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES, num_warps=2,
-    )  # fmt: skip
+        a,
+        b,
+        bias,
+        a_hat if rounded else a,
+        b_hat if rounded else b,
+        a_inv if normalize else bound,
+        (a_inv if b is None else b_inv) if normalize else bound,
+        bound,
+        M,
+        N,
+        D,
+        NORMALIZE=normalize,
+        ROUND=rounded,
+        EVEN_K=D % FEATURES == 0,
+        ACC=accumulation_type(dtype),
+        INTERPRET=is_interpreted(),
+        BLOCK=ROWS,
+        BLOCK_K=FEATURES,
+        num_warps=2,
+    )
+    return bound
 
 
-def _reduce(
-    x, y, bias, key_a, key_b, scale, bound, kind, offset, stride, one_set, columns, normalize, extrema
-):  # fmt: skip
-    """(slots, super_rows) of `pair_reduce`."""
-    (G, M, D), N = x.shape, y.shape[1]
+def flat_operands(operands: Operands) -> tuple:
+    """The operands as the kernels take them."""
+    x, y, scale, bias, candidates = operands
+    return x, y, bias, candidates.key_a, candidates.key_b, scale
+
+
+def flat_sizes(operands: Operands) -> tuple[int, int, int, int, int]:
+    """``(M, N, D, offset, stride)`` as the kernels take them."""
+    _, M, N = operands.shape
+    return M, N, operands.x.shape[2], operands.candidates.offset, operands.candidates.stride
+
+
+def run(kernel: str, operands: Operands, start):
+    """The result of `start` with the configuration of `kernel` for these operands."""
+    x = operands.x
+    keyed = operands.candidates.key_a is not None
     arch = configs.architecture(x.device)
+    return configs.run(kernel, arch, x.dtype, x.shape[2], x.shape[1], keyed, start)
 
-    def start(config: configs.Config):
-        super_rows = super_tile(M, N, one_set, config)
-        supers_m, supers_n = ceil_div(M, super_rows), ceil_div(N, super_rows)
-        size = (supers_n + one_set) * G * M + (supers_m * G * N if columns else 0)
-        slots = torch.empty(2 * size, dtype=scale.dtype, device=x.device)
+
+def tile_constants(operands: Operands, config: Config) -> dict:
+    """The constants that every kernel over tiles has."""
+    dtype = operands.x.dtype
+    return {
+        "KIND": operands.candidates.kind,
+        "EVEN_K": operands.x.shape[2] % config.block_k == 0,
+        "PRECISION": precision(dtype, configs.architecture(operands.x.device)),
+        "ACC": accumulation_type(dtype),
+        "INTERPRET": is_interpreted(),
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+
+
+def super_tile(operands: Operands, symmetric: bool, config: Config) -> int:
+    """The rows, and columns, of a super-tile, which holds whole tiles of this configuration."""
+    _, M, N = operands.shape
+    return plan.super_tile(M, N, symmetric, max(config.block_m, config.block_n))
+
+
+def pair_reduce(
+    operands: Operands,
+    bound: Tensor,  # [3 G]
+    problem: Problem,
+    wanted: Wanted,
+) -> tuple[Tensor, int]:
+    """``(slots, super_rows)``: sums and maxima of the logits, per row and super-tile.
+
+    The slots are ``[plan.slot_count(...)]`` in the accumulation dtype.
+    """
+    G, M, N = operands.shape
+    D, symmetric = operands.x.shape[2], problem.one_set
+    paired_rows = configs.architecture(operands.x.device) in configs.PAIRED_ROWS
+
+    def start(config: Config) -> tuple[Tensor, int]:
+        super_rows = super_tile(operands, symmetric, config)
+        count = plan.slot_count(operands.shape, super_rows, symmetric, wanted.columns)
+        slots = operands.scale.new_empty(count)
         launch(
-            pair_reduce,
-            G * supers_m * supers_n,
-            x, y, bias, key_a, key_b, scale, bound, slots, M, N, D, offset, stride, super_rows,
-            KIND=kind, SYMMETRIC=one_set, COLUMNS=one_set or columns, NORMALIZED=normalize,
-            EXTREMA=extrema, RESIDENT=D <= config.block_k, FOLD=2 if arch in configs.PAIRED_ROWS else 1,
-            EVEN_K=D % config.block_k == 0, PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype),
-            INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+            pair_reduce_kernel,
+            G * ceil_div(M, super_rows) * ceil_div(N, super_rows),
+            *flat_operands(operands),
+            bound,
+            slots,
+            *flat_sizes(operands),
+            super_rows,
+            SYMMETRIC=symmetric,
+            COLUMNS=symmetric or wanted.columns,
+            NORMALIZED=problem.normalize,
+            EXTREMA=wanted.extrema,
+            RESIDENT=D <= config.block_k,
+            FOLD=2 if paired_rows else 1,
+            **tile_constants(operands, config),
+        )
         return slots, super_rows
 
-    return configs.run("pair_reduce", arch, x.dtype, D, M, kind in KEYED, start)
+    return run("pair_reduce", operands, start)
 
 
-def _finish(
-    slots, x, y, bias, scale, rows, cols, pos, loss, row_max, col_max, positive, super_rows, one_set
-):
-    (G, M, D), N = x.shape, y.shape[1]
+def finish_forward(
+    slots: Tensor,  # [plan.slot_count(...)]
+    super_rows: int,
+    operands: Operands,
+    problem: Problem,
+    found: Forward,
+) -> None:
+    """Fill log-sum-exps, positives' logits, losses and maxima from the slots."""
+    G, M, N = operands.shape
+    D = operands.x.shape[2]
     launch(
-        finish_forward,
+        finish_forward_kernel,
         G * ceil_div(max(M, N), ROWS),
-        slots, x, y, bias, scale, rows, present(cols), present(pos), present(loss), present(row_max), present(col_max),
-        M, N, max(positive, 0) % N, super_rows,
-        D=D, SYMMETRIC=one_set, EVEN_K=D % FEATURES == 0, ACC=accumulation_type(x.dtype), BLOCK=ROWS,
-        BLOCK_K=FEATURES, SLOTS=32,
-    )  # fmt: skip
+        slots,
+        operands.x,
+        operands.y,
+        operands.bias,
+        operands.scale,
+        found.row_lse.parts,
+        None if found.col_lse is None else found.col_lse.parts,
+        found.pos,
+        found.loss,
+        found.row_max,
+        found.col_max,
+        M,
+        N,
+        positive_column(problem),
+        super_rows,
+        D=D,
+        SYMMETRIC=problem.one_set,
+        EVEN_K=D % FEATURES == 0,
+        ACC=accumulation_type(operands.x.dtype),
+        BLOCK=ROWS,
+        BLOCK_K=FEATURES,
+        SLOTS=32,
+    )
 
 
-def fits_fused_rows(x: torch.Tensor) -> bool:
-    """Whether the weighted mean is `fused_rows`' work: 16-bit elements, small D, and an assembler to be trusted with it (guard.py)."""
+def fits_fused_rows(
+    x: Tensor,  # [G, M, D]
+) -> bool:
+    """Whether the weighted mean is `fused_rows`' work.
+
+    It takes 16-bit elements, a small D, and an assembler to be trusted with it (support.py).
+    """
     small = configs.element_class(x.dtype) == "half" and x.shape[2] <= FUSED_D
-    return small and guard.register_operands_are_safe(configs.architecture(x.device))
+    return small and support.register_operands_are_safe(configs.architecture(x.device))
 
 
-def weighted_rows(x, y, bias, key_a, key_b, scale, rows, row_max, mean, kind, offset, stride):
-    """Fill rows, row_max and mean by `fused_rows` and `finish_weighted`."""
-    (G, M, D), N = x.shape, y.shape[1]
-    arch = configs.architecture(x.device)
+def fused_rows(operands: Operands) -> tuple[Tensor, Tensor]:
+    """``(slots [2, S, G, M], partial [S, G, M, D])`` of S splits of the columns.
+
+    The slots are sums and maxima, `partial` the sums of columns weighted by exponentials.
+    """
+    G, M, N = operands.shape
+    D = operands.x.shape[2]
     block_k = max(16, 1 << (D - 1).bit_length())
 
-    def start(config: configs.Config):
-        tiles = G * ceil_div(M, config.block_m)
-        splits = min(ceil_div(N, config.block_n), ceil_div(512, tiles))
-        split_columns = ceil_div(ceil_div(N, splits), config.block_n) * config.block_n
-        splits = ceil_div(N, split_columns)
-        slots = torch.empty((2, splits, G, M), dtype=scale.dtype, device=x.device)
-        partial = torch.empty((splits, G, M, D), dtype=scale.dtype, device=x.device)
+    def start(config: Config) -> tuple[Tensor, Tensor]:
+        columns = plan.split_columns(operands.shape, config.block_m, config.block_n)
+        splits = ceil_div(N, columns)
+        slots = operands.scale.new_empty(2, splits, G, M)
+        partial = operands.scale.new_empty(splits, G, M, D)
+        constants = tile_constants(operands, config) | {"EVEN_K": D == block_k, "BLOCK_K": block_k}
         launch(
-            fused_rows,
-            tiles * splits,
-            x, y, bias, key_a, key_b, scale, slots, partial, M, N, D, offset, stride, split_columns,
-            KIND=kind, EVEN_K=D == block_k, PRECISION=precision(x.dtype, arch), ACC=accumulation_type(x.dtype),
-            INTERPRET=is_interpreted(), BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=block_k,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
-        return slots, partial, splits
+            fused_rows_kernel,
+            G * ceil_div(M, config.block_m) * splits,
+            *flat_operands(operands),
+            slots,
+            partial,
+            *flat_sizes(operands),
+            columns,
+            **constants,
+        )
+        return slots, partial
 
-    slots, partial, splits = configs.run("fused_rows", arch, x.dtype, D, M, kind in KEYED, start)
+    return run("fused_rows", operands, start)
+
+
+def finish_weighted(
+    slots: Tensor,  # [2, S, G, M]
+    partial: Tensor,  # [S, G, M, D]
+    found: Forward,
+) -> None:
+    """Fill log-sum-exp, maximum and weighted mean of the rows from those of the splits."""
+    splits, G, M, D = partial.shape
     launch(
-        finish_weighted,
+        finish_weighted_kernel,
         G * ceil_div(M, ROWS),
-        slots, partial, rows, present(row_max), mean, M, D, splits,
-        ACC=accumulation_type(x.dtype), BLOCK=ROWS, BLOCK_K=FEATURES,
-    )  # fmt: skip
-
-
-def _weighted_mean(x, y, bias, key_a, key_b, scale, rows, kind, offset, stride):
-    """Softmax-weighted mean of the columns by panels, for any D."""
-    row_terms, _, _, unit = _terms(
-        torch.ones_like(rows[0]), None, rows, None, None, 0, x.dtype, y.shape[1]
+        slots,
+        partial,
+        found.row_lse.parts,
+        found.row_max,
+        found.mean,
+        M,
+        D,
+        splits,
+        ACC=accumulation_type(partial.dtype),
+        BLOCK=ROWS,
+        BLOCK_K=FEATURES,
     )
-    mean, _, _ = weighted_sums(
-        x,
-        y,
-        bias,
-        key_a,
-        key_b,
-        scale,
-        row_terms,
-        None,
-        unit,
-        kind,
-        offset,
-        stride,
-        False,
-        True,
-        False,
-        False,
-    )
-    return mean if unit is None else mean.mul_(unit / HALF_RANGE.value)
 
 
-def _terms(g_rows, g_cols, rows, cols, pos, positive, dtype, N):
-    """(row_terms, col_terms, pull, unit) of `prepare_backward`; absent ones are None."""
-    _, G, M = rows.shape
-    row_terms = rows.new_empty(G, M, 2)
-    col_terms = None if cols is None else cols.new_empty(G, N, 2)
-    pull = None if pos is None else pos.new_empty(G, M)
-    unit = rows.new_zeros(1) if dtype == torch.float16 else None
-    block = 256
+def terms(operands: Operands, upstream: Upstream, saved: Saved, terms: Terms) -> None:
+    """Fill the terms of the gradient's weights.
+
+    The kernel reads every upstream gradient, so that a single one for all rows is copied.
+    """
+    rows, cols = saved.row_lse.parts, None if saved.col_lse is None else saved.col_lse.parts
+    G, M, N = operands.shape
     launch(
         prepare_backward,
-        G * ceil_div(max(M, N), block),
-        g_rows.contiguous(), None if g_cols is None else g_cols.contiguous(), rows, cols, pos,
-        row_terms, col_terms, pull, unit, M, N, positive, BLOCK=block,
-    )  # fmt: skip
-    return row_terms, col_terms, pull, unit
+        G * ceil_div(max(M, N), TERM_ROWS),
+        upstream.rows.contiguous(),
+        None if upstream.cols is None else upstream.cols.contiguous(),
+        rows,
+        cols,
+        saved.pos,
+        terms.row,
+        terms.col,
+        terms.pull,
+        terms.half_bound,
+        M,
+        N,
+        terms.positive,
+        BLOCK=TERM_ROWS,
+    )
 
 
-def similarity_backward(
-    g_rows, g_cols, a, b, scale, bias, key_a, key_b, rows, cols, pos, a_hat, b_hat, a_inv, b_inv, mean,
-    kind, offset, stride, positive, normalize, dtype, need_a, need_b, need_scale, need_bias,
-):  # fmt: skip
-    """See ops.py."""
-    one_set = b is None
-    x = a_hat if a_hat.numel() else a.contiguous()
-    y = x if one_set else (b_hat if b_hat.numel() else b.contiguous())
-    M, N = x.shape[1], y.shape[1]
-    kind, offset, stride = resolve(kind, offset, stride, M, N)
-    cols, pos, bias = present(cols), present(pos), None if bias is None else bias.contiguous()
-    key_a, key_b = keys_of(kind, key_a, key_b, one_set)
-    positive = positive % N if positive >= 0 else 0
-    need_b = need_b and not one_set
-    from_a = need_a or (need_scale and not need_b)
-    pull = unit = None
-    if mean.numel() and not need_b and not need_bias:
-        sum_a, sum_b, dbias = mean * g_rows.unsqueeze(-1), None, None
-    else:
-        row_terms, col_terms, pull, unit = _terms(
-            g_rows, present(g_cols), rows, cols, pos, positive, x.dtype, N
+def pair_weight(
+    operands: Operands,
+    terms: Terms,
+    panel: Tensor,  # [g, m, leading dimension of n]
+    mirror: bool,
+) -> None:
+    """Fill a panel of weights; `mirror`: it is symmetric, and half of it is computed.
+
+    Operands are contiguous, or rows of a single group.
+    """
+    G, M, N = operands.shape
+
+    def start(config: Config) -> None:
+        launch(
+            pair_weight_kernel,
+            G * ceil_div(M, config.block_m) * ceil_div(N, config.block_n),
+            *flat_operands(operands),
+            terms.row,
+            terms.col,
+            terms.half_bound,
+            panel,
+            *flat_sizes(operands),
+            MIRROR=mirror,
+            COLUMNS=terms.col is not None,
+            GROUP=8,
+            **tile_constants(operands, config),
         )
-        sum_a, sum_b, dbias = weighted_sums(
-            x, y, bias, key_a, key_b, scale, row_terms, row_terms if one_set else col_terms, unit, kind, offset, stride,
-            one_set, from_a, need_b, need_bias,
-        )  # fmt: skip
-    da, radial = a.new_empty(0), None
-    if from_a:
-        da, radial = finish_set(
-            sum_a, x, y, a, a_inv, pull, scale, unit, positive, True, one_set, 0.5 if one_set else 1.0,
-            need_a, need_scale,
-        )  # fmt: skip
-    db = (a if one_set else b).new_empty(0)
-    if need_b:
-        db, other = finish_set(
-            sum_b,
-            y,
-            x,
-            b,
-            b_inv,
-            pull,
-            scale,
-            unit,
-            positive,
-            False,
-            True,
-            1.0,
-            True,
-            need_scale and not from_a,
-        )
-        radial = other if radial is None else radial
-    if need_bias:
-        dbias = _finish_bias(dbias, pull, unit, positive)
-    dscale = radial.sum() if need_scale else scale.new_empty(0)
-    return da, db, dscale, dbias if need_bias else scale.new_empty(0)
+
+    run("pair_weight", operands, start)
 
 
-def finish_set(
-    gradient, x, y, given, inv, pull, scale, unit, positive, near, far, share, need_x, need_scale
-):
-    """(gradient of the set `given`, whose rounded rows are x, or empty; partial sums of the scale's gradient or None)."""
-    (G, X, D), Y = x.shape, y.shape[1]
+def finish_backward(
+    gradient: Tensor,  # [G, X, D] accumulation dtype
+    side: Side,
+    terms: Terms,
+    scale: Tensor,  # []
+    need_x: bool,
+    need_scale: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradient of one set ``[G, X, D]``, and partial sums of the scale's gradient.
+
+    The partial sums are ``[programs]`` in the accumulation dtype. What is not needed is None.
+    """
+    (G, X, D), Y = side.x.shape, side.y.shape[1]
+    given, paired = side.given, terms.pull is not None
     programs = G * ceil_div(X, ROWS)
-    dx = torch.empty((G, X, D) if need_x else (0,), dtype=given.dtype, device=x.device)
+    dx = torch.empty(side.x.shape, dtype=given.dtype, device=given.device) if need_x else None
     radial = scale.new_empty(programs) if need_scale else None
     launch(
-        finish_backward,
+        finish_backward_kernel,
         programs,
-        gradient, x, y, given.contiguous(), present(inv), pull, scale, unit, present(dx), radial, X, Y, D, positive,
-        NEAR=near and pull is not None, FAR=far and pull is not None, SHARE=share, EVEN_K=D % FEATURES == 0,
-        ACC=accumulation_type(x.dtype), INTERPRET=is_interpreted(), BLOCK=ROWS, BLOCK_K=FEATURES, HALF_RANGE=HALF_RANGE.value,
-    )  # fmt: skip
+        gradient,
+        side.x,
+        side.y,
+        given.contiguous(),
+        side.inv,
+        terms.pull,
+        scale,
+        terms.half_bound,
+        dx,
+        radial,
+        X,
+        Y,
+        D,
+        terms.positive,
+        NEAR=side.near and paired,
+        FAR=side.far and paired,
+        SHARE=side.share,
+        EVEN_K=D % FEATURES == 0,
+        ACC=accumulation_type(side.x.dtype),
+        INTERPRET=is_interpreted(),
+        BLOCK=ROWS,
+        BLOCK_K=FEATURES,
+        HALF_RANGE=HALF_RANGE,
+    )
     return dx, radial
-
-
-def _finish_bias(column_sums, pull, unit, positive):
-    """Gradient of the bias: column sums of W less the positives' pull."""
-    if unit is not None:
-        column_sums = column_sums * (unit / HALF_RANGE.value)
-    if pull is None:
-        return column_sums
-    M, N = pull.shape[1], column_sums.shape[1]
-    column = (torch.arange(M, device=pull.device) + positive) % N
-    return column_sums.index_add_(1, column, pull, alpha=-1)

@@ -60,11 +60,13 @@ def kernel_hashes() -> dict[str, str]:
     """
     package = HERE.parents[1] / "fused_contrastive" / "backends"
 
+    shared = ("cuda/similarity.py", "cuda/_tiles.py", "tiled/operands.py")
+
     def launching(family: str) -> bytes:
         host, modules = {
             "force": ("force_ops.cpp", ("cuda/force.py",)),
-            "sigmoid": ("sigmoid_ops.cpp", ("cuda/sigmoid.py", "cuda/_tiles.py")),
-        }.get(family, ("similarity_ops.cpp", ("cuda/__init__.py", "cuda/_tiles.py")))
+            "sigmoid": ("sigmoid_ops.cpp", ("cuda/sigmoid.py", "tiled/sigmoid.py", *shared)),
+        }.get(family, ("similarity_ops.cpp", ("tiled/similarity.py", *shared)))
         paths = [package / name for name in (*modules, "tiled/plan.py")]
         return source_hash(HERE / host).encode() + b"".join(
             path.read_bytes() for path in paths if path.exists()

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_contrastive
 from fused_contrastive.backends import cuda
+from fused_contrastive.backends.cuda import _tiles
 from fused_contrastive.dtypes import float32_precision
 
 
@@ -223,18 +224,18 @@ def precision_settings():
 def test_matrix_precision_is_torchs(precision_settings):
     """By either setting; float32 alone asks for it."""
     x = torch.zeros(2, 2, device=Call.device)
-    highest = cuda.float32_products(x)
-    assert highest in (cuda.FMA, cuda.TF32X3)
-    for setting, expected in (("high", cuda.TF32), ("medium", cuda.TF32), ("highest", highest)):
+    highest = _tiles.float32_products(x)
+    assert highest in (_tiles.FMA, _tiles.TF32X3)
+    for setting, expected in (("high", _tiles.TF32), ("medium", _tiles.TF32), ("highest", highest)):
         torch.set_float32_matmul_precision(setting)
-        assert cuda.float32_products(x) == expected
-    for setting, expected in (("tf32", cuda.TF32), ("ieee", highest)):
+        assert _tiles.float32_products(x) == expected
+    for setting, expected in (("tf32", _tiles.TF32), ("ieee", highest)):
         precision_settings.fp32_precision = setting
-        assert cuda.float32_products(x) == expected
+        assert _tiles.float32_products(x) == expected
         assert float32_precision() == {"tf32": "high", "ieee": "highest"}[setting]
     precision_settings.fp32_precision = "none"
     torch.backends.fp32_precision = "tf32"
-    assert cuda.float32_products(x) == cuda.TF32
+    assert _tiles.float32_products(x) == _tiles.TF32
     a = points(5, 4).detach().float()
     for name in ("cuda", "panels"):
         assert fused_contrastive.nt_xent_loss(a, a + 1, backend=name).isfinite()

@@ -11,18 +11,15 @@ from support.cuda_calls import backend, operators  # noqa: F401
 from support.sigmoid_cases import USES, Use, check, run
 from test_cuda_similarity import TOLERANCE, precision  # noqa: F401
 
-from fused_contrastive.backends import cuda
-from fused_contrastive.backends.cuda import sigmoid as cuda_sigmoid
+from fused_contrastive.backends.cuda import _tiles
 from fused_contrastive.backends.tiled import plan as tiling
 
 PLUS, MINUS = USES[0], USES[2]
 
 
 @pytest.fixture
-def way(precision, monkeypatch):  # noqa: F811
+def way(precision):  # noqa: F811
     """(dtype, tolerance) of every way matrices are multiplied."""
-    monkeypatch.setattr(cuda_sigmoid, "float32_products", cuda.float32_products)
-    monkeypatch.setattr(cuda_sigmoid, "super_unit", cuda.super_unit)
     return precision[1], TOLERANCE[precision[0]]
 
 
@@ -44,7 +41,7 @@ def test_precisions(use, way, device):
 def test_strips_of_tiles(tiles, way, device, monkeypatch):
     """Super-tiles of several tiles, the last one cut in both directions."""
     dtype, tolerance = way
-    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
+    unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
     check(
         Use("not_self", offset=3),
@@ -71,7 +68,7 @@ def test_the_order_of_threads_does_not_matter(use, way, device, monkeypatch):
     race. On a GPU: the same bits in every run."""
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype, _ = way
-    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
+    unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 2 * unit)
     named = {k: x.to(device) for k, x in use.draw(unit + 6, 2 * unit + 6, 136, dtype).items()}
     results = []

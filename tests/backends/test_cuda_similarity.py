@@ -17,15 +17,15 @@ from support import native_calls as contract
 from support.cuda_calls import Call, backend, operators  # noqa: F401
 
 from fused_contrastive import problem as candidates
-from fused_contrastive.backends import cuda
+from fused_contrastive.backends.cuda import _tiles
 from fused_contrastive.backends.tiled import plan as tiling
 
 PRECISIONS = {
     "bf16": (torch.bfloat16, None),
     "fp16": (torch.float16, None),
-    "tf32": (torch.float32, cuda.TF32),
-    "tf32x3": (torch.float32, cuda.TF32X3),
-    "fma": (torch.float32, cuda.FMA),
+    "tf32": (torch.float32, _tiles.TF32),
+    "tf32x3": (torch.float32, _tiles.TF32X3),
+    "fma": (torch.float32, _tiles.FMA),
     "fp64": (torch.float64, None),
 }
 TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "tf32": 4e-3, "tf32x3": 2e-5, "fma": 2e-5, "fp64": 1e-12}
@@ -57,14 +57,14 @@ def precision(request, device, monkeypatch):
     name, _, architecture = request.param.partition("-")
     dtype, float32 = PRECISIONS[name]
     if float32 is not None:
-        monkeypatch.setattr(cuda, "float32_products", lambda _: float32)
+        monkeypatch.setattr(_tiles, "float32_products", lambda _: float32)
     if not architecture:
         yield name, dtype
     elif device.type == "cuda":
         pytest.skip("a GPU has one way of its own")
     else:
         cuda_host.load().capability(9)
-        monkeypatch.setattr(cuda, "super_unit", lambda _: cuda.TILE_SM90)
+        monkeypatch.setattr(_tiles, "super_unit", lambda _: _tiles.TILE_SM90)
         yield name, dtype
         cuda_host.load().capability(8)
 
@@ -192,7 +192,7 @@ def test_weighted_kinds(kind):
 def test_strips_of_tiles(tiles, scale, precision, device, monkeypatch):
     """Super-tiles of several tiles, more columns than have statistics in shared memory at a time."""
     name, dtype = precision
-    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
+    unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
     tolerance = TOLERANCE[name] * (8 if scale > 100 else 1)
     call = Call(M=5 * unit + 10, D=16, kind="not_pair", stride=unit, scale=scale, dtype=dtype)
@@ -330,7 +330,7 @@ def test_no_bias_of_float32_logits(D, precision):
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
 def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
     """With plain multiply-adds exactly where eager; three tf32 products make NaN of every product with an infinity."""
-    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     call = replace(POSITIVES[case], normalize=normalize, dtype=torch.float32)
     a = call.inputs[0].clone()
     a[0, 7, 3] = value
@@ -348,7 +348,7 @@ def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
 @pytest.mark.parametrize("case", ["in_batch", "clip"])
 def test_infinite_logits(case, value, monkeypatch):
     """NaN, as cross entropy, where a row's positive or its log-sum-exp is infinite (nothing is where it is -inf), and in its gradient."""
-    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     for dtype in (torch.float32, torch.float64):
         call = replace(POSITIVES[case], dtype=dtype, bias="values")
         bias = call.inputs[3].clone()
@@ -369,7 +369,7 @@ def test_infinite_logits(case, value, monkeypatch):
 @pytest.mark.parametrize("place", [0, 3, 8, 31, 40])
 def test_the_norm_of_one_row_overflows(place, monkeypatch):
     """Its square is infinite, its logits are not: no bound, so the sums are shifted, whichever thread had the row."""
-    monkeypatch.setattr(cuda, "float32_products", lambda _: cuda.FMA)
+    monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     call = Call(
         M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32
     )
@@ -402,7 +402,7 @@ def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypat
     race. On a GPU: the same bits in every run."""
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype = precision[1]
-    unit = cuda.super_unit(torch.empty(0, dtype=dtype, device=device))
+    unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: 2 * unit)
     if case == "weighted":
         call = Call(M=70, N=200, D=64, kind="all", weighted=True, dtype=dtype)

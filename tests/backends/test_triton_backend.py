@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_contrastive import problem as candidates
 from fused_contrastive import triton_kernels as backend
+from fused_contrastive.backends.tiled import plan
+from fused_contrastive.ops._codec import call_flat
 
 if guard.missing() is not None:
     pytest.skip(guard.missing(), allow_module_level=True)
 
-from fused_contrastive.triton_kernels import configs, gradients, launch, similarity
+from fused_contrastive.triton_kernels import configs, launch, similarity
 
 
 class Operations(TorchDispatchMode):
@@ -60,7 +63,8 @@ def test_launches_of_one_nt_xent_step(device):
     operands = call.draw(device)
     a, _, scale, _, _, _ = operands
     with launch.recording(run=False) as launches, Operations() as operations:
-        out = backend.similarity_forward(*operands, *call.options, False, False, False, F32)
+        arguments = (*operands, *call.options, False, False, False, F32)
+        out = call_flat(backend, "similarity_forward", arguments)
         assert [started.kernel.__name__ for started in launches] == [
             "prepare",
             "pair_reduce",
@@ -68,9 +72,9 @@ def test_launches_of_one_nt_xent_step(device):
         ]
         assert operations.names == []
         launches.clear()
-        backend.similarity_backward(
-            out[3], out[1], a, None, scale, None, None, None, *out[:3], *out[6:], *call.options, F32, True, False, True, False
-        )  # fmt: skip
+        tensors = (out[3], out[1], a, None, scale, None, None, None, *out[:3], *out[6:])
+        arguments = (*tensors, *call.options, F32, True, False, True, False)
+        call_flat(backend, "similarity_backward", arguments)
     assert [started.kernel.__name__ for started in launches] == [
         "prepare_backward",
         "pair_weight",
@@ -88,18 +92,20 @@ def test_kernels_have_few_arguments(device):
             Call(N=40, columns=True, bias=True),
         ):
             call = replace(call, dtype=F32)
-            out = backend.similarity_forward(
-                *call.draw(device), *call.options, call.columns, True, False, F32
-            )
-            del out
-        a, b, scale, bias, _, _ = Call(30, 40, dtype=F32).draw(device)
-        terms = a.new_empty(1, 30, 2)
-        gradients.weighted_sums(
-            a, b, bias, None, None, scale, terms, None, None, "all", 0, 1, False, True, True, True
-        )
-    assert {"prepare", "pair_reduce", "finish_forward", "pair_weight"} == {
-        started.kernel.__name__ for started in launches
-    }
+            operands, flags = call.draw(device), (call.columns, True, False)
+            out = call_flat(backend, "similarity_forward", (*operands, *call.options, *flags, F32))
+            tensors = (out[0][0], out[1][0] if call.columns else out[1], *operands)
+            need = (True, call.N is not None, True, call.bias)
+            arguments = (*tensors, *out[:3], *out[6:], *call.options, F32, *need)
+            call_flat(backend, "similarity_backward", arguments)
+    assert {
+        "prepare",
+        "pair_reduce",
+        "finish_forward",
+        "prepare_backward",
+        "pair_weight",
+        "finish_backward",
+    } == {started.kernel.__name__ for started in launches}
     assert max(len(started.arguments) for started in launches) <= 15
 
 
@@ -111,11 +117,11 @@ def test_resolved_offsets_mean_the_same(kind):
     for (M, N), offset, stride in itertools.product(((9, 12), (12, 9), (1, 1)), offsets, strides):
         rows, columns = torch.arange(M), torch.arange(N)
         expected = candidates.candidate_mask(kind, offset, stride, rows, columns)
-        resolved = similarity.resolve(kind, offset, stride, M, N)
-        mask = candidates.candidate_mask(*resolved, rows, columns)
+        resolved = candidates.Candidates(kind, offset, stride).resolved(M, N)
+        mask = resolved.mask(M, N, rows.device)
         mask = torch.ones(M, N, dtype=torch.bool) if mask is None else mask
         assert torch.equal(mask, expected), (offset, stride, resolved)
-        assert all(abs(value) <= 2**30 for value in resolved[1:])
+        assert all(abs(value) <= 2**30 for value in (resolved.offset, resolved.stride))
 
 
 @pytest.mark.parametrize(
@@ -123,11 +129,10 @@ def test_resolved_offsets_mean_the_same(kind):
 )
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("budget", [4096, 1 << 20, 1 << 30])
-def test_panels_cover_the_matrix_once(G, M, N, symmetric, budget, monkeypatch):
-    monkeypatch.setattr(gradients, "WORKSPACE", budget)
+def test_panels_cover_the_matrix_once(G, M, N, symmetric, budget):
     N = M if symmetric else N
     covered = torch.zeros(G, M, N, dtype=torch.int8)
-    for g, i, j in gradients.panels(G, M, N, symmetric, 2):
+    for g, i, j in plan.panels(G, M, N, symmetric, budget // 2):
         covered[g, i, j] += 1
         if symmetric and i != j:
             covered[g, j, i] += 1
@@ -183,11 +188,11 @@ def test_products_from_registers_wait_for_a_safe_assembler(monkeypatch, device):
     )
     assert "ptxas 12.9" in guard.status()
     with configs.assume("sm_90"):
-        assert launch.precision(F32, "sm_90") == "ieee"
+        assert configs.precision(F32, "sm_90") == "ieee"
         assert not similarity.fits_fused_rows(torch.empty(1, 8, 64, dtype=BF16))
     monkeypatch.setattr(guard, "ptxas_version", lambda capability: (13, 4))
     with configs.assume("sm_90"):
-        assert launch.precision(F32, "sm_90") == "tf32x3"
+        assert configs.precision(F32, "sm_90") == "tf32x3"
         assert similarity.fits_fused_rows(torch.empty(1, 8, 64, dtype=BF16))
 
 
@@ -195,26 +200,22 @@ def test_matrix_precision_is_torchs(monkeypatch):
     monkeypatch.setattr(guard, "ptxas_version", lambda capability: (13, 4))
     for setting, expected in (("highest", "tf32x3"), ("high", "tf32"), ("medium", "tf32")):
         monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda setting=setting: setting)
-        assert launch.precision(F32, "sm_90") == expected
+        assert configs.precision(F32, "sm_90") == expected
         assert (
-            launch.precision(F32, "gfx942")
-            == launch.precision(F64, "sm_90")
-            == launch.precision(BF16, "sm_80")
+            configs.precision(F32, "gfx942")
+            == configs.precision(F64, "sm_90")
+            == configs.precision(BF16, "sm_80")
             == "ieee"
         )
 
 
 def test_hashes_follow_the_code_only(tmp_path):
     """A changed helper changes the kernels that call it; comments and docstrings change nothing."""
-    package = hashes.__file__.rpartition("/")[0]
-
-    files = ("hashes", "common", "pair_weight", "pair_reduce", "prepare", "finish", "fused_rows")
-    files += ("force_common", "force_group", "force_tiles", "sigmoid_tiles")
+    package = Path(hashes.__file__).parent
 
     def hashes_of(edit):
-        for name in files:
-            with open(f"{package}/{name}.py") as file:
-                (tmp_path / f"{name}.py").write_text(edit(file.read()))
+        for path in package.glob("*.py"):
+            (tmp_path / path.name).write_text(edit(path.read_text()))
         spec = importlib.util.spec_from_file_location("hashes_copy", tmp_path / "hashes.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

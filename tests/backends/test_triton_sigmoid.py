@@ -13,7 +13,9 @@ from support.sigmoid_cases import TOLERANCE, USES, Use, check
 if guard.missing() is not None:
     pytest.skip(guard.missing(), allow_module_level=True)
 
-from fused_contrastive.triton_kernels import configs, gradients, launch
+from fused_contrastive.triton_kernels import configs, launch
+
+from fused_contrastive.backends.tiled import plan
 
 F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 SMALL = configs.Config(16, 16, 16)
@@ -56,7 +58,7 @@ def test_many_slots(device):
 
 @pytest.mark.parametrize("dtype", (F64, F16), ids=str)
 def test_panels_of_a_small_workspace(dtype, device, monkeypatch):
-    monkeypatch.setattr(gradients, "WORKSPACE", 2500)
+    monkeypatch.setattr(plan, "WORKSPACE", 2500)
     for use in (USES[0], replace(USES[2], lead=(2,))):
         check(use, "triton", 40, 45, 5, dtype, device, 3 * TOLERANCE[dtype])
 

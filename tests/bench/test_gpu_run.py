@@ -22,6 +22,7 @@ from bench.gpu import library as gpu_library
 from bench.gpu import run as gpu_run
 from bench.gpu import status as gpu_status
 from fused_contrastive.backends import cuda
+from fused_contrastive.backends.cuda import _tiles
 
 TINY = gpu.Stage("nt_xent,clip", "fp32", ("16x4",), 0.1, "eager,panels")
 
@@ -339,7 +340,9 @@ def test_every_operator_has_a_source():
     assert names | {"cuda/similarity_sm90", "cuda/sigmoid_sm90"} == {
         name for name in environment.kernel_hashes() if name.startswith("cuda/")
     }
-    assert device_tests.source_of("pair_reduce", (torch.ones(1), cuda.FMA)) == "cuda/similarity_fma"
+    assert (
+        device_tests.source_of("pair_reduce", (torch.ones(1), _tiles.FMA)) == "cuda/similarity_fma"
+    )
 
 
 def test_the_plugin_notes_launches(monkeypatch):

@@ -11,14 +11,19 @@ import torch
 from conftest import skip_unless_served
 
 from fused_contrastive.backends import cuda
-from fused_contrastive.backends.cuda import _tiles as cuda_tiles
 from fused_contrastive.backends.cuda import force as cuda_force
 from fused_contrastive.backends.cuda import sigmoid as cuda_sigmoid
+from fused_contrastive.backends.cuda import similarity as cuda_similarity
 from fused_contrastive.backends.panels import _panel
+from fused_contrastive.backends.tiled import operands
+from fused_contrastive.backends.tiled import sigmoid as tiled_sigmoid
+from fused_contrastive.backends.tiled import similarity as tiled_similarity
 from fused_contrastive.ops._codec import call_flat
 from support import native_calls as contract
 
-FENCED = tuple(module.__name__ for module in (cuda, cuda_force, cuda_sigmoid, cuda_tiles, _panel))
+ALLOCATING = (cuda_force, cuda_sigmoid, cuda_similarity)
+ALLOCATING += (operands, tiled_sigmoid, tiled_similarity, _panel)
+FENCED = tuple(module.__name__ for module in ALLOCATING)
 
 
 def move(tensors, device):
