@@ -1,4 +1,4 @@
-"""What the integrations share: finding the package, saying that its own code runs, numbers and tensors that stream."""
+"""What the integrations share: the package, the warning that its own code runs, what streams."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def package(module: str, distribution: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"fused_contrastive.integrations needs {module!r}, which cannot be imported ({error}): pip install {distribution}"
+            f"fused_contrastive.integrations needs {module!r}, "
+            f"which cannot be imported ({error}): pip install {distribution}"
         ) from error
 
 
@@ -36,13 +37,16 @@ def _warn(message: str) -> None:
 
 
 def falls_back(what: str, reason: str) -> None:
-    """Says, once for each, that what was asked of `what` ("lightly.NTXentLoss") does not stream."""
+    """Says, once for each reason, that what was asked of `what` does not stream."""
     _warn(f"{what} does not stream here and runs the package's own code: {reason}")
 
 
 def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
-    """Why these are not dense floating tensors of one dtype (outside autocast), device and last dimension, `dim` dimensions each, that hold anything;
-    None: they are."""
+    """Why these tensors do not stream together; None: they do.
+
+    They have to be dense floating tensors of `dim` dimensions each that hold anything. They share
+    the device, the last dimension and, outside autocast, the dtype.
+    """
     first = tensors[0]
     for x in tensors:
         if (
@@ -63,14 +67,18 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
 
 
 def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
-    """`value` as the losses take it, a finite number (as a divisor: not 0) or a 0-d tensor; None where it is neither nor one element."""
+    """`value` as the losses take it: a finite number (as a divisor: not 0) or a 0-d tensor.
+
+    A tensor of one element becomes 0-d. Anything else gives None.
+    """
     if isinstance(value, torch.Tensor):
         lowered = in_autocast(like.device) and value.dtype != torch.float64
         promotes = value.dim() > 0 and value.dtype != like.dtype and not lowered
         if value.numel() != 1 or value.dim() > like.dim() or promotes:
             return None
         value = value.reshape(())
-    elif hasattr(value, "item"):  # NumPy's, whose arithmetic is of its own precision
+    elif hasattr(value, "item"):
+        # A number of NumPy's, whose arithmetic is of its own precision.
         value = value.item()
     try:
         checks.number("value", value, like.device, divisor=divisor)
@@ -82,8 +90,11 @@ def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch
 def in_dtype_of(
     x: torch.Tensor, loss: torch.Tensor, operations: Callable | None = None
 ) -> torch.Tensor:
-    """The loss in the dtype that the package's operations would have given it: that of the inputs; inside autocast, whose choice depends on the
-    device, that of `operations` on one row, or float32."""
+    """The loss in the dtype that the package's operations would have given it.
+
+    This is that of the inputs. Inside autocast, whose choice depends on the device, it is that of
+    `operations` on one row, or float32.
+    """
     if not in_autocast(x.device):
         return loss.to(x.dtype)
     return loss if operations is None else loss.to(operations(x.detach()[:1]).dtype)

@@ -1,12 +1,14 @@
 """info-nce-pytorch: ``from fused_contrastive.integrations.info_nce import InfoNCE, info_nce``.
 
-All options stream: every `reduction`, in-batch, unpaired and paired negatives, a temperature that is a number or a tensor of one element.
-A temperature of several elements, of 0 or infinite falls back.
+All options stream: every `reduction`, in-batch, unpaired and paired negatives, a temperature that
+is a number or a tensor of one element. A temperature of several elements, of 0 or infinite falls
+back.
 """
 
 from __future__ import annotations
 
-from .. import checks, losses
+from ..checks import REDUCTIONS
+from ..losses.info_nce import info_nce_loss
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("info_nce", "info-nce-pytorch")
@@ -22,14 +24,17 @@ def info_nce(
     reduction="mean",
     negative_mode="unpaired",
 ):
-    """As `info_nce.info_nce`: ``[N, D]`` queries and positive keys, ``[M, D]`` or (paired) ``[N, M, D]`` negative keys."""
+    """As `info_nce.info_nce`.
+
+    Queries and positive keys are ``[N, D]``, negative keys ``[M, D]`` or (paired) ``[N, M, D]``.
+    """
     reason = _reason(query, positive_key, negative_keys, temperature, reduction, negative_mode)
     if reason is not None:
         falls_back("info_nce.info_nce", reason)
         return peer.info_nce(
             query, positive_key, negative_keys, temperature, reduction, negative_mode
         )
-    loss = losses.info_nce_loss(
+    loss = info_nce_loss(
         query,
         positive_key,
         negative_keys,
@@ -43,6 +48,7 @@ def info_nce(
 def _reason(
     query, positive_key, negative_keys, temperature, reduction, negative_mode
 ) -> str | None:
+    """Why these do not stream; None: they do."""
     reason = mismatch(query, positive_key)
     if reason is None and query.shape != positive_key.shape:
         reason = "query and positive_key of different lengths"
@@ -57,7 +63,7 @@ def _reason(
             reason = "query and paired negative_keys of different lengths"
     if reason is None and number(temperature, query, divisor=True) is None:
         reason = f"temperature={temperature}"
-    if reason is None and reduction not in checks.REDUCTIONS:
+    if reason is None and reduction not in REDUCTIONS:
         reason = f"reduction={reduction!r}"
     return reason
 

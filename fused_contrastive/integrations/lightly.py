@@ -1,7 +1,10 @@
-"""lightly: ``from fused_contrastive.integrations.lightly import NTXentLoss, DCLLoss, DCLWLoss, BarlowTwinsLoss``.
+"""lightly: ``from fused_contrastive.integrations.lightly import NTXentLoss``.
 
-Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed` (by lightly's own gather, and so with its gradients).
-Temperatures of several elements, infinite or (DCL, DCLW) 0 fall back, and Barlow Twins' inputs of other than two dimensions.
+`DCLLoss`, `DCLWLoss` and `BarlowTwinsLoss` are here, too.
+
+Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed` (by
+lightly's own gather, and so with its gradients). What falls back is a temperature of several
+elements, an infinite one or (DCL, DCLW) 0, and Barlow Twins' inputs of other than two dimensions.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 
-from .. import losses
-from ..autograd.similarity import similarity
 from ..dtypes import matrix_dtype
-from ..losses._reduction import exact_rows
+from ..losses._comparison import compare
+from ..losses.correlation import barlow_twins_loss
+from ..losses.info_nce import info_nce_loss
+from ..losses.nt_xent import nt_xent_loss
+from ..problem import Candidates
 from ..scalars import inverse_scale
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
@@ -24,43 +29,47 @@ __all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "NTXentLoss"]
 
 
 class Views:
-    """The two normalised views of this process, ``[n, d]`` each, among the rows of all processes."""
+    """The two normalised views ``[n, d]`` of this process among the rows of all processes."""
 
     def __init__(self, out0: torch.Tensor, out1: torch.Tensor, temperature, gather: bool):
-        self.own = exact_rows(out0, True), exact_rows(out1, True)
-        self.scale = inverse_scale(number(temperature, out0, divisor=True), out0)
-        self.dtype = matrix_dtype(out0)
+        scale = inverse_scale(number(temperature, out0, divisor=True), out0)
+        # One view compared with the other.
+        self.pair = compare(out0, out1, scale, normalize=True)
+        own = self.pair.rows, self.pair.columns
         self.gathered = gather and dist.world_size() > 1
         if self.gathered:
-            self.all = torch.cat([torch.cat(dist.gather(z)) for z in self.own])
-            self.start = dist.rank() * len(out0)
+            columns = torch.cat([torch.cat(dist.gather(z)) for z in own])
+            offset = dist.rank() * len(out0)
+            # The rows of each view compared with both views of all processes.
+            self.among_all = [
+                self.pair._replace(rows=z, columns=columns, offset=offset) for z in own
+            ]
+            self.samples = len(columns) // 2
+        else:
+            self.among_all = [self.pair._replace(rows=torch.cat(own), columns=None)]
+            self.samples = len(out0)
+        # Every row but those of the same sample.
+        self.others = Candidates("not_pair", stride=max(self.samples, 1))
 
     def cross_entropy(self) -> torch.Tensor:
-        """NT-Xent of this process's rows, ``[2, n]``."""
-        views = len(self.all) // 2
-        places = (views + self.start, self.start)
-        return torch.stack(
-            [self._against_all(z, positive=p).loss for z, p in zip(self.own, places, strict=True)]
-        )
+        """NT-Xent of this process's rows, ``[2, n]``, where views are gathered."""
+        first, second = self.among_all
+        # A row's positive is in the other half of the columns.
+        losses = first.lse(self.others, positive=self.samples), second.lse(self.others, positive=0)
+        return torch.stack([result.loss for result in losses])
+
+    def positive(self) -> torch.Tensor:
+        """The logits of the pairs, ``[n]``."""
+        return self.pair.scale * self.pair.dot(self.pair.columns)
 
     def log_sums(self) -> torch.Tensor:
-        """The log-sum-exp of each row's logits with all rows that are no view of its own sample, ``[2, n]``."""
-        if self.gathered:
-            return torch.stack([self._against_all(z).rows for z in self.own])
-        z = torch.cat(self.own)
-        result = similarity(
-            z, None, self.scale, kind="not_pair", stride=max(len(z) // 2, 1), dtype=self.dtype
-        )
-        return result.rows.view(2, -1)
-
-    def _against_all(self, z: torch.Tensor, positive: int = -1):
-        return similarity(
-            z, self.all, self.scale, kind="not_pair", offset=self.start, stride=max(len(self.all) // 2, 1), positive=positive,
-            dtype=self.dtype,
-        )  # fmt: skip
+        """The log-sum-exp ``[2, n]`` of each row's logits with the rows of other samples."""
+        lses = [compared.lse(self.others).rows for compared in self.among_all]
+        return torch.stack(lses) if self.gathered else lses[0].view(2, -1)
 
 
 def reason_against(temperature, out0: torch.Tensor, out1: torch.Tensor) -> str | None:
+    """Why these do not stream; None: they do."""
     reason = mismatch(out0, out1)
     if reason is None and out0.shape != out1.shape:
         reason = "views of different lengths"
@@ -70,7 +79,11 @@ def reason_against(temperature, out0: torch.Tensor, out1: torch.Tensor) -> str |
 
 
 class NTXentLoss(peer.NTXentLoss):
-    """As `lightly.loss.NTXentLoss`: ``NTXentLoss(temperature, memory_bank_size, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+    """As `lightly.loss.NTXentLoss`.
+
+    Build it with ``NTXentLoss(temperature, memory_bank_size, gather_distributed)`` and call it with
+    ``(out0, out1)``, ``[n, d]`` each.
+    """
 
     def forward(self, out0: torch.Tensor, out1: torch.Tensor) -> torch.Tensor:
         reason = reason_against(self.temperature, out0, out1) or self._bank_reason(out0)
@@ -81,13 +94,13 @@ class NTXentLoss(peer.NTXentLoss):
         if self.memory_bank.size[0]:
             unit0, unit1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
             unit1, negatives = self.memory_bank.forward(unit1, update=unit0.requires_grad)
-            loss = losses.info_nce_loss(
+            loss = info_nce_loss(
                 unit0, unit1, negatives.to(out0.device).T, temperature, normalize=False
             )
         elif self.gather_distributed and dist.world_size() > 1:
             loss = Views(out0, out1, temperature, True).cross_entropy().mean()
         else:
-            loss = losses.nt_xent_loss(out0, out1, temperature)
+            loss = nt_xent_loss(out0, out1, temperature)
         return in_dtype_of(out0, loss)
 
     def _bank_reason(self, out0: torch.Tensor) -> str | None:
@@ -96,11 +109,17 @@ class NTXentLoss(peer.NTXentLoss):
             matrix_dtype(bank) == matrix_dtype(out0) and bank.shape[1] == out0.shape[1]
         ):
             return None
-        return f"a memory bank of {bank.dtype}, {tuple(bank.shape)}, for outputs of {out0.dtype}, {tuple(out0.shape)}"
+        return (
+            f"a memory bank of {bank.dtype}, {tuple(bank.shape)}, "
+            f"for outputs of {out0.dtype}, {tuple(out0.shape)}"
+        )
 
 
 class DCLLoss(peer.DCLLoss):
-    """As `lightly.loss.DCLLoss`: ``DCLLoss(temperature, weight_fn, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+    """As `lightly.loss.DCLLoss`: ``DCLLoss(temperature, weight_fn, gather_distributed)``.
+
+    Call it with ``(out0, out1)``, ``[n, d]`` each.
+    """
 
     def forward(self, out0: torch.Tensor, out1: torch.Tensor) -> torch.Tensor:
         reason = reason_against(self.temperature, out0, out1)
@@ -108,7 +127,7 @@ class DCLLoss(peer.DCLLoss):
             falls_back(f"lightly.{type(self).__name__}", reason)
             return super().forward(out0, out1)
         views = Views(out0, out1, self.temperature, self.gather_distributed)
-        positive = weighted = views.scale * (views.own[0] * views.own[1]).sum(1)
+        positive = weighted = views.positive()
         loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
         for view, log_sum in enumerate(views.log_sums()):
             if self.weight_fn:
@@ -125,11 +144,17 @@ class DCLLoss(peer.DCLLoss):
 
 
 class DCLWLoss(DCLLoss, peer.DCLWLoss):
-    """As `lightly.loss.DCLWLoss`: ``DCLWLoss(temperature, sigma, gather_distributed)(out0, out1)``, ``[n, d]`` twice."""
+    """As `lightly.loss.DCLWLoss`: ``DCLWLoss(temperature, sigma, gather_distributed)``.
+
+    Call it with ``(out0, out1)``, ``[n, d]`` each.
+    """
 
 
 class BarlowTwinsLoss(peer.BarlowTwinsLoss):
-    """As `lightly.loss.BarlowTwinsLoss`: ``BarlowTwinsLoss(lambda_param, gather_distributed)(z_a, z_b)``, ``[n, d]`` twice."""
+    """As `lightly.loss.BarlowTwinsLoss`: ``BarlowTwinsLoss(lambda_param, gather_distributed)``.
+
+    Call it with ``(z_a, z_b)``, ``[n, d]`` each.
+    """
 
     def forward(self, z_a: torch.Tensor, z_b: torch.Tensor) -> torch.Tensor:
         reason = mismatch(z_a, z_b)
@@ -147,6 +172,6 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
             if self.gather_distributed and dist.world_size() > 1
             else None
         )
-        loss = losses.barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
+        loss = barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
         loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
         return loss.to((loss.detach() * self.lambda_param).dtype)

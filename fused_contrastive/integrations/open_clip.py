@@ -1,8 +1,10 @@
 """open_clip: ``from fused_contrastive.integrations.open_clip import ClipLoss, SigLipLoss``.
 
-Every option streams, over several processes, too: `local_loss`, `gather_with_grad` and `dist_impl` use open_clip's own communication, and so have
-its gradients. `cache_labels` has nothing to cache. `CoCaLoss` is open_clip's with this contrastive term; its distillation needs the logits of
-two models at once and has no streaming form (`ClipLoss.get_logits` still returns them). A scale or bias of several elements falls back.
+Every option streams, over several processes, too. `local_loss`, `gather_with_grad` and `dist_impl`
+use open_clip's own communication, and so have its gradients. `cache_labels` has nothing to cache.
+`CoCaLoss` is open_clip's with this contrastive term. Distillation needs the logits of two models at
+once, which `ClipLoss.get_logits` still returns; it has no streaming form here. A scale or bias of
+several elements falls back.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import losses
-from ..autograd.sigmoid import sigmoid_sum
-from ..autograd.similarity import similarity
+from ..losses._comparison import Comparison
+from ..losses.clip import clip_loss
+from ..losses.siglip import siglip_loss
+from ..problem import Candidates
 from ..scalars import as_scalar
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
@@ -22,6 +25,7 @@ __all__ = ["ClipLoss", "CoCaLoss", "SigLipLoss"]
 
 
 def reason_against(image_features, text_features, logit_scale, logit_bias) -> str | None:
+    """Why these do not stream; None: they do."""
     reason = mismatch(image_features, text_features)
     if reason is None and image_features.shape != text_features.shape:
         reason = "image_features and text_features of different lengths"
@@ -33,8 +37,12 @@ def reason_against(image_features, text_features, logit_scale, logit_bias) -> st
 
 
 class ClipLoss(peer.ClipLoss):
-    """As `open_clip.ClipLoss`: ``ClipLoss(local_loss, gather_with_grad, cache_labels, rank, world_size)(image_features, text_features,
-    logit_scale, logit_bias, output_dict)``, ``[N, D]`` twice."""
+    """As `open_clip.ClipLoss`.
+
+    Build it with ``ClipLoss(local_loss, gather_with_grad, cache_labels, rank, world_size)`` and
+    call it with ``(image_features, text_features, logit_scale, logit_bias, output_dict)``, the
+    features ``[N, D]``.
+    """
 
     def forward(
         self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False
@@ -47,17 +55,16 @@ class ClipLoss(peer.ClipLoss):
             )
         scale = number(logit_scale, image_features)
         if self.world_size == 1:
-            total = losses.clip_loss(image_features, text_features, scale)
+            total = clip_loss(image_features, text_features, scale)
         else:
             images, texts = self._gather(image_features, text_features)
             if self.local_loss:
-                total = self._rows(image_features, texts, scale) + self._rows(
-                    text_features, images, scale
-                )
-                total = total / 2
+                of_images = self._rows(image_features, texts, scale)
+                total = (of_images + self._rows(text_features, images, scale)) / 2
             else:
-                total = losses.clip_loss(images, texts, scale)
-        if logit_bias is not None:  # changes nothing and has a gradient of 0
+                total = clip_loss(images, texts, scale)
+        if logit_bias is not None:
+            # A bias changes nothing and has a gradient of 0.
             total = total + 0.0 * as_scalar(number(logit_bias, image_features), image_features)
         total = in_dtype_of(image_features, total)
         return {"contrastive_loss": total} if output_dict else total
@@ -65,17 +72,20 @@ class ClipLoss(peer.ClipLoss):
     def _gather(self, image_features, text_features):
         options = {"use_horovod": self.use_horovod} if hasattr(self, "use_horovod") else {}
         return peer.gather_features(
-            image_features, text_features, local_loss=self.local_loss, gather_with_grad=self.gather_with_grad,
-            rank=self.rank, world_size=self.world_size, **options,
-        )  # fmt: skip
+            image_features,
+            text_features,
+            local_loss=self.local_loss,
+            gather_with_grad=self.gather_with_grad,
+            rank=self.rank,
+            world_size=self.world_size,
+            **options,
+        )
 
     def _rows(self, own: torch.Tensor, everything: torch.Tensor, scale) -> torch.Tensor:
         """The mean cross entropy of this process's rows against those of all processes."""
-        place = len(own) * self.rank
-        result = similarity(
-            own, everything, as_scalar(scale, own), kind="not_self", offset=place, positive=place
-        )
-        return result.loss.mean()
+        first = len(own) * self.rank
+        compared = Comparison(own, everything, as_scalar(scale, own), offset=first)
+        return compared.lse(Candidates("not_self"), positive=0).loss.mean()
 
 
 class CoCaLoss(peer.CoCaLoss, ClipLoss):
@@ -83,8 +93,11 @@ class CoCaLoss(peer.CoCaLoss, ClipLoss):
 
 
 class SigLipLoss(peer.SigLipLoss):
-    """As `open_clip.SigLipLoss`: ``SigLipLoss(cache_labels, rank, world_size, dist_impl)(image_features, text_features, logit_scale, logit_bias,
-    output_dict)``, ``[N, D]`` twice."""
+    """As `open_clip.SigLipLoss`: ``SigLipLoss(cache_labels, rank, world_size, dist_impl)``.
+
+    Call it with ``(image_features, text_features, logit_scale, logit_bias, output_dict)``, the
+    features ``[N, D]``.
+    """
 
     def _loss(
         self, image_features, text_features, logit_scale, logit_bias=None, negative_only=False
@@ -99,9 +112,10 @@ class SigLipLoss(peer.SigLipLoss):
         bias = 0.0 if logit_bias is None else number(logit_bias, image_features)
         if negative_only:
             scale, bias = as_scalar(scale, image_features), as_scalar(bias, image_features)
-            loss = sigmoid_sum(image_features, text_features, scale, bias).rows.mean()
+            compared = Comparison(image_features, text_features, scale)
+            loss = compared.softplus_sum(Candidates("all"), bias).rows.mean()
         else:
-            loss = losses.siglip_loss(image_features, text_features, scale, bias)
+            loss = siglip_loss(image_features, text_features, scale, bias)
         return in_dtype_of(
             image_features, loss, lambda x: F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum()
         )

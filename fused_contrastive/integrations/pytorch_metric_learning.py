@@ -1,12 +1,16 @@
-"""pytorch-metric-learning: ``from fused_contrastive.integrations.pytorch_metric_learning import NTXentLoss, SupConLoss, NPairsLoss``.
+"""pytorch-metric-learning's losses over all pairs.
 
-Streams with labels, with `ref_emb` and `ref_labels`, with any reducer and regularizer, inside `SelfSupervisedLoss`, `CrossBatchMemory` and
-`DistributedLossWrapper`; the distance must be `CosineSimilarity` or `DotProductSimilarity` (any p, normalised or not, ``power=1``). Pairs and triplets
-given as an `indices_tuple` take memory in proportion to the tuple. Other distances, labels that are not integers, and a temperature of several
-elements, of 0 or infinite fall back.
+Write ``from fused_contrastive.integrations.pytorch_metric_learning import NTXentLoss``;
+`SupConLoss` and `NPairsLoss` are here, too. They stream with labels, with `ref_emb` and
+`ref_labels`, with any reducer and regularizer, inside `SelfSupervisedLoss`, `CrossBatchMemory` and
+`DistributedLossWrapper`. The distance must be `CosineSimilarity` or `DotProductSimilarity` (any p,
+normalised or not, ``power=1``). Pairs and triplets given as an `indices_tuple` take memory in
+proportion to the tuple. What falls back are other distances, labels that are not integers, and a
+temperature of several elements, of 0 or infinite.
 
-`NTXentLoss` here needs O(N D) and a number per positive pair where the library's needs [positive pairs, negative pairs]. With the default
-reducer and very many positive pairs it does not list them either.
+`NTXentLoss` here needs O(N D) and a number per positive pair where the library's needs [positive
+pairs, negative pairs]. With the default reducer and very many positive pairs it does not list them
+either.
 """
 
 from __future__ import annotations
@@ -15,16 +19,16 @@ import math
 
 import torch
 
-from .. import losses
-from ..autograd.sigmoid import sigmoid_sum
-from ..autograd.similarity import similarity
 from ..checks import is_integer
 from ..dtypes import matrix_dtype
-from ..losses._reduction import exact_rows, one_positive
-from ..losses.sup_con import product
-from ..problem import NO_SELF
+from ..losses._comparison import Comparison, exact_rows
+from ..losses._reduction import one_positive
+from ..losses.n_pairs import n_pairs_loss
+from ..losses.sup_con import sup_con_loss
+from ..problem import NO_SELF, Candidates
 from ..scalars import inverse_scale
 from ._common import falls_back, in_dtype_of, mismatch, number, package
+from ._pairs import Labelled, listed_logits, listed_logsumexp
 
 peer = package("pytorch_metric_learning.losses", "pytorch-metric-learning")
 distances = package("pytorch_metric_learning.distances", "pytorch-metric-learning")
@@ -34,128 +38,46 @@ lmu = package("pytorch_metric_learning.utils.loss_and_miner_utils", "pytorch-met
 
 __all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss"]
 
-CHUNK = 1 << 12
-"""Listed pairs whose rows are gathered at a time."""
+# Positive pairs per row of either set up to which they are listed. More are summed over by another
+# pass.
 LISTED = 16
-"""Positive pairs per row of either set up to which they are listed rather than summed over by another pass."""
 
 
-class ListedDots(torch.autograd.Function):
-    """``<a[i], b[j]>`` for index vectors i and j, in O(pairs) memory beside the operands."""
+def compare(loss, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> Comparison:
+    """The distance's rows of both sets as its matrix product would read them, and the scale.
 
-    @staticmethod
-    def forward(ctx, a, b, i, j):
-        ctx.save_for_backward(a, b, i, j)
-        pairs = zip(i.split(CHUNK), j.split(CHUNK), strict=True)
-        return torch.cat([(a[x] * b[y]).sum(1) for x, y in pairs])
-
-    @staticmethod
-    def backward(ctx, g):
-        a, b, i, j = ctx.saved_tensors
-        da, db = torch.zeros_like(a), torch.zeros_like(b)
-        for x, y, w in zip(
-            i.split(CHUNK), j.split(CHUNK), g.unsqueeze(1).split(CHUNK), strict=True
-        ):
-            da.index_add_(0, x, w * b[y])
-            db.index_add_(0, y, w * a[x])
-        return da, db, None, None
+    Where both sets are the same tensor, columns and rows are the same tensor as well.
+    """
+    distance, same = loss.distance, ref_emb is embeddings
+    distance.reset_stats()
+    q = distance.maybe_normalize(embeddings)
+    r = q if same else distance.maybe_normalize(ref_emb)
+    distance.set_default_stats(embeddings, ref_emb, q, r)
+    rows = exact_rows(q, False)
+    columns = rows if same else exact_rows(r, False)
+    scale = inverse_scale(number(loss.temperature, embeddings, divisor=True), embeddings)
+    return Comparison(rows, columns, scale, matrix_dtype(embeddings))
 
 
-def listed_logsumexp(logits: torch.Tensor, row: torch.Tensor, rows: int) -> torch.Tensor:
-    """Log-sum-exp ``[rows]`` of the logits of each row, −inf where there are none."""
-    largest = logits.new_full((rows,), float("-inf")).scatter_reduce(
-        0, row, logits.detach(), "amax"
-    )
-    total = logits.new_zeros(rows).index_add(0, row, (logits - largest[row]).exp())
-    return largest + total.log()
-
-
-class Comparison:
-    """The distance's rows of both sets, as its matrix product would read them, with the temperature."""
-
-    def __init__(self, loss, embeddings: torch.Tensor, ref_emb: torch.Tensor):
-        distance, self.same = loss.distance, ref_emb is embeddings
-        distance.reset_stats()
-        q = distance.maybe_normalize(embeddings)
-        r = q if self.same else distance.maybe_normalize(ref_emb)
-        distance.set_default_stats(embeddings, ref_emb, q, r)
-        self.dtype = matrix_dtype(embeddings)
-        self.q = exact_rows(q, False)
-        self.r = self.q if self.same else exact_rows(r, False)
-        self.scale = inverse_scale(number(loss.temperature, embeddings, divisor=True), embeddings)
-
-    def listed(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        """The logits of pairs."""
-        if 8 * len(i) > len(self.q) * len(self.r):
-            return self.scale * product(self.q, self.r.T)[i, j]
-        return self.scale * ListedDots.apply(self.q, self.r, i, j)
-
-    def stream(
-        self,
-        function,
-        key_a: torch.Tensor,
-        key_b: torch.Tensor,
-        kind: str,
-        offset: int,
-        *more,
-        **options,
-    ):
-        """`similarity` or `sigmoid_sum` of all pairs that the keys choose."""
-        b = None if self.same and key_a is key_b else self.r
-        key_b = None if b is None else key_b
-        return function(
-            self.q, b, self.scale, *more, kind=kind, offset=offset, key_a=key_a, key_b=key_b, dtype=self.dtype, **options
-        )  # fmt: skip
-
-
-class Labelled:
-    """The positives of each row: the ``count`` entries of ``order`` from ``first`` on, of which its own place is none where `exclude`."""
-
-    def __init__(self, labels: torch.Tensor, ref_labels: torch.Tensor):
-        self.exclude = ref_labels is labels
-        self.labels = labels.to(torch.int64)
-        self.ref_labels = self.labels if self.exclude else ref_labels.to(torch.int64)
-        self.offset = 0 if self.exclude else NO_SELF
-        ordered, self.order = self.ref_labels.sort(stable=True)
-        self.first = torch.searchsorted(ordered, self.labels)
-        self.size = torch.searchsorted(ordered, self.labels, right=True) - self.first
-        self.ref_first = (
-            self.first if self.exclude else torch.searchsorted(ordered, self.ref_labels)
-        )
-        self.count = self.size - 1 if self.exclude else self.size
-        self.positives = int(self.count.sum())
-        self.negatives = (
-            len(labels) * len(ref_labels) - self.positives - (len(labels) if self.exclude else 0)
-        )
-
-    def pairs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All pairs of row and positive, in the library's order."""
-        rows = torch.arange(len(self.labels), device=self.labels.device)
-        a = rows.repeat_interleave(self.size)
-        within = torch.arange(len(a), device=a.device) - (self.size.cumsum(0) - self.size)[a]
-        p = self.order[self.first[a] + within]
-        if self.exclude:
-            others = a != p
-            a, p = a[others], p[others]
-        return a, p
-
-    def sums(self, r: torch.Tensor) -> torch.Tensor:
-        """The sum of each row's positives."""
-        sums = r.new_zeros(len(r) + 1, r.shape[1]).index_add(0, self.ref_first, r)[self.first]
-        return sums - r if self.exclude else sums
-
-    def single_keys(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys that agree for a row and what its log-sum-exp leaves out: its own place where `exclude`, and a positive that is the only one."""
-        apart = len(self.ref_labels) + torch.arange(len(self.labels), device=self.labels.device)
-        key_a = torch.where(self.count == 1, self.first, apart if self.exclude else -1)
-        if self.exclude:
-            return key_a, key_a
-        return key_a, self.ref_first
+def one_set_or_two(
+    compared: Comparison,
+    kind: str,
+    key_a: torch.Tensor,  # [M]
+    key_b: torch.Tensor,  # [N]
+    offset: int = NO_SELF,
+) -> tuple[Comparison, Candidates]:
+    """All pairs that the keys choose; one set where rows and columns share their keys, too."""
+    if compared.columns is compared.rows and key_a is key_b:
+        return compared._replace(columns=None), Candidates(kind, offset, key_a=key_a)
+    return compared, Candidates(kind, offset, key_a=key_a, key_b=key_b)
 
 
 class Streaming:
-    """What the losses over all pairs share: when they stream, when there is nothing to compare, and which terms are 0, as reducers leave those out: the
-    ones that the library's arithmetic rounds to 0 when it adds them to a logit, which `_labelled` and `_listed` return last."""
+    """What the losses over all pairs share: when they stream, and which of their terms are 0.
+
+    Reducers leave out terms of 0. The library rounds a term to 0 when it adds it to a much larger
+    logit. `_labelled` and `_listed` therefore return that logit last.
+    """
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)
@@ -171,7 +93,7 @@ class Streaming:
             counts = len(indices_tuple[0]), len(indices_tuple[2])
         if not all(counts) or max(counts) <= 1:
             return self.zero_losses()
-        compared = Comparison(self, embeddings, ref_emb)
+        compared = compare(self, embeddings, ref_emb)
         if indices_tuple is None:
             terms, indices, reduction, beside = self._labelled(compared, labelled)
         else:
@@ -200,6 +122,7 @@ class Streaming:
 
 
 def distance_reason(distance) -> str | None:
+    """Why a distance does not stream; None: it does."""
     if (
         type(distance) not in (distances.CosineSimilarity, distances.DotProductSimilarity)
         or distance.power != 1
@@ -209,6 +132,7 @@ def distance_reason(distance) -> str | None:
 
 
 def tuple_reason(indices_tuple, rows: int, columns: int) -> str | None:
+    """Why pairs or triplets of these many rows and columns do not stream; None: they do."""
     sizes = (rows, columns) * 2 if len(indices_tuple) == 4 else (rows, columns, columns)
     if len(indices_tuple) not in (3, 4) or not all(
         isinstance(x, torch.Tensor) for x in indices_tuple
@@ -230,43 +154,43 @@ def tuple_reason(indices_tuple, rows: int, columns: int) -> str | None:
 
 
 class NTXentLoss(Streaming, peer.NTXentLoss):
-    """As `pytorch_metric_learning.losses.NTXentLoss`: a term per pair of anchor and positive, against the anchor's negatives."""
+    """As `pytorch_metric_learning.losses.NTXentLoss`.
+
+    There is a term for each pair of anchor and positive, against the anchor's negatives.
+    """
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
         keys = labelled.labels, labelled.ref_labels
-        negative = compared.stream(similarity, *keys, "other_key", NO_SELF).rows
+        among, others = one_set_or_two(compared, "other_key", *keys)
+        negative = among.lse(others).rows
         many = labelled.positives > LISTED * sum(map(len, keys))
         if many and self._takes_the_mean() and self._cannot_saturate(compared):
-            total = compared.stream(
-                sigmoid_sum, *keys, "same_key", labelled.offset, -negative, sign=-1
-            ).rows.sum()
+            among, positives = one_set_or_two(compared, "same_key", *keys, labelled.offset)
+            total = among.softplus_sum(positives, -negative, sign=-1).rows.sum()
             return total / labelled.positives, None, "already_reduced", compared.scale.new_zeros(())
         return self._terms(compared, negative, *labelled.pairs())
 
     def _listed(self, compared: Comparison, a1, p, a2, n):
-        negative = listed_logsumexp(compared.listed(a2, n), a2, len(compared.q))
+        negative = listed_logsumexp(listed_logits(compared, a2, n), a2, len(compared.rows))
         return self._terms(compared, negative, a1, p)
 
-    def _terms(
-        self, compared: Comparison, negative: torch.Tensor, a: torch.Tensor, p: torch.Tensor
-    ):
-        terms = one_positive(negative[a], compared.listed(a, p))
-        return (
-            -torch.logaddexp(-terms, self._floor(compared)),
-            (a, p),
-            "pos_pair",
-            terms.new_zeros(()),
-        )
+    def _terms(self, compared: Comparison, negative: torch.Tensor, a, p):
+        terms = one_positive(negative[a], listed_logits(compared, a, p))
+        terms = -torch.logaddexp(-terms, self._floor(compared))
+        return terms, (a, p), "pos_pair", terms.new_zeros(())
 
     def _operations(self, z: torch.Tensor) -> torch.Tensor:
         return torch.log(torch.exp(z @ z.T / self.temperature))
 
     def _floor(self, compared: Comparison) -> torch.Tensor:
-        """The library adds the dtype's smallest normal number to a probability before it takes the logarithm."""
+        """The logarithm of what the library adds to a probability before it takes the logarithm.
+
+        This is the smallest normal number of the dtype.
+        """
         return compared.scale.new_tensor(math.log(c_f.small_val(compared.dtype)))
 
     def _cannot_saturate(self, compared: Comparison) -> bool:
-        """Whether that is lost in rounding, whatever the embeddings."""
+        """Whether rounding loses this number, whatever the embeddings."""
         if (
             compared.dtype == torch.float16
             or not self.distance.normalize_embeddings
@@ -275,7 +199,7 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
             return False
         if isinstance(self.temperature, torch.Tensor):
             return False
-        return 2 / abs(self.temperature) + math.log(len(compared.r)) < 60
+        return 2 / abs(self.temperature) + math.log(len(compared.columns)) < 60
 
     def _takes_the_mean(self) -> bool:
         """Whether the terms are averaged, and nothing counts them."""
@@ -288,64 +212,64 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
 
 class SupConLoss(Streaming, peer.SupConLoss):
-    """As `pytorch_metric_learning.losses.SupConLoss`: for each row the mean over its positives, in a softmax over all other rows."""
+    """As `pytorch_metric_learning.losses.SupConLoss`.
+
+    The loss of a row is the mean over its positives, in a softmax over all other rows.
+    """
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
-        indices = c_f.torch_arange_from_size(compared.q)
-        mean = (
-            compared.scale
-            * (compared.q * labelled.sums(compared.r)).sum(1)
-            / labelled.count.clamp_min(1)
-        )
+        indices = c_f.torch_arange_from_size(compared.rows)
+        sums = compared.dot(labelled.sums(compared.columns))
+        mean = compared.scale * sums / labelled.count.clamp_min(1)
         beside = self._beside(compared, mean, labelled.exclude)
-        if compared.same and labelled.exclude:
-            z, temperature = (
-                compared.q.to(compared.dtype),
-                number(self.temperature, compared.q, divisor=True),
-            )
-            terms = losses.sup_con_loss(
-                z, labelled.labels, temperature, normalize=False, reduction="none"
-            )
+        if compared.columns is compared.rows and labelled.exclude:
+            z = compared.rows.to(compared.dtype)
+            temperature = number(self.temperature, compared.rows, divisor=True)
+            terms = sup_con_loss(z, labelled.labels, temperature, normalize=False, reduction="none")
             return terms, indices, "element", beside
-        rest = compared.stream(similarity, *labelled.single_keys(), "other_key", NO_SELF).rows
+        among, others = one_set_or_two(compared, "other_key", *labelled.single_keys())
+        rest = among.lse(others).rows
         terms = torch.where(labelled.count == 1, one_positive(rest, mean), rest - mean)
         return terms.masked_fill(labelled.count == 0, 0.0), indices, "element", beside
 
     def _listed(self, compared: Comparison, a1, p, a2, n):
-        rows, columns = len(compared.q), len(compared.r)
+        rows, columns = len(compared.rows), len(compared.columns)
         positive, negative = (torch.unique(i.long() * columns + j) for i, j in ((a1, p), (a2, n)))
         assert not torch.isin(positive, negative).any(), (
             "Each pair should be either be positive or negative"
         )
-        logits = [compared.listed(x // columns, x % columns) for x in (positive, negative)]
+        logits = [listed_logits(compared, x // columns, x % columns) for x in (positive, negative)]
         positive, negative = (x // columns for x in (positive, negative))
         count = torch.bincount(positive, minlength=rows)
         mean = logits[0].new_zeros(rows).index_add(0, positive, logits[0]) / count.clamp_min(1)
-        mean = (
-            mean + 0 * (compared.q @ compared.r.sum(0)).detach()
-        )  # NaN where any logit of the row, listed or not, is
+        # NaN where any logit of the row is, whether it is listed or not.
+        mean = mean + 0 * (compared.rows @ compared.columns.sum(0)).detach()
         rest = listed_logsumexp(logits[1], negative, rows)
         everything = torch.logaddexp(rest, listed_logsumexp(logits[0], positive, rows))
         terms = torch.where(count == 1, one_positive(rest, mean), everything - mean)
-        indices, beside = (
-            c_f.torch_arange_from_size(compared.q),
-            self._beside(compared, mean, compared.same),
-        )
+        indices = c_f.torch_arange_from_size(compared.rows)
+        beside = self._beside(compared, mean, compared.columns is compared.rows)
         return terms.masked_fill(count == 0, 0.0), indices, "element", beside
 
     @staticmethod
     def _beside(compared: Comparison, positive: torch.Tensor, own: bool) -> torch.Tensor:
-        """The logit of a row's only positive less its largest, which may be its own, that is no candidate."""
+        """The logit of a row's only positive less its largest logit, at most 0.
+
+        The largest may be the row's own logit, which is no candidate.
+        """
         if not own:
             return torch.zeros_like(positive)
-        return (positive - compared.scale * (compared.q * compared.r).sum(1)).clamp_max(0.0)
+        return (positive - compared.scale * compared.dot(compared.columns)).clamp_max(0.0)
 
     def _operations(self, z: torch.Tensor) -> torch.Tensor:
         return torch.logsumexp(z @ z.T / self.temperature, 1)
 
 
 class NPairsLoss(peer.NPairsLoss):
-    """As `pytorch_metric_learning.losses.NPairsLoss`: of each label the first pair, against the positives of the other labels."""
+    """As `pytorch_metric_learning.losses.NPairsLoss`.
+
+    The first pair of each label is compared with the positives of the other labels.
+    """
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         c_f.labels_required(labels)
@@ -362,9 +286,8 @@ class NPairsLoss(peer.NPairsLoss):
         self.distance.reset_stats()
         q, r = self.distance.maybe_normalize(anchors), self.distance.maybe_normalize(positives)
         self.distance.set_default_stats(anchors, positives, q, r)
-        terms = in_dtype_of(
-            embeddings, losses.n_pairs_loss(q, r, normalize=False, reduction="none")
-        )
+        terms = n_pairs_loss(q, r, normalize=False, reduction="none")
+        terms = in_dtype_of(embeddings, terms)
         return {"loss": {"losses": terms, "indices": anchor, "reduction_type": "element"}}
 
     @staticmethod

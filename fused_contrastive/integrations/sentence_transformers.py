@@ -1,10 +1,13 @@
-"""sentence-transformers: ``from fused_contrastive.integrations.sentence_transformers import MultipleNegativesRankingLoss``, and the deprecated
-`MultipleNegativesSymmetricRankingLoss`.
+"""sentence-transformers' ranking loss.
 
-Every option streams: all `directions`, both values of `partition_mode`, all of `hardness_mode`, any number of hard negatives,
-`gather_across_devices` (by the library's own gather, and so with its gradients), and `similarity_fct` `cos_sim` or `dot_score`. Other similarity
-functions, sparse embeddings, a scale of several elements and hard negatives that are not one per query and column fall back. As in the library
-the products of float16 and bfloat16 embeddings are float32 outside autocast.
+Write ``from fused_contrastive.integrations.sentence_transformers import`` and
+`MultipleNegativesRankingLoss`. The deprecated `MultipleNegativesSymmetricRankingLoss` is here, too.
+Every option streams: all `directions`, both values of `partition_mode`, all of `hardness_mode`, any
+number of hard negatives, `similarity_fct` `cos_sim` or `dot_score`, and `gather_across_devices` (by
+the library's own gather, and so with its gradients). What falls back are other similarity
+functions, sparse embeddings, a scale of several elements, and hard negatives that are not one per
+query and column. As in the library, the products of float16 and bfloat16 embeddings are float32
+outside autocast.
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ import torch
 from typing_extensions import deprecated
 
 from ..dtypes import accumulation_dtype, matrix_dtype
-from ..losses._cross_entropy import negatives
-from ..losses._reduction import exact_rows, one_positive
-from ..reference._dense import masked_logsumexp
+from ..losses._comparison import Comparison, exact_rows
+from ..losses._reduction import merged, one_positive
+from ..problem import Candidates
 from ..scalars import as_scalar
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
@@ -31,35 +34,49 @@ COSINE = (util.cos_sim, util.pytorch_cos_sim)
 
 
 class Batch:
-    """Queries and documents (positives, then hard negatives) of all processes ``[m, d]`` each, of which `rows` are this process's."""
+    """Queries and documents of all processes, ``[m, d]`` each.
+
+    This process has the n of them in the places `rows`.
+    """
 
     def __init__(self, queries, documents, rows: slice, scale, normalize: bool):
-        self.dtype = matrix_dtype(queries)
         self.queries = exact_rows(queries, normalize)
+        # The positives, then the hard negatives.
         self.documents = [exact_rows(x, normalize) for x in documents]
         self.rows, self.local = rows, rows.stop - rows.start == len(queries)
         self.own_queries, self.own_positives = self.queries[rows], self.documents[0][rows]
-        self.scale = as_scalar(scale, queries)
-        self.positive = self.scale * (self.own_queries * self.own_positives).sum(1)
+        self.compared = Comparison(
+            self.own_queries,
+            self.queries,
+            as_scalar(scale, queries),
+            matrix_dtype(queries),
+            offset=rows.start,
+        )
+        # The logits of the positives, [n].
+        self.positive = self.compared.scale * self.compared.dot(self.own_positives)
 
     def others(self, a, b, hardness: float = 0.0, columns: bool = False):
-        """Log-sum-exp of the logits of the rows of a with all rows of b that belong to other queries, to each of which ``hardness`` times the
-        similarity is added as a constant: the logit is ``(scale + hardness) s``, of whose gradient the scale's part flows."""
-        return negatives(
-            a, b, self.scale, hardness, kind="not_pair", offset=self.rows.start, stride=max(len(self.queries), 1),
-            columns=columns, dtype=self.dtype,
-        )  # fmt: skip
+        """The log-sum-exp of the rows of a with all rows of b (None: a) of other queries.
+
+        To each logit ``hardness`` times the similarity is added as a constant. It is then ``(scale
+        + hardness) s``, of whose gradient the scale's part flows.
+        """
+        compared = self.compared._replace(rows=a, columns=b)
+        candidates = Candidates("not_pair", stride=max(len(self.queries), 1))
+        return compared.lse(candidates, hardness=hardness, columns=columns)
 
     def log_sums(
         self, directions: set[str], in_batch: float, own: float
     ) -> dict[str, list[torch.Tensor]]:
-        """For each direction the log-sum-exps ``[n]`` that make up its denominator, less the positive. `in_batch` and `own` are the hardness
-        of the negatives of other queries and of the query's own hard negatives."""
+        """For each direction the log-sum-exps ``[n]`` of its denominator, without the positive.
+
+        `in_batch` and `own` are the hardness of the negatives of other queries and of the query's
+        own hard negatives.
+        """
         sums: dict[str, list[torch.Tensor]] = {name: [] for name in directions}
         documents = self.documents
-        if (
-            "doc_to_query" in directions and self.local and not in_batch
-        ):  # both directions in one pass
+        if "doc_to_query" in directions and self.local and not in_batch:
+            # Both directions in one pass.
             both = self.others(self.own_queries, documents[0], columns=True)
             sums["query_to_doc"].append(both.rows)
             sums["doc_to_query"].append(both.cols)
@@ -67,12 +84,11 @@ class Batch:
         elif "doc_to_query" in directions:
             sums["doc_to_query"].append(self.others(self.own_positives, self.queries).rows)
         if documents:
-            sums["query_to_doc"].append(
-                self.others(self.own_queries, torch.cat(documents), in_batch).rows
-            )
+            result = self.others(self.own_queries, torch.cat(documents), in_batch)
+            sums["query_to_doc"].append(result.rows)
         for hard in self.documents[1:]:
-            cosine = (self.own_queries * hard[self.rows]).sum(1)
-            sums["query_to_doc"].append(self.scale * cosine + own * cosine.detach())
+            cosine = self.compared.dot(hard[self.rows])
+            sums["query_to_doc"].append(self.compared.scale * cosine + own * cosine.detach())
         if "query_to_query" in directions:
             other = None if self.local else self.queries
             sums["query_to_query"].append(self.others(self.own_queries, other).rows)
@@ -82,12 +98,11 @@ class Batch:
         return sums
 
 
-def together(log_sums: list[torch.Tensor]) -> torch.Tensor:
-    return log_sums[0] if len(log_sums) == 1 else masked_logsumexp(torch.stack(log_sums), 0)
-
-
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
-    """As `sentence_transformers.losses.MultipleNegativesRankingLoss`: ``[B, D]`` embeddings of queries, positives and hard negatives."""
+    """As `sentence_transformers.losses.MultipleNegativesRankingLoss`.
+
+    The embeddings of queries, positives and hard negatives are ``[B, D]`` each.
+    """
 
     def compute_loss_from_embeddings(
         self, embeddings: list[torch.Tensor], labels: torch.Tensor
@@ -110,18 +125,14 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
         )
         sums, positive = batch.log_sums(set(self.directions), in_batch, own), batch.positive
         if self.partition_mode == "joint":
-            # a softmax that counts the positive once per direction that holds it: softplus(lse - pos - log count) + log count
+            # The softmax counts the positive once for each direction that holds it. So the loss is
+            # softplus(lse - pos - log count) + log count.
             count = math.log(len({"query_to_doc", "doc_to_query"} & sums.keys()))
-            loss = (
-                one_positive(
-                    together([x for terms in sums.values() for x in terms]), positive + count
-                )
-                + count
-            )
+            lse = merged([x for terms in sums.values() for x in terms])
+            loss = one_positive(lse, positive + count) + count
         else:
-            loss = sum(one_positive(together(terms), positive) for terms in sums.values()) / len(
-                sums
-            )
+            losses = [one_positive(merged(terms), positive) for terms in sums.values()]
+            loss = sum(losses) / len(losses)
         return in_dtype_of(
             embeddings[0],
             loss.mean(),
@@ -142,11 +153,15 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # of deriving from a deprecated class
+    # Deriving from a deprecated class warns.
+    warnings.simplefilter("ignore", DeprecationWarning)
 
-    @deprecated("MultipleNegativesSymmetricRankingLoss is deprecated as sentence-transformers' is: use MultipleNegativesRankingLoss with "
-                "directions=('query_to_doc', 'doc_to_query') and partition_mode='per_direction'")  # fmt: skip
+    @deprecated(
+        "MultipleNegativesSymmetricRankingLoss is deprecated as sentence-transformers' is: "
+        "use MultipleNegativesRankingLoss with directions=('query_to_doc', 'doc_to_query') "
+        "and partition_mode='per_direction'"
+    )
     class MultipleNegativesSymmetricRankingLoss(
         peer.MultipleNegativesSymmetricRankingLoss, MultipleNegativesRankingLoss
     ):
-        """As `sentence_transformers.losses.MultipleNegativesSymmetricRankingLoss`: the mean of both directions."""
+        """As sentence-transformers' own: the mean of both directions."""

@@ -1,7 +1,8 @@
-"""Spijkervet/SimCLR (`simclr` on PyPI): ``from fused_contrastive.integrations.simclr import NT_Xent``.
+"""Spijkervet/SimCLR (`simclr`): ``from fused_contrastive.integrations.simclr import NT_Xent``.
 
-Every option streams for ``world_size=1``; ``world_size > 1`` falls back (its gather returns each rank's own gradient only). The package's
-``[2B, 2B]`` mask, built by a loop over B, is built when it is asked for.
+Every option streams for ``world_size=1``. ``world_size > 1`` falls back, as its gather returns each
+rank's own gradient only. The package builds its ``[2B, 2B]`` mask by a loop over B; here this
+happens when the mask is asked for.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import functools
 import torch
 from torch import nn
 
-from .. import losses
 from ..dtypes import accumulation_dtype, matrix_dtype
+from ..losses.nt_xent import nt_xent_loss
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("simclr.modules.nt_xent", "simclr")
 
 __all__ = ["NT_Xent"]
 
+# `torch.nn.CosineSimilarity` raises smaller norms to this one.
 EPS = 1e-8
-"""What `torch.nn.CosineSimilarity` raises smaller norms to."""
 
 
 class NT_Xent(peer.NT_Xent):
-    """As `simclr.modules.NT_Xent`: ``NT_Xent(batch_size, temperature, world_size)(z_i, z_j)``, ``[batch_size, D]`` twice."""
+    """As `simclr.modules.NT_Xent`: ``NT_Xent(batch_size, temperature, world_size)``.
+
+    Call it with ``(z_i, z_j)``, ``[batch_size, D]`` each.
+    """
 
     def __init__(self, batch_size, temperature, world_size):
         nn.Module.__init__(self)
@@ -44,9 +48,8 @@ class NT_Xent(peer.NT_Xent):
             falls_back("simclr.NT_Xent", reason)
             return super().forward(z_i, z_j)
         views = unit(torch.cat((z_i, z_j))).chunk(2)
-        loss = losses.nt_xent_loss(
-            *views, number(self.temperature, z_i, divisor=True), normalize=False
-        )
+        temperature = number(self.temperature, z_i, divisor=True)
+        loss = nt_xent_loss(*views, temperature, normalize=False)
         return in_dtype_of(z_i, loss)
 
     def _reason(self, z_i, z_j) -> str | None:
@@ -61,7 +64,11 @@ class NT_Xent(peer.NT_Xent):
 
 
 def unit(z: torch.Tensor) -> torch.Tensor:
-    """Rows over their norms, which are raised to EPS without a gradient of their own, as in `torch.cosine_similarity`."""
+    """The rows of ``z [B, D]`` over their norms.
+
+    As in `torch.cosine_similarity`, smaller norms are raised to EPS without a gradient of their
+    own.
+    """
     dtype = matrix_dtype(z)
     z = z.to(accumulation_dtype(z.dtype))
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)

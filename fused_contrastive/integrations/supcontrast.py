@@ -1,5 +1,6 @@
-"""HobbitLong/SupContrast, which is no package: ``from fused_contrastive.integrations.supcontrast import SupConLoss`` in place of its ``losses.py``.
+"""HobbitLong/SupContrast, which is no package.
 
+``from fused_contrastive.integrations.supcontrast import SupConLoss`` replaces its ``losses.py``.
 Every option streams; a `mask` is an ``[N, N]`` input, read as it is.
 """
 
@@ -8,25 +9,31 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .. import losses
 from ..checks import is_integer
+from ..losses.sup_con import sup_con_loss
 
 __all__ = ["SupConLoss"]
 
+# The terms of a row are not divided by a sum of weights below this.
 SMALL = 1e-6
-"""Sums of weights below which the terms of a row are not divided by them."""
 
 
 class SupConLoss(nn.Module):
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv:2004.11362, eq. 2), as in its authors' code: ``temperature / base_temperature`` times
-    the mean over rows, those without positives counted as 0.
+    """Supervised contrastive loss, as in its authors' code.
+
+    It is eq. 2 of Khosla et al. 2020 (arXiv:2004.11362): ``temperature / base_temperature`` times
+    the mean over rows, where rows without positives count as 0.
 
     Args of `forward`:
-        features: ``[N, V, ...]``, V views of each sample, normalised by the caller; trailing dimensions are flattened.
-        labels: ``[N]`` integers; mask: ``[N, N]`` non-negative weights of sample j as a positive of sample i. Neither: every sample is its own class.
+        features: ``[N, V, ...]``, V views of each sample, normalised by the caller; trailing
+            dimensions are flattened.
+        labels: ``[N]`` integers. Without labels and mask, every sample is its own class.
+        mask: ``[N, N]`` non-negative weights of sample j as a positive of sample i.
 
-    Raises ValueError for features of fewer than three dimensions, both labels and mask, a number of labels other than N, and another `contrast_mode`
-    than "all" (every view's rows are anchors) and "one" (the first view's).
+    Raises:
+        ValueError: for features of fewer than three dimensions; both labels and mask; a number of
+            labels other than N; another `contrast_mode` than "all" (every view's rows are anchors)
+            and "one" (the first view's).
     """
 
     def __init__(self, temperature=0.07, contrast_mode="all", base_temperature=0.07):
@@ -38,7 +45,8 @@ class SupConLoss(nn.Module):
     def forward(self, features, labels=None, mask=None):
         if features.dim() < 3:
             raise ValueError(
-                f"features must have shape [N, V, ...], at least 3 dimensions, got {tuple(features.shape)}"
+                "features must have shape [N, V, ...], at least 3 dimensions, "
+                f"got {tuple(features.shape)}"
             )
         if labels is not None and mask is not None:
             raise ValueError("labels and mask must not both be given")
@@ -54,15 +62,19 @@ class SupConLoss(nn.Module):
             raise ValueError(f"contrast_mode must be 'all' or 'one', got {self.contrast_mode!r}")
         if mask is not None:
             mask = mask.to(features.device, torch.promote_types(features.dtype, torch.float32))
-        loss = losses.sup_con_loss(
-            features.flatten(2), labels, self.temperature, positive_weights=mask, contrast_mode=self.contrast_mode,
-            normalize=False, reduction="mean" if mask is None else "none",
-        )  # fmt: skip
+        loss = sup_con_loss(
+            features.flatten(2),
+            labels,
+            self.temperature,
+            positive_weights=mask,
+            contrast_mode=self.contrast_mode,
+            normalize=False,
+            reduction="mean" if mask is None else "none",
+        )
         if mask is not None:
             views = features.shape[1]
-            total = (
-                views * (mask.tril(-1).sum(1) + mask.triu(1).sum(1)) + (views - 1) * mask.diagonal()
-            )
+            of_others = mask.tril(-1).sum(1) + mask.triu(1).sum(1)
+            total = views * of_others + (views - 1) * mask.diagonal()
             loss = loss.mean(1) if loss.dim() == 2 else loss
             loss = (loss * torch.where(total < SMALL, total, 1.0)).mean()
         return (self.temperature / self.base_temperature) * loss

@@ -1,4 +1,4 @@
-"""The options of the losses with one positive, checked."""
+"""The arguments that many losses share, checked."""
 
 from __future__ import annotations
 
@@ -8,35 +8,81 @@ from typing import NamedTuple
 import torch
 
 from .. import checks
+from ..backends import dispatch
 
 
 class Options(NamedTuple):
-    """What changes the cross entropy of a row (softmax.py); all 0: nothing."""
+    """What changes the cross entropy of a row. At 0 an option changes nothing.
+
+    A new option is a field and its check here, its effect in `_cross_entropy`, and an argument of
+    each loss that has it.
+    """
 
     label_smoothing: float = 0.0
     margin: float = 0.0
     hardness: float = 0.0
     tau_plus: float = 0.0
 
+    def given(self) -> dict[str, float]:
+        """The options that are not 0, by name, as the reference losses take them."""
+        return {name: value for name, value in self._asdict().items() if value}
 
-def check_options(label_smoothing, margin, hardness=0.0, tau_plus=0.0) -> Options:
-    """The four as `Options`. Raises ValueError or TypeError naming the one that is wrong."""
-    given = Options(label_smoothing, margin, hardness, tau_plus)
-    if all(type(x) is float and x == 0.0 for x in given):
-        return given
-    checks.interval("label_smoothing", label_smoothing, 0, 1)
-    checks.interval("margin", margin, -math.inf, math.inf)
-    checks.interval("hardness", hardness, 0, math.inf)
-    checks.interval("tau_plus", tau_plus, 0, 1, closed=False)
-    if hardness and tau_plus:
+
+def check_options(**given: float) -> Options:
+    """The given options as `Options`. Raises ValueError or TypeError naming the wrong one."""
+    options = Options(**given)
+    if all(type(x) is float and x == 0.0 for x in options):
+        return options
+    checks.interval("label_smoothing", options.label_smoothing, 0, 1)
+    checks.interval("margin", options.margin, -math.inf, math.inf)
+    checks.interval("hardness", options.hardness, 0, math.inf)
+    checks.interval("tau_plus", options.tau_plus, 0, 1, closed=False)
+    if options.hardness and options.tau_plus:
         raise ValueError(
-            f"hardness must be 0 where tau_plus is not (debiasing compares plain means), got {hardness} and {tau_plus}"
+            "hardness must be 0 where tau_plus is not (debiasing compares plain means), "
+            f"got {options.hardness} and {options.tau_plus}"
         )
-    return given
+    return options
 
 
-def check_vectors(like: torch.Tensor, rows: int, columns: tuple, keys, weights, bias) -> None:
-    """Of each row its weight ``[rows]``, of each column (or of each candidate of each row) its integer key and its bias."""
+def check_settings(**settings) -> None:
+    """Checks settings in the order given: `reduction` has three names, every other is a flag."""
+    for name, value in settings.items():
+        if name == "reduction":
+            checks.choice(name, value, checks.REDUCTIONS)
+        else:
+            checks.choice(name, value, (True, False))
+
+
+def asks_for_eager(backend: str | None) -> bool:
+    """Whether the call asks for the reference. Raises ValueError for a name that no backend has."""
+    if backend is not None:
+        dispatch.check_name(backend)
+    return dispatch.is_eager(backend)
+
+
+def two_sets(
+    name_a: str,
+    a,  # [..., N, D], of `dim` dimensions
+    name_b: str,
+    b,  # like a
+    dim: int = 2,
+) -> None:
+    """Two floating tensors of one shape, dtype and device."""
+    checks.embeddings(name_a, a, dim=dim)
+    checks.embeddings(name_b, b, dim=dim, like=(name_a, a))
+    checks.same_shape(name_b, b, name_a, a)
+
+
+def check_vectors(
+    like: torch.Tensor,  # a tensor on the device of the call
+    rows: int,
+    columns: tuple,  # (N,), or (M, N) where every row has candidates of its own
+    keys=None,  # integers of the shape `columns`
+    weights=None,  # [rows]
+    bias=None,  # of the shape `columns`
+) -> None:
+    """A weight for each row; an integer key and a bias for each column."""
     if keys is not None:
         checks.keys("keys", keys, columns, like.device)
         _shaped("keys", keys, columns)

@@ -1,19 +1,159 @@
-"""Rows by class: sizes and sums in O(N D), without reading a label back from the device."""
+"""Rows by class: sizes, sums and comparisons, without reading a label back from the device."""
 
 from __future__ import annotations
 
 import torch
 
+from ..autograd.similarity import Result
+from ..dtypes import matrix_dtype
+from ..problem import Candidates
+from ..scalars import inverse_scale
+from ._comparison import Comparison, as_read, exact_rows, product
+from ._reduction import masked_logsumexp
+
 
 def classes(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(index, size)`` of sorted integer ``labels [N]``: of each row the first one with its label, and how many have it."""
+    """For sorted integer ``labels [N]``, the first row with the label of each row, and its number.
+
+    The number is that of the rows with this label; both results are ``[N]``.
+    """
     first = torch.searchsorted(labels, labels)
     return first, torch.searchsorted(labels, labels, right=True) - first
 
 
 def class_sums(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The sum of ``x [N, D]`` over the rows of each row's class: the same bits in every run, forward and backward."""
+    """The sum of ``x [N, D]`` over the rows of each row's class, which ``index [N]`` names.
+
+    Every run has the same bits, forward and backward.
+    """
     sums = torch.zeros_like(x)
-    if x.device.type == "cuda":  # its index_add adds in any order
+    if x.device.type == "cuda":
+        # CUDA's index_add adds in any order.
         return sums.index_put((index,), x, accumulate=True)[index]
     return sums.index_add(0, index, x).index_select(0, index)
+
+
+class Batch:
+    """The rows of V views of N samples, which of them are anchors, and who their positives are.
+
+    The anchors A are all views, or the first one. With labels the samples are sorted by class, so
+    that kernels may leave out tiles without equal keys; `restored` undoes it.
+    """
+
+    def __init__(
+        self,
+        features: torch.Tensor,  # [N, D] or [N, V, D]
+        labels: torch.Tensor | None,  # [N]
+        temperature: float | torch.Tensor,
+        *,
+        contrast_mode: str,
+        normalize: bool,
+        backend: str | None,
+    ):
+        views = features.unsqueeze(0) if features.dim() == 2 else features.transpose(0, 1)
+        self.views, self.samples, _ = views.shape
+        self.anchors = self.views if contrast_mode == "all" else 1
+        self.scale, self.dtype = inverse_scale(temperature, views), matrix_dtype(views)
+        self.backend = backend
+        self.by_views, self.index, self.order = labels is None, None, None
+        if labels is None:
+            size = torch.ones(self.samples, dtype=torch.int64, device=views.device)
+        else:
+            labels, self.order = labels.to(torch.int64).sort(stable=True)
+            self.index, size = classes(labels)
+            views = views.index_select(1, self.order)
+        # The rows as the products read them, [V, N, D].
+        self.z = exact_rows(views, normalize)
+        # The number of positives of each row, [N].
+        self.count = self.views * size - 1
+
+    def restored(self, x: torch.Tensor) -> torch.Tensor:
+        """``x [..., N]`` in the order of the samples given."""
+        return x if self.order is None else torch.empty_like(x).index_copy(-1, self.order, x)
+
+    @property
+    def key(self) -> torch.Tensor:
+        """The class of each row, ``[V, N]``."""
+        return self.index.expand(self.views, -1)
+
+    def against_all(
+        self,
+        kind: str,
+        *,
+        z: torch.Tensor | None = None,  # [V, N, D]; None: the rows themselves
+        bias: torch.Tensor | None = None,  # [V * N]
+        positive: int | None = None,
+        metrics: bool = False,
+    ) -> Result:
+        """The log-sum-exp ``[A, N]`` of the anchors with the candidates among all rows."""
+        compared, candidates = self._compared(kind, self.z if z is None else z)
+        result = compared.lse(candidates, positive=positive, bias=bias, extrema=metrics)
+        return self._by_anchor(result)
+
+    def softplus_of_positives(self, row_bias: torch.Tensor) -> torch.Tensor:
+        """The sum of ``softplus(-(s + row_bias))`` over each anchor's positives, ``[A, N]``.
+
+        The bias is ``[A * N]``.
+        """
+        compared, candidates = self._compared("same_key", self.z)
+        return self._by_anchor(compared.softplus_sum(candidates, row_bias, sign=-1)).rows
+
+    def _compared(self, kind: str, z: torch.Tensor) -> tuple[Comparison, Candidates]:
+        everything = z.flatten(0, 1)
+        key = self.key.flatten() if kind in ("same_key", "other_key") else None
+        rows, columns, key_b = everything, None, None
+        if self.anchors < self.views:
+            rows, columns, key_b = everything[: self.samples].clone(), everything, key
+        key_a = None if key is None else key[: rows.shape[0]]
+        candidates = Candidates(kind, 0, max(self.samples, 1), key_a, key_b)
+        return Comparison(rows, columns, self.scale, self.dtype, backend=self.backend), candidates
+
+    def _by_anchor(self, result):
+        shape = self.anchors, self.samples
+        return type(result)(*(None if x is None else x.view(shape) for x in result))
+
+    def negatives(self, metrics: bool) -> Result:
+        """The anchors against the rows of other classes, ``[A, N]``."""
+        return self.against_all("not_pair" if self.by_views else "other_key", metrics=metrics)
+
+    def dots(self, other: torch.Tensor) -> torch.Tensor:
+        """``scale * <anchor, other>`` for one row of other ``[A, N, D]`` each."""
+        return self.scale * (self.z[: self.anchors] * other).sum(-1)
+
+    def sums(self, z: torch.Tensor) -> torch.Tensor:
+        """The sums of ``z [V, N, D]`` over each sample's class, ``[N, D]``."""
+        z = z.sum(0)
+        return z if self.by_views else class_sums(z, self.index)
+
+    def mean(self) -> torch.Tensor:
+        """The mean logit of the positives, 0 where there are none, ``[A, N]``."""
+        return self.dots(self.sums(self.z) - self.z[: self.anchors]) / self.count.clamp_min(1)
+
+    def excess(self) -> torch.Tensor:
+        """The positives' log-sum-exp less their mean, ``[A, N]``.
+
+        This is 0 where there are fewer than two positives. It does not change when one vector is
+        subtracted from all positives of a row. Here this vector is their class mean, a constant.
+        What remains is as small as the differences that count. So are all rounding errors then,
+        those of the gradients as well.
+        """
+        center = (self.sums(self.z) / (self.count + 1).unsqueeze(1)).detach()
+        z = as_read(self.z - center, self.dtype)
+        a = z[: self.anchors]
+        # s_ij is scale * <a_i, z_j> + column_j, plus what is constant in j.
+        column = self.scale * (z * center).sum(-1)
+        of_columns = self.sums(column.unsqueeze(-1)).squeeze(-1)
+        others = self.scale * (a * (self.sums(z) - a)).sum(-1) + of_columns
+        mean = (others - column[: self.anchors]) / self.count.clamp_min(1)
+        if self.by_views:
+            lse = masked_logsumexp(self.view_logits(z) + column.T, -1)
+        else:
+            lse = self.against_all("same_key", z=z, bias=column.flatten()).rows
+        return (lse - mean).masked_fill(self.count <= 1, 0.0)
+
+    def view_logits(self, z: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits ``[A, N, V]`` of every anchor with its sample's views, −inf with itself."""
+        z = (self.z if z is None else z).transpose(0, 1)
+        dots = product(z[:, : self.anchors], z.transpose(1, 2)).transpose(0, 1)
+        itself = torch.eye(self.views, dtype=torch.bool, device=z.device)[: self.anchors]
+        return (self.scale * dots).masked_fill(itself.unsqueeze(1), float("-inf"))

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from .. import checks
-from . import force
 
 
 class Loss(nn.Module):
-    """Keeps the options of one loss function; subclasses name the function."""
+    """Keeps the options of one loss function; subclasses call the function."""
 
     def __init__(self, **options):
         super().__init__()
@@ -24,24 +23,31 @@ class Loss(nn.Module):
 
 
 def own_number(name: str, value, *, divisor: bool = False) -> None:
-    """A finite number; a tensor would be neither learned nor saved nor moved with the module."""
+    """A finite number. A tensor would be neither learned nor saved nor moved with the module."""
     if isinstance(value, torch.Tensor):
         raise TypeError(
-            f"{name} must be a number, got a tensor: pass learnable=True to learn it, or call the function"
+            f"{name} must be a number, got a tensor: "
+            "pass learnable=True to learn it, or call the function"
         )
     checks.number(name, value, torch.device("cpu"), divisor=divisor)
 
 
 def own_temperatures(values) -> tuple:
     """At least one finite number other than 0."""
-    force.check_temperatures(values)
+    # The force losses import this module for their own modules.
+    from .force import check_temperatures
+
+    check_temperatures(values)
     for value in values:
         own_number("temperatures", value, divisor=True)
     return tuple(values)
 
 
 class TemperatureLoss(Loss):
-    """A loss with a temperature: fixed, or learned as its logarithm (parameter ``log_temperature``), hence always positive."""
+    """A loss with a temperature, which is fixed or learned.
+
+    It is learned as its logarithm (parameter ``log_temperature``), and is hence always positive.
+    """
 
     def __init__(self, temperature: float, learnable: bool, **options):
         super().__init__(**options)

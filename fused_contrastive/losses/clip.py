@@ -1,15 +1,17 @@
-"""CLIP: both directions of image-text pairs."""
+"""CLIP: image-text pairs, in both directions."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import nn
 
 from .. import checks, reference
-from ..backends import dispatch
 from ..scalars import as_scalar
-from ._arguments import check_options, check_vectors
+from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
 from ._cross_entropy import in_batch
-from ._reduction import two_sets
+from ._module import Loss, own_number
 
 
 def clip_loss(
@@ -28,43 +30,139 @@ def clip_loss(
     metrics: bool = False,
     backend: str | None = None,
 ):
-    """The CLIP loss (Radford et al. 2021, arXiv:2103.00020, figure 3): the mean of both directions' cross entropies.
+    """The CLIP loss (Radford et al. 2021, arXiv:2103.00020, figure 3).
+
+    It is the mean of both directions' cross entropies.
 
     Args:
-        image_features, text_features: ``[N, D]``, normalised by the caller; nothing is normalised inside.
+        image_features, text_features: ``[N, D]``, normalised by the caller; nothing is normalised
+            inside.
         logit_scale: multiplies the dot products (1 / temperature; already exponentiated).
-        logit_bias: a scalar added to every logit: the loss does not depend on it and its gradient is 0.
-        keys, weights: ``[N]``, of the pairs; see `fused_contrastive.losses`, as for the options `label_smoothing`, `margin` and `hardness`.
-        bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``: a text's where texts are the candidates, an image's where images are;
-            either may be None.
+        logit_bias: a scalar added to every logit. The loss does not depend on it, and its gradient
+            is 0.
+        keys, weights: ``[N]``, of the pairs.
+        bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``, of which either may be None. A
+            text's bias counts where texts are the candidates, an image's where images are.
+        label_smoothing, margin, hardness: see `fused_contrastive.losses`, as for the vectors above.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.
+
+    >>> import torch, fused_contrastive
+    >>> features = torch.eye(4)
+    >>> round(fused_contrastive.clip_loss(features, features, logit_scale=2.0).item(), 4)
+    0.3408
+    >>> fused_contrastive.clip_loss(features, features, 2.0, reduction="none").shape
+    torch.Size([4])
     """
     two_sets("image_features", image_features, "text_features", text_features)
-    checks.number("logit_scale", logit_scale, image_features.device)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.flags(metrics=metrics)
+    N, device = image_features.shape[0], image_features.device
+    checks.number("logit_scale", logit_scale, device)
+    check_settings(reduction=reduction, metrics=metrics)
     if logit_bias is not None:
-        checks.number("logit_bias", logit_bias, image_features.device)
-    options, N = check_options(label_smoothing, margin, hardness), image_features.shape[0]
+        checks.number("logit_bias", logit_bias, device)
+    options = check_options(label_smoothing=label_smoothing, margin=margin, hardness=hardness)
     if bias is not None and not (isinstance(bias, tuple) and len(bias) == 2):
         bias = (bias, bias)
-    check_vectors(image_features, N, (N,), keys, weights, None)
+    check_vectors(image_features, N, (N,), keys, weights)
     for x in bias or ():
-        check_vectors(image_features, N, (N,), None, None, x)
-    if dispatch.is_eager(backend):
-        return reference.clip_loss(
-            image_features, text_features, logit_scale, logit_bias, keys=keys, weights=weights, bias=bias,
-            label_smoothing=label_smoothing, margin=margin, hardness=hardness, reduction=reduction, metrics=metrics,
-        )  # fmt: skip
+        check_vectors(image_features, N, (N,), bias=x)
+    operands = image_features, text_features, logit_scale, logit_bias
+    tensors = {"keys": keys, "weights": weights, "bias": bias}
+    settings = {"reduction": reduction, "metrics": metrics}
+    if asks_for_eager(backend):
+        return reference.clip_loss(*operands, **tensors, **settings, **options.given())
+    return _fused(*operands, options, backend, **tensors, **settings)
+
+
+def _fused(
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias,
+    options,
+    backend,
+    *,
+    keys,
+    weights,
+    bias,
+    reduction,
+    metrics,
+):
     outcome = in_batch(
-        image_features, text_features, as_scalar(logit_scale, image_features), options, normalize=False, both=True,
-        keys=keys, bias=bias, metrics=metrics, backend=backend,
-    )  # fmt: skip
+        image_features,
+        text_features,
+        as_scalar(logit_scale, image_features),
+        options,
+        normalize=False,
+        both=True,
+        keys=keys,
+        bias=bias,
+        metrics=metrics,
+        backend=backend,
+    )
     if logit_bias is not None:
         logit_bias = as_scalar(logit_bias, image_features)
-        outcome = outcome._replace(
-            loss=outcome.loss + 0.0 * logit_bias, pos=outcome.pos + logit_bias.detach()
-        )
+        loss, pos = outcome.loss + 0.0 * logit_bias, outcome.pos + logit_bias.detach()
+        outcome = outcome._replace(loss=loss, pos=pos)
     return outcome.reduced(reduction, metrics, weights)
+
+
+class ClipLoss(Loss):
+    """Module form of `clip_loss`: ``ClipLoss()(image_features, text_features, logit_scale)``.
+
+    With ``learnable=True`` the module owns the scale, and `forward` takes none:
+    ``ClipLoss(1 / 0.07, learnable=True)(image_features, text_features)``. The parameter is
+    ``log_logit_scale``, which starts at log(`logit_scale`). The tensors `keys`, `weights` and
+    `bias` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss = fused_contrastive.ClipLoss(logit_scale=2.0, learnable=True)
+    >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)
+    0.3408
+    """
+
+    def __init__(
+        self,
+        logit_scale=None,
+        *,
+        label_smoothing=0.0,
+        margin=0.0,
+        hardness=0.0,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
+    ):
+        options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
+        check_options(**options)
+        super().__init__(**options, reduction=reduction, metrics=metrics, backend=backend)
+        if learnable != (logit_scale is not None):
+            raise ValueError(
+                f"logit_scale must be given exactly when learnable=True, got {logit_scale}"
+            )
+        if learnable:
+            own_number("logit_scale", logit_scale)
+            if logit_scale <= 0:
+                raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+        self.learnable = learnable
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        logit_scale=None,
+        logit_bias=None,
+        *,
+        keys=None,
+        weights=None,
+        bias=None,
+    ):
+        if self.learnable == (logit_scale is not None):
+            raise ValueError(
+                "logit_scale must be passed to forward exactly when the module does not learn it"
+            )
+        scale = self.log_logit_scale.exp() if self.learnable else logit_scale
+        operands = image_features, text_features, scale, logit_bias
+        return clip_loss(*operands, keys=keys, weights=weights, bias=bias, **self.options)

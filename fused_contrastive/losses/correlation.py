@@ -1,39 +1,54 @@
-"""Correlation matrices against the identity: of samples with samples, and of features with features (Barlow Twins).
+"""Correlation matrices against the identity.
 
-The products are the library's, of factors rounded to the inputs' dtype (inside autocast its); everything else is float32 (float64 for float64
-inputs), the distance of the diagonal from 1 among it.
+They are of samples with samples, or of features with features (Barlow Twins). The products are the
+library's, of factors rounded to the inputs' dtype (inside autocast to autocast's). Everything else
+is float32 (float64 for float64 inputs), also the distance of the diagonal from 1.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from .. import checks, reference
 from ..autograd._formulas import FirstDerivative, refuse_transforms
-from ..backends import dispatch
 from ..collectives import add_over_ranks, check_group, gather_rows, ranks
 from ..dtypes import accumulation_dtype, matrix_dtype, outside_autocast
 from ..scalars import as_scalar
-from ._reduction import two_sets
+from ._arguments import asks_for_eager, two_sets
+from ._module import own_number
 
-EPS = 1e-5  # that of batch_norm
+# That of batch_norm.
+EPS = 1e-5
 
 
 def standardized(z: torch.Tensor, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns of z ``[K, F]`` with mean 0 and variance ``v / (v + EPS)``, where v was theirs, and the factor ``1 / sqrt(v + EPS)``."""
+    """Columns of ``z [K, F]`` with mean 0 and variance ``v / (v + EPS)``, and factors ``[F]``.
+
+    Here v is the variance that a column had. Its factor is ``1 / sqrt(v + EPS)``. `scratch` has
+    the shape of z and is overwritten.
+    """
     z = z - z.mean(0)
-    mean = z.mean(0)  # what the rounding of the first mean left
+    # What the rounding of the first mean left.
+    mean = z.mean(0)
     factor = (scratch.copy_(z).square_().mean(0) - mean * mean + EPS).rsqrt()
     return z.sub_(mean).mul_(factor), factor
 
 
 def squares(x: torch.Tensor) -> torch.Tensor:
-    """Sum of the squares of x, row by row: no rounding piles up, no second matrix is made."""
+    """The sum of the squares of ``x [M, N]``.
+
+    It goes row by row, so that no rounding piles up and no second matrix is made.
+    """
     return torch.linalg.vector_norm(x, dim=1).square().sum()
 
 
 def inner(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x^T y`` of factors rounded to `dtype`; in float16 no sum of n products of numbers around 1 overflows."""
+    """``x^T y`` of factors ``[n, M]`` and ``[n, N]`` rounded to `dtype`.
+
+    In float16 the factors are divided first, so that no sum of n products of numbers around 1
+    overflows.
+    """
     if dtype != torch.float16:
         return product(x.T, y, dtype)
     n = x.shape[0]
@@ -41,16 +56,18 @@ def inner(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def product(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``x y`` of factors rounded to `dtype`."""
+    """``x y`` of matrices rounded to `dtype`."""
     return x @ y if x.dtype == dtype else (x.to(dtype) @ y.to(dtype)).to(torch.float32)
 
 
 class Correlation(torch.autograd.Function):
-    """``z1, z2 [N, D]`` to ``sum_i (c_ii - 1)^2`` and ``sum_{i != j} c_ij^2`` of the correlation matrix c, averaged over the ranks.
+    """``sum_i (c_ii - 1)^2`` and ``sum_{i != j} c_ij^2`` of a correlation matrix c.
 
-    ``c = a^T b / N`` of the standardised features, a and b ``[K, F] = [N, D]``; with `samples` of the samples, ``[K, F] = [D, N]``. Stored is c
-    where ``F < 2 K``, else the products ``a a^T`` and ``b b^T``; in exported programs, which are for any N, what has D^2 elements. ``c_ii - 1``
-    and its gradient are computed from ``a - b``: docs/maths.md.
+    It is that of ``z1, z2 [N, D]``, averaged over the ranks.     With a and b ``[K, F]`` the
+    standardised inputs, ``c = a^T b / N``. For features ``[K, F] = [N, D]``; with `samples` the
+    inputs are transposed, and ``[K, F] = [D, N]``. Where ``F < 2 K``, c itself is stored, else the
+    products ``a a^T`` and ``b b^T``. Exported programs are for any N, so that they store what has
+    D^2 elements. ``c_ii - 1`` and its gradient are computed from ``a - b``: docs/maths.md.
     """
 
     @staticmethod
@@ -59,12 +76,12 @@ class Correlation(torch.autograd.Function):
         columns = [(z.T if samples else z).to(dtype) for z in (z1, z2)]
         (K, F), N, world = columns[0].shape, z1.shape[0], ranks(group)
         with outside_autocast(z1.device):
-            scratch = columns[0].clone()  # fresh memory costs more than what is done in it
+            # Fresh memory costs more than what is done in it.
+            scratch = columns[0].clone()
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
-            lack = (
-                scratch.copy_(a).sub_(b).square_().mean(0)
-                + EPS * (factor_a.square() + factor_b.square())
-            ) / -2  # mean(a b) - 1
+            distance = scratch.copy_(a).sub_(b).square_().mean(0)
+            # mean(a b) - 1
+            lack = (distance + EPS * (factor_a.square() + factor_b.square())) / -2
             gap = (lack * (K / N) + (K / N - 1)) / world
             if (not samples) if torch.compiler.is_exporting() else (F < 2 * world * K):
                 c = inner(a, b, low)
@@ -83,7 +100,8 @@ class Correlation(torch.autograd.Function):
                 rest, kept = total - (1 + gap).square().sum(), (p, q, *others)
                 mean = (a * b).mean(0)
             near = (lack > -0.5).to(dtype)
-            lack = torch.where(lack > -0.5, lack, mean)  # mean(a b) - near, which is no difference
+            # mean(a b) - near. Where near is 0 this is no difference, and nothing cancels.
+            lack = torch.where(lack > -0.5, lack, mean)
         return gap.square().sum(), rest, a, b, factor_a, factor_b, near, lack, gap, *kept
 
     @staticmethod
@@ -103,11 +121,10 @@ class Correlation(torch.autograd.Function):
                 weight, products = share * g[1], ((b, kept[0].T), (a, kept[0]))
             else:
                 p, q, *others = kept
-                F = a.shape[1]  # what p and q are divided by for a product in half precision
-                weight, products = (
-                    share**2 * g[1] * F,
-                    zip((q / F, p / F), others or (a, b), strict=True),
-                )
+                # p and q are divided by F for a product in half precision.
+                F = a.shape[1]
+                weight = share**2 * g[1] * F
+                products = zip((q / F, p / F), others or (a, b), strict=True)
                 diagonal = diagonal - share * g[1] * (1 + gap)
             gradients, scratch = [], a.clone()
             sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
@@ -138,13 +155,13 @@ def _loss(z1, z2, lamb, scale_loss, samples, group):
     return scale_loss * (diagonal + lamb * rest)
 
 
-def _check(z1, z2, lamb, scale_loss, group, backend):
+def _check(z1, z2, lamb, scale_loss, group, backend) -> bool:
+    """Whether the reference serves the call, after a check of all arguments."""
     two_sets("z1", z1, "z2", z2)
     checks.number("lamb", lamb, z1.device)
     checks.number("scale_loss", scale_loss, z1.device)
     check_group(group)
-    if backend is not None:
-        dispatch.check_name(backend)
+    return asks_for_eager(backend) or z1.numel() == 0
 
 
 def correlation_loss(
@@ -156,28 +173,37 @@ def correlation_loss(
     group=None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Correlation of samples with samples: ``scale_loss * (sum_i (c_ii - 1)^2 + lamb * sum_{i != j} c_ij^2)``, ``c = a b^T / N``.
+    """Correlation of samples with samples against the identity.
 
-    a and b are z1 and z2 with every row (sample) standardised over its features as batch_norm does (biased variance, eps 1e-5).
+    The loss is ``scale_loss * (sum_i (c_ii - 1)^2 + lamb * sum_{i != j} c_ij^2)``. Here ``c = a b^T
+    / N``, where a and b are z1 and z2 with every row (sample) standardised over its features. The
+    standardisation is that of batch_norm (biased variance, eps 1e-5).
 
     Args:
         z1, z2: two views ``[N, D]``, D > 1.
-        group: a torch.distributed process group whose ranks call with one shape: c is the mean of theirs, all return the same loss, and the
-            mean of their gradients, which DistributedDataParallel takes, is exactly that of the loss.
+        group: a torch.distributed process group whose ranks call with one shape. Then c is the mean
+            of theirs, and all return the same loss. The mean of their gradients, which
+            DistributedDataParallel takes, is exactly that of the loss.
         backend: "eager" for the dense form; every other name computes alike.
 
     Returns:
-        A scalar, float32 (float64 for float64 inputs), in ``O(N D + min(N, D)^2)`` memory; with the products of the rows of W ranks, W times that.
+        A scalar, float32 (float64 for float64 inputs), in ``O(N D + min(N, D)^2)`` memory. With the
+        products of the rows of W ranks it takes W times that.
 
     Raises:
         ValueError, TypeError: naming the argument.
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])
+    >>> round(fused_contrastive.correlation_loss(z, z, scale_loss=1.0).item(), 2)
+    2.0
     """
-    _check(z1, z2, lamb, scale_loss, group, backend)
+    use_reference = _check(z1, z2, lamb, scale_loss, group, backend)
     if z1.shape[1] == 1:
         raise ValueError(
             f"z1 must have more than one feature to have a variance, got shape {tuple(z1.shape)}"
         )
-    if z1.numel() == 0 or dispatch.is_eager(backend):
+    if use_reference:
         return reference.correlation_loss(z1, z2, lamb, scale_loss, group=group)
     return _loss(z1, z2, lamb, scale_loss, True, group)
 
@@ -191,19 +217,71 @@ def barlow_twins_loss(
     group=None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230, eq. 1): as `correlation_loss`, of features with features, ``c = a^T b / N``.
+    """Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230, eq. 1).
 
-    a and b are z1 and z2 with every feature standardised over the batch (with `group` each rank's own) as batch_norm does.
+    It is `correlation_loss` of features with features. Here ``c = a^T b / N``, where a and b are z1
+    and z2 with every feature standardised over the batch as batch_norm does. With `group` each rank
+    standardises over its own batch.
 
     Args:
         z1, z2: two views ``[N, D]``, N > 1.
-        lamb, scale_loss, group, backend, return value and errors: as in `correlation_loss`.
+        lamb, scale_loss, group, backend: as in `correlation_loss`, as are the return value and the
+            errors.
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    >>> round(fused_contrastive.barlow_twins_loss(z, z).item(), 4)
+    0.0
     """
-    _check(z1, z2, lamb, scale_loss, group, backend)
+    use_reference = _check(z1, z2, lamb, scale_loss, group, backend)
     if z1.shape[0] == 1:
         raise ValueError(
             f"z1 must have more than one row to have a variance, got shape {tuple(z1.shape)}"
         )
-    if z1.numel() == 0 or dispatch.is_eager(backend):
+    if use_reference:
         return reference.barlow_twins_loss(z1, z2, lamb, scale_loss, group=group)
     return _loss(z1, z2, lamb, scale_loss, False, group)
+
+
+class _Correlation(nn.Module):
+    def __init__(self, lamb, scale_loss, group, backend):
+        super().__init__()
+        own_number("lamb", lamb)
+        own_number("scale_loss", scale_loss)
+        check_group(group)
+        self.options = {"lamb": lamb, "scale_loss": scale_loss, "group": group, "backend": backend}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class CorrelationLoss(_Correlation):
+    """Module form of `correlation_loss`: ``CorrelationLoss()(z1, z2)``.
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])
+    >>> round(fused_contrastive.CorrelationLoss(scale_loss=1.0)(z, z).item(), 2)
+    2.0
+    """
+
+    def __init__(self, lamb=5e-3, scale_loss=0.025, *, group=None, backend=None):
+        super().__init__(lamb, scale_loss, group, backend)
+
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+        return correlation_loss(z1, z2, **self.options)
+
+
+class BarlowTwinsLoss(_Correlation):
+    """Module form of `barlow_twins_loss`: ``BarlowTwinsLoss()(z1, z2)``.
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    >>> round(fused_contrastive.BarlowTwinsLoss()(z, z).item(), 4)
+    0.0
+    """
+
+    def __init__(self, lamb=5e-3, scale_loss=1.0, *, group=None, backend=None):
+        super().__init__(lamb, scale_loss, group, backend)
+
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
+        return barlow_twins_loss(z1, z2, **self.options)

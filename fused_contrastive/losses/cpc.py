@@ -1,15 +1,16 @@
-"""CPC: predicted against true latents, one softmax per step."""
+"""CPC: predicted latents against true ones, with one softmax per step."""
 
 from __future__ import annotations
 
 import torch
 
-from .. import checks, reference
-from ..autograd.similarity import similarity
-from ..backends import dispatch
+from .. import reference
+from ..problem import Candidates
 from ..scalars import as_scalar
-from ._arguments import check_vectors
-from ._reduction import finish, two_sets
+from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
+from ._comparison import Comparison
+from ._module import Loss
+from ._reduction import Outcome
 
 
 def cpc_loss(
@@ -21,26 +22,56 @@ def cpc_loss(
     reduction: str = "mean",
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The CPC loss (van den Oord et al. 2018, arXiv:1807.03748, eqs. 3-4): raw dot products, one softmax per step over the batch.
+    """The CPC loss (van den Oord et al. 2018, arXiv:1807.03748, eqs. 3-4).
+
+    The logits are raw dot products, and each step has one softmax over the batch.
 
     Args:
         predictions, latents: ``[K, B, D]``, the K predicted and true latents of B sequences.
         keys, weights: ``[B]``, of the sequences; see `fused_contrastive.losses`.
 
     Returns:
-        ``(loss, accuracy)``: ``[K, B]`` with ``reduction="none"``, else a scalar, its mean over K·B; and the top-1 accuracy over K·B.
+        ``(loss, accuracy)``. The loss is ``[K, B]`` with ``reduction="none"``, else a scalar; its
+        mean is over K·B. The accuracy is top-1, over K·B as well.
+
+    >>> import torch, fused_contrastive
+    >>> latents = torch.eye(4).expand(3, 4, 4)
+    >>> loss, accuracy = fused_contrastive.cpc_loss(latents, latents)
+    >>> round(loss.item(), 4), accuracy.item()
+    (0.7437, 1.0)
     """
     two_sets("predictions", predictions, "latents", latents, dim=3)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    check_vectors(predictions, predictions.shape[1], (predictions.shape[1],), keys, weights, None)
-    if dispatch.is_eager(backend):
-        return reference.cpc_loss(
-            predictions, latents, keys=keys, weights=weights, reduction=reduction
-        )
-    result = similarity(
-        predictions, latents, as_scalar(1.0, predictions), kind="not_self" if keys is None else "other_key", key_a=keys,
-        key_b=keys, positive=0, extrema=True, backend=backend,
-    )  # fmt: skip
+    check_settings(reduction=reduction)
+    check_vectors(predictions, predictions.shape[1], (predictions.shape[1],), keys, weights)
+    arguments = {"keys": keys, "weights": weights, "reduction": reduction}
+    if asks_for_eager(backend):
+        return reference.cpc_loss(predictions, latents, **arguments)
+    return _fused(predictions, latents, backend, **arguments)
+
+
+def _fused(predictions, latents, backend, *, keys, weights, reduction):
+    candidates = Candidates("not_self" if keys is None else "other_key", key_a=keys, key_b=keys)
+    compared = Comparison(predictions, latents, as_scalar(1.0, predictions), backend=backend)
+    result = compared.lse(candidates, positive=0, extrema=True)
     weights = None if weights is None else weights.expand(predictions.shape[:2])
-    loss, metrics = finish(result.loss, reduction, True, result, result.pos, weights=weights)
+    outcome = Outcome(result.loss, result.pos, None, ((result.pos, result.row_max),))
+    loss, metrics = outcome.reduced(reduction, True, weights)
     return loss, metrics["accuracy"]
+
+
+class CPCLoss(Loss):
+    """Module form of `cpc_loss`: ``CPCLoss()(predictions, latents)`` returns ``(loss, accuracy)``.
+
+    The tensors `keys` and `weights` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss, accuracy = fused_contrastive.CPCLoss()(torch.eye(4)[None], torch.eye(4)[None])
+    >>> round(loss.item(), 4)
+    0.7437
+    """
+
+    def __init__(self, *, reduction="mean", backend=None):
+        super().__init__(reduction=reduction, backend=backend)
+
+    def forward(self, predictions: torch.Tensor, latents: torch.Tensor, *, keys=None, weights=None):
+        return cpc_loss(predictions, latents, keys=keys, weights=weights, **self.options)

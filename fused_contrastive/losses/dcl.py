@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import similarity
-from ..backends import dispatch
-from ..dtypes import matrix_dtype
+from ..problem import Candidates
 from ..scalars import as_scalar, inverse_scale
-from ._arguments import check_vectors
-from ._reduction import exact_rows, finish, two_sets
+from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
+from ._comparison import compare
+from ._module import TemperatureLoss, own_number
+from ._reduction import Outcome
 
 
 def dcl_loss(
@@ -25,31 +25,36 @@ def dcl_loss(
     metrics: bool = False,
     backend: str | None = None,
 ):
-    """Decoupled contrastive loss (Yeh et al. 2022, arXiv:2110.06848, eq. 6): the log-sum-exp of the negatives, less the positive.
+    """Decoupled contrastive loss (Yeh et al. 2022, arXiv:2110.06848, eq. 6).
+
+    It is the log-sum-exp of the negatives less the positive.
 
     Args:
-        z1, z2: two views ``[B, D]``; row i of one is the positive of row i of the other.
-        normalize: cosine similarities (rows divided by ``max(|x|, 1e-12)``), else raw dot products.
+        z1, z2: two views ``[B, D]``. Row i of one is the positive of row i of the other.
+        normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
+            products.
         keys, weights: ``[B]``, of the pairs; see `fused_contrastive.losses`.
 
     Returns:
-        ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar; −inf where there are no negatives (B = 1).
+        ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf
+        where there are no negatives (B = 1).
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.eye(4)
+    >>> round(fused_contrastive.dcl_loss(z, z, temperature=0.5).item(), 4)
+    -0.2082
+    >>> fused_contrastive.dcl_loss(z, z, reduction="none").shape
+    torch.Size([8])
     """
-    _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics)
-    if dispatch.is_eager(backend):
-        return reference.dcl_loss(
-            z1,
-            z2,
-            temperature,
-            normalize=normalize,
-            keys=keys,
-            weights=weights,
-            reduction=reduction,
-            metrics=metrics,
-        )
-    return _decoupled(
-        z1, z2, temperature, None, normalize, keys, weights, reduction, metrics, backend
-    )
+    two_sets("z1", z1, "z2", z2)
+    checks.number("temperature", temperature, z1.device, divisor=True)
+    check_settings(normalize=normalize, metrics=metrics, reduction=reduction)
+    check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights)
+    tensors = {"keys": keys, "weights": weights}
+    settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
+    if asks_for_eager(backend):
+        return reference.dcl_loss(z1, z2, temperature, **tensors, **settings)
+    return _fused(z1, z2, temperature, None, backend, **tensors, **settings)
 
 
 def dclw_loss(
@@ -65,51 +70,113 @@ def dclw_loss(
     metrics: bool = False,
     backend: str | None = None,
 ):
-    """`dcl_loss` with the positives weighted (Yeh et al. 2022, arXiv:2110.06848, the negative von Mises-Fisher weighting): by
-    ``2 - B softmax_i(<z1_i, z2_i> / sigma)``, constants that are small where the pair is similar already. No gradient flows through
-    them, nor to `sigma`.
+    """`dcl_loss` with weighted positives (Yeh et al. 2022, arXiv:2110.06848).
+
+    This is their negative von Mises-Fisher weighting. The weights are ``2 - B softmax_i(<z1_i,
+    z2_i> / sigma)``, which are small where the pair is similar already. They are constants: no
+    gradient flows through them, nor to `sigma`.
 
     Args:
-        z1, z2: two views ``[B, D]``; row i of one is the positive of row i of the other.
-        sigma: number or 0-d tensor (its value is never read).
-        normalize, keys, weights: as in `dcl_loss`.
+        z1, z2: two views ``[B, D]``. Row i of one is the positive of row i of the other.
+        sigma: a number or a 0-d tensor, whose value is never read.
+        normalize: compare cosines, as in `dcl_loss`.
+        keys, weights: ``[B]``, of the pairs, as in `dcl_loss`.
 
     Returns:
-        ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar; −inf where there are no negatives (B = 1).
+        ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf
+        where there are no negatives (B = 1).
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.eye(4)
+    >>> round(fused_contrastive.dclw_loss(z, z, temperature=0.5).item(), 4)
+    -0.2082
+    >>> fused_contrastive.dclw_loss(z, z, reduction="none").shape
+    torch.Size([8])
     """
-    _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics)
-    checks.number("sigma", sigma, z1.device, divisor=True)
-    if dispatch.is_eager(backend):
-        return reference.dclw_loss(
-            z1, z2, temperature, sigma, normalize=normalize, keys=keys, weights=weights, reduction=reduction,
-            metrics=metrics,
-        )  # fmt: skip
-    return _decoupled(
-        z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics, backend
-    )
-
-
-def _check(z1, z2, temperature, normalize, keys, weights, reduction, metrics):
     two_sets("z1", z1, "z2", z2)
     checks.number("temperature", temperature, z1.device, divisor=True)
-    checks.flags(normalize=normalize, metrics=metrics)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights, None)
+    check_settings(normalize=normalize, metrics=metrics, reduction=reduction)
+    check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights)
+    checks.number("sigma", sigma, z1.device, divisor=True)
+    tensors = {"keys": keys, "weights": weights}
+    settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
+    if asks_for_eager(backend):
+        return reference.dclw_loss(z1, z2, temperature, sigma, **tensors, **settings)
+    return _fused(z1, z2, temperature, sigma, backend, **tensors, **settings)
 
 
-def _decoupled(z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics, backend):
-    z = torch.cat([z1, z2])
+def _fused(z1, z2, temperature, sigma, backend, *, keys, weights, normalize, reduction, metrics):
+    """Both losses; without a sigma all positives have the weight 1."""
+    B, z = z1.shape[0], torch.cat([z1, z2])
+    scale = inverse_scale(temperature, z)
     keys, weights = (None if x is None else x.repeat(2) for x in (keys, weights))
-    B, scale, dtype = z1.shape[0], inverse_scale(temperature, z), matrix_dtype(z)
-    z = exact_rows(z, normalize)
-    result = similarity(
-        z, None, scale, kind="not_pair" if keys is None else "other_key", stride=max(B, 1), key_a=keys, extrema=metrics,
-        dtype=dtype, backend=backend,
-    )  # fmt: skip
+    kind = "not_pair" if keys is None else "other_key"
+    compared = compare(z, None, scale, normalize=normalize, backend=backend)
+    candidates = Candidates(kind, stride=max(B, 1), key_a=keys)
+    result = compared.lse(candidates, extrema=metrics)
+    z = compared.rows
     cosine = (z[:B] * z[B:]).sum(-1)
     pos = weighted = scale * cosine
     if sigma is not None:
         weighted = pos * (2 - B * (cosine.detach() / as_scalar(sigma, z).detach()).softmax(0))
-    loss = result.rows - torch.cat([weighted, weighted])
-    pos, unit = torch.cat([pos, pos]), scale if normalize else None
-    return finish(loss, reduction, metrics, result, pos, unit, weights=weights)
+    loss, pos = result.rows - torch.cat([weighted, weighted]), torch.cat([pos, pos])
+    outcome = Outcome(loss, pos, scale if normalize else None, ((pos, result.row_max),))
+    return outcome.reduced(reduction, metrics, weights)
+
+
+class DCLLoss(TemperatureLoss):
+    """Module form of `dcl_loss`: ``DCLLoss(temperature)(z1, z2)``.
+
+    The tensors `keys` and `weights` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss = fused_contrastive.DCLLoss(temperature=0.5)
+    >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)
+    -0.2082
+    """
+
+    def __init__(
+        self,
+        temperature=0.1,
+        *,
+        normalize=True,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
+    ):
+        settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
+        super().__init__(temperature, learnable, normalize=normalize, **settings)
+
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
+        return dcl_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)
+
+
+class DCLWLoss(TemperatureLoss):
+    """Module form of `dclw_loss`: ``DCLWLoss(temperature, sigma)(z1, z2)``.
+
+    The tensors `keys` and `weights` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss = fused_contrastive.DCLWLoss(temperature=0.5, sigma=0.5)
+    >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)
+    -0.2082
+    """
+
+    def __init__(
+        self,
+        temperature=0.1,
+        sigma=0.5,
+        *,
+        normalize=True,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
+    ):
+        own_number("sigma", sigma, divisor=True)
+        settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
+        super().__init__(temperature, learnable, sigma=sigma, normalize=normalize, **settings)
+
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
+        return dclw_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)

@@ -6,15 +6,15 @@ import torch
 
 from .. import checks, reference
 from ..autograd._formulas import refuse_transforms
-from ..autograd.similarity import similarity
 from ..backends import dispatch
 from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
 from ..problem import Candidates, LogSumExp, Needs, Prepared, Problem, Saved, Upstream, Wanted
 from ..scalars import as_scalar
-from ._arguments import check_vectors
-from ._cross_entropy import dot
-from ._reduction import as_read, exact_rows, one_positive, two_sets
+from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
+from ._comparison import Comparison, as_read, dot, exact_rows
+from ._module import Loss
+from ._reduction import one_positive, reduce
 
 OTHERS = Candidates("not_self")
 """All columns but the pair's own, the positive apart."""
@@ -154,18 +154,28 @@ def distill_clip_loss(
     reduction: str = "mean",
     backend: str | None = None,
 ):
-    """The distillation term of open_clip's DistillClipLoss: cross entropy of the student's softmax against the teacher's, the mean of both
-    directions. Add it to `clip_loss`.
+    """The distillation term of open_clip's DistillClipLoss, to be added to `clip_loss`.
+
+    It is the cross entropy of the student's softmax against the teacher's, the mean of both
+    directions.
 
     Args:
         image_features, text_features: ``[N, D]`` of the student, normalised by the caller.
         logit_scale: multiplies the student's dot products.
-        teacher_image_features, teacher_text_features: ``[N, T]`` of the teacher, normalised by the caller; constants.
+        teacher_image_features, teacher_text_features: ``[N, T]`` of the teacher, normalised by the
+            caller; constants.
         teacher_logit_scale: multiplies the teacher's dot products; a constant.
         weights: ``[N]``, of the pairs; see `fused_contrastive.losses`.
 
     Returns:
-        ``[N]`` with ``reduction="none"``, else a scalar: ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``.
+        ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``: ``[N]`` with ``reduction="none"``, else a
+            scalar.
+
+    >>> import torch, fused_contrastive
+    >>> teacher = student = torch.eye(4)
+    >>> loss = fused_contrastive.distill_clip_loss(student, student, 2.0, teacher, teacher, 2.0)
+    >>> round(loss.item(), 4)
+    0.9183
     """
     two_sets("image_features", image_features, "text_features", text_features)
     two_sets(
@@ -180,46 +190,85 @@ def distill_clip_loss(
     N = image_features.shape[0]
     if teacher_image_features.shape[0] != N:
         raise ValueError(
-            f"teacher_image_features must have {N} rows, got shape {tuple(teacher_image_features.shape)}"
+            f"teacher_image_features must have {N} rows, "
+            f"got shape {tuple(teacher_image_features.shape)}"
         )
     checks.number("logit_scale", logit_scale, image_features.device)
     checks.number("teacher_logit_scale", teacher_logit_scale, image_features.device)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    check_vectors(image_features, N, (N,), None, weights, None)
-    if backend is not None:
-        dispatch.check_name(backend)
-    if teacher_image_features.numel() == 0 or dispatch.is_eager(backend):
-        return reference.distill_clip_loss(
-            image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale,
-            weights=weights, reduction=reduction,
-        )  # fmt: skip
+    check_settings(reduction=reduction)
+    check_vectors(image_features, N, (N,), weights=weights)
+    operands = image_features, text_features, logit_scale
+    operands += teacher_image_features, teacher_text_features, teacher_logit_scale
+    if asks_for_eager(backend) or teacher_image_features.numel() == 0:
+        return reference.distill_clip_loss(*operands, weights=weights, reduction=reduction)
+    return _fused(*operands, backend, weights=weights, reduction=reduction)
+
+
+def _fused(
+    image_features,
+    text_features,
+    logit_scale,
+    teacher_image_features,
+    teacher_text_features,
+    teacher_logit_scale,
+    backend,
+    *,
+    weights,
+    reduction,
+):
     refuse_transforms(
         image_features, text_features, logit_scale, teacher_image_features, teacher_text_features
     )
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
-    a = as_read(
-        scale * image_features.to(scale.dtype), dtype
-    )  # the scale's gradient cancels between the models row by row
+    # The scale is part of the rows, as its gradient cancels between the two models row by row.
+    a = as_read(scale * image_features.to(scale.dtype), dtype)
     b = exact_rows(text_features, False)
     with torch.no_grad():
         teacher_scale = as_scalar(teacher_logit_scale, image_features)
         x = as_read(teacher_scale * teacher_image_features.to(scale.dtype), dtype)
         y = exact_rows(teacher_text_features, False)
-        own = dot(x, y, scale)
+        own = dot(x, y, scale.dtype)
     name = dispatch.select(backend, a.device, dtype, a.shape[1] + x.shape[1], "two_sets")
-    one, pos = as_scalar(1.0, image_features), dot(a, b, scale)
-    result = similarity(
-        a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend
-    )
+    compared = Comparison(a, b, as_scalar(1.0, image_features), dtype, backend=backend)
+    pos = compared.dot(b)
+    result = compared.lse(Candidates("not_self"), columns=True)
     student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
     exporting = torch.compiler.is_exporting()
     if exporting or reduction == "none" or (weights is not None and weights.requires_grad):
         teacher = traced_rows if exporting else TeacherRows.apply
         of_rows, of_columns, p, q, *_ = teacher(a, b, x, y, own, dtype, name)
-        return reference.reduce(
-            student + ((p + q) * pos - (of_rows + of_columns)) / 2, reduction, weights
-        )
+        loss = student + ((p + q) * pos - (of_rows + of_columns)) / 2
+        return reduce(loss, reduction, weights)
     weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
     terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)
     total = (weights * student + (weights * (p + q) * pos - terms) / 2).sum()
     return total if reduction == "sum" else total / weights.sum()
+
+
+class DistillClipLoss(Loss):
+    """Module form of `distill_clip_loss`, all of whose tensors go to `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> teacher = student = torch.eye(4)
+    >>> loss = fused_contrastive.DistillClipLoss()(student, student, 2.0, teacher, teacher, 2.0)
+    >>> round(loss.item(), 4)
+    0.9183
+    """
+
+    def __init__(self, *, reduction="mean", backend=None):
+        super().__init__(reduction=reduction, backend=backend)
+
+    def forward(
+        self,
+        image_features,
+        text_features,
+        logit_scale,
+        teacher_image_features,
+        teacher_text_features,
+        teacher_logit_scale,
+        *,
+        weights=None,
+    ):
+        operands = image_features, text_features, logit_scale
+        operands += teacher_image_features, teacher_text_features, teacher_logit_scale
+        return distill_clip_loss(*operands, weights=weights, **self.options)

@@ -1,16 +1,20 @@
-"""InfoNCE: in-batch negatives, a shared queue, both, or negatives of each row's own."""
+"""InfoNCE: the negatives are in the batch, in a shared queue, in both, or each row has its own."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import checks, reference
-from ..backends import dispatch
 from ..dtypes import matrix_dtype
+from ..problem import Candidates
 from ..scalars import inverse_scale
-from ._arguments import check_options, check_vectors
-from ._cross_entropy import dot, in_batch, one_direction
-from ._reduction import Outcome, exact_rows, rounded, two_sets
+from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
+from ._comparison import Comparison, dot, exact_rows, rounded
+from ._cross_entropy import in_batch, one_direction
+from ._module import TemperatureLoss
+from ._reduction import Outcome
+
+NEGATIVE_MODES = ("unpaired", "paired", "in_batch")
 
 
 def info_nce_loss(
@@ -36,75 +40,187 @@ def info_nce_loss(
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4).
 
     Args:
-        query, positive_key: ``[N, D]``; row i of one is the positive of row i of the other.
-        negative_keys: None: the other rows' positives are the negatives; ``[K, D]`` with ``negative_mode="unpaired"``: a queue shared by all
-            rows (MoCo), other positives are no negatives; with ``"in_batch"``: shared as well, besides the other rows' positives;
-            ``[N, K, D]`` with ``"paired"``: each row's own negatives.
-        normalize: cosine similarities, else raw dot products.
-        symmetric: the mean of both directions (in-batch only, without `negative_keys`).
-        weights: ``[N]``, of the rows; see `fused_contrastive.losses`, as for the options `label_smoothing`, `margin`, `hardness` and
-            `tau_plus`.
-        keys, bias: of each pair and of each negative, as the logits have them: ``[N]`` in-batch; ``[N + K]`` with shared `negative_keys`,
-            the pairs first; ``[N, 1 + K]`` with ``"paired"``, the positive first. With `symmetric` a pair's bias is that of its key and
+        query, positive_key: ``[N, D]``. Row i of one is the positive of row i of the other.
+        negative_keys: with None, the other rows' positives are the negatives. ``[K, D]`` with
+            ``negative_mode="unpaired"`` is a queue shared by all rows (MoCo); other positives are
+            then no negatives. ``[K, D]`` with ``"in_batch"`` is shared as well, beside the other
+            rows' positives. ``[N, K, D]`` with ``"paired"`` gives each row its own negatives.
+        normalize: compare cosines instead of raw dot products.
+        symmetric: the mean of both directions, without `negative_keys` only.
+        weights: ``[N]``, of the rows.
+        keys, bias: of each pair and of each negative, in the order of the logits: ``[N]`` in-batch;
+            ``[N + K]`` with shared `negative_keys`, the pairs first; ``[N, 1 + K]`` with
+            ``"paired"``, the positive first. With `symmetric` a pair's bias is that of its key and
             of its query.
+        label_smoothing, margin, hardness, tau_plus: see `fused_contrastive.losses`, as for the
+            vectors above. The integer `keys` have nothing to do with the embeddings `positive_key`
+            and `negative_keys`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.
+
+    >>> import torch, fused_contrastive
+    >>> query = torch.eye(4)
+    >>> round(fused_contrastive.info_nce_loss(query, query, temperature=0.5).item(), 4)
+    0.3408
+    >>> queue = -torch.eye(4)
+    >>> fused_contrastive.info_nce_loss(query, query, queue, reduction="none").shape
+    torch.Size([4])
     """
     two_sets("query", query, "positive_key", positive_key)
     checks.number("temperature", temperature, query.device, divisor=True)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.flags(normalize=normalize, symmetric=symmetric, metrics=metrics)
-    checks.choice("negative_mode", negative_mode, ("unpaired", "paired", "in_batch"))
-    options, N = check_options(label_smoothing, margin, hardness, tau_plus), query.shape[0]
-    paired, columns = negative_mode == "paired" and negative_keys is not None, (N,)
-    if negative_keys is not None:
-        if symmetric:
-            raise ValueError("symmetric=True needs in-batch negatives: negative_keys must be None")
-        checks.embeddings(
-            "negative_keys", negative_keys, dim=3 if paired else 2, like=("query", query)
+    check_settings(reduction=reduction, normalize=normalize, symmetric=symmetric, metrics=metrics)
+    checks.choice("negative_mode", negative_mode, NEGATIVE_MODES)
+    options = check_options(
+        label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
+    )
+    columns = _columns(query, negative_keys, negative_mode, symmetric)
+    check_vectors(query, query.shape[0], columns, keys, weights, bias)
+    tensors = {"keys": keys, "weights": weights, "bias": bias}
+    settings = {
+        "negative_mode": negative_mode,
+        "normalize": normalize,
+        "symmetric": symmetric,
+        "reduction": reduction,
+        "metrics": metrics,
+    }
+    operands = query, positive_key, negative_keys, temperature
+    if asks_for_eager(backend):
+        return reference.info_nce_loss(*operands, **tensors, **settings, **options.given())
+    return _fused(*operands, options, backend, **tensors, **settings)
+
+
+def _columns(query, negative_keys, negative_mode: str, symmetric: bool) -> tuple[int, ...]:
+    """The shape of `keys` and `bias`, after a check of `negative_keys`."""
+    N, D = query.shape
+    if negative_keys is None:
+        return (N,)
+    if symmetric:
+        raise ValueError("symmetric=True needs in-batch negatives: negative_keys must be None")
+    paired = negative_mode == "paired"
+    like = ("query", query)
+    checks.embeddings("negative_keys", negative_keys, dim=3 if paired else 2, like=like)
+    if negative_keys.shape[-1] != D or (paired and negative_keys.shape[0] != N):
+        expected = f"[{N}, K, {D}]" if paired else f"[K, {D}]"
+        raise ValueError(
+            f"negative_keys must have shape {expected}, got {tuple(negative_keys.shape)}"
         )
-        if negative_keys.shape[-1] != query.shape[-1] or (paired and negative_keys.shape[0] != N):
-            expected = f"[{N}, K, {query.shape[1]}]" if paired else f"[K, {query.shape[1]}]"
-            raise ValueError(
-                f"negative_keys must have shape {expected}, got {tuple(negative_keys.shape)}"
-            )
-        columns = (N, 1 + negative_keys.shape[1]) if paired else (N + negative_keys.shape[0],)
-    check_vectors(query, N, columns, keys, weights, bias)
-    if dispatch.is_eager(backend):
-        return reference.info_nce_loss(
-            query, positive_key, negative_keys, temperature, negative_mode=negative_mode, normalize=normalize,
-            symmetric=symmetric, keys=keys, weights=weights, bias=bias, reduction=reduction, metrics=metrics,
-            **options._asdict(),
-        )  # fmt: skip
+    return (N, 1 + negative_keys.shape[1]) if paired else (N + negative_keys.shape[0],)
+
+
+def _fused(
+    query,
+    positive_key,
+    negative_keys,
+    temperature,
+    options,
+    backend,
+    *,
+    keys,
+    weights,
+    bias,
+    negative_mode,
+    normalize,
+    symmetric,
+    reduction,
+    metrics,
+):
     scale = inverse_scale(temperature, query)
     if negative_keys is None or negative_mode == "in_batch":
         b = positive_key if negative_keys is None else torch.cat([positive_key, negative_keys])
         outcome = in_batch(
-            query, b, scale, options, normalize=normalize, both=symmetric, keys=keys,
-            bias=(bias, bias) if symmetric and bias is not None else bias, metrics=metrics, backend=backend,
-        )  # fmt: skip
+            query,
+            b,
+            scale,
+            options,
+            normalize=normalize,
+            both=symmetric,
+            keys=keys,
+            bias=(bias, bias) if symmetric and bias is not None else bias,
+            metrics=metrics,
+            backend=backend,
+        )
         return outcome.reduced(reduction, metrics, weights)
-    dtype, plain = matrix_dtype(query), not any(options) and keys is None and bias is None
+    N, paired, dtype = query.shape[0], negative_mode == "paired", matrix_dtype(query)
+    # Without options the gradients of several terms need not cancel.
+    as_read = rounded if not any(options) and keys is None and bias is None else exact_rows
     query, positive_key, negative_keys = (
-        (rounded if plain else exact_rows)(x, normalize)
-        for x in (query, positive_key, negative_keys)
+        as_read(x, normalize) for x in (query, positive_key, negative_keys)
     )
-    product = dot(query, positive_key, scale)
+    product = dot(query, positive_key, scale.dtype)
     key_a, key_b = _apart(keys, N, paired)
     own_bias, bias = _apart(bias, N, paired)
     if paired:
         query, own_bias = query.unsqueeze(1), None if own_bias is None else own_bias.squeeze(1)
+    candidates = Candidates("all" if keys is None else "other_key", key_a=key_a, key_b=key_b)
+    compared = Comparison(query, negative_keys, scale, dtype, backend=backend)
     loss, rank = one_direction(
-        query, negative_keys, product, scale, options, ("all" if keys is None else "other_key", key_a, key_b), bias=bias,
-        own_bias=own_bias, metrics=metrics, dtype=dtype, backend=backend,
-    )  # fmt: skip
+        compared, candidates, product, options, bias=bias, own_bias=own_bias, metrics=metrics
+    )
     outcome = Outcome(loss, scale * product, scale if normalize else None, (rank,))
     return outcome.reduced(reduction, metrics, weights)
 
 
 def _apart(x, N: int, paired: bool):
-    """What belongs to the pairs and to the negatives."""
+    """What belongs to the pairs, and what belongs to the negatives."""
     if x is None:
         return None, None
     return (x[:, :1], x[:, 1:]) if paired else (x[:N], x[N:])
+
+
+class InfoNCELoss(TemperatureLoss):
+    """Module form of `info_nce_loss`.
+
+    Call ``InfoNCELoss(temperature)(query, positive_key, negative_keys)``. The tensors `keys`,
+    `weights` and `bias` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss = fused_contrastive.InfoNCELoss(temperature=0.5, symmetric=True)
+    >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)
+    0.3408
+    """
+
+    def __init__(
+        self,
+        temperature=0.1,
+        *,
+        negative_mode="unpaired",
+        normalize=True,
+        symmetric=False,
+        label_smoothing=0.0,
+        margin=0.0,
+        hardness=0.0,
+        tau_plus=0.0,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
+    ):
+        checks.choice("negative_mode", negative_mode, NEGATIVE_MODES)
+        options = check_options(
+            label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
+        )
+        super().__init__(
+            temperature,
+            learnable,
+            negative_mode=negative_mode,
+            normalize=normalize,
+            symmetric=symmetric,
+            **options._asdict(),
+            reduction=reduction,
+            metrics=metrics,
+            backend=backend,
+        )
+
+    def forward(
+        self,
+        query: torch.Tensor,
+        positive_key: torch.Tensor,
+        negative_keys: torch.Tensor | None = None,
+        *,
+        keys=None,
+        weights=None,
+        bias=None,
+    ):
+        operands = query, positive_key, negative_keys, self.temperature
+        return info_nce_loss(*operands, keys=keys, weights=weights, bias=bias, **self.options)

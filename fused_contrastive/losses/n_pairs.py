@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
-from ..backends import dispatch
 from ..scalars import as_scalar
-from ._arguments import check_options, check_vectors
+from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
 from ._cross_entropy import in_batch
-from ._reduction import two_sets
+from ._module import Loss
 
 
 def n_pairs_loss(
@@ -27,40 +26,77 @@ def n_pairs_loss(
     metrics: bool = False,
     backend: str | None = None,
 ):
-    """N-pairs loss (Sohn 2016): cross entropy of each anchor's similarities to all positives; rows only, no temperature.
+    """N-pairs loss (Sohn 2016): the cross entropy of each anchor's similarities to all positives.
+
+    Only the anchors are rows, and there is no temperature.
 
     Args:
         anchors, positives: ``[B, D]``.
-        target: ``[B]`` integer column of each anchor's positive, or the ``[B, B]`` identity matrix; None: the same row. Its values are
-            checked, except inside torch.compile and torch.func's transforms.
-        normalize: cosine similarities, else raw dot products.
-        keys, bias: ``[B]``, of the positives, as columns (a row has the key of its positive); `weights`: ``[B]``, of the anchors. See
-            `fused_contrastive.losses`, as for the options `label_smoothing` and `margin`.
+        target: ``[B]`` integers, the column of each anchor's positive, or the ``[B, B]`` identity
+            matrix. With None it is the same row. Values are checked, except inside torch.compile
+            and torch.func's transforms.
+        normalize: compare cosines instead of raw dot products.
+        keys, bias: ``[B]``, of the positives as columns. A row has the key of its positive.
+        weights: ``[B]``, of the anchors.
+        label_smoothing, margin: see `fused_contrastive.losses`, as for the vectors above.
 
     Returns:
         ``[B]`` with ``reduction="none"``, else a scalar.
+
+    >>> import torch, fused_contrastive
+    >>> anchors, positives = torch.eye(4), torch.eye(4)
+    >>> round(fused_contrastive.n_pairs_loss(anchors, positives).item(), 4)
+    0.7437
+    >>> target = torch.tensor([1, 2, 3, 0])
+    >>> round(fused_contrastive.n_pairs_loss(anchors, positives, target).item(), 4)
+    1.7437
     """
     two_sets("anchors", anchors, "positives", positives)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.flags(normalize=normalize, metrics=metrics)
-    options, B = check_options(label_smoothing, margin), anchors.shape[0]
-    check_vectors(anchors, B, (B,), keys, weights, bias)
+    check_settings(reduction=reduction, normalize=normalize, metrics=metrics)
+    options = check_options(label_smoothing=label_smoothing, margin=margin)
+    check_vectors(anchors, anchors.shape[0], (anchors.shape[0],), keys, weights, bias)
     if target is not None:
         target = _target_indices(target, anchors)
-    if dispatch.is_eager(backend):
+    tensors = {"keys": keys, "weights": weights, "bias": bias}
+    settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
+    if asks_for_eager(backend):
         return reference.n_pairs_loss(
-            anchors, positives, target, normalize=normalize, keys=keys, weights=weights, bias=bias,
-            label_smoothing=label_smoothing, margin=margin, reduction=reduction, metrics=metrics,
-        )  # fmt: skip
+            anchors, positives, target, **tensors, **settings, **options.given()
+        )
+    return _fused(anchors, positives, target, options, backend, **tensors, **settings)
+
+
+def _fused(
+    anchors,
+    positives,
+    target,
+    options,
+    backend,
+    *,
+    keys,
+    weights,
+    bias,
+    normalize,
+    reduction,
+    metrics,
+):
     outcome = in_batch(
-        anchors, positives, as_scalar(1.0, anchors), options, normalize=normalize, target=target, keys=keys, bias=bias,
-        metrics=metrics, backend=backend,
-    )  # fmt: skip
+        anchors,
+        positives,
+        as_scalar(1.0, anchors),
+        options,
+        normalize=normalize,
+        target=target,
+        keys=keys,
+        bias=bias,
+        metrics=metrics,
+        backend=backend,
+    )
     return outcome.reduced(reduction, metrics, weights)
 
 
 def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
-    """`target` as an index vector; None where it is the identity."""
+    """`target` as an index vector ``[B]``; None where it is the identity."""
     B = anchors.shape[0]
     if not isinstance(target, torch.Tensor):
         raise TypeError(f"target must be a tensor, got {type(target).__name__}")
@@ -69,11 +105,11 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
             f"target must be on the device of anchors ({anchors.device}), got {target.device}"
         )
     if target.shape == (B, B) and target.dim() == 2:
-        if checks.readable() and not torch.equal(
-            target, torch.eye(B, dtype=target.dtype, device=target.device)
-        ):
+        identity = torch.eye(B, dtype=target.dtype, device=target.device)
+        if checks.readable() and not torch.equal(target, identity):
             raise ValueError(
-                "target must be the identity where it is a matrix; pass other pairings as an index vector"
+                "target must be the identity where it is a matrix; "
+                "pass other pairings as an index vector"
             )
         return None
     if target.shape != (B,) or not checks.is_integer(target):
@@ -84,3 +120,42 @@ def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
     if checks.readable() and B and not bool(((target >= 0) & (target < B)).all()):
         raise ValueError(f"target must hold columns in [0, {B})")
     return target.to(torch.int64)
+
+
+class NPairsLoss(Loss):
+    """Module form of `n_pairs_loss`: ``NPairsLoss()(anchors, positives)``.
+
+    The tensors `keys`, `weights` and `bias` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> round(fused_contrastive.NPairsLoss()(torch.eye(4), torch.eye(4)).item(), 4)
+    0.7437
+    """
+
+    def __init__(
+        self,
+        *,
+        normalize=True,
+        label_smoothing=0.0,
+        margin=0.0,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+    ):
+        options = {"label_smoothing": label_smoothing, "margin": margin}
+        check_options(**options)
+        settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
+        super().__init__(normalize=normalize, **options, **settings)
+
+    def forward(
+        self,
+        anchors: torch.Tensor,
+        positives: torch.Tensor,
+        target: torch.Tensor | None = None,
+        *,
+        keys=None,
+        weights=None,
+        bias=None,
+    ):
+        tensors = {"keys": keys, "weights": weights, "bias": bias}
+        return n_pairs_loss(anchors, positives, target, **tensors, **self.options)

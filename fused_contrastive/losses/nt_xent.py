@@ -1,17 +1,17 @@
-"""NT-Xent: two views of every sample, all other rows are negatives."""
+"""NT-Xent: two views of every sample, and all other rows are negatives."""
 
 from __future__ import annotations
 
 import torch
 
 from .. import checks, reference
-from ..autograd.similarity import similarity
-from ..backends import dispatch
-from ..dtypes import matrix_dtype
+from ..problem import Candidates
 from ..scalars import inverse_scale
-from ._arguments import check_options, check_vectors
-from ._cross_entropy import dot, one_direction
-from ._reduction import Outcome, exact_rows
+from ._arguments import asks_for_eager, check_options, check_settings, check_vectors
+from ._comparison import Comparison, compare, dot
+from ._cross_entropy import one_direction
+from ._module import TemperatureLoss
+from ._reduction import Outcome
 
 
 def nt_xent_loss(
@@ -34,44 +34,103 @@ def nt_xent_loss(
     """NT-Xent, the SimCLR loss (Chen et al. 2020, arXiv:2002.05709, eq. 1).
 
     Args:
-        z1, z2: two views ``[B, ...]``, trailing dimensions flattened; row i of one is the positive of row i of the other.
-        normalize: cosine similarities (rows divided by ``max(|x|, 1e-12)``), else raw dot products.
-        keys, weights, bias: ``[B]``, of each sample, for both of its views; see `fused_contrastive.losses`, as for the options
-            `label_smoothing`, `margin`, `hardness` and `tau_plus`. With a bias the set is no longer symmetric: half the speed.
+        z1, z2: two views ``[B, ...]``, whose trailing dimensions are flattened. Row i of one is the
+            positive of row i of the other.
+        normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
+            products.
+        keys, weights, bias: ``[B]``, one for each sample and both of its views. With a bias the set
+            is no longer symmetric, and the loss takes twice as long.
+        label_smoothing, margin, hardness, tau_plus: see `fused_contrastive.losses`, as for the
+            vectors above.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar.
+
+    >>> import torch, fused_contrastive
+    >>> z = torch.eye(4)
+    >>> round(fused_contrastive.nt_xent_loss(z, z, temperature=0.5).item(), 4)
+    0.5944
+    >>> fused_contrastive.nt_xent_loss(z, z, reduction="none").shape
+    torch.Size([8])
     """
     checks.embeddings("z1", z1, at_least=2)
     checks.embeddings("z2", z2, at_least=2, like=("z1", z1))
     checks.same_shape("z2", z2, "z1", z1)
     checks.number("temperature", temperature, z1.device, divisor=True)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.flags(normalize=normalize, metrics=metrics)
-    options, B = check_options(label_smoothing, margin, hardness, tau_plus), z1.shape[0]
-    check_vectors(z1, B, (B,), keys, weights, bias)
-    if dispatch.is_eager(backend):
-        return reference.nt_xent_loss(
-            z1, z2, temperature, normalize=normalize, keys=keys, weights=weights, bias=bias, reduction=reduction,
-            metrics=metrics, **options._asdict(),
-        )  # fmt: skip
-    z = torch.cat([z1.flatten(1), z2.flatten(1)])
+    check_settings(reduction=reduction, normalize=normalize, metrics=metrics)
+    options = check_options(
+        label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
+    )
+    check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights, bias)
+    tensors = {"keys": keys, "weights": weights, "bias": bias}
+    settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
+    if asks_for_eager(backend):
+        return reference.nt_xent_loss(z1, z2, temperature, **tensors, **settings, **options.given())
+    return _fused(z1, z2, temperature, options, backend, **tensors, **settings)
+
+
+def _fused(
+    z1, z2, temperature, options, backend, *, keys, weights, bias, normalize, reduction, metrics
+):
+    B, z = z1.shape[0], torch.cat([z1.flatten(1), z2.flatten(1)])
     scale = inverse_scale(temperature, z)
-    unit = scale if normalize else None
+    to_cosine = scale if normalize else None
     keys, weights, bias = (None if x is None else x.repeat(2) for x in (keys, weights, bias))
     kind = "not_pair" if keys is None else "other_key"
+    candidates = Candidates(kind, stride=max(B, 1), key_a=keys)
     if not any(options) and bias is None:
-        result = similarity(
-            z, None, scale, kind=kind, stride=max(B, 1), key_a=keys, positive=B, normalize=normalize, extrema=metrics,
-            backend=backend,
-        )  # fmt: skip
-        outcome = Outcome(result.loss, result.pos, unit, ((result.pos, result.row_max),))
+        compared = Comparison(z, None, scale, backend=backend)
+        result = compared.lse(candidates, positive=B, normalize=normalize, extrema=metrics)
+        ranks = ((result.pos, result.row_max),)
+        outcome = Outcome(result.loss, result.pos, to_cosine, ranks)
     else:
-        dtype, z = matrix_dtype(z), exact_rows(z, normalize)
-        product = dot(z[:B], z[B:], scale).repeat(2)
+        compared = compare(z, None, scale, normalize=normalize, backend=backend)
+        product = dot(compared.rows[:B], compared.rows[B:], scale.dtype).repeat(2)
         loss, rank = one_direction(
-            z, None, product, scale, options, (kind, keys, None), bias=bias, own_bias=bias, metrics=metrics,
-            dtype=dtype, backend=backend,
-        )  # fmt: skip
-        outcome = Outcome(loss, scale * product, unit, (rank,))
+            compared, candidates, product, options, bias=bias, own_bias=bias, metrics=metrics
+        )
+        outcome = Outcome(loss, scale * product, to_cosine, (rank,))
     return outcome.reduced(reduction, metrics, weights)
+
+
+class NTXentLoss(TemperatureLoss):
+    """Module form of `nt_xent_loss`: ``NTXentLoss(temperature)(z1, z2)``.
+
+    The tensors `keys`, `weights` and `bias` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss = fused_contrastive.NTXentLoss(temperature=0.5, learnable=True)
+    >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)
+    0.5944
+    """
+
+    def __init__(
+        self,
+        temperature=0.5,
+        *,
+        normalize=True,
+        label_smoothing=0.0,
+        margin=0.0,
+        hardness=0.0,
+        tau_plus=0.0,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
+    ):
+        options = check_options(
+            label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
+        )
+        super().__init__(
+            temperature,
+            learnable,
+            normalize=normalize,
+            **options._asdict(),
+            reduction=reduction,
+            metrics=metrics,
+            backend=backend,
+        )
+
+    def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None, bias=None):
+        tensors = {"keys": keys, "weights": weights, "bias": bias}
+        return nt_xent_loss(z1, z2, self.temperature, **tensors, **self.options)

@@ -1,15 +1,19 @@
-"""SigLIP: every image-text pair a binary classification."""
+"""SigLIP: every image-text pair is a binary classification."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import nn
 
 from .. import checks, reference
-from ..autograd.sigmoid import sigmoid_sum
-from ..backends import dispatch
+from ..problem import Candidates
 from ..scalars import as_scalar
-from ._arguments import check_vectors
-from ._reduction import finish, two_sets
+from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
+from ._comparison import Comparison
+from ._module import Loss, own_number
+from ._reduction import Outcome
 
 
 def siglip_loss(
@@ -24,37 +28,117 @@ def siglip_loss(
     metrics: bool = False,
     backend: str | None = None,
 ):
-    """The SigLIP loss (Zhai et al. 2023, arXiv:2303.15343, algorithm 1): ``sum_j softplus(-y_ij (logit_scale <image_i, text_j> + logit_bias))`` per
-    image i, with y = 1 for its own text and -1 for every other.
+    """The SigLIP loss (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
+
+    The loss of image i is ``sum_j softplus(-y_ij (logit_scale <image_i, text_j> + logit_bias))``.
+    There y is 1 for its own text and -1 for every other.
 
     Args:
-        image_features, text_features: ``[N, D]``, normalised by the caller; nothing is normalised inside.
+        image_features, text_features: ``[N, D]``, normalised by the caller; nothing is normalised
+            inside.
         logit_scale: multiplies the dot products (already exponentiated).
         logit_bias: added to every logit.
-        keys: ``[N]`` integers: two pairs with the same key are no negatives of each other.
+        keys: ``[N]`` integers. Two pairs with the same key are no negatives of each other.
         weights: ``[N]``, of the images; see `fused_contrastive.losses`.
 
     Returns:
-        ``[N]`` with ``reduction="none"``, else a scalar; the mean is over the N images (not the N^2 pairs). Accuracy is that of
-        finding an image's text.
+        ``[N]`` with ``reduction="none"``, else a scalar. The mean is over the N images, not over
+        the N^2 pairs. The accuracy is that of finding an image's text.
+
+    >>> import torch, fused_contrastive
+    >>> features = torch.eye(4)
+    >>> round(fused_contrastive.siglip_loss(features, features, 2.0, -1.0).item(), 4)
+    1.253
+    >>> fused_contrastive.siglip_loss(features, features, 2.0, -1.0, reduction="none").shape
+    torch.Size([4])
     """
     two_sets("image_features", image_features, "text_features", text_features)
-    checks.number("logit_scale", logit_scale, image_features.device)
-    checks.number("logit_bias", logit_bias, image_features.device)
-    checks.choice("reduction", reduction, checks.REDUCTIONS)
-    checks.flags(metrics=metrics)
-    check_vectors(
-        image_features, image_features.shape[0], (image_features.shape[0],), keys, weights, None
-    )
-    if dispatch.is_eager(backend):
-        return reference.siglip_loss(
-            image_features, text_features, logit_scale, logit_bias, keys=keys, weights=weights, reduction=reduction,
-            metrics=metrics,
-        )  # fmt: skip
+    N, device = image_features.shape[0], image_features.device
+    checks.number("logit_scale", logit_scale, device)
+    checks.number("logit_bias", logit_bias, device)
+    check_settings(reduction=reduction, metrics=metrics)
+    check_vectors(image_features, N, (N,), keys, weights)
+    operands = image_features, text_features, logit_scale, logit_bias
+    arguments = {"keys": keys, "weights": weights, "reduction": reduction, "metrics": metrics}
+    if asks_for_eager(backend):
+        return reference.siglip_loss(*operands, **arguments)
+    return _fused(*operands, backend, **arguments)
+
+
+def _fused(
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias,
+    backend,
+    *,
+    keys,
+    weights,
+    reduction,
+    metrics,
+):
     scale, bias = (as_scalar(x, image_features) for x in (logit_scale, logit_bias))
-    kind = "not_self" if keys is None else "other_key"
-    result = sigmoid_sum(
-        image_features, text_features, scale, bias, kind=kind, key_a=keys, key_b=keys, positive=0, extrema=metrics,
-        backend=backend,
-    )  # fmt: skip
-    return finish(result.rows, reduction, metrics, result, result.pos, weights=weights)
+    candidates = Candidates("not_self" if keys is None else "other_key", key_a=keys, key_b=keys)
+    compared = Comparison(image_features, text_features, scale, backend=backend)
+    result = compared.softplus_sum(candidates, bias, positive=0, extrema=metrics)
+    outcome = Outcome(result.rows, result.pos, None, ((result.pos, result.row_max),))
+    return outcome.reduced(reduction, metrics, weights)
+
+
+class SigLipLoss(Loss):
+    """Module form of `siglip_loss`.
+
+    Call ``SigLipLoss()(image_features, text_features, logit_scale, logit_bias)``. With
+    ``learnable=True`` the module owns scale and bias, and `forward` takes neither:
+    ``SigLipLoss(10.0, -10.0, learnable=True)(image_features, text_features)``, the paper's start.
+    The parameters are ``log_logit_scale``, which starts at log(`logit_scale`), and ``logit_bias``.
+    The tensors `keys` and `weights` are keyword arguments of `forward`.
+
+    >>> import torch, fused_contrastive
+    >>> loss = fused_contrastive.SigLipLoss(logit_scale=2.0, logit_bias=-1.0, learnable=True)
+    >>> round(loss(torch.eye(4), torch.eye(4)).item(), 4)
+    1.253
+    """
+
+    def __init__(
+        self,
+        logit_scale=None,
+        logit_bias=None,
+        *,
+        reduction="mean",
+        metrics=False,
+        backend=None,
+        learnable=False,
+    ):
+        super().__init__(reduction=reduction, metrics=metrics, backend=backend)
+        for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
+            if learnable != (value is not None):
+                raise ValueError(f"{name} must be given exactly when learnable=True, got {value}")
+            if learnable:
+                own_number(name, value)
+        if learnable:
+            if logit_scale <= 0:
+                raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+            self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
+        self.learnable = learnable
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        text_features: torch.Tensor,
+        logit_scale=None,
+        logit_bias=None,
+        *,
+        keys=None,
+        weights=None,
+    ):
+        for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
+            if self.learnable == (value is not None):
+                raise ValueError(
+                    f"{name} must be passed to forward exactly when the module does not learn it"
+                )
+        if self.learnable:
+            logit_scale, logit_bias = self.log_logit_scale.exp(), self.logit_bias
+        operands = image_features, text_features, logit_scale, logit_bias
+        return siglip_loss(*operands, keys=keys, weights=weights, **self.options)
