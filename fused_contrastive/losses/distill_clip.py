@@ -206,7 +206,7 @@ def distill_clip_loss(
         x = as_read(teacher_scale * teacher_image_features.to(scale.dtype), dtype)
         y = exact_rows(teacher_text_features, False)
         own = dot(x, y, scale)
-    name = dispatch.select(backend, a.device, dtype, a.shape[1] + x.shape[1], "two_sets")
+    name = dispatch.select(backend, a.device, dtype)
     one, pos = as_scalar(1.0, image_features), dot(a, b, scale)
     result = similarity(
         a, b, one, kind="not_self", offset=0, columns=True, dtype=dtype, backend=backend

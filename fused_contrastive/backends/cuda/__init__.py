@@ -18,7 +18,6 @@ import torch
 from ...problem import KINDS
 from .._verified import verified
 from ..panels import panel_products
-from ..panels.force import force_backward  # noqa: F401
 from ..tiled import plan as tiling
 from ..tiled.plan import ceil_div, resolve
 from . import force as cuda_force
