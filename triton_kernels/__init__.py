@@ -38,14 +38,13 @@ FLAT = ("force_forward",)
 """The functions that take the arguments of their op as they are."""
 
 if missing() is None:
-    from ..backends.panels.force import force_backward
     from ..backends.tiled import sigmoid as tiled_sigmoid
     from ..backends.tiled import similarity as tiled_similarity
     from . import sigmoid, similarity
     from .configs import autotune
     from .force import distance_gradient, distance_sums, force_forward
 
-    __all__ += ["autotune", "distance_gradient", "distance_sums", "force_backward", "force_forward"]
+    __all__ += ["autotune", "distance_gradient", "distance_sums", "force_forward"]
     __all__ += ["sigmoid_backward", "sigmoid_forward", "similarity_backward", "similarity_forward"]
 
     def similarity_forward(problem: Problem, wanted: Wanted) -> Forward:

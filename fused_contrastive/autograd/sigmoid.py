@@ -104,7 +104,7 @@ def sigmoid_sum(
     if backend is not None:
         dispatch.check_name(backend)
     dtype = matrix_dtype(a) if dtype is None else dtype
-    M, D = a.shape[-2:]
+    M = a.shape[-2]
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]
     if row_bias is not None:
@@ -112,7 +112,7 @@ def sigmoid_sum(
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
         options = (kind, offset, stride, positive, sign, normalize, extrema)
         return SigmoidResult(*reference.sigmoid_sum(a, b, scale, row_bias, key_a, key_b, *options))
-    name = dispatch.select(backend, a.device, dtype, D, "sigmoid")
+    name = dispatch.select(backend, a.device, dtype)
     if b is not None and b.dtype != a.dtype and not normalize:
         # Inside autocast the dtypes may differ.
         a, b = a.to(dtype), b.to(dtype)

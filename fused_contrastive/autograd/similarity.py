@@ -142,13 +142,13 @@ def similarity(
     if backend is not None:
         dispatch.check_name(backend)
     dtype = matrix_dtype(a) if dtype is None else dtype
-    M, D = a.shape[-2:]
+    M = a.shape[-2]
     N = M if b is None else b.shape[-2]
     lead = a.shape[:-2]
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
         options = (kind, offset, stride, positive, normalize, columns, extrema)
         return Result(*reference.similarity(a, b, scale, bias, key_a, key_b, *options))
-    name = dispatch.select(backend, a.device, dtype, D, "one_set" if b is None else "two_sets")
+    name = dispatch.select(backend, a.device, dtype)
     if b is not None and b.dtype != a.dtype and not normalize:
         # Inside autocast the dtypes may differ.
         a, b = a.to(dtype), b.to(dtype)

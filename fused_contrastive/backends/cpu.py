@@ -1,7 +1,7 @@
-"""The native CPU backend: thin wrappers over the C++ library `_C_cpu` (csrc/cpu), which picks this machine's best ISA.
+"""The CPU backend: thin wrappers over the C++ library `_C_cpu` (csrc/cpu), which picks this machine's best ISA.
 
-The library is tied to the torch it was built for. Where it cannot be used, `refusal` and `status` say why; importing
-this module never fails.
+The library is tied to the torch that it was built for. Where it cannot be used, `refusal` and `status` say why.
+Importing this module never fails.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import importlib.util
 from pathlib import Path
 
 import torch
-
-from .panels.force import force_backward  # noqa: F401
 
 FLAT = (
     "similarity_forward",
@@ -29,7 +27,10 @@ _MARK = b"fused_contrastive for torch "
 
 
 def _built_for(path: Path) -> str:
-    """The torch version in the library's mark, read without loading it: another version's may not even load."""
+    """The torch version in the library's mark.
+
+    The mark is read from the file, because a library for another version may not even load.
+    """
     content = path.read_bytes()
     start = content.find(_MARK) + len(_MARK)
     return (
@@ -40,13 +41,19 @@ def _built_for(path: Path) -> str:
 
 
 def _load() -> str | None:
-    """Load the library; the reason where that is not possible."""
+    """Load the library. Returns the reason where that is not possible."""
     spec = importlib.util.find_spec(_LIBRARY)
     if spec is None or spec.origin is None:
-        return "the extension was not built (install with --no-build-isolation where torch and a C++ compiler are present)"
+        return (
+            "the extension was not built (install with --no-build-isolation "
+            "where torch and a C++ compiler are present)"
+        )
     built, here = _built_for(Path(spec.origin)), torch.__version__.partition("+")[0]
     if built != here:
-        return f"built for torch {built}, this is torch {here}: install again with --no-build-isolation"
+        return (
+            f"built for torch {built}, this is torch {here}: "
+            "install again with --no-build-isolation"
+        )
     try:
         importlib.import_module(_LIBRARY)
     except ImportError as error:
@@ -74,7 +81,8 @@ def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
     if device.type != "cpu":
         return "the native CPU kernels serve tensors on the CPU"
     if dtype not in DTYPES:
-        return f"the native CPU kernels serve {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
+        served = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        return f"the native CPU kernels serve {served}"
     return None
 
 
@@ -88,25 +96,25 @@ def status() -> str:
 
 
 def similarity_forward(*arguments):
-    """The forward op's contract (ops.py), less the backend."""
+    """The op of this name (ops/similarity.py). It takes the op's arguments, less the backend."""
     return tuple(_forward(*arguments))
 
 
 def similarity_backward(*arguments):
-    """The backward op's contract (ops.py), less the backend."""
+    """The op of this name (ops/similarity.py). It takes the op's arguments, less the backend."""
     return tuple(_backward(*arguments))
 
 
 def force_forward(*arguments):
-    """The forward op's contract (force_ops.py), less the backend."""
+    """The op of this name (ops/force.py). It takes the op's arguments, less the backend."""
     return tuple(_force(*arguments))
 
 
 def sigmoid_forward(*arguments):
-    """The forward op's contract (sigmoid_ops.py), less the backend."""
+    """The op of this name (ops/sigmoid.py). It takes the op's arguments, less the backend."""
     return tuple(_sigmoid_forward(*arguments))
 
 
 def sigmoid_backward(*arguments):
-    """The backward op's contract (sigmoid_ops.py), less the backend."""
+    """The op of this name (ops/sigmoid.py). It takes the op's arguments, less the backend."""
     return tuple(_sigmoid_backward(*arguments))

@@ -1,5 +1,4 @@
-"""Which backend serves a call. A backend is a module of functions with identical signatures (ops.py); every refusal
-carries its reason, and `backends()` shows them."""
+"""Which backend serves a call. Every refusal carries its reason, and `backends()` shows them."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ import warnings
 import torch
 
 from .._torch_internals import constant_result
-from ._fastest import FASTEST
 
 _MODULES = {
     "panels": "fused_contrastive.backends.panels",
@@ -19,8 +17,13 @@ _MODULES = {
     "cuda": "fused_contrastive.backends.cuda",
 }
 NAMES = ("eager", *_MODULES)
+
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
-"""Each device's defaults, the first that serves; `panels` everywhere else, and, with a warning, where none of them does."""
+"""The defaults of each device: the first that serves is taken.
+
+`panels` serves every other device. It also serves, with a warning, where none of a device's defaults does.
+"""
+
 _forced: str | None = None
 _loaded: dict[str, object] = {}
 
@@ -42,51 +45,29 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return str(error)
 
 
-def select(
-    name: str | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    D: int | None = None,
-    op: str = "two_sets",
-) -> str:
-    """The backend that serves this call: `name` if given, else the one of `use_backend`, else the device's default, which on a GPU is
-    the one measured to be faster for this D and op ("one_set", "two_sets").
+def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the backend that serves a call.
 
-    Raises ValueError for an unknown name and RuntimeError, with the reason, where the named backend cannot serve.
+    It is `name` if one is given, else that of the enclosing `use_backend`, else the first of the device's defaults that
+    can serve. Inside torch.compile the choice is made while tracing, and is a constant of the graph.
+
+    Args:
+        name: what the caller asks for; None: nothing in particular.
+        device: where the tensors are.
+        dtype: the matrix dtype, that of the products' operands. In the force family it is the dtype of the points.
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the named backend cannot serve, with its reason.
     """
-    if D is not None and torch.compiler.is_dynamo_compiling():  # a symbolic D is no constant
-        from torch.fx.experimental.symbolic_shapes import has_static_value
-
-        D = int(D) if has_static_value(D) else None
-    return _resolve(name or _forced, device, dtype, D, op)
-
-
-def _preference(
-    device: torch.device, dtype: torch.dtype, D: int | None, op: str
-) -> tuple[str, ...]:
-    """The device's defaults, first the one that is fastest at the least measured D that is not below this one (else at the largest)."""
-    order = _PREFERENCE.get(device.type, ("panels",))
-    if not FASTEST or type(D) is not int or device.type != "cuda" or torch.version.hip is not None:
-        return order
-    place = (
-        "{}.{}".format(*torch.cuda.get_device_capability(device)),
-        op,
-        str(dtype).removeprefix("torch."),
-    )
-    measured = FASTEST.get(place)
-    if not measured:
-        return order
-    best = measured[min((d for d in measured if d >= D), default=max(measured))]
-    return (best, *(name for name in order if name != best))
+    return _resolve(name or _forced, device, dtype)
 
 
 @constant_result
-def _resolve(
-    name: str | None, device: torch.device, dtype: torch.dtype, D: int | None, op: str
-) -> str:
+def _resolve(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     if name is None:
         reasons = []
-        for preferred in _preference(device, dtype, D, op):
+        for preferred in _PREFERENCE.get(device.type, ("panels",)):
             reason = refusal(preferred, device, dtype)
             if reason is None:
                 return preferred
@@ -104,6 +85,7 @@ def _resolve(
 
 
 def check_name(name: str) -> None:
+    """Raise ValueError for a name that no backend has."""
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)} or None, got {name!r}")
 
@@ -136,9 +118,9 @@ def backends() -> dict[str, str]:
 
 @contextlib.contextmanager
 def use_backend(name: str | None):
-    """Use backend `name` for every call inside the ``with`` block that names none; None restores the default choice.
+    """Use backend `name` for every call inside the ``with`` block that names none. None restores the default choice.
 
-    Process-wide (not per thread). Raises ValueError for an unknown name.
+    It holds for the whole process, not per thread. An unknown name is a ValueError.
     """
     global _forced
     if name is not None:

@@ -228,7 +228,7 @@ def _fused(
         x = as_read(teacher_scale * teacher_image_features.to(scale.dtype), dtype)
         y = exact_rows(teacher_text_features, False)
         own = dot(x, y, scale.dtype)
-    name = dispatch.select(backend, a.device, dtype, a.shape[1] + x.shape[1], "two_sets")
+    name = dispatch.select(backend, a.device, dtype)
     compared = Comparison(a, b, as_scalar(1.0, image_features), dtype, backend=backend)
     pos = compared.dot(b)
     result = compared.lse(Candidates("not_self"), columns=True)

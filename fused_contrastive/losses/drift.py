@@ -125,7 +125,7 @@ def drift_loss(
     weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)
     G, n, D = gen.shape
     negatives = n + (0 if negative is None else negative.shape[1])
-    name = dispatch.select(backend, x.device, x.dtype, D, "force")
+    name = dispatch.select(backend, x.device, x.dtype)
     scale = force_ops.distance_sums(x, weight, n, 1e-8, name).mean() / x.shape[1]
     if weight is not None:
         scale = scale / weight.mean()
@@ -175,7 +175,7 @@ def drift_field(
     if dispatch.is_eager(backend):
         return force_reference.drift_field(gen, positive, temperature).to(gen.dtype)
     x = torch.cat([groups(gen).to(dtype), groups(positive).to(dtype)], 1)
-    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+    name = dispatch.select(backend, x.device, dtype)
     inverse = inverse_scale(temperature, x).reshape(1)
     n = gen.shape[-2]
     field, *_ = force_ops.force_forward(

@@ -208,7 +208,7 @@ def contrastive_force(
     refuse_transforms(positive, negative, temperature)
     refuse_export(positive, negative, temperature)
     x = torch.cat([groups(negative).to(dtype), groups(positive).to(dtype)], 1)
-    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+    name = dispatch.select(backend, x.device, dtype)
     inverse = inverse_scale(temperature, x).reshape(1)
     force, *_ = Force.apply(
         x, inverse, negative.shape[-2], mask_self == "softmax", floor, normalizer == "dist_affinity_rms",
@@ -275,7 +275,7 @@ def contrastive_force_loss(
     else:
         refuse_transforms(positive, negative, scale)
         refuse_export(positive, negative, scale)
-        name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+        name = dispatch.select(backend, x.device, dtype)
         loss, *_ = ForceLoss.apply(
             x,
             scale,

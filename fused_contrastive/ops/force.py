@@ -47,6 +47,7 @@ from __future__ import annotations
 
 import torch
 
+from ..backends.panels import force
 from ..dtypes import accumulation_dtype
 from ._library import LIBRARY, implement
 
@@ -64,8 +65,10 @@ LIBRARY.define(
 )
 LIBRARY.define("distance_gradient(Tensor g, Tensor x, str backend) -> Tensor")
 
-for _name in ("force_forward", "force_backward", "distance_sums", "distance_gradient"):
-    implement(_name)
+implement("force_forward")
+implement("force_backward", force)
+implement("distance_sums")
+implement("distance_gradient")
 force_forward = torch.ops.fused_contrastive.force_forward.default
 force_backward = torch.ops.fused_contrastive.force_backward.default
 distance_sums = torch.ops.fused_contrastive.distance_sums.default

@@ -29,7 +29,6 @@ from ...problem import (
     Wanted,
 )
 from .._verified import verified
-from ..panels.force import force_backward  # noqa: F401
 from ..tiled import sigmoid as tiled_sigmoid
 from ..tiled import similarity as tiled_similarity
 from . import force as cuda_force

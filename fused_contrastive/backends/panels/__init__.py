@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from ._panel import panel_products
-from .force import distance_gradient, distance_sums, force_backward, force_forward
+from .force import distance_gradient, distance_sums, force_forward
 from .sigmoid import sigmoid_backward, sigmoid_forward
 from .similarity import similarity_backward, similarity_forward
 
@@ -20,7 +20,6 @@ __all__ = [
     "FLAT",
     "distance_gradient",
     "distance_sums",
-    "force_backward",
     "force_forward",
     "panel_products",
     "refusal",
