@@ -1,5 +1,5 @@
-# Each target sets up what it needs: a .venv with torch, the package (editable, with the extension compiled) and
-# its test tools.
+# Each target sets up what it needs: a .venv with torch, the package (editable, with the extension
+# compiled) and its test tools.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -9,7 +9,8 @@ BASE ?= main
 HEAD ?= .
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
-.PHONY: demo demo-force test test-peers nightly mutations bench bench-peers compare lint gate gpu gpu-status readme clean
+.PHONY: demo demo-force test test-peers nightly mutations bench bench-peers compare lint gate
+.PHONY: gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -28,7 +29,8 @@ nightly: $(VENV)/installed
 mutations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) tests/mutations.py
 
-# Against other packages, which it installs beside the virtual environment's own: nothing else sees them.
+# Against other packages. They are installed beside the virtual environment's own, where nothing
+# else sees them.
 test-peers: $(VENV)/peers/installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/peers $(RUN) -m pytest tests/peers -n auto --dist worksteal
 
@@ -52,9 +54,9 @@ gate: $(VENV)/installed
 readme: $(VENV)/installed
 	$(RUN) -m bench.readme
 
-# Runs on a machine with an NVIDIA GPU. It uses the Python and torch found there and installs nothing.
-# PART=verify or PART=sweep runs one part, QUICK=1 the two-minute version. OUT names the folder of the results;
-# where it holds an earlier run's, the run goes on with that.
+# Runs on a machine with an NVIDIA GPU. It uses the Python and torch found there and installs
+# nothing. PART=verify or PART=sweep runs one part, QUICK=1 the two-minute version. OUT names the
+# folder of the results. Where it holds an earlier run's, the run goes on with that.
 gpu:
 	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick) $(if $(OUT),--out "$(OUT)")
 

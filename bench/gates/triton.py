@@ -186,13 +186,7 @@ def cases(arch: str) -> list[Case]:
     return sorted(found.values(), key=lambda case: (case.kernel, case.label))
 
 
-TYPES = {
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.float32: "fp32",
-    torch.float64: "fp64",
-    torch.int64: "i64",
-}
+TYPES = {dtype: str(name) for dtype, name in launch.TYPES.items()} | {torch.int64: "i64"}
 
 
 def compile_case(case: Case) -> Outcome:
@@ -247,10 +241,8 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
             4 * number["vgpr_spill_count"] + number["private_segment_fixed_size"]
         )
     found = [name for name in MATRIX[case.arch] if name in code]
-    outcome.matrix, outcome.failures = (
-        " ".join(found),
-        outcome.failures + missing_matrix(case, found),
-    )
+    outcome.matrix = " ".join(found)
+    outcome.failures += missing_matrix(case, found)
     if outcome.register_operands and may_not_use_registers(case):
         outcome.failures.append(
             "feeds wgmma from registers, which triton_kernels/support.py does not know"
