@@ -11,7 +11,7 @@ from ..autograd._formulas import FirstDerivative, refuse_export, refuse_transfor
 from ..autograd.similarity import inverse_scale
 from ..backends import dispatch
 from ..ops import force as force_ops
-from ..reference import force as force_reference
+from ..reference import drift as reference
 from .force import check_temperatures, groups, inverse_temperatures, points_dtype
 
 
@@ -115,12 +115,12 @@ def drift_loss(
             **{f"loss_{t}": nan.clone() for t in temperatures},
         }
     if dispatch.is_eager(backend):
-        return force_reference.drift_loss(
+        return reference.drift_loss(
             gen, positive, negative, temperatures=temperatures, **weights
         )
     refuse_transforms(gen, positive, negative)
     refuse_export(gen)
-    parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
+    parts, columns = reference.drift_columns(gen, positive, negative, *weights.values())
     x = torch.cat(parts, 1)
     weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)
     G, n, D = gen.shape
@@ -173,7 +173,7 @@ def drift_field(
     if gen.numel() == 0 or positive.numel() == 0:
         return torch.zeros_like(gen)
     if dispatch.is_eager(backend):
-        return force_reference.drift_field(gen, positive, temperature).to(gen.dtype)
+        return reference.drift_field(gen, positive, temperature).to(gen.dtype)
     x = torch.cat([groups(gen).to(dtype), groups(positive).to(dtype)], 1)
     name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
     inverse = inverse_scale(temperature, x).reshape(1)
