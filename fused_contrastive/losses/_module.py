@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from . import force
+from ._points import check_temperatures
 
 
 class Loss(nn.Module):
@@ -34,7 +34,7 @@ def own_number(name: str, value, *, divisor: bool = False) -> None:
 
 def own_temperatures(values) -> tuple:
     """At least one finite number other than 0."""
-    force.check_temperatures(values)
+    check_temperatures(values)
     for value in values:
         own_number("temperatures", value, divisor=True)
     return tuple(values)

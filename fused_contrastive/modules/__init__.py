@@ -1,7 +1,8 @@
 """nn.Module shells of the losses: the function's options as constructor arguments, a learnable temperature on request."""
 
+from ..losses.drift import DriftLoss
+from ..losses.force import ContrastiveForceLoss
 from .correlation import BarlowTwinsLoss, CorrelationLoss
-from .force import ContrastiveForceLoss, DriftLoss
 from .labels import DCLLoss, DCLWLoss, SupConLoss
 from .pairs import ClipLoss, CPCLoss, InfoNCELoss, NPairsLoss, NTXentLoss
 from .ranking import DistillClipLoss, MultipleNegativesRankingLoss
