@@ -9,7 +9,6 @@ FLAT = (
     "similarity_backward",
     "sigmoid_forward",
     "sigmoid_backward",
-    "force_forward",
 )
 """Functions that take the arguments of their op as they are."""
 

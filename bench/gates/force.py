@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fused_contrastive.problem import ForceProblem
+
 FORCE_PRODUCTS = {
     "force_group": "scratch",
     "distance_group": "scratch",
@@ -60,31 +62,26 @@ def step_force(backend, s: ForceScenario) -> None:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x, inverse, scale = meta(s.G, s.P, s.D, dtype=getattr(torch, s.dtype)), meta(s.K), meta(s.G)
-    rows, none, floor = s.P // 2, -math.inf, math.log(1e-6) / 2
+    rows, floor = s.P // 2, math.log(1e-6) / 2
+    problem = ForceProblem(x, inverse, scale, None, rows=rows, negatives=rows)
     if s.kind == "drift":
         weight = meta(s.G, s.P)
         backend.distance_sums(x, weight, rows, 1e-8)
-        backend.force_forward(
-            x,
-            inverse,
-            scale,
-            weight,
-            rows,
-            rows,
-            False,
-            True,
-            floor,
-            floor,
-            none,
-            1e-8,
-            False,
-            True,
+        problem = problem._replace(
+            weight=weight,
+            all_rows=False,
+            mask=True,
+            self_logit=floor,
+            floor=floor,
+            clip=1e-8,
+            separate=True,
         )
+        backend.force_forward(problem)
     elif s.kind == "field":
-        options = (False, True, none, none, math.log(1e-12), 0.0, False, False)
-        backend.force_forward(x, inverse, scale, None, rows, rows, *options)
+        problem = problem._replace(all_rows=False, mask=True, denominator=math.log(1e-12))
+        backend.force_forward(problem)
     else:
+        each = s.kind == "each"
         given = scale if s.kind == "force" else None
-        options = (True, False, none, none, none, 0.0, s.kind != "each", s.kind == "each")
-        backend.force_forward(x, inverse, given, None, rows, rows, *options)
+        backend.force_forward(problem._replace(scale=given, rms=not each, separate=each))
         backend.distance_gradient(scale, x)

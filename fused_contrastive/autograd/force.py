@@ -45,7 +45,10 @@ def rms(x: Tensor) -> Tensor:
 
 
 class ForceOptions(NamedTuple):
-    """What the force and its loss are told beside tensors. Every point is a row of the softmaxes."""
+    """What the force and its loss are told beside tensors.
+
+    Every point is a row of the softmaxes.
+    """
 
     rows: int  # the negatives, which are the first points of x
     mask: bool  # whether self pairs are left out of both softmaxes

@@ -1,4 +1,4 @@
-"""What the force and the drift losses share: checks of points and temperatures, and points in groups."""
+"""What the force and the drift losses share: checks of points and temperatures, and groups."""
 
 from __future__ import annotations
 

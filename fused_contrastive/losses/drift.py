@@ -134,7 +134,7 @@ def drift_loss(
 
 
 def _check_weight(name: str, weight: Tensor | None, points_name: str, points: Tensor) -> None:
-    """Raise unless the weight of points ``[G, n, D]`` is None or floating ``[G, n]`` beside them."""
+    """Raise unless a weight of points ``[G, n, D]`` is None or ``[G, n]`` on their device."""
     if weight is None:
         return
     checks.embeddings(name, weight, dim=2)

@@ -43,7 +43,6 @@ FLAT = (
     "similarity_backward",
     "sigmoid_forward",
     "sigmoid_backward",
-    "force_forward",
 )
 """Functions that take the arguments of their op as they are."""
 
@@ -362,9 +361,9 @@ def weighted_sums(
     return *panel_products(x, y, plan, one_set, need_a, need_b, panel), sum_bias
 
 
-def force_forward(x, *arguments):
-    """See force_ops.py."""
-    return cuda_force.force_forward(LIBRARIES[x.device.type], x, *arguments)
+def force_forward(problem):
+    """The force on each row, and what the backward op reads; ops/force.py has the contract."""
+    return cuda_force.force_forward(LIBRARIES[problem.x.device.type], problem)
 
 
 def distance_sums(x, weight, rows, clip):

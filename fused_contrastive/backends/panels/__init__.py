@@ -19,7 +19,6 @@ FLAT = (
     "similarity_backward",
     "sigmoid_forward",
     "sigmoid_backward",
-    "force_forward",
 )
 """Functions that take the arguments of their op as they are."""
 
