@@ -20,8 +20,10 @@ from .losses.dcl import dcl_loss as dcl_loss
 from .losses.dcl import dclw_loss as dclw_loss
 from .losses.distill_clip import DistillClipLoss as DistillClipLoss
 from .losses.distill_clip import distill_clip_loss as distill_clip_loss
+from .losses.drift import DriftLoss as DriftLoss
 from .losses.drift import drift_field as drift_field
 from .losses.drift import drift_loss as drift_loss
+from .losses.force import ContrastiveForceLoss as ContrastiveForceLoss
 from .losses.force import contrastive_force as contrastive_force
 from .losses.force import contrastive_force_loss as contrastive_force_loss
 from .losses.info_nce import InfoNCELoss as InfoNCELoss
@@ -38,8 +40,6 @@ from .losses.siglip import siglip_loss as siglip_loss
 from .losses.sup_con import SupConLoss as SupConLoss
 from .losses.sup_con import sup_con_loss as sup_con_loss
 from .memory_bank import MemoryBank as MemoryBank
-from .modules.force import ContrastiveForceLoss as ContrastiveForceLoss
-from .modules.force import DriftLoss as DriftLoss
 
 __version__ = "0.1.0"
 

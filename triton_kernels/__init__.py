@@ -34,8 +34,6 @@ from .support import missing, refusal, status
 
 __all__ = ["refusal", "status"]
 
-FLAT = ("force_forward",)
-"""The functions that take the arguments of their op as they are."""
 
 if missing() is None:
     from ..backends.tiled import sigmoid as tiled_sigmoid

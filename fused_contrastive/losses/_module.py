@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .. import checks
+from ._points import check_temperatures
 
 
 class Loss(nn.Module):
@@ -34,9 +35,6 @@ def own_number(name: str, value, *, divisor: bool = False) -> None:
 
 def own_temperatures(values) -> tuple:
     """At least one finite number other than 0."""
-    # The force losses import this module for their own modules.
-    from .force import check_temperatures
-
     check_temperatures(values)
     for value in values:
         own_number("temperatures", value, divisor=True)

@@ -1,84 +1,81 @@
-"""The drifting losses as published: `drift_loss`, the training code's, and `drift_field`, the toy notebook's."""
+"""The drifting losses as published.
+
+`drift_loss` is that of the training code, and `drift_field` that of the toy notebook.
+"""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from torch import Tensor, nn
 
 from .. import checks
-from ..autograd._formulas import FirstDerivative, refuse_export, refuse_transforms
+from ..autograd._formulas import refuse_export, refuse_transforms
+from ..autograd.force import Drift, call_forward
 from ..backends import dispatch
-from ..ops import force as force_ops
-from ..reference import force as force_reference
+from ..ops import force as ops
+from ..problem import ForceProblem
+from ..reference import drift as reference
 from ..scalars import inverse_scale
-from .force import check_temperatures, groups, inverse_temperatures, points_dtype
+from ._module import own_temperatures
+from ._points import check_temperatures, inverse_temperatures, points_dtype, stacked
 
+MIN_DISTANCE = 1e-4
+"""The published lower bound of a distance."""
 
-class Drift(torch.autograd.Function):
-    """``mean((gen / s_in - constant)^2)`` where the difference is ``-force``: ``[G]``."""
+MIN_SCALE = 1e-3
+"""The published lower bound of both scales."""
 
-    @staticmethod
-    def forward(gen, force, s_in):
-        return (force * force).mean((1, 2))
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        gen, force, s_in = inputs
-        ctx.save_for_backward(force, s_in, gen)
-
-    @staticmethod
-    def backward(ctx, g):
-        force, s_in, gen = ctx.saved_tensors
-        d = (g[:, None, None] * force * (-2 / (force.shape[1] * force.shape[2] * s_in))).to(
-            gen.dtype
-        )
-        if torch.is_grad_enabled():  # create_graph=True
-            (d,) = FirstDerivative.apply(1, d, g, gen)
-        return d, None, None
-
-
-def _weight(name, weight, points_name, points):
-    if weight is None:
-        return
-    checks.embeddings(name, weight, dim=2)
-    if weight.shape != points.shape[:2]:
-        raise ValueError(
-            f"{name} must have shape {tuple(points.shape[:2])} ({points_name}), got {tuple(weight.shape)}"
-        )
-    if weight.device != points.device:
-        raise ValueError(
-            f"{name} must be on the device of {points_name} ({points.device}), got {weight.device}"
-        )
+LOG_FLOOR = math.log(1e-6) / 2
+"""The log of the published lower bound of an affinity, which is the root of the bounded product."""
 
 
 def drift_loss(
-    gen: torch.Tensor,
-    positive: torch.Tensor,
-    negative: torch.Tensor | None = None,
+    gen: Tensor,
+    positive: Tensor,
+    negative: Tensor | None = None,
     *,
-    weight_gen: torch.Tensor | None = None,
-    weight_positive: torch.Tensor | None = None,
-    weight_negative: torch.Tensor | None = None,
+    weight_gen: Tensor | None = None,
+    weight_positive: Tensor | None = None,
+    weight_negative: Tensor | None = None,
     temperatures: tuple = (0.02, 0.05, 0.2),
     backend: str | None = None,
 ):
     """The drifting loss as published (lambertae/drifting, ``drift_loss.py``).
 
-    Samples drift towards the positives and away from one another and from the fixed negatives. The scale and the mean square of the
-    drift of each temperature are taken over the whole batch. Everything but ``gen / s_in`` is a constant.
+    Samples drift towards the positives and away from one another and from the fixed negatives. The
+    scale and the mean square of the drift of each temperature are taken over the whole batch.
+    Everything but ``gen / s_in`` is a constant.
 
     Args:
-        gen, positive, negative: ``[G, n, D]`` with each its own n.
-        weight_gen, weight_positive, weight_negative: ``[G, n]``, weights of the points as columns, applied to their affinities; None: 1.
+        gen, positive, negative: ``[G, n, D]``, each with its own n.
+        weight_gen, weight_positive, weight_negative: ``[G, n]``, weights of the points as columns,
+            which multiply their affinities. None is 1.
         temperatures: numbers in units of the mean distance, at least one.
 
     Returns:
-        ``(loss, info)``: loss ``[G]``, float32 (float64 for float64 inputs); info ``{"scale": ..., "loss_<temperature>": ...}``, the mean
-        distance and the mean square of each temperature's drift.
+        ``(loss, info)``. The loss is ``[G]``, float32, or float64 for float64 inputs. The
+        dictionary ``{"scale": ..., "loss_<temperature>": ...}`` has the mean distance and the mean
+        square of each temperature's drift.
 
     Raises:
         ValueError, TypeError: naming the argument.
+
+    Example:
+        >>> import torch
+        >>> from fused_contrastive import drift_loss
+        >>> gen = torch.tensor([[[0.0, 0.0], [0.0, 1.0]]], requires_grad=True)
+        >>> positive = torch.tensor([[[3.0, 0.0], [3.0, 1.0]]])
+        >>> loss, info = drift_loss(gen, positive, temperatures=(0.5,))
+        >>> loss.shape, list(info)
+        (torch.Size([1]), ['scale', 'loss_0.5'])
+
+        A step against the gradient takes both samples towards the positives.
+
+        >>> loss.sum().backward()
+        >>> (-gen.grad[0, :, 0]).sign()
+        tensor([1., 1.])
     """
     checks.embeddings("gen", gen, dim=3)
     for name, x in (("positive", positive), ("negative", negative)):
@@ -87,77 +84,132 @@ def drift_loss(
         checks.embeddings(name, x, dim=3, like=("gen", gen))
         if x.shape[0] != gen.shape[0] or x.shape[2] != gen.shape[2]:
             raise ValueError(
-                f"{name} must have shape [G, n, D] matching gen {tuple(gen.shape)}, got {tuple(x.shape)}"
+                f"{name} must have shape [G, n, D] matching gen {tuple(gen.shape)}, "
+                f"got {tuple(x.shape)}"
             )
-    _weight("weight_gen", weight_gen, "gen", gen)
-    _weight("weight_positive", weight_positive, "positive", positive)
+    _check_weight("weight_gen", weight_gen, "gen", gen)
+    _check_weight("weight_positive", weight_positive, "positive", positive)
     if negative is None and weight_negative is not None:
         raise ValueError("weight_negative must be None without negative")
-    _weight("weight_negative", weight_negative, "negative", negative)
+    _check_weight("weight_negative", weight_negative, "negative", negative)
     check_temperatures(temperatures)
-    if any(isinstance(value, torch.Tensor) for value in temperatures):
+    if any(isinstance(value, Tensor) for value in temperatures):
         raise TypeError(
             "temperatures must be numbers, got a tensor: nothing here is differentiable in them"
         )
     inverse = inverse_temperatures(temperatures, gen)
     if backend is not None:
         dispatch.check_name(backend)
-    weights = {
-        "weight_gen": weight_gen,
-        "weight_positive": weight_positive,
-        "weight_negative": weight_negative,
-    }
     gen = gen.to(inverse.dtype)
     if gen.numel() == 0:  # means over nothing
         nan = gen.detach().sum() + math.nan
-        return (gen * gen).mean((1, 2)), {
-            "scale": nan,
-            **{f"loss_{t}": nan.clone() for t in temperatures},
-        }
+        info = {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
+        return (gen * gen).mean((1, 2)), info
     if dispatch.is_eager(backend):
-        return force_reference.drift_loss(
-            gen, positive, negative, temperatures=temperatures, **weights
+        return reference.drift_loss(
+            gen,
+            positive,
+            negative,
+            weight_gen=weight_gen,
+            weight_positive=weight_positive,
+            weight_negative=weight_negative,
+            temperatures=temperatures,
         )
     refuse_transforms(gen, positive, negative)
     refuse_export(gen)
-    parts, columns = force_reference.drift_columns(gen, positive, negative, *weights.values())
-    x = torch.cat(parts, 1)
-    weight = None if all(w is None for w in weights.values()) else torch.cat(columns, 1)
-    G, n, D = gen.shape
-    negatives = n + (0 if negative is None else negative.shape[1])
-    name = dispatch.select(backend, x.device, x.dtype)
-    scale = force_ops.distance_sums(x, weight, n, 1e-8, name).mean() / x.shape[1]
+    sets = [(gen, weight_gen), (negative, weight_negative), (positive, weight_positive)]
+    x, weight = _columns([(points, w) for points, w in sets if points is not None], gen.dtype)
+    n = gen.shape[1]
+    fixed = 0 if negative is None else negative.shape[1]
+    name = dispatch.select(backend, x.device, x.dtype, x.shape[2], "force")
+    scale = ops.distance_sums(x, weight, n, MIN_DISTANCE**2, name).mean() / x.shape[1]
     if weight is not None:
         scale = scale / weight.mean()
-    s_in, floor = (scale / math.sqrt(D)).clamp_min(1e-3), math.log(1e-6) / 2
-    fields, log_norm, *_ = force_ops.force_forward(
-        x, inverse, scale.clamp_min(1e-3).expand(G).contiguous(), weight, n, negatives, False, True, floor, floor,
-        -math.inf, 1e-8, False, True, name,
-    )  # fmt: skip
-    fields = fields * (log_norm.exp() / s_in)[:, :, None, None]
+    s_in, fields = _fields(x, weight, inverse, scale, (n, n + fixed), name)
     squares = (fields * fields).mean((1, 2, 3))
     force = (fields / squares.clamp_min(1e-8).sqrt()[:, None, None, None]).sum(0)
-    info = {
-        "scale": scale,
-        **{f"loss_{t}": f for t, f in zip(temperatures, squares.unbind(), strict=True)},
-    }
+    by_temperature = zip(temperatures, squares.unbind(), strict=True)
+    info = {"scale": scale, **{f"loss_{t}": square for t, square in by_temperature}}
     return Drift.apply(gen, force, s_in), info
+
+
+def _check_weight(name: str, weight: Tensor | None, points_name: str, points: Tensor) -> None:
+    """Raise unless a weight of points ``[G, n, D]`` is None or ``[G, n]`` on their device."""
+    if weight is None:
+        return
+    checks.embeddings(name, weight, dim=2)
+    if weight.shape != points.shape[:2]:
+        raise ValueError(
+            f"{name} must have shape {tuple(points.shape[:2])} ({points_name}), "
+            f"got {tuple(weight.shape)}"
+        )
+    if weight.device != points.device:
+        raise ValueError(
+            f"{name} must be on the device of {points_name} ({points.device}), got {weight.device}"
+        )
+
+
+def _columns(
+    sets: list[tuple[Tensor, Tensor | None]],  # points [G, n, D] and their weight [G, n]
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """All points ``[G, P, D]`` and their weights ``[G, P]``, None where no set has any."""
+    x = torch.cat([points.detach().to(dtype) for points, _ in sets], 1)
+    if all(weight is None for _, weight in sets):
+        return x, None
+    weights = [
+        x.new_ones(points.shape[:2]) if weight is None else weight.detach().to(dtype)
+        for points, weight in sets
+    ]
+    return x, torch.cat(weights, 1)
+
+
+def _fields(
+    x: Tensor,  # [G, P, D]
+    weight: Tensor | None,  # [G, P]
+    inverse: Tensor,  # [K]
+    scale: Tensor,  # []
+    sizes: tuple[int, int],  # the samples; these and the fixed negatives
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """The scale of the features and the drift of each temperature: ``[]``, ``[K, G, n, D]``."""
+    rows, negatives = sizes
+    G, _, D = x.shape
+    s_in = (scale / math.sqrt(D)).clamp_min(MIN_SCALE)
+    problem = ForceProblem(
+        x,
+        inverse,
+        scale.clamp_min(MIN_SCALE).expand(G).contiguous(),
+        weight,
+        rows=rows,
+        negatives=negatives,
+        all_rows=False,
+        mask=True,
+        self_logit=LOG_FLOOR,
+        floor=LOG_FLOOR,
+        clip=MIN_DISTANCE**2,
+        separate=True,
+    )
+    found = call_forward(problem, backend)
+    return s_in, found.force * (found.log_norm.exp() / s_in)[:, :, None, None]
 
 
 @torch.no_grad()
 def drift_field(
-    gen: torch.Tensor,
-    positive: torch.Tensor,
-    temperature: float | torch.Tensor = 0.05,
+    gen: Tensor,
+    positive: Tensor,
+    temperature: float | Tensor = 0.05,
     *,
     backend: str | None = None,
-) -> torch.Tensor:
-    """The drift of each sample as in the published toy notebook (drifting_model_demo.ipynb): raw distances, nothing normalised.
+) -> Tensor:
+    """The drift of each sample as in the published toy notebook (drifting_model_demo.ipynb).
 
-    Train with ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``.
+    Distances are raw and nothing is normalised. Train with
+    ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``.
 
     Args:
-        gen, positive: ``[..., n, D]`` and ``[..., N, D]``, each leading index a group of its own.
+        gen, positive: ``[..., n, D]`` and ``[..., N, D]``. Each leading index is a group of its
+            own.
         temperature: in units of distance.
 
     Returns:
@@ -165,6 +217,14 @@ def drift_field(
 
     Raises:
         ValueError, TypeError: naming the argument.
+
+    Example:
+        >>> import torch
+        >>> from fused_contrastive import drift_field
+        >>> gen = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+        >>> positive = torch.tensor([[1.0, 0.0]])
+        >>> drift_field(gen, positive, temperature=0.5)[0].sign()
+        tensor([ 1., -1.])
     """
     dtype = points_dtype("gen", gen, "positive", positive)
     checks.number("temperature", temperature, gen.device, divisor=True)
@@ -173,13 +233,48 @@ def drift_field(
     if gen.numel() == 0 or positive.numel() == 0:
         return torch.zeros_like(gen)
     if dispatch.is_eager(backend):
-        return force_reference.drift_field(gen, positive, temperature).to(gen.dtype)
-    x = torch.cat([groups(gen).to(dtype), groups(positive).to(dtype)], 1)
-    name = dispatch.select(backend, x.device, dtype)
+        return reference.drift_field(gen, positive, temperature).to(gen.dtype)
+    x = stacked(gen, positive, dtype)
+    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
     inverse = inverse_scale(temperature, x).reshape(1)
-    n = gen.shape[-2]
-    field, *_ = force_ops.force_forward(
-        x, inverse, inverse.new_ones(x.shape[0]), None, n, n, False, True, -math.inf, -math.inf, math.log(1e-12), 0.0,
-        False, False, name,
-    )  # fmt: skip
+    problem = ForceProblem(
+        x,
+        inverse,
+        scale=inverse.new_ones(x.shape[0]),
+        weight=None,
+        rows=gen.shape[-2],
+        negatives=gen.shape[-2],
+        all_rows=False,
+        mask=True,
+        denominator=math.log(1e-12),
+    )
+    field = call_forward(problem, name).force
     return field[0].reshape(gen.shape).to(gen.dtype)
+
+
+class DriftLoss(nn.Module):
+    """Module form of `drift_loss`: ``DriftLoss()(gen, positive, negative)``.
+
+    The weights are keyword arguments of `forward`.
+
+    Example:
+        >>> import torch
+        >>> from fused_contrastive import DriftLoss
+        >>> gen, positive = torch.zeros(2, 3, 4, requires_grad=True), torch.ones(2, 5, 4)
+        >>> loss, info = DriftLoss()(gen, positive, weight_positive=torch.ones(2, 5))
+        >>> loss.sum().backward()
+        >>> gen.grad.shape
+        torch.Size([2, 3, 4])
+    """
+
+    def __init__(self, temperatures=(0.02, 0.05, 0.2), *, backend=None):
+        super().__init__()
+        self.options = {"temperatures": own_temperatures(temperatures), "backend": backend}
+
+    def forward(self, gen: Tensor, positive: Tensor, negative: Tensor | None = None, **weights):
+        """``(loss, info)`` of gen, positive and negative, ``[G, n, D]`` with each its own n."""
+        return drift_loss(gen, positive, negative, **weights, **self.options)
+
+    def extra_repr(self) -> str:
+        """The options, as the constructor takes them."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

@@ -1,11 +1,12 @@
-"""Several directions in one softmax, and soft targets."""
+"""Several directions in one softmax."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from ._dense import maximum, reduce
+from ._dense import maximum
+from ._reduction import reduce
 
 
 def multiple_negatives_ranking_loss(
@@ -77,17 +78,3 @@ def multiple_negatives_ranking_loss(
         shares = [reduce((pos >= maximum(s, 1)).to(loss.dtype), "mean", weights) for s in others]
         mean = reduce(similarities.diagonal() if normalize else pos, "mean", weights)
     return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": mean}
-
-
-def distill_clip_loss(
-    image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale, *,
-    weights=None, reduction="mean",
-):  # fmt: skip
-    """Cross entropy of the student's softmax against the teacher's, both directions averaged (open_clip's DistillClipLoss)."""
-    student = logit_scale * image_features @ text_features.T
-    teacher = (teacher_logit_scale * teacher_image_features @ teacher_text_features.T).detach()
-    forward, backward = (
-        -(t.softmax(1) * s.log_softmax(1)).sum(1)
-        for s, t in ((student, teacher), (student.T, teacher.T))
-    )
-    return reduce((forward + backward) / 2, reduction, weights)

@@ -11,7 +11,7 @@ from oracles.force import array
 from test_accuracy import assert_within_yardstick
 
 import fused_contrastive as fc
-from fused_contrastive.backends.panels import force as force_panels
+from fused_contrastive.backends.panels import _force_field
 from fused_contrastive.reference import force as force_reference
 
 MASKS, NORMALIZERS, FLOORS = (
@@ -318,7 +318,7 @@ def test_errors_of_the_drift(data, backend, device):
 def test_gradcheck_of_the_force(
     mask_self, normalizer, affinity_floor, any_backend, device, monkeypatch
 ):
-    monkeypatch.setattr(force_panels, "PANEL", 50)  # several row panels
+    monkeypatch.setattr(_force_field, "PANEL", 50)  # several row panels
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     for size in ((2, 3, 4, 2), (1, 7, 5, 3), (1, 1, 3, 2)):
         positive, negative = draw(size, device=device)

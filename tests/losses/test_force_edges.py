@@ -10,7 +10,7 @@ from conftest import is_interpreted
 from test_force import draw, upstream_of
 
 import fused_contrastive as fc
-from fused_contrastive.backends.panels import force as force_panels
+from fused_contrastive.backends.panels import _force_field
 
 
 def train(function, positive, negative, **options):
@@ -151,7 +151,7 @@ def test_panels_of_any_size(device, monkeypatch):
     results = []
     positive, negative = draw((3, 11, 8, 4), device=device)
     for panel in (1 << 19, 400, 60, 7):
-        monkeypatch.setattr(force_panels, "PANEL", panel)
+        monkeypatch.setattr(_force_field, "PANEL", panel)
         values = train(fc.contrastive_force_loss, positive, negative, backend="panels")
         values += train(
             fc.contrastive_force,

@@ -35,9 +35,6 @@ from . import force as cuda_force
 from . import sigmoid, similarity
 from ._tiles import LIBRARIES
 
-FLAT = ("force_forward",)
-"""The functions that take the arguments of their op as they are."""
-
 OLDER = "the CUDA library is older than this package: build it anew (FUSED_CONTRASTIVE_BUILD=cuda)"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -138,9 +135,9 @@ def sigmoid_backward(
     return tiled_sigmoid.backward(sigmoid, g_rows, problem, saved, need)
 
 
-def force_forward(x, *arguments):
-    """See force_ops.py."""
-    return cuda_force.force_forward(LIBRARIES[x.device.type], x, *arguments)
+def force_forward(problem):
+    """The force on each row, and what the backward op reads; ops/force.py has the contract."""
+    return cuda_force.force_forward(LIBRARIES[problem.x.device.type], problem)
 
 
 def distance_sums(x, weight, rows, clip):

@@ -17,7 +17,6 @@ from .sigmoid import sigmoid_backward, sigmoid_forward
 from .similarity import similarity_backward, similarity_forward
 
 __all__ = [
-    "FLAT",
     "distance_gradient",
     "distance_sums",
     "force_forward",
@@ -29,9 +28,6 @@ __all__ = [
     "similarity_forward",
     "status",
 ]
-
-FLAT = ("force_forward",)
-"""Functions that take the arguments of their op as they are."""
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:

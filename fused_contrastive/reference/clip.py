@@ -1,0 +1,30 @@
+"""CLIP."""
+
+from __future__ import annotations
+
+import torch
+
+from ._cross_entropy import cross_entropy, other_equal_keys
+from ._reduction import both_directions
+
+
+def clip_loss(
+    image_features, text_features, logit_scale, logit_bias=None, *, keys=None, weights=None, bias=None, label_smoothing=0.0,
+    margin=0.0, hardness=0.0, reduction="mean", metrics=False,
+):  # fmt: skip
+    """CLIP (Radford et al. 2021, figure 3): cross entropy of both directions, averaged; nothing is normalised inside."""
+    plain = logit_scale * image_features @ text_features.T
+    if logit_bias is not None:
+        plain = plain + logit_bias
+    similarities = image_features @ text_features.T if hardness else plain
+    target = torch.arange(len(plain), device=plain.device)
+    of_images, of_texts = bias if isinstance(bias, tuple) else (bias, bias)
+    options = {
+        "excluded": other_equal_keys(keys, keys, target), "scale": logit_scale, "margin": margin,
+        "label_smoothing": label_smoothing, "hardness": hardness,
+    }  # fmt: skip
+    forward = cross_entropy(plain, target, bias=of_texts, similarities=similarities, **options)
+    backward = cross_entropy(
+        plain.T, target, bias=of_images, similarities=similarities.T, **options
+    )
+    return both_directions(forward, backward, reduction, target, metrics, plain, weights)

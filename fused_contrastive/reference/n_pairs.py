@@ -1,0 +1,28 @@
+"""N-pairs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ._cross_entropy import cross_entropy, other_equal_keys
+from ._reduction import with_metrics
+
+
+def n_pairs_loss(
+    anchors, positives, target=None, *, normalize=True, keys=None, weights=None, bias=None, label_smoothing=0.0,
+    margin=0.0, reduction="mean", metrics=False,
+):  # fmt: skip
+    """N-pairs (Sohn 2016): cross entropy of anchor-positive similarities against `target` (an index vector or the identity)."""
+    if normalize:
+        anchors, positives = F.normalize(anchors, dim=1), F.normalize(positives, dim=1)
+    plain = anchors @ positives.T
+    if target is None:
+        target = torch.arange(len(plain), device=plain.device)
+    elif target.dim() == 2:
+        target = target.argmax(1)
+    excluded = other_equal_keys(None if keys is None else keys[target], keys, target)
+    loss, logits = cross_entropy(
+        plain, target, excluded=excluded, bias=bias, label_smoothing=label_smoothing, margin=margin
+    )
+    return with_metrics(loss, reduction, logits, target, metrics, plain=plain, weights=weights)

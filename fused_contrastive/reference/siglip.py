@@ -1,0 +1,26 @@
+"""SigLIP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ._cross_entropy import other_equal_keys
+from ._reduction import with_metrics
+
+
+def siglip_loss(
+    image_features, text_features, logit_scale, logit_bias, *, keys=None, weights=None, reduction="mean", metrics=False
+):  # fmt: skip
+    """SigLIP (Zhai et al. 2023, algorithm 1): every image-text pair a binary classification; nothing is normalised inside."""
+    logits = logit_scale * image_features @ text_features.T + logit_bias
+    target = torch.arange(len(logits), device=logits.device)
+    labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1
+    pairs = -F.logsigmoid(labels * logits)
+    excluded = other_equal_keys(keys, keys, target)
+    if excluded is not None:
+        pairs, logits = (
+            pairs.masked_fill(excluded, 0.0),
+            logits.masked_fill(excluded, float("-inf")),
+        )
+    return with_metrics(pairs.sum(-1), reduction, logits, target, metrics, weights=weights)
