@@ -12,13 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..backends.tiled.plan import ceil_div
 from ..dtypes import accumulation_dtype
 from ..problem import ForceForward, ForceProblem
 from . import configs, force_configs
 from .force_group import distance_group, force_group
 from .force_kernels import distance_pull
 from .force_passes import Passes, Tiles, affinity_constants, merged, product_constants
-from .launch import ceil_div, launch
+from .launch import launch
 
 
 def is_small(x: Tensor) -> bool:

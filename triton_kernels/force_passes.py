@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from ..backends.panels._running_sum import finite
+from ..backends.tiled.plan import ceil_div
 from ..dtypes import accumulation_dtype
 from ..problem import ForceProblem
 from . import configs, force_configs, support
+from .configs import precision
 from .force_configs import block
 from .force_kernels import distance_rows, force_lse, force_rows, force_sums
 from .force_math import ROOM
-from .launch import accumulation_type, ceil_div, is_interpreted, launch, precision
+from .launch import accumulation_type, is_interpreted, launch
 
 PROGRAMS = 512
 """Programs of a pass over tiles, where splits of the columns can make that many."""
