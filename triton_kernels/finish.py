@@ -1,4 +1,8 @@
-"""`finish_forward`, `finish_weighted`: slots merged in a fixed order, positives, losses. `finish_backward`: gradients of the inputs."""
+"""What comes after the tiles, forward and backward.
+
+`finish_forward` and `finish_weighted` merge slots in a fixed order. The first also computes
+positives and losses. `finish_backward` computes the gradients of the inputs.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,17 @@ from .tile_math import (
 
 @triton.jit
 def _merge(
-    slots,
-    planes,
-    slot_stride,
-    index,
-    inside,
-    count,
-    ACC: tl.constexpr,
+    slots,  # [count, ...] sums, `planes` on the maxima
+    planes,  # from the sums to the maxima
+    slot_stride,  # from one slot to the next
+    index,  # [BLOCK]
+    inside,  # [BLOCK]
+    count,  # slots
+    ACC: tl.constexpr,  # the dtype of sums
     BLOCK: tl.constexpr,
-    SLOTS: tl.constexpr,
+    SLOTS: tl.constexpr,  # slots merged at a time
 ):
-    """(maximum, sum) over `count` slots, SLOTS at a time."""
+    """The maximum and the sum ``[BLOCK]`` over `count` slots, SLOTS at a time."""
     maximum = tl.full((BLOCK,), NEG_INF, ACC)
     total = tl.zeros((BLOCK,), ACC)
     for first in range(0, count, SLOTS):
@@ -47,16 +51,25 @@ def _merge(
 
 
 @triton.jit
-def _log_sum(maximum, total):
-    """Natural log of sum exp from base-2 parts, in float64; -inf for an empty sum."""
+def _log_sum(
+    maximum,  # [BLOCK]
+    total,  # [BLOCK]
+):
+    """The natural log-sum-exp from base-2 parts, in float64; -inf for an empty sum."""
     total = total.to(tl.float64)
     value = finite(maximum).to(tl.float64) * LN2 + tl.log(tl.where(total == 0.0, 1.0, total))
     return tl.where(total == 0.0, NEG_INF, value)
 
 
 @triton.jit
-def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
-    """lse rounded and, a plane on, what rounding lost where it is finite."""
+def _store_sum(
+    target,  # pointers [BLOCK]
+    plane,  # from the first part to the second
+    lse,  # [BLOCK]
+    inside,  # [BLOCK]
+    ACC: tl.constexpr,
+):
+    """Store lse rounded and, a plane on, what rounding lost where it is finite."""
     rounded = lse.to(ACC)
     tl.store(target, rounded, mask=inside)
     lost = (lse - rounded.to(tl.float64)).to(ACC)
@@ -64,23 +77,46 @@ def _store_sum(target, plane, lse, inside, ACC: tl.constexpr):
 
 
 @triton.jit
-def _loss(lse, pos, ACC: tl.constexpr):
-    undefined = 0.0 * (
-        pos + tl.maximum(lse, 0.0)
-    )  # NaN where cross entropy is: an infinite positive or candidate
+def _loss(
+    lse,  # [BLOCK]
+    pos,  # [BLOCK]
+    ACC: tl.constexpr,
+):
+    """softplus(lse - pos), NaN where cross entropy is: at an infinite positive or candidate."""
+    undefined = 0.0 * (pos + tl.maximum(lse, 0.0))
     return softplus((lse - pos).to(ACC)) + undefined.to(ACC)
 
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "super_rows"])
 def finish_forward(
-    slots, a, b, bias, scale, rows, cols, pos, loss, row_max, col_max, M, N, positive, super_rows,
-    D: tl.constexpr, SYMMETRIC: tl.constexpr, EVEN_K: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """Log-sum-exp of rows (and columns) from pair_reduce's slots; the positives' logits and ``softplus(lse - pos)``; maxima.
+    slots,  # [plan.slot_count(...)]
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    bias,  # [G, N], or None
+    scale,  # []
+    rows,  # [2, G, M], written
+    cols,  # [2, G, N], or None
+    pos,  # [G, M], or None
+    loss,  # [G, M], or None
+    row_max,  # [G, M], or None
+    col_max,  # [G, N], or None
+    M,
+    N,
+    positive,  # offset of the positive's column
+    super_rows,
+    D: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    ACC: tl.constexpr,  # the dtype of sums
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLOTS: tl.constexpr,  # slots merged at a time
+):
+    """Log-sum-exps of rows, and of columns, from pair_reduce's slots, and their maxima.
 
-    One program per BLOCK rows of one group, with the columns of the same index, or with a positive those of their positives.
-    Bytes: 2 (M + N) S slots; with a positive 2 M D elements.
+    With a positive, its logit and ``softplus(lse - pos)`` follow. One program serves BLOCK rows of
+    one group. It also serves the columns of the same index, or with a positive those of the
+    positives. Bytes: 2 (M + N) S slots, and with a positive 2 M D elements.
     """
     blocks = tl.cdiv(tl.maximum(M, N), BLOCK)
     g = tl.program_id(0) // blocks
@@ -134,9 +170,8 @@ def finish_forward(
         shift = tl.zeros((BLOCK,), ACC)
         if bias is not None:
             shift = tl.load(bias + group * N + column, mask=inside, other=0.0) * LOG2E
-        target = (
-            tl.fma(target, tl.load(scale) * LOG2E, shift).to(tl.float64) * LN2
-        )  # scaled as in pair_reduce
+        # Scaled as in pair_reduce.
+        target = tl.fma(target, tl.load(scale) * LOG2E, shift).to(tl.float64) * LN2
         tl.store(pos + group * M + index, target, mask=inside)
         value = _loss(lse, target, ACC)
         if cols is not None:
@@ -146,11 +181,21 @@ def finish_forward(
 
 @triton.jit(do_not_specialize=["M", "splits"])
 def finish_weighted(
-    slots, partial, rows, row_max, mean, M, D, splits, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    """Log-sum-exp, maximum and softmax-weighted mean ``[G, M, D]`` from fused_rows' partial results.
+    slots,  # [2, splits, G, M]
+    partial,  # [splits, G, M, D]
+    rows,  # [2, G, M], written
+    row_max,  # [G, M], or None
+    mean,  # [G, M, D], written
+    M,
+    D,
+    splits,
+    ACC: tl.constexpr,  # the dtype of sums
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Log-sum-exp, maximum and softmax-weighted mean from fused_rows' partial results.
 
-    One program per BLOCK rows of one group. Bytes: 4 (splits + 1) M D.
+    One program serves BLOCK rows of one group. Bytes: 4 (splits + 1) M D.
     """
     blocks = tl.cdiv(M, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -187,9 +232,22 @@ def finish_weighted(
 
 
 @triton.jit
-def _pulled(gradient, near, far, near_pull, far_pull, factor, k, D, EVEN_K: tl.constexpr, ACC: tl.constexpr,
-            NEAR: tl.constexpr, FAR: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """Features k.. of the rows' unscaled gradient, positives included."""
+def _pulled(
+    gradient,  # pointers [BLOCK]
+    near,  # pointers [BLOCK]
+    far,  # pointers [BLOCK]
+    near_pull,  # [BLOCK]
+    far_pull,  # [BLOCK]
+    factor,  # [BLOCK, 1]
+    k,  # the first feature
+    D,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    ACC: tl.constexpr,  # the dtype of sums
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The rows' unscaled gradient ``[BLOCK, BLOCK_K]`` from feature k on, positives included."""
     total = load_rows(gradient, k, D, BLOCK_K, EVEN_K) * factor
     if NEAR:
         total -= near_pull[:, None] * load_rows(near, k, D, BLOCK_K, EVEN_K).to(ACC)
@@ -200,16 +258,37 @@ def _pulled(gradient, near, far, near_pull, far_pull, factor, k, D, EVEN_K: tl.c
 
 @triton.jit(do_not_specialize=["X", "Y", "positive"])
 def finish_backward(
-    gradient, x, y, given, inv, pull, scale, unit, dx, radial, X, Y, D, positive,
-    NEAR: tl.constexpr, FAR: tl.constexpr, SHARE: tl.constexpr, EVEN_K: tl.constexpr, ACC: tl.constexpr,
-    INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, HALF_RANGE: tl.constexpr,
-):  # fmt: skip
-    """``dx = scale (G - <u, G> u) inv`` with ``u = given * inv`` in the dtype of dx; ``radial``: this block's ``SHARE * sum <x, G>``, for
-    the gradient of the scale.
+    gradient,  # [G, X, D]
+    x,  # [G, X, D]
+    y,  # [G, Y, D]
+    given,  # [G, X, D]
+    inv,  # [G, X], or None
+    pull,  # [G, X where NEAR, Y where FAR], or None
+    scale,  # []
+    unit,  # [1]; None: not float16
+    dx,  # [G, X, D], or None
+    radial,  # [programs], or None
+    X,
+    Y,
+    D,
+    positive,  # offset of the positive's column
+    NEAR: tl.constexpr,
+    FAR: tl.constexpr,
+    SHARE: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HALF_RANGE: tl.constexpr,
+):
+    """``dx = scale (G - <u, G> u) inv`` with ``u = given * inv``, in the dtype of dx.
 
-    G is `gradient` (a product with W, fp32, unscaled) less the positives' pull: NEAR, x are rows with positives
-    ``y[(i + positive) % Y]``; FAR, x are the positives of ``y[(j - positive) % X]``; both for one set. Rows below the norm floor are
-    not projected. One program per BLOCK rows of one group. Bytes: (8 + 4..8) X D.
+    For the gradient of the scale, ``radial`` holds each block's ``SHARE * sum <x, G>``. G is
+    `gradient`, an unscaled product with W, less the positives' pull. With NEAR, x are rows with
+    positives ``y[(i + positive) % Y]``. With FAR, x are the positives of ``y[(j - positive) % X]``.
+    One set has both. Rows below the norm floor are not projected. One program serves BLOCK rows of
+    one group. Bytes: 8 X D, and 4 to 8 X D more by the dtypes of x and dx.
     """
     blocks = tl.cdiv(X, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)

@@ -1,4 +1,7 @@
-"""`fused_rows`: log-sum-exp and softmax-weighted mean of the columns in one pass, for columns that need no gradient."""
+"""`fused_rows` finds log-sum-exp and softmax-weighted mean of the columns in one pass.
+
+It is for columns that need no gradient.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,38 @@ from .tile_math import (
 
 @triton.jit(do_not_specialize=["M", "N", "offset", "stride", "split_columns"])
 def fused_rows(
-    a, b, bias, key_a, key_b, scale, slots, partial, M, N, D, offset, stride, split_columns,
-    KIND: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Per row and split of the columns: (sum, maximum) as pair_reduce's slots, and ``sum_j exp2(s2 - maximum) b_j``, unnormalised.
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    bias,  # [G, N], or None
+    key_a,  # [G, M], or None
+    key_b,  # [G, N], or None
+    scale,  # []
+    slots,  # [2, splits, G, M], written
+    partial,  # [splits, G, M, D], written
+    M,
+    N,
+    D,
+    offset,
+    stride,
+    split_columns,
+    KIND: tl.constexpr,  # of candidates (problem.py)
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Per row and split of the columns: sum, maximum, and ``sum_j exp2(s2 - maximum) b_j``.
 
-    One program per BLOCK_M rows and split_columns columns of one group; D <= BLOCK_K. Slots ``[splits, G, M]`` sums, then maxima;
-    partial ``[splits, G, M, D]``. Running maxima, so any logits. The weights go from registers into the second product
-    (guard.py: not before a safe ptxas on sm_90).
+    The slots hold sums, then maxima, as those of pair_reduce do; `partial` is not normalised. One
+    program serves BLOCK_M rows and split_columns columns of one group, and D is at most BLOCK_K.
+    Maxima run along, so that any logits will do. The weights go from registers into the second
+    product, which on sm_90 needs a safe ptxas (support.py).
 
-    Flops: 4 M N D, M N exponentials. Bytes: N D elements per row of tiles from L2, 4 M D per split written.
+    Flops: 4 M N D, and M N exponentials. Bytes: N D elements per row of tiles from L2, and 4 M D
+    per split written.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     splits = tl.cdiv(N, split_columns)

@@ -1,4 +1,7 @@
-"""`pair_weight`: a panel of the gradient weights W, for library products with the embeddings."""
+"""`pair_weight` writes a panel of the gradient weights W, for products with the embeddings.
+
+The products are the library's.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,54 @@ import triton.language as tl
 from .tile_math import LOG2E, mask_tile, products, round_to, row_pointers
 
 SPREAD = tl.constexpr(34.0)
-"""Levels of a tile within this many octaves share one exponential: what flushes to zero is below 2^-92 of its row's weight."""
+"""Levels of a tile within this many octaves share one exponential.
+
+What flushes to zero is then below 2^-92 of its row's weight.
+"""
 
 HALF_RANGE = tl.constexpr(8192.0)
-"""float16 panels hold ``W * HALF_RANGE / unit``: at most twice HALF_RANGE in magnitude."""
+"""float16 panels hold ``W * HALF_RANGE / unit``, at most twice HALF_RANGE in magnitude."""
 
 
 @triton.jit(do_not_specialize=["M", "N", "offset", "stride"])
 def pair_weight(
-    a, b, bias, key_a, key_b, scale, row_terms, col_terms, unit, panel, M, N, D, offset, stride,
-    KIND: tl.constexpr, MIRROR: tl.constexpr, COLUMNS: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
-    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-):  # fmt: skip
-    """``W_ij = weight_i exp2(s2_ij - level_i) [+ weight_j exp2(s2_ij - level_j) with COLUMNS]``, 0 where j is no candidate of i.
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    bias,  # [G, N], or None
+    key_a,  # [G, M], or None
+    key_b,  # [G, N], or None
+    scale,  # []
+    row_terms,  # [G, M, 2]
+    col_terms,  # [G, N, 2], or None
+    unit,  # [1]; None: not float16
+    panel,  # [G, M, ld], written
+    M,
+    N,
+    D,
+    offset,
+    stride,
+    KIND: tl.constexpr,  # of candidates (problem.py)
+    MIRROR: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,  # rows of tiles in turn
+):
+    """``W_ij = weight_i exp2(s2_ij - level_i)``, 0 where j is no candidate of i.
 
-    Writes ``panel [G, M, ld]`` with ld = N rounded up to 16 elements. MIRROR (one set, the whole matrix): tiles above the square
-    blocks on the diagonal are written at both places, those below are not computed. One program per tile, GROUP rows of tiles in turn so that operands stay
-    in L2. Where the levels of a tile are close (SPREAD) both terms share one exponential.
+    With COLUMNS, ``weight_j exp2(s2_ij - level_j)`` is added. Where the levels of a tile are
+    close (SPREAD), both terms share one exponential. The leading dimension ld of the panel is N
+    rounded up to 16 elements. With MIRROR, for one set and its whole matrix, tiles above the
+    square blocks on the diagonal are written at both places. Those below are not computed. One
+    program serves a tile, GROUP rows of tiles in turn, so that operands stay in L2.
 
-    Flops: 2 M N D (MIRROR: N^2 D), M N (half) exponentials. Bytes: M N elements written.
+    Flops: 2 M N D, with MIRROR N^2 D, and M N exponentials, with MIRROR half of them.
+    Bytes: M N elements written.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -55,9 +86,8 @@ def pair_weight(
             bias2 = tl.load(bias + group * N + col_index) * LOG2E
         row_pair = _load_terms(row_terms + group * M * 2, row_index)
         row_level, row_weight = tl.split(row_pair)
-        s = tl.fma(
-            d, scale2, bias2[None, :]
-        )  # rounded as in pair_reduce: a row's weights sum to its coefficient
+        # Rounded as in pair_reduce, so that a row's weights sum to its coefficient.
+        s = tl.fma(d, scale2, bias2[None, :])
         factor = tl.full((1,), 1.0, ACC)
         if unit is not None:
             largest = tl.load(unit)
@@ -92,21 +122,44 @@ def pair_weight(
 
 
 @triton.jit
-def _load_terms(terms, index):
-    """``[BLOCK, 2]``: (level, weight). One load, in a layout of its own: what is computed from it is computed once per row."""
+def _load_terms(
+    terms,  # [count, 2]
+    index,  # [BLOCK]
+):
+    """The level and the weight of each row, ``[BLOCK, 2]``.
+
+    This is one load in a layout of its own. What is computed from it is computed once per row.
+    """
     return tl.load(terms + 2 * index[:, None] + tl.arange(0, 2)[None, :])
 
 
 @triton.jit
-def _relative(pair, top, weight):
-    """``weight exp2(top - level)``."""
+def _relative(
+    pair,  # [BLOCK, 2]
+    top,  # []
+    weight,  # [BLOCK]
+):
+    """``weight exp2(top - level)``, which is ``[BLOCK]``."""
     fade, _ = tl.split(tl.exp2(top - pair))
     return fade * weight
 
 
 @triton.jit
-def _store(panel, ld, w, i, j, M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """w at rows i.., columns j.. of the panel; inner tiles without a mask, in whole vectors."""
+def _store(
+    panel,  # [M, ld], written
+    ld,  # elements between two rows
+    w,  # [BLOCK_M, BLOCK_N]
+    i,
+    j,
+    M,
+    N,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Store w at the rows from i and the columns from j of the panel.
+
+    Inner tiles need no mask and are stored in whole vectors.
+    """
     rows = tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_N)
     pointers = panel + i.to(tl.int64) * ld + j + (rows * ld)[:, None] + columns[None, :]

@@ -1,4 +1,8 @@
-"""`prepare`: normalised, rounded rows and the bound on the logits. `prepare_backward`: per-row terms of the gradient weights."""
+"""What comes before the tiles, forward and backward.
+
+`prepare` writes normalised, rounded rows and the bound on the logits. `prepare_backward` writes
+the terms of the gradient weights per row and column.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,48 @@ from .tile_math import EPS, LOG2E, load_rows, log1p, round_to, row_pointers, sig
 
 TINY = tl.constexpr(2.0**-60)
 BOUNDS = 3
-"""Per group: largest row norm of a, of b, largest finite |bias|."""
+"""The bounds of a group: the largest row norms of a and of b, and the largest finite |bias|."""
 
 
 @triton.jit
-def _raise_bound(bound, value):
-    """Maximum of non-negative floats through their bits: independent of the order, NaN above everything."""
+def _raise_bound(
+    bound,  # [] float32, not negative
+    value,  # []
+):
+    """Raise `bound` to `value`, as non-negative floats compare like their bits.
+
+    The result does not depend on the order, and NaN is above everything.
+    """
     bits = bound.to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_max(bits, value.to(tl.float32).to(tl.int32, bitcast=True), sem="relaxed")
 
 
 @triton.jit
-def _kept(x):
-    """x with NaN, which a maximum may drop, as infinity."""
+def _kept(
+    x,  # any shape
+):
+    """x with infinity in place of NaN, which a maximum may drop."""
     return tl.where(x == x, x, float("inf"))
 
 
 @triton.jit
 def _prepare_rows(
-    x, hat, inv, bound, first, count, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr, EVEN_K: tl.constexpr,
-    ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,  # [count, D]
+    hat,  # [count, D], where the rounded rows go
+    inv,  # [count], where the inverse norms go
+    bound,  # [], the largest norm
+    first,  # the first row of this program
+    count,  # rows
+    D,
+    NORMALIZE: tl.constexpr,
+    ROUND: tl.constexpr,  # whether rows are rounded to another dtype or normalised
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Normalise and round BLOCK rows, or raise the bound to the largest of their norms."""
     rows = first + tl.arange(0, BLOCK)
     inside = rows < count
     pointers = row_pointers(x, first, BLOCK, count, D)
@@ -59,12 +84,29 @@ def _prepare_rows(
 
 @triton.jit(do_not_specialize=["M", "N"])
 def prepare(
-    a, b, bias, a_hat, b_hat, a_inv, b_inv, bound, M, N, D, NORMALIZE: tl.constexpr, ROUND: tl.constexpr,
-    EVEN_K: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """``inv = 1 / max(|x|, EPS)`` and ``hat = round(x * inv)`` for the rows of a, then of b; maxima for the bound on the logits.
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    bias,  # [G, N]
+    a_hat,  # [G, M, D], written
+    b_hat,  # [G, N, D], written
+    a_inv,  # [G, M], written
+    b_inv,  # [G, N], written
+    bound,  # [G, BOUNDS], raised
+    M,
+    N,
+    D,
+    NORMALIZE: tl.constexpr,
+    ROUND: tl.constexpr,  # whether rows are rounded to another dtype or normalised
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``inv = 1 / max(|x|, EPS)`` and ``hat = round(x * inv)`` for the rows of a, then of b.
 
-    One program per BLOCK rows of one group. Reads x twice (the second time from cache), writes hat: (M + N) D elements each.
+    What bounds the logits is raised, too. One program serves BLOCK rows of one group. It reads x
+    twice, the second time from cache, and writes hat: (M + N) D elements each.
     """
     blocks_a = tl.cdiv(M, BLOCK)
     blocks = blocks_a + tl.cdiv(N, BLOCK)
@@ -73,16 +115,40 @@ def prepare(
     group = g.to(tl.int64)
     if block < blocks_a:
         _prepare_rows(
-            a + group * M * D, a_hat + group * M * D, a_inv + group * M, bound + g * 3, block * BLOCK, M, D,
-            NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK, BLOCK_K,
-        )  # fmt: skip
+            a + group * M * D,
+            a_hat + group * M * D,
+            a_inv + group * M,
+            bound + g * 3,
+            block * BLOCK,
+            M,
+            D,
+            NORMALIZE,
+            ROUND,
+            EVEN_K,
+            ACC,
+            INTERPRET,
+            BLOCK,
+            BLOCK_K,
+        )
     else:
         first = (block - blocks_a) * BLOCK
         if b is not None:
             _prepare_rows(
-                b + group * N * D, b_hat + group * N * D, b_inv + group * N, bound + g * 3 + 1, first, N, D,
-                NORMALIZE, ROUND, EVEN_K, ACC, INTERPRET, BLOCK, BLOCK_K,
-            )  # fmt: skip
+                b + group * N * D,
+                b_hat + group * N * D,
+                b_inv + group * N,
+                bound + g * 3 + 1,
+                first,
+                N,
+                D,
+                NORMALIZE,
+                ROUND,
+                EVEN_K,
+                ACC,
+                INTERPRET,
+                BLOCK,
+                BLOCK_K,
+            )
         if bias is not None:
             columns = first + tl.arange(0, BLOCK)
             size = tl.abs(tl.load(bias + group * N + columns, mask=columns < N, other=0.0))
@@ -94,16 +160,31 @@ def prepare(
 
 @triton.jit(do_not_specialize=["M", "N", "positive"])
 def prepare_backward(
-    g_rows, g_cols, rows, cols, pos, row_terms, col_terms, pull, unit, M, N, positive, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Upstream gradients as terms of ``W_ij = weight_i exp2(s2_ij - level_i) + weight_j exp2(s2_ij - level_j)``.
+    g_rows,  # [G, M]
+    g_cols,  # [G, N]
+    rows,  # [2, G, M] log-sum-exps in two parts
+    cols,  # [2, G, N], or None
+    pos,  # [G, M], or None
+    row_terms,  # [G, M, 2], written
+    col_terms,  # [G, N, 2], written
+    pull,  # [G, M], written
+    unit,  # [1], raised; None: not float16
+    M,
+    N,
+    positive,  # offset of the positive's column
+    BLOCK: tl.constexpr,
+):
+    """Upstream gradients as terms of the weights of pairs.
 
-    ``row_terms [G, M, 2]`` and ``col_terms [G, N, 2]`` hold (level, weight), levels integral: what is rounded there does not grow with
-    the logits; ``pull [G, M]`` is minus the gradient of the positive's logit;
-    `unit` becomes the largest total weight of a row or column (float16 panels are stored relative to it), but no less than 2^-60 of an
-    upstream gradient, so that no level's weight overflows relative to it. With a positive the level
-    is log2(exp(lse) + exp(pos)): nothing cancels, and no weight underflows, when the loss vanishes. One program per BLOCK rows
-    of one group; O(M + N) bytes.
+    These are ``W_ij = weight_i exp2(s2_ij - level_i) + weight_j exp2(s2_ij - level_j)``. The terms
+    of a row or column are its level and its weight. Levels are integral, so that what is rounded
+    does not grow with the logits. With a positive the level is ``log2(exp(lse) + exp(pos))``.
+    When the loss vanishes, nothing cancels then and no weight underflows. ``pull`` is minus the
+    gradient of the positive's logit.
+
+    `unit` becomes the largest total weight of a row or column, as float16 panels are stored
+    relative to it. It is no less than 2^-60 of an upstream gradient, so that no level's weight
+    overflows relative to it. One program serves BLOCK rows of one group. Bytes: O(M + N).
     """
     blocks = tl.cdiv(tl.maximum(M, N), BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -154,27 +235,48 @@ def prepare_backward(
 
 
 @triton.jit
-def _undefined(lse, pos):
-    """NaN where cross entropy is: an infinite positive or candidate; else 0."""
+def _undefined(
+    lse,  # [BLOCK]
+    pos,  # [BLOCK]
+):
+    """NaN where cross entropy is NaN, at an infinite positive or candidate, and 0 elsewhere."""
     return 0.0 * (pos + tl.maximum(lse, 0.0))
 
 
 @triton.jit
-def _load_sum(lse, plane, inside):
-    """A log-sum-exp from its two parts, in float64."""
+def _load_sum(
+    lse,  # pointers [BLOCK]
+    plane,  # from the first part to the second
+    inside,  # [BLOCK]
+):
+    """A log-sum-exp ``[BLOCK]`` from its two parts, in float64."""
     lost = tl.load(lse + plane, mask=inside, other=0.0).to(tl.float64)
     return tl.load(lse, mask=inside, other=0.0).to(tl.float64) + lost
 
 
 @triton.jit
-def _logaddexp(x, y):
+def _logaddexp(
+    x,  # [BLOCK]
+    y,  # [BLOCK]
+):
+    """``log(exp(x) + exp(y))``, which is ``[BLOCK]``."""
     top = tl.maximum(x, y)
     return tl.where(tl.abs(top) == float("inf"), top, top + log1p(tl.exp(-tl.abs(x - y))))
 
 
 @triton.jit
-def _store_terms(terms, index, inside, lse, weight):
-    """A row without candidates has no gradient: level 0, weight 0 (NaN where the upstream gradient is not finite)."""
+def _store_terms(
+    terms,  # [count, 2], written
+    index,  # [BLOCK]
+    inside,  # [BLOCK]
+    lse,  # [BLOCK]
+    weight,  # [BLOCK]
+):
+    """Store the level and the weight of rows or columns.
+
+    A row without candidates has no gradient: its level and weight are 0. The weight is NaN where
+    the upstream gradient is not finite.
+    """
     empty = lse == float("-inf")
     exact = tl.where(empty, 0.0, lse * LOG2E)
     level = tl.floor(exact + 0.5).to(terms.dtype.element_ty)

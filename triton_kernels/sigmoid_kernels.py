@@ -1,6 +1,8 @@
-"""The kernels of the sigmoid family: `sigmoid_reduce` and `sigmoid_finish` forward, `sigmoid_terms` and `sigmoid_weight` backward.
+"""The kernels of the sigmoid family.
 
-In base 2: ``y2_ij = log2(e) sign (scale <a_i, b_j> + row_bias_i)``. A pair that is no candidate has y2 = -inf, whose softplus is 0.
+`sigmoid_reduce` and `sigmoid_finish` run forward, `sigmoid_terms` and `sigmoid_weight` backward.
+They work in base 2: ``y2_ij = log2(e) sign (scale <a_i, b_j> + row_bias_i)``. A pair that is no
+candidate has y2 = -inf, whose softplus is 0.
 """
 
 from __future__ import annotations
@@ -27,8 +29,13 @@ from .tile_math import (
 
 
 @triton.jit
-def _softplus2(t):
-    """log2(1 + 2^t): max(t, 0) and the logarithm of 1 + e with e = 2^-|t|, in float32 by a minimax polynomial (relative error 3e-8)."""
+def _softplus2(
+    t,  # any shape
+):
+    """``log2(1 + 2^t)``, as max(t, 0) plus the logarithm of 1 + e with ``e = 2^-|t|``.
+
+    In float32 the logarithm is a minimax polynomial with a relative error of 3e-8.
+    """
     e = tl.exp2(-tl.abs(t))
     if t.dtype == tl.float64:
         return tl.maximum(t, 0.0) + log1p(e) * LOG2E
@@ -45,18 +52,39 @@ def _softplus2(t):
 
 @triton.jit(do_not_specialize=["M", "N", "offset", "stride", "super_rows"])
 def sigmoid_reduce(
-    a, b, row_bias, key_a, key_b, scale, slots, M, N, D, offset, stride, super_rows,
-    KIND: tl.constexpr, SIGN: tl.constexpr, EXTREMA: tl.constexpr, RESIDENT: tl.constexpr, EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Sums of log2(1 + 2^y2) over the candidate columns, and with EXTREMA maxima of y2, as partial results in private slots.
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    row_bias,  # [G, M], or None
+    key_a,  # [G, M], or None
+    key_b,  # [G, N], or None
+    scale,  # []
+    slots,  # [1 or 2, S, G, M], written
+    M,
+    N,
+    D,
+    offset,
+    stride,
+    super_rows,
+    KIND: tl.constexpr,  # of candidates (problem.py)
+    SIGN: tl.constexpr,  # 1 or -1
+    EXTREMA: tl.constexpr,
+    RESIDENT: tl.constexpr,  # whether D <= BLOCK_K
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Sums of ``log2(1 + 2^y2)`` over the candidate columns, and with EXTREMA maxima of y2.
 
-    One program per pair of super-tiles (super_rows rows x super_rows columns). Slots, S super-tiles of columns: ``[S, G, M]`` sums, then,
-    with EXTREMA, as many maxima.
+    They are partial results in private slots. One program serves a pair of super-tiles,
+    super_rows rows by super_rows columns. With S super-tiles of columns the slots are
+    ``[S, G, M]`` sums, then, with EXTREMA, as many maxima.
 
-    Flops: 2 M N D, M N exponentials. Bytes: (M + N) D elements per row of super-tiles from L2, 4 (EXTREMA: 8) bytes of slots per row
-    and super-tile.
+    Flops: 2 M N D, and M N exponentials. Bytes: (M + N) D elements per row of super-tiles from
+    L2, and 4 bytes of slots per row and super-tile, with EXTREMA 8.
     """
     supers_m = tl.cdiv(M, super_rows)
     supers_n = tl.cdiv(N, super_rows)
@@ -106,12 +134,30 @@ def sigmoid_reduce(
 
 @triton.jit(do_not_specialize=["M", "N", "positive", "slot_count"])
 def sigmoid_finish(
-    slots, a, b, row_bias, scale, rows, pos, row_max, M, N, positive, slot_count, D: tl.constexpr, SIGN: tl.constexpr,
-    EVEN_K: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, SLOTS: tl.constexpr,
-):  # fmt: skip
-    """Rows from sigmoid_reduce's slots, the positives' logits and their ``softplus(-y)``; maxima.
+    slots,  # [1 or 2, slot_count, G, M]
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    row_bias,  # [G, M], or None
+    scale,  # []
+    rows,  # [G, M], written
+    pos,  # [G, M], or None
+    row_max,  # [G, M], or None
+    M,
+    N,
+    positive,  # offset of the positive's column
+    slot_count,
+    D: tl.constexpr,
+    SIGN: tl.constexpr,  # 1 or -1
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    ACC: tl.constexpr,  # the dtype of sums
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SLOTS: tl.constexpr,  # slots merged at a time
+):
+    """The rows' sums and maxima from sigmoid_reduce's slots.
 
-    One program per BLOCK rows of one group. Bytes: 4 (8) M slot_count; with a positive 2 M D elements.
+    With a positive, its logit is stored and its ``softplus(-y)`` added. One program serves BLOCK
+    rows of one group. Bytes: 4 M slot_count, with maxima 8, and with a positive 2 M D elements.
     """
     blocks = tl.cdiv(M, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -145,9 +191,8 @@ def sigmoid_finish(
         shift = tl.zeros((BLOCK,), ACC)
         if row_bias is not None:
             shift = tl.load(row_bias + group * M + index, mask=inside, other=0.0) * (LOG2E * SIGN)
-        target = (
-            tl.fma(target, tl.load(scale) * (LOG2E * SIGN), shift) * LN2
-        )  # scaled as in sigmoid_reduce
+        # Scaled as in sigmoid_reduce.
+        target = tl.fma(target, tl.load(scale) * (LOG2E * SIGN), shift) * LN2
         tl.store(pos + group * M + index, target * SIGN, mask=inside)
         total += softplus(-target)
     tl.store(rows + group * M + index, total, mask=inside)
@@ -155,11 +200,20 @@ def sigmoid_finish(
 
 @triton.jit(do_not_specialize=["M"])
 def sigmoid_terms(
-    g, row_bias, pos, row_terms, pull, unit, M, SIGN: tl.constexpr, BLOCK: tl.constexpr
+    g,  # [G, M]
+    row_bias,  # [G, M], or None
+    pos,  # [G, M], or None
+    row_terms,  # [G, M, 2], written
+    pull,  # [G, M], written
+    unit,  # [1], raised; None: not float16
+    M,
+    SIGN: tl.constexpr,  # 1 or -1
+    BLOCK: tl.constexpr,
 ):
-    """``row_terms [G, M, 2]``: (row_bias in base 2, g), both times SIGN; ``pull [G, M]``: minus the weight of the positive; `unit`: the largest |g|.
+    """The terms of a row: row_bias in base 2 and g, both times SIGN.
 
-    One program per BLOCK rows of one group; O(M) bytes.
+    `pull` becomes minus the weight of the positive, `unit` the largest |g|. One program serves
+    BLOCK rows of one group. Bytes: O(M).
     """
     blocks = tl.cdiv(M, BLOCK)
     group = (tl.program_id(0) // blocks).to(tl.int64)
@@ -182,16 +236,38 @@ def sigmoid_terms(
 
 @triton.jit(do_not_specialize=["M", "N", "offset", "stride"])
 def sigmoid_weight(
-    a, b, key_a, key_b, scale, row_terms, unit, sums, panel, M, N, D, offset, stride,
-    KIND: tl.constexpr, SIGN: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
-    INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """``W_ij = weight_i / (1 + 2^-y2_ij)``, 0 where j is no candidate of i; its row sums by tile, ``sums [tiles_n, G, M]``.
+    a,  # [G, M, D]
+    b,  # [G, N, D]
+    key_a,  # [G, M], or None
+    key_b,  # [G, N], or None
+    scale,  # []
+    row_terms,  # [G, M, 2]
+    unit,  # [1]; None: not float16
+    sums,  # [tiles_n, G, M], or None
+    panel,  # [G, M, ld], written
+    M,
+    N,
+    D,
+    offset,
+    stride,
+    KIND: tl.constexpr,  # of candidates (problem.py)
+    SIGN: tl.constexpr,  # 1 or -1
+    EVEN_K: tl.constexpr,  # whether BLOCK_K divides D
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,  # rows of tiles in turn
+):
+    """``W_ij = weight_i / (1 + 2^-y2_ij)``, 0 where j is no candidate of i, and its row sums.
 
-    Writes ``panel [G, M, ld]`` with ld = N rounded up to 16 elements. One program per tile, GROUP rows of tiles in turn so that operands
-    stay in L2. With `unit` (float16) all is in multiples of ``unit / HALF_RANGE``.
+    The sums are by tile of columns. The leading dimension ld of the panel is N rounded up to 16
+    elements. One program serves a tile, GROUP rows of tiles in turn, so that operands stay in L2.
+    With `unit`, for float16, all results are multiples of ``unit / HALF_RANGE``.
 
-    Flops: 2 M N D, M N exponentials. Bytes: M N elements written.
+    Flops: 2 M N D, and M N exponentials. Bytes: M N elements written.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -211,7 +287,8 @@ def sigmoid_weight(
     if unit is not None:
         largest = tl.load(unit)
         weight *= tl.where(largest > 0.0, HALF_RANGE / largest, 0.0)
-    t = tl.fma(d, tl.load(scale) * (LOG2E * SIGN), shift[:, None])  # rounded as in sigmoid_reduce
+    # Rounded as in sigmoid_reduce.
+    t = tl.fma(d, tl.load(scale) * (LOG2E * SIGN), shift[:, None])
     w = weight[:, None] / (1.0 + tl.exp2(-t))
     if key_a is not None:
         key_a += group * M
