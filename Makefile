@@ -21,11 +21,11 @@ demo-force: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal
 
-# The tests that take long, which `test` leaves out.
+# All cases, those among them that `make test` leaves out because they rarely fail alone.
 nightly: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -m nightly -n auto
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal -m ""
 
-# Faults put into the sources one by one: the tests must notice each.
+# Checks that the tests notice a list of errors, each made in a copy of the sources.
 mutations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) tests/mutations.py
 

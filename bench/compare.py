@@ -107,7 +107,8 @@ def time_both(packages: list[Path], options: argparse.Namespace) -> list[dict]:
                     repeats = max(1, round(MIN_SAMPLE / min(steps)))
                     taken = rounds(base, head, repeats, options.rounds)
                     found += [row(place, which, *taken) for which in options.passes]
-                    print(text(found[-len(options.passes) :], heading=len(found) == 1), flush=True)
+                    rows = found[-len(options.passes) :]
+                    print(text(rows, heading=len(rows) == len(found)), flush=True)
     finally:
         for process in processes:
             process.close()
