@@ -16,8 +16,8 @@ from ..backends.tiled.plan import ceil_div
 from ..dtypes import accumulation_dtype
 from ..problem import ForceForward, ForceProblem
 from . import configs, force_configs
+from .force_distances import distance_pull
 from .force_group import distance_group, force_group
-from .force_kernels import distance_pull
 from .force_passes import Passes, Tiles, affinity_constants, merged, product_constants
 from .launch import launch
 

@@ -1,4 +1,7 @@
-"""Tiles of the force kernels, by element type and architecture. Every entry passes the compile gate (bench/gates/triton.py)."""
+"""Tiles of the force kernels, by element type and architecture.
+
+Every entry passes the compile gate (bench/gates/triton.py).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,20 @@ import torch
 
 
 class ForceConfig(NamedTuple):
-    """Tile ``[block_m, block_n]`` of pairs; `block_k` features in a partial sum of squares, `block_d` in a step of a product, whose sums
-    run over `slice` points at a time. What sums affinities keeps more of each pair and gets `weighted_warps`; of one program's
-    groups the distances are computed `distance_m` rows at a time."""
+    """Sizes of a kernel's tile ``[block_m, block_n]`` of pairs, and its warps."""
 
     block_m: int
+    # In one program's groups the rows whose distances are computed at a time.
     distance_m: int
     block_n: int
+    # The features in a partial sum of squares.
     block_k: int
+    # The features in a step of a product.
     block_d: int
+    # The points that one step of a product's sums runs over.
     slice: int
     num_warps: int
+    # Kernels that sum affinities keep more of each pair and get these warps.
     weighted_warps: int
 
 
@@ -31,16 +37,24 @@ def block(size: int, most: int = 1 << 30) -> int:
 
 
 def group_points(G: int, dtype: torch.dtype) -> int:
-    """Most points of a group that is left to one program: more where there are programs enough."""
+    """The most points of a group that is left to one program.
+
+    There are more where there are programs enough.
+    """
     return 256 if G >= 32 and dtype != torch.float64 else 128
 
 
 def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
-    """For groups of P points. Fewer columns than threads: each loads what it needs of a feature, and none is exchanged."""
+    """For groups of P points.
+
+    There are fewer columns than threads. So each thread loads what it needs of a feature, and
+    none is exchanged.
+    """
     points = block(P)
     if arch == "interpreter":
         return ForceConfig(16, 32 if points > 16 else 16, points, 16, 16, 16, 4, 4)
-    few = dtype == torch.float64 or (arch == "sm_80" and points <= 32)  # pairs of a thread
+    # Whether a thread has few pairs.
+    few = dtype == torch.float64 or (arch == "sm_80" and points <= 32)
     warps = max(1, min(8, points // (8 if dtype == torch.float64 else 16)))
     pairs = (8 if few else 16) * 32 * warps
     rows, most = (max(16, min(points, count // points)) for count in (pairs, 2 * pairs))

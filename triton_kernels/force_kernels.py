@@ -1,9 +1,13 @@
-"""Kernels for sets of any size, a tile of pairs at a time: `distance_rows`, `force_lse`, `force_sums`, `force_rows`, `distance_pull`.
+"""Kernels for sets of any size, a tile of pairs at a time.
 
-Every program owns a block of rows and a range of `split_columns` columns, walked in order; no atomics. All read the transposed points
-``[G, features, LD]`` (D and P, padded with zeros to multiples of BLOCK_K and BLOCK_N) and compute the distances again. Predicted for
-each (no GPU has run them): 50 % of the part's float32 instruction rate in the distances, two instructions per difference: 16 ps per
-pair at D = 128 on an H200, and 1 ps per temperature. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
+They are `force_lse`, `force_sums` and `force_rows`; force_distances.py has two more. Every program
+owns a block of rows and a range of `split_columns` columns, which it walks in order; no atomics.
+All read the transposed points ``[G, features, LD]``, which are padded with zeros from D and P to
+multiples of BLOCK_K and BLOCK_N. All compute the distances again.
+
+Predicted for each, not yet measured on a GPU: the distances reach 50 % of the part's float32
+instruction rate, with two instructions per difference. That is 16 ps per pair at D = 128 on an
+H200, and 1 ps per temperature. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
 """
 
 from __future__ import annotations
@@ -12,124 +16,42 @@ import triton
 import triton.language as tl
 
 from .force_math import (
-    add_products,
-    log_affinity,
     log_kernel,
     merge,
     side_sums,
-    slope,
     square_sums,
     sum_exp,
     tile_columns,
     tile_distances,
     tops_apart,
 )
+from .force_tile_parts import insert, place_of_program, tile_affinities, tile_product
 from .tile_math import NEG_INF
-
-
-@triton.jit
-def place_of_program(M, N, split_columns, BLOCK_M: tl.constexpr):
-    """(g, G, split, i, j_begin, j_end) of this program: groups, then blocks of BLOCK_M rows, then splits of the columns."""
-    splits = tl.cdiv(N, split_columns)
-    programs = tl.cdiv(M, BLOCK_M) * splits
-    pid = tl.program_id(0)
-    split = pid % programs % splits
-    i = pid % programs // splits * BLOCK_M
-    j_begin = split * split_columns
-    j_end = tl.minimum(j_begin + split_columns, N)
-    return (
-        (pid // programs).to(tl.int64),
-        (tl.num_programs(0) // programs).to(tl.int64),
-        split,
-        i,
-        j_begin,
-        j_end,
-    )
-
-
-@triton.jit
-def tile_affinities(
-    d, rows, columns, factors, lse_rows, lse_cols, k, K, g, G, M, N,
-    SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
-):  # fmt: skip
-    """a of a tile at temperature k."""
-    place = k * G + g
-    inside = columns < N
-    R = tl.load(lse_rows + place * M + rows, mask=rows < M, other=0.0)
-    R_low = tl.load(lse_rows + (K * G + place) * M + rows, mask=rows < M, other=0.0)
-    C = tl.load(lse_cols + place * N + columns, mask=inside, other=0.0)
-    C_low = tl.load(lse_cols + (K * G + place) * N + columns, mask=inside, other=0.0)
-    high = tl.load(factors + place)
-    low = tl.load(factors + K * G + place)
-    itself = rows[:, None] == columns[None, :]
-    return log_affinity(d, high, low, R, R_low, C, C_low, itself, inside, SELF, FLOOR, DENOMINATOR)
-
-
-@triton.jit
-def insert(state, k, values):
-    """Column k of state ``[BLOCK_M, KP]`` replaced by values ``[BLOCK_M]``."""
-    return tl.where(tl.arange(0, state.shape[1])[None, :] == k, values[:, None], state)
-
-
-@triton.jit
-def tile_product(
-    w, tile, y, out, i, j, M, N, D, started, ACC: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
-    INTERPRET: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
-):  # fmt: skip
-    """Adds ``sum_j w_ij (y_j - y_i)`` to rows i.. of out ``[M, D]``, or sets them from row `started` on.
-    y ``[N, D]``, zeros up to a tile's end.
-
-    Only this program touches those rows of out and its part of `tile`, which holds w."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK_M * BLOCK_N
-    here = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    tl.debug_barrier()  # the tile before has been read
-    tl.store(tile + place + here, w)
-    tl.debug_barrier()  # the tile is there for every thread, and so are the sums of the one before
-    rows = i + tl.arange(0, BLOCK_M)
-    total_w = tl.sum(w, 1)
-    for k in range(0, D, BLOCK_D):
-        features = k + tl.arange(0, BLOCK_D)
-        inside = (features < (k + BLOCK_D if EVEN_K else D))[None, :]
-        total = add_products(
-            tile + place, y, j, D, 1, features, inside, tl.zeros((BLOCK_M, BLOCK_D), ACC), True, PRECISION, INTERPRET,
-            BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
-        )  # fmt: skip
-        own = rows.to(tl.int64)[:, None] * D + features[None, :]
-        total -= total_w[:, None] * tl.load(y + own, mask=inside, other=0.0)
-        target = out + own
-        total += tl.load(target, mask=(rows < started)[:, None] & inside, other=0.0)
-        tl.store(target, total, mask=(rows < M)[:, None] & inside)
-
-
-@triton.jit(do_not_specialize=["M", "N", "split_columns"])
-def distance_rows(
-    points, weight, out, M, N, features, LD, split_columns,
-    CLIP: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """``sum_j d_ij weight_j`` of rows i < M over each split of the columns j < N: out ``[splits, G, M]``. Flops: 3 M N D."""
-    g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
-    points += g * features * LD
-    total = tl.zeros((BLOCK_M,), ACC)
-    for j in range(j_begin, j_end, BLOCK_N):
-        d = tile_distances(points, i, j, features, LD, CLIP, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tile_columns(BLOCK_N)
-        if weight is not None:
-            d = d * tl.load(weight + g * N + columns, mask=columns < N, other=0.0)[None, :]
-        total += tl.sum(tl.where((columns < N)[None, :], d, 0.0), 1)
-    rows = i + tl.arange(0, BLOCK_M)
-    tl.store(out + (split * G + g) * M + rows, total, mask=rows < M)
 
 
 @triton.jit(do_not_specialize=["M", "N", "split_columns"])
 def force_lse(
-    points, factors, out, M, N, features, LD, split_columns,
-    K: tl.constexpr, KP: tl.constexpr, MASK: tl.constexpr, CLIP: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """(maximum, sum of exp(. - maximum)) of ``-f d_ij`` of the points i < M over each split of the points j < N: out
-    ``[splits, 2, K, G, M]``; factors ``[2, K, G]``, in two parts.
+    points,  # [G, features, LD], transposed
+    factors,  # [2, K, G], in two parts
+    out,  # [splits, 2 (maximum, sum), K, G, M], written
+    M,
+    N,
+    features,  # D rounded up to BLOCK_K
+    LD,  # P rounded up to BLOCK_N
+    split_columns,  # columns of a program
+    K: tl.constexpr,  # temperatures
+    KP: tl.constexpr,  # K rounded up to a power of two
+    MASK: tl.constexpr,  # whether self pairs are left out of the softmaxes
+    CLIP: tl.constexpr,  # lower bound of the squared distance
+    ACC: tl.constexpr,  # the dtype of sums
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What the log-sum-exps of ``-f d_ij`` are made of, of rows i over each split of the columns.
 
-    Flops: 3 M N D, K M N exponentials.
+    For i < M and j < N it writes each maximum, and the sum of the exponentials relative to it.
+    Flops: 3 M N D, and K M N exponentials.
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
     points += g * features * LD
@@ -159,17 +81,40 @@ def force_lse(
 
 @triton.jit(do_not_specialize=["M", "N", "rows_stored", "negatives", "split_columns"])
 def force_sums(
-    points, factors, lse_rows, lse_cols, weight, out, extra, M, N, rows_stored, negatives, features, LD, split_columns,
-    K: tl.constexpr, KP: tl.constexpr, RMS: tl.constexpr, APART: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr,
-    DENOMINATOR: tl.constexpr, CLIP: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Shifts and sums of the affinities of rows i < M over each split of the points j < N, of the negative and the positive columns apart:
-    out ``[splits, 2 (shift, sum), 2 (side), K, G, rows_stored]``. RMS: also extra ``[splits, 2, K, G, M]``, shift and
-    sum of (d A)^2 of the row (`square_sums`); then M = N. APART: also extra, of the same shape, the sides' shifts over the points that do
-    not equal the row. factors ``[2, K, G]``, lse_rows ``[2, K, G, M]``, lse_cols ``[2, K, G, N]``.
+    points,  # [G, features, LD], transposed
+    factors,  # [2, K, G], in two parts
+    lse_rows,  # [2, K, G, M], in two parts
+    lse_cols,  # [2, K, G, N], in two parts
+    weight,  # [G, N], or None
+    out,  # [splits, 2 (shift, sum), 2 (side), K, G, rows_stored], written
+    extra,  # [splits, 2, K, G, M], or None; written
+    M,
+    N,
+    rows_stored,  # the rows of the force
+    negatives,  # the first columns are negative
+    features,  # D rounded up to BLOCK_K
+    LD,  # P rounded up to BLOCK_N
+    split_columns,  # columns of a program
+    K: tl.constexpr,  # temperatures
+    KP: tl.constexpr,  # K rounded up to a power of two
+    RMS: tl.constexpr,  # whether the norm is the root mean square of d A
+    APART: tl.constexpr,  # whether `extra` gets shifts over points that are apart
+    SELF: tl.constexpr,  # a of self pairs
+    FLOOR: tl.constexpr,  # lower bound of a
+    DENOMINATOR: tl.constexpr,  # lower bound of R + C
+    CLIP: tl.constexpr,  # lower bound of the squared distance
+    ACC: tl.constexpr,  # the dtype of sums
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Shifts and sums of the affinities of rows i < M over each split of the points j < N.
 
-    Flops: 3 M N D, K M N (RMS: twice) exponentials.
+    Negative and positive columns have their own. With RMS, where M = N, extra gets shift and sum of
+    (d A)^2 of the row (`square_sums`). With APART it gets the sides' shifts over the points that do
+    not equal the row.
+
+    Flops: 3 M N D, and K M N exponentials (twice that with RMS).
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
     points += g * features * LD
@@ -239,21 +184,43 @@ def force_sums(
 
 @triton.jit(do_not_specialize=["M", "N", "negatives", "split_columns"])
 def force_rows(
-    points, y, factors, lse_rows, lse_cols, terms, weight, out, tile, M, N, D, negatives, split_columns,
-    K: tl.constexpr, SEPARATE: tl.constexpr, SELF: tl.constexpr, FLOOR: tl.constexpr, DENOMINATOR: tl.constexpr,
-    CLIP: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
-):  # fmt: skip
-    """Forces on rows i < M by each split of the points j < N: out ``[splits, S, G, M, D]``, S = 1 for the sum over the temperatures, or
-    (SEPARATE) K.
+    points,  # [G, features, LD], transposed
+    y,  # [G, LD, D], centred coordinates, zeros past N
+    factors,  # [2, K, G], in two parts
+    lse_rows,  # [2, K, G, M], in two parts
+    lse_cols,  # [2, K, G, N], in two parts
+    terms,  # [2 (level, coefficient), 2 (side of the column), K, G, M]
+    weight,  # [G, N], or None
+    out,  # [splits, S, G, M, D], written; S is K with SEPARATE, else 1
+    tile,  # [programs, BLOCK_M, BLOCK_N], scratch
+    M,
+    N,
+    D,
+    negatives,  # the first columns are negative
+    split_columns,  # columns of a program
+    K: tl.constexpr,  # temperatures
+    SEPARATE: tl.constexpr,  # whether temperatures stay apart
+    SELF: tl.constexpr,  # a of self pairs
+    FLOOR: tl.constexpr,  # lower bound of a
+    DENOMINATOR: tl.constexpr,  # lower bound of R + C
+    CLIP: tl.constexpr,  # lower bound of the squared distance
+    EVEN_K: tl.constexpr,  # whether BLOCK_D divides D
+    PRECISION: tl.constexpr,  # tl.dot's input_precision
+    ACC: tl.constexpr,  # the dtype of sums
+    INTERPRET: tl.constexpr,  # whether Triton's interpreter runs this
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SLICE: tl.constexpr,  # points of a step of a product
+):
+    """Forces on rows i < M by each split of the points j < N.
 
-    y ``[G, LD, D]`` centred coordinates, zeros past N; tile: scratch ``[programs, BLOCK_M, BLOCK_N]``; factors ``[2, K, G]``, lse_rows
-    ``[2, K, G, M]`` and lse_cols ``[2, K, G, N]`` in two parts; terms ``[2 (level, coefficient), 2 (side of the column), K, G, M]``, such
-    that a weight is the coefficient times ``exp(a - level)``.
-    The program's rows of out are read and written once per tile, so that any D needs the distances once.
+    A weight is the coefficient in `terms` times ``exp(a - level)``. The program's rows of out are
+    read and written once per tile, so that any D needs the distances once.
 
-    Flops: 3 M N D, K M N exponentials, 2 M N D (SEPARATE: K times). Bytes: beside the points' 4 BLOCK_N D of y and 8 BLOCK_M D of out
-    per tile, from L2.
+    Flops: 3 M N D, K M N exponentials, and 2 M N D (K times that with SEPARATE). Bytes: beside
+    those of the points, 4 BLOCK_N D of y and 8 BLOCK_M D of out per tile, from L2.
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
@@ -302,38 +269,45 @@ def force_rows(
             e = tl.where((d == 0.0) | itself, 0.0, e)
             if SEPARATE:
                 tile_product(
-                    e * w[None, :], tile, y, out + k * plane, i, j, M, N, D, started,
-                    ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
-                )  # fmt: skip
+                    e * w[None, :],
+                    tile,
+                    y,
+                    out + k * plane,
+                    i,
+                    j,
+                    M,
+                    N,
+                    D,
+                    started,
+                    ACC,
+                    EVEN_K,
+                    PRECISION,
+                    INTERPRET,
+                    BLOCK_M,
+                    BLOCK_N,
+                    BLOCK_D,
+                    SLICE,
+                )
             else:
                 total += e
         if not SEPARATE:
             tile_product(
-                total * w[None, :], tile, y, out, i, j, M, N, D, started,
-                ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
-            )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["P", "split_columns"])
-def distance_pull(
-    points, y, g, out, tile, P, D, split_columns,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, INTERPRET: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, SLICE: tl.constexpr,
-):  # fmt: skip
-    """``sum_j W_ij (y_j - y_i)`` over each split of the columns, ``W_ij = 2 g / d_ij``, 0 where d is 0: out
-    ``[splits, G, P, D]``; y and tile as in `force_rows`, g ``[G]``. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`."""
-    group, G, split, i, j_begin, j_end = place_of_program(P, P, split_columns, BLOCK_M)
-    features = tl.cdiv(D, BLOCK_K) * BLOCK_K
-    LD = tl.cdiv(P, BLOCK_N) * BLOCK_N
-    points += group * features * LD
-    y += group * LD * D
-    out += (split * G + group) * P * D
-    upstream = tl.load(g + group)
-    for j in range(j_begin, j_end, BLOCK_N):
-        d = tile_distances(points, i, j, features, LD, 0.0, ACC, BLOCK_M, BLOCK_N, BLOCK_K)
-        columns = j + tile_columns(BLOCK_N)
-        w = tl.where((columns < P)[None, :], slope(d, upstream), 0.0)
-        tile_product(
-            w, tile, y, out, i, j, P, P, D, tl.where(j > j_begin, P, 0),
-            ACC, EVEN_K, PRECISION, INTERPRET, BLOCK_M, BLOCK_N, BLOCK_D, SLICE,
-        )  # fmt: skip
+                total * w[None, :],
+                tile,
+                y,
+                out,
+                i,
+                j,
+                M,
+                N,
+                D,
+                started,
+                ACC,
+                EVEN_K,
+                PRECISION,
+                INTERPRET,
+                BLOCK_M,
+                BLOCK_N,
+                BLOCK_D,
+                SLICE,
+            )

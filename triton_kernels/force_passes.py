@@ -1,4 +1,4 @@
-"""The passes of the force family over tiles: how the kernels of force_kernels.py are launched.
+"""The passes of the force family over tiles: how its kernels are launched.
 
 The columns of a pass are split where the rows alone are too few programs, and torch merges the
 results of the splits.
@@ -21,7 +21,8 @@ from ..problem import ForceProblem
 from . import configs, force_configs, support
 from .configs import precision
 from .force_configs import block
-from .force_kernels import distance_rows, force_lse, force_rows, force_sums
+from .force_distances import distance_rows
+from .force_kernels import force_lse, force_rows, force_sums
 from .force_math import ROOM
 from .launch import accumulation_type, is_interpreted, launch
 

@@ -1,4 +1,4 @@
-"""Cross entropy with one positive per row, and what changes it."""
+"""Cross entropy with one positive per row, and the options that change it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,36 @@ from ._dense import masked_logsumexp, maximum
 
 
 def cross_entropy(
-    logits, target, *, excluded=None, bias=None, scale=1.0, similarities=None, label_smoothing=0.0, margin=0.0, hardness=0.0,
+    logits,
+    target,
+    *,
+    excluded=None,
+    bias=None,
+    scale=1.0,
+    similarities=None,
+    label_smoothing=0.0,
+    margin=0.0,
+    hardness=0.0,
     tau_plus=0.0,
-):  # fmt: skip
-    """``(loss [M], logits [M, N])`` of logits, of which the booleans `excluded` (or None; never the target) are no candidates; the logits come
-    back with their biases, −inf where there is no candidate.
+):
+    """The loss of each row, and the logits with their biases.
 
-    Added to them: `bias` of the columns; `hardness` times the constant `similarities`, at negatives; minus `margin` times `scale`, at the
-    target. Then `tau_plus` corrects the sum over the negatives (Chuang et al. 2020, sec. 4), and the target is smoothed over the candidates.
+    The logits get the `bias` of the columns. Negatives get `hardness` times the constant
+    `similarities`, and the target loses `margin` times `scale`. Then `tau_plus` corrects the sum
+    over the negatives (Chuang et al. 2020, sec. 4). Last, the target is smoothed over the
+    candidates.
+
+    Args:
+        logits: ``[M, N]``.
+        target: the column of each row's positive, ``[M]``.
+        excluded: which columns are no candidates, ``[M, N]``, or None. The target never is
+            excluded.
+        bias: ``[N]`` or ``[M, N]``, or None.
+        scale: what similarities have been multiplied by.
+        similarities: ``[M, N]``, read with `hardness` alone.
+
+    Returns:
+        ``(loss [M], logits [M, N])``, where the logits are -inf where there is no candidate.
     """
     target = target.unsqueeze(1)
     if bias is not None:
@@ -43,7 +65,16 @@ def cross_entropy(
 
 
 def other_equal_keys(rows, columns, target):
-    """Which columns besides the target have the key of the row; None without keys."""
+    """Which columns besides the target have the key of the row; None without keys.
+
+    Args:
+        rows: ``[M]``, or None.
+        columns: ``[N]``, or ``[M, N]`` where each row has its own columns.
+        target: ``[M]``.
+
+    Returns:
+        Booleans ``[M, N]``.
+    """
     if rows is None:
         return None
     return (rows.unsqueeze(1) == (columns if columns.dim() == 2 else columns.unsqueeze(0))).scatter(

@@ -11,20 +11,32 @@ from ..problem import KEYED, candidate_mask
 def similarity(
     a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize, columns, extrema
 ):
-    """Dense form of functions.similarity, in the accumulation dtype of `scale`: ``(rows, cols, loss, pos, row_max, col_max)``."""
+    """The dense form of the similarity family, in the accumulation dtype of `scale`.
+
+    Args:
+        a, b: ``[..., M, D]`` and ``[..., N, D]``. With b None, b is a.
+        scale: ``[]``.
+        bias: ``[..., N]``, or None.
+        key_a, key_b: ``[..., M]`` and ``[..., N]``, for the kinds with keys.
+        positive: the offset of the positive's column, or -1.
+
+    Returns:
+        ``(rows, cols, loss, pos, row_max, col_max)``: ``[..., M]`` each, but cols and col_max
+        ``[..., N]``. What is not asked for is None.
+    """
     x = F.normalize(a.to(scale.dtype), dim=-1) if normalize else a.to(scale.dtype)
-    y = (
-        x
-        if b is None
-        else (F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype))
-    )
-    key_b = key_a if b is None else key_b
+    if b is None:
+        y, key_b = x, key_a
+    else:
+        y = F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype)
     s = scale * (x @ y.transpose(-1, -2))
     if bias is not None:
         s = s + bias.to(s.dtype).unsqueeze(-2)
     M, N = s.shape[-2:]
     i, j = torch.arange(M, device=s.device), torch.arange(N, device=s.device)
-    keep = candidate_mask(kind, offset, stride, i, j, key_a if kind in KEYED else None, key_b)
+    keep = candidate_mask(
+        kind, offset, stride, i, j, key_rows=key_a if kind in KEYED else None, key_columns=key_b
+    )
     dense = s if keep is None else s.masked_fill(~keep, float("-inf"))
     rows, cols = masked_logsumexp(dense, -1), masked_logsumexp(dense, -2) if columns else None
     pos = loss = None
@@ -42,20 +54,32 @@ def similarity(
 def sigmoid_sum(
     a, b, scale, row_bias, key_a, key_b, kind, offset, stride, positive, sign, normalize, extrema
 ):
-    """Dense form of sigmoid.sigmoid_sum, in the accumulation dtype of `scale`: ``(rows, pos, row_max)``."""
+    """The dense form of the sigmoid family, in the accumulation dtype of `scale`.
+
+    Args:
+        a, b: ``[..., M, D]`` and ``[..., N, D]``. With b None, b is a.
+        scale: ``[]``.
+        row_bias: ``[..., M]``, or None.
+        key_a, key_b: ``[..., M]`` and ``[..., N]``, for the kinds with keys.
+        positive: the offset of the positive's column, or -1.
+        sign: 1 or -1, of the pairs that are not positive.
+
+    Returns:
+        ``(rows, pos, row_max)``: ``[..., M]`` each. What is not asked for is None.
+    """
     x = F.normalize(a.to(scale.dtype), dim=-1) if normalize else a.to(scale.dtype)
-    y = (
-        x
-        if b is None
-        else (F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype))
-    )
-    key_b = key_a if b is None else key_b
+    if b is None:
+        y, key_b = x, key_a
+    else:
+        y = F.normalize(b.to(scale.dtype), dim=-1) if normalize else b.to(scale.dtype)
     logits = scale * (x @ y.transpose(-1, -2))
     if row_bias is not None:
         logits = logits + row_bias.unsqueeze(-1)
     M, N = logits.shape[-2:]
     i, j = torch.arange(M, device=a.device), torch.arange(N, device=a.device)
-    keep = candidate_mask(kind, offset, stride, i, j, key_a if kind in KEYED else None, key_b)
+    keep = candidate_mask(
+        kind, offset, stride, i, j, key_rows=key_a if kind in KEYED else None, key_columns=key_b
+    )
     kept = sign * logits if keep is None else (sign * logits).masked_fill(~keep, float("-inf"))
     rows, pos = -F.logsigmoid(-kept).sum(-1), None
     if positive >= 0:
@@ -66,13 +90,16 @@ def sigmoid_sum(
 
 
 def maximum(s: torch.Tensor, dim: int) -> torch.Tensor:
-    """Maximum over `dim`, detached; −inf over nothing."""
+    """The maximum over `dim`, detached; -inf over nothing. s has any shape."""
     if s.shape[dim] == 0:
         return s.detach().sum(dim) + float("-inf")
     return s.detach().amax(dim)
 
 
 def masked_logsumexp(s: torch.Tensor, dim: int) -> torch.Tensor:
-    """logsumexp with value −inf and gradient 0 where everything is −inf."""
+    """The logsumexp over `dim`, with value -inf and gradient 0 where everything is -inf.
+
+    s has any shape.
+    """
     empty = (s == float("-inf")).all(dim, keepdim=True)
     return s.masked_fill(empty, 0.0).logsumexp(dim).masked_fill(empty.squeeze(dim), float("-inf"))

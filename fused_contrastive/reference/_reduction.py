@@ -1,4 +1,4 @@
-"""From losses of rows to what is returned."""
+"""From the losses of rows to what is returned: reductions and metrics."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from ._dense import maximum
 
 
 def reduce(loss: torch.Tensor, reduction: str, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """none, mean (NaN over nothing) or sum (0 over nothing) of the per-row losses; with weights ``w l``, ``Σ w l / Σ w`` or ``Σ w l``, where a
-    weight of 0 leaves out a loss that is not finite."""
+    """The losses of rows, reduced. The mean over nothing is NaN, and the sum is 0.
+
+    Args:
+        loss: any shape.
+        reduction: "none", "mean" or "sum". With weights w of losses l these are ``w l``,
+            ``sum(w l) / sum(w)`` and ``sum(w l)``.
+        weights: the shape of loss, or None. A weight of 0 leaves out a loss that is not finite.
+    """
     if weights is not None:
         weights = weights.to(loss.dtype)
         loss = weights * loss.masked_fill((weights == 0) & ~loss.isfinite(), 0.0)
@@ -19,8 +25,15 @@ def reduce(loss: torch.Tensor, reduction: str, weights: torch.Tensor | None = No
 
 
 def weighted_reduce(loss: torch.Tensor, reduction: str, weights=None, terms=None) -> torch.Tensor:
-    """Losses ``[N]`` or ``[N, V]`` reduced; with ``weights [N]`` of the samples ``w l``, ``Σ w l`` or ``Σ w l / Σ w``, where a weight of 0 leaves
-    out a loss that is not finite. Each loss counts once in the denominator of the mean, or as often as `terms` (of its shape) says."""
+    """The losses of samples, or of the views of samples, reduced as in `reduce`.
+
+    Args:
+        loss: ``[N]`` or ``[N, V]``.
+        weights: of the samples, ``[N]``, or None. A weight of 0 leaves out a loss that is not
+            finite.
+        terms: how often each loss counts in the denominator of the mean, in the shape of loss. None
+            is 1.
+    """
     if weights is not None:
         weights = weights.to(loss.dtype).view(-1, *[1] * (loss.dim() - 1))
         loss = weights * loss.masked_fill((weights == 0) & ~loss.isfinite(), 0.0)
@@ -33,8 +46,18 @@ def weighted_reduce(loss: torch.Tensor, reduction: str, weights=None, terms=None
 def with_metrics(
     loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None
 ):
-    """``loss`` reduced, and with `metrics` the dictionary of top-1 accuracy and mean positive similarity, that of the positives in `plain`
-    (None: `logits`)."""
+    """The loss reduced, and with `metrics` a dictionary of metrics beside it.
+
+    The metrics are the top-1 accuracy and the mean similarity of the positives.
+
+    Args:
+        loss: ``[..., M]``.
+        logits: ``[..., M, N]``.
+        target: the column of each row's positive, ``[..., M]``.
+        similarity_of: what turns a logit into a similarity; None is the identity.
+        plain: the logits whose positives are reported, ``[..., M, N]``. None is `logits`.
+        weights: the shape of loss, or None.
+    """
     loss = reduce(loss, reduction, weights)
     if not metrics:
         return loss
@@ -45,15 +68,20 @@ def with_metrics(
         )
         hit = (positive >= maximum(logits.scatter(-1, target, float("-inf")), -1)).to(loss.dtype)
         similarity = plain if similarity_of is None else similarity_of(plain)
-        accuracy, mean = (
-            reduce(hit, "mean", weights),
-            reduce(similarity.to(loss.dtype), "mean", weights),
-        )
+        accuracy = reduce(hit, "mean", weights)
+        mean = reduce(similarity.to(loss.dtype), "mean", weights)
     return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
 def both_directions(forward, backward, reduction, target, metrics, plain=None, weights=None):
-    """The mean of two directions' ``(loss, logits)`` and metrics."""
+    """The mean of the losses and of the metrics of two directions.
+
+    Args:
+        forward, backward: ``(loss [N], logits [N, N])``.
+        target: ``[N]``.
+        plain: the logits whose positives are reported, ``[N, N]``. None is the logits.
+        weights: ``[N]``, or None.
+    """
     loss = (forward[0] + backward[0]) / 2
     one = with_metrics(loss, reduction, forward[1], target, metrics, plain=plain, weights=weights)
     if not metrics:

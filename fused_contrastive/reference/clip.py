@@ -1,4 +1,4 @@
-"""CLIP."""
+"""CLIP, dense."""
 
 from __future__ import annotations
 
@@ -9,10 +9,24 @@ from ._reduction import both_directions
 
 
 def clip_loss(
-    image_features, text_features, logit_scale, logit_bias=None, *, keys=None, weights=None, bias=None, label_smoothing=0.0,
-    margin=0.0, hardness=0.0, reduction="mean", metrics=False,
-):  # fmt: skip
-    """CLIP (Radford et al. 2021, figure 3): cross entropy of both directions, averaged; nothing is normalised inside."""
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias=None,
+    *,
+    keys=None,
+    weights=None,
+    bias=None,
+    label_smoothing=0.0,
+    margin=0.0,
+    hardness=0.0,
+    reduction="mean",
+    metrics=False,
+):
+    """CLIP (Radford et al. 2021, figure 3): the mean of the cross entropies of both directions.
+
+    Nothing is normalised inside. Both sets of features are ``[N, D]``.
+    """
     plain = logit_scale * image_features @ text_features.T
     if logit_bias is not None:
         plain = plain + logit_bias
@@ -20,11 +34,16 @@ def clip_loss(
     target = torch.arange(len(plain), device=plain.device)
     of_images, of_texts = bias if isinstance(bias, tuple) else (bias, bias)
     options = {
-        "excluded": other_equal_keys(keys, keys, target), "scale": logit_scale, "margin": margin,
-        "label_smoothing": label_smoothing, "hardness": hardness,
-    }  # fmt: skip
+        "excluded": other_equal_keys(keys, keys, target),
+        "scale": logit_scale,
+        "margin": margin,
+        "label_smoothing": label_smoothing,
+        "hardness": hardness,
+    }
     forward = cross_entropy(plain, target, bias=of_texts, similarities=similarities, **options)
     backward = cross_entropy(
         plain.T, target, bias=of_images, similarities=similarities.T, **options
     )
-    return both_directions(forward, backward, reduction, target, metrics, plain, weights)
+    return both_directions(
+        forward, backward, reduction, target, metrics, plain=plain, weights=weights
+    )

@@ -1,4 +1,4 @@
-"""CPC."""
+"""CPC, dense."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from ._reduction import with_metrics
 
 
 def cpc_loss(predictions, latents, *, keys=None, weights=None, reduction="mean"):
-    """CPC (van den Oord et al. 2018): for every step k, predictions against the latents of the batch; ``(loss, accuracy)``."""
+    """CPC (van den Oord et al. 2018): ``(loss, accuracy)``.
+
+    For every step k the predictions are compared with the latents of the batch, both ``[K, B, D]``.
+    """
     logits = predictions @ latents.transpose(1, 2)
     steps, B, _ = logits.shape
     target = torch.arange(B, device=logits.device)

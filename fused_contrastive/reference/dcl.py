@@ -1,4 +1,4 @@
-"""DCL and DCLW."""
+"""DCL and DCLW, dense."""
 
 from __future__ import annotations
 
@@ -21,8 +21,21 @@ def dcl_loss(
     reduction="mean",
     metrics=False,
 ):
-    """DCL (Yeh et al. 2022, eq. 6): NT-Xent without the positive in the denominator."""
-    return _decoupled(z1, z2, temperature, None, normalize, keys, weights, reduction, metrics)
+    """DCL (Yeh et al. 2022, eq. 6): NT-Xent without the positive in the denominator.
+
+    z1 and z2 are ``[B, D]``.
+    """
+    return _decoupled(
+        z1,
+        z2,
+        temperature,
+        sigma=None,
+        normalize=normalize,
+        keys=keys,
+        weights=weights,
+        reduction=reduction,
+        metrics=metrics,
+    )
 
 
 def dclw_loss(
@@ -37,11 +50,25 @@ def dclw_loss(
     reduction="mean",
     metrics=False,
 ):
-    """DCLW (Yeh et al. 2022): DCL with the positives weighted by ``2 - B softmax(<z1, z2> / sigma)``, a constant."""
-    return _decoupled(z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics)
+    """DCLW (Yeh et al. 2022): DCL of z1 and z2 ``[B, D]``, with weighted positives.
+
+    The weight is ``2 - B softmax(<z1, z2> / sigma)``, a constant.
+    """
+    return _decoupled(
+        z1,
+        z2,
+        temperature,
+        sigma=sigma,
+        normalize=normalize,
+        keys=keys,
+        weights=weights,
+        reduction=reduction,
+        metrics=metrics,
+    )
 
 
-def _decoupled(z1, z2, temperature, sigma, normalize, keys, weights, reduction, metrics):
+def _decoupled(z1, z2, temperature, *, sigma, normalize, keys, weights, reduction, metrics):
+    """Both losses; without sigma the positives have no weights."""
     if normalize:
         z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     B, z = len(z1), torch.cat([z1, z2])

@@ -1,4 +1,4 @@
-"""The distillation of CLIP."""
+"""The distillation of CLIP, dense."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ from ._reduction import reduce
 
 
 def distill_clip_loss(
-    image_features, text_features, logit_scale, teacher_image_features, teacher_text_features, teacher_logit_scale, *,
-    weights=None, reduction="mean",
-):  # fmt: skip
-    """Cross entropy of the student's softmax against the teacher's, both directions averaged (open_clip's DistillClipLoss)."""
+    image_features,
+    text_features,
+    logit_scale,
+    teacher_image_features,
+    teacher_text_features,
+    teacher_logit_scale,
+    *,
+    weights=None,
+    reduction="mean",
+):
+    """Cross entropy of the student's softmax against the teacher's (open_clip's DistillClipLoss).
+
+    Both directions are averaged. The student's features are ``[N, D]``, the teacher's ``[N, E]``.
+    """
     student = logit_scale * image_features @ text_features.T
     teacher = (teacher_logit_scale * teacher_image_features @ teacher_text_features.T).detach()
     forward, backward = (

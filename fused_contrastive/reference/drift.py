@@ -1,4 +1,7 @@
-"""The drifting losses, dense."""
+"""The drifting losses, dense.
+
+Half-precision inputs are computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,16 @@ from ..dtypes import accumulation_dtype
 
 
 def drift_loss(
-    gen, positive, negative=None, *, weight_gen=None, weight_positive=None, weight_negative=None,
+    gen,
+    positive,
+    negative=None,
+    *,
+    weight_gen=None,
+    weight_positive=None,
+    weight_negative=None,
     temperatures=(0.02, 0.05, 0.2),
-):  # fmt: skip
-    """Dense form of the published training code."""
+):
+    """The published training code, of sets ``[G, n, D]`` with each its own n."""
     dtype = accumulation_dtype(gen.dtype)
     gen = gen.to(dtype)
     parts, weights = drift_columns(
@@ -43,7 +52,11 @@ def drift_loss(
 
 
 def drift_columns(gen, positive, negative, weight_gen, weight_positive, weight_negative):
-    """The sets ``gen, negative, positive`` and their weights ``[G, n]``, in the dtype of `gen`, absent ones left out."""
+    """The sets gen, negative and positive, and their weights, in the dtype of `gen`.
+
+    Sets ``[G, n, D]`` that are None are left out. Weights are ``[G, n]``, and 1 where they are
+    None.
+    """
     sets = [(gen, weight_gen), (negative, weight_negative), (positive, weight_positive)]
     parts = [x.detach().to(gen.dtype) for x, _ in sets if x is not None]
     weights = [
@@ -56,7 +69,7 @@ def drift_columns(gen, positive, negative, weight_gen, weight_positive, weight_n
 
 @torch.no_grad()
 def drift_field(gen, positive, temperature=0.05):
-    """Dense form of the published toy notebook."""
+    """The published toy notebook, of gen ``[..., n, D]`` and positive ``[..., N, D]``."""
     dtype = accumulation_dtype(gen.dtype)
     gen, positive = gen.to(dtype), positive.to(dtype)
     n = gen.shape[-2]

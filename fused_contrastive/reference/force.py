@@ -1,4 +1,7 @@
-"""The force losses, dense."""
+"""The force losses, dense.
+
+Half-precision inputs are computed in float32.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,17 @@ from ._reduction import reduce
 def contrastive_force(
     positive, negative, temperature, *, mask_self="sum", normalizer=None, affinity_floor=0.0
 ):
-    """Dense form: ``[..., M, D]`` in the accumulation dtype."""
+    """The force on each negative, ``[..., M, D]`` in the accumulation dtype.
+
+    positive is ``[..., N, D]`` and negative ``[..., M, D]``.
+    """
     dtype = accumulation_dtype(torch.promote_types(positive.dtype, negative.dtype))
     points = torch.cat([negative, positive], -2).to(dtype)
     return _force(points, negative.shape[-2], temperature, mask_self, normalizer, affinity_floor)
 
 
 def _force(points, M, temperature, mask_self, normalizer, affinity_floor):
+    """The force ``[..., M, D]`` on the first M points, the negatives, of ``[..., P, D]``."""
     P = points.shape[-2]
     itself = torch.eye(P, dtype=torch.bool, device=points.device)
     distance = torch.cdist(points, points)
@@ -42,7 +49,10 @@ def _force(points, M, temperature, mask_self, normalizer, affinity_floor):
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
-    """Root mean square over the last two dimensions, kept; 1 where it is 0. Squares are taken of what is next to 1."""
+    """The root mean square over the last two dimensions, kept, or 1 where it is 0.
+
+    The squares are taken of numbers next to 1. x is ``[..., M, D]``.
+    """
     largest = x.detach().abs().amax((-2, -1), keepdim=True)
     unit = largest.masked_fill(largest == 0, 1.0)
     square = (x / unit).square().mean((-2, -1), keepdim=True)
@@ -50,10 +60,21 @@ def rms(x: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive_force_loss(
-    positive, negative, temperatures=(0.01, 0.02, 0.05, 0.1, 0.2), *, mask_self="sum", normalizer="dist_affinity_rms",
-    scale=None, detach_scale=False, affinity_floor=0.0, reduction="none",
-):  # fmt: skip
-    """Dense form, the temperature loop under no_grad."""
+    positive,
+    negative,
+    temperatures=(0.01, 0.02, 0.05, 0.1, 0.2),
+    *,
+    mask_self="sum",
+    normalizer="dist_affinity_rms",
+    scale=None,
+    detach_scale=False,
+    affinity_floor=0.0,
+    reduction="none",
+):
+    """The loss of positive ``[..., N, D]`` and negative ``[..., M, D]``.
+
+    The loop over the temperatures runs under no_grad.
+    """
     dtype = accumulation_dtype(torch.promote_types(positive.dtype, negative.dtype))
     M = negative.shape[-2]
     points = torch.cat([negative, positive], -2).to(dtype)

@@ -1,4 +1,4 @@
-"""InfoNCE."""
+"""InfoNCE, dense."""
 
 from __future__ import annotations
 
@@ -10,11 +10,29 @@ from ._reduction import both_directions, with_metrics
 
 
 def info_nce_loss(
-    query, positive_key, negative_keys=None, temperature=0.1, *, negative_mode="unpaired", normalize=True,
-    symmetric=False, keys=None, weights=None, bias=None, label_smoothing=0.0, margin=0.0, hardness=0.0, tau_plus=0.0,
-    reduction="mean", metrics=False,
-):  # fmt: skip
-    """InfoNCE (van den Oord et al. 2018, eq. 4): in-batch, with a shared queue, with both, or with negatives of each row's own."""
+    query,
+    positive_key,
+    negative_keys=None,
+    temperature=0.1,
+    *,
+    negative_mode="unpaired",
+    normalize=True,
+    symmetric=False,
+    keys=None,
+    weights=None,
+    bias=None,
+    label_smoothing=0.0,
+    margin=0.0,
+    hardness=0.0,
+    tau_plus=0.0,
+    reduction="mean",
+    metrics=False,
+):
+    """InfoNCE (van den Oord et al. 2018, eq. 4).
+
+    Negatives are in the batch, or in a shared queue ``[K, D]``, or in both, or each row has its own
+    ``[N, K, D]``. query and positive_key are ``[N, D]``.
+    """
     if normalize:
         query, positive_key = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1)
         negative_keys = None if negative_keys is None else F.normalize(negative_keys, dim=-1)
@@ -40,9 +58,14 @@ def info_nce_loss(
         target = torch.zeros(N, dtype=torch.long, device=query.device)
     plain = similarities / temperature
     options = {
-        "excluded": other_equal_keys(own, keys, target), "bias": bias, "scale": 1 / temperature, "margin": margin,
-        "label_smoothing": label_smoothing, "hardness": hardness, "tau_plus": tau_plus,
-    }  # fmt: skip
+        "excluded": other_equal_keys(own, keys, target),
+        "bias": bias,
+        "scale": 1 / temperature,
+        "margin": margin,
+        "label_smoothing": label_smoothing,
+        "hardness": hardness,
+        "tau_plus": tau_plus,
+    }
     shown = similarities if normalize else plain
     forward = cross_entropy(plain, target, similarities=similarities, **options)
     if not symmetric:
@@ -50,4 +73,6 @@ def info_nce_loss(
             forward[0], reduction, forward[1], target, metrics, plain=shown, weights=weights
         )
     backward = cross_entropy(plain.T, target, similarities=similarities.T, **options)
-    return both_directions(forward, backward, reduction, target, metrics, shown, weights)
+    return both_directions(
+        forward, backward, reduction, target, metrics, plain=shown, weights=weights
+    )

@@ -1,4 +1,4 @@
-"""N-pairs."""
+"""N-pairs, dense."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ from ._reduction import with_metrics
 
 
 def n_pairs_loss(
-    anchors, positives, target=None, *, normalize=True, keys=None, weights=None, bias=None, label_smoothing=0.0,
-    margin=0.0, reduction="mean", metrics=False,
-):  # fmt: skip
-    """N-pairs (Sohn 2016): cross entropy of anchor-positive similarities against `target` (an index vector or the identity)."""
+    anchors,
+    positives,
+    target=None,
+    *,
+    normalize=True,
+    keys=None,
+    weights=None,
+    bias=None,
+    label_smoothing=0.0,
+    margin=0.0,
+    reduction="mean",
+    metrics=False,
+):
+    """N-pairs (Sohn 2016): cross entropy of anchors ``[B, D]`` against positives ``[B, D]``.
+
+    `target` is an index vector ``[B]`` or the identity ``[B, B]``.
+    """
     if normalize:
         anchors, positives = F.normalize(anchors, dim=1), F.normalize(positives, dim=1)
     plain = anchors @ positives.T

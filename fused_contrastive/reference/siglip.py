@@ -1,4 +1,4 @@
-"""SigLIP."""
+"""SigLIP, dense."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from ._reduction import with_metrics
 
 
 def siglip_loss(
-    image_features, text_features, logit_scale, logit_bias, *, keys=None, weights=None, reduction="mean", metrics=False
-):  # fmt: skip
-    """SigLIP (Zhai et al. 2023, algorithm 1): every image-text pair a binary classification; nothing is normalised inside."""
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias,
+    *,
+    keys=None,
+    weights=None,
+    reduction="mean",
+    metrics=False,
+):
+    """SigLIP (Zhai et al. 2023, algorithm 1): every pair is a binary classification.
+
+    Nothing is normalised inside. Both sets of features are ``[N, D]``.
+    """
     logits = logit_scale * image_features @ text_features.T + logit_bias
     target = torch.arange(len(logits), device=logits.device)
     labels = 2 * torch.eye(len(logits), dtype=logits.dtype, device=logits.device) - 1

@@ -1,4 +1,4 @@
-"""SupCon."""
+"""SupCon, dense."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ from ._reduction import weighted_reduce
 
 
 def sup_con_loss(
-    features, labels=None, temperature=0.1, *, positives="out", positive_weights=None, contrast_mode="all", normalize=True,
-    skip_unmatched=False, weights=None, reduction="mean", metrics=False,
-):  # fmt: skip
-    """SupCon (Khosla et al. 2020, eqs. 2 and 3) and the per-pair form, over the rows of all views."""
+    features,
+    labels=None,
+    temperature=0.1,
+    *,
+    positives="out",
+    positive_weights=None,
+    contrast_mode="all",
+    normalize=True,
+    skip_unmatched=False,
+    weights=None,
+    reduction="mean",
+    metrics=False,
+):
+    """SupCon (Khosla et al. 2020, eqs. 2 and 3) and the per-pair form, over the rows of all views.
+
+    features are ``[N, D]`` or ``[N, V, D]``.
+    """
     views = features.unsqueeze(1) if features.dim() == 2 else features
     N, V, _ = views.shape
     z = torch.cat(views.unbind(1))  # view by view

@@ -141,10 +141,10 @@ def force_forward(problem):
 
 
 def distance_sums(x, weight, rows, clip):
-    """See force_ops.py."""
+    """Sums of distances; ops/force.py has the contract."""
     return cuda_force.distance_sums(LIBRARIES[x.device.type], x, weight, rows, clip)
 
 
 def distance_gradient(g, x):
-    """See force_ops.py."""
+    """The gradient of the sum of all distances; ops/force.py has the contract."""
     return cuda_force.distance_gradient(LIBRARIES[x.device.type], g, x)
