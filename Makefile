@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.9.0
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
-.PHONY: demo demo-force test test-peers bench bench-peers lint gate gpu gpu-status readme clean
+.PHONY: demo demo-force test nightly mutations test-peers bench bench-peers lint gate gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -16,6 +16,14 @@ demo-force: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal
+
+# All cases, those among them that `make test` leaves out because they rarely fail alone.
+nightly: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests -n auto --dist worksteal -m ""
+
+# Checks that the tests notice a list of errors, each made in a copy of the sources.
+mutations: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(RUN) tests/mutations.py
 
 # Against other packages, which it installs beside the virtual environment's own: nothing else sees them.
 test-peers: $(VENV)/peers/installed
