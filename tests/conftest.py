@@ -19,9 +19,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from support import interpreter
+
 import fused_contrastive
 from fused_contrastive.backends import cuda, dispatch
-from support import interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.patch_language_once_per_launch()
@@ -54,7 +55,7 @@ def pytest_ignore_collect(collection_path, config):
 MARKERS = (
     "no_poison: leave torch.empty as it is, because tracing compilers see the patch",
     "interpreter(**values): the parameter values that the interpreter and the host shim run",
-    "everyday(keep): of the parameters, a dict, those that `make test` runs; others are nightly",
+    "everyday(keep): a function of the parameters, true for what `make test` runs",
     "nightly: run by `make nightly` only",
 )
 
@@ -117,7 +118,7 @@ class LeftOut:
         for item in items:
             params = dict(getattr(getattr(item, "callspec", None), "params", {}))
             everyday = item.get_closest_marker("everyday")
-            if everyday is not None and not everyday.args[0](params):
+            if everyday is not None and not everyday.kwargs["keep"](params):
                 item.add_marker(pytest.mark.nightly)
             if needs_a_gpu(item, params):
                 left.append(item)
