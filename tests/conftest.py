@@ -1,7 +1,8 @@
-"""Devices, backends and poisoned memory for the whole suite.
+"""Devices, backends, the choice of cases, and poisoned memory for the whole suite.
 
-`--device` says where inputs live (default: cuda where there is one, else cpu). Without a GPU the Triton backend runs in Triton's
-interpreter, which must be chosen before anything imports triton, and the CUDA backend by the host shim (cuda_host).
+`--device` says where inputs live: by default cuda where there is one, else cpu. Without a GPU the
+Triton backend runs in Triton's interpreter, and the CUDA backend runs by the host shim (cuda_host).
+The interpreter must be chosen before anything imports triton.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from support import interpreter
+
 import fused_contrastive
 from fused_contrastive.backends import cuda, dispatch
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.patch_language_once_per_launch()
 
 PACKAGE = "fused_contrastive"
 PEERS = Path(__file__).resolve().parent / "peers"
@@ -34,7 +40,10 @@ def pytest_addoption(parser):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """tests/peers needs the packages that `make test-peers` installs: it runs where it is asked for."""
+    """Leave tests/peers out unless it is asked for.
+
+    It needs the packages that `make test-peers` installs.
+    """
     if collection_path == PEERS:
         return not any(
             Path(str(argument).partition("::")[0]).resolve().is_relative_to(PEERS)
@@ -43,19 +52,24 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+MARKERS = (
+    "no_poison: leave torch.empty as it is, because tracing compilers see the patch",
+    "interpreter(**values): the parameter values that the interpreter and the host shim run",
+    "everyday(keep): a function of the parameters, true for what `make test` runs",
+    "nightly: run by `make nightly` only",
+)
+
+
 def pytest_configure(config):
     compiled = tempfile.TemporaryDirectory()
     config.add_cleanup(compiled.cleanup)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = (
-        compiled.name
-    )  # graphs compiled for another version's ops are not found
-    config.addinivalue_line(
-        "markers", "no_poison: leave torch.empty as it is (tracing compilers see the patch)"
-    )
-    config.addinivalue_line(
-        "markers",
-        "interpreter(**values): the parameter values that the interpreter is asked to run",
-    )
+    # A folder of our own, so that graphs compiled for another version's ops are not found.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
+    # Precompiling torch's headers takes 40 seconds, and the few graphs of this suite never regain it.
+    os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    config.pluginmanager.register(LeftOut(), "left-out")
 
 
 INTERPRETED = {
@@ -71,27 +85,70 @@ INTERPRETED = {
         "same_key-two-offset1-columns-bias",
     ),
 }
-"""What the interpreter (a tenth of a second per training step) and the host shim run of each parameter; a GPU runs everything. A marker
-may choose others."""
+"""What the interpreter and the host shim run of each parameter; a GPU runs everything.
+
+A training step takes a tenth of a second there. The marker `interpreter` may choose other values.
+"""
 
 
-def pytest_collection_modifyitems(items):
-    skip = pytest.mark.skip(
-        reason="one of each kind in Triton's interpreter and the host shim; all of them with --device cuda"
-    )
-    for item in items:
-        params = dict(getattr(getattr(item, "callspec", None), "params", {}))
-        if not is_interpreted(params.get("backend", params.get("any_backend"))):
-            continue
-        marker = item.get_closest_marker("interpreter")
-        chosen = INTERPRETED | (marker.kwargs if marker else {})
-        if "name" in params:
-            params["case"] = params.pop("name")
-        for key, value in params.items():
-            value = getattr(value, "name", str(value) if key == "use" else value)
-            if key in chosen and value not in chosen[key]:
-                item.add_marker(skip)
-                break
+def needs_a_gpu(item, params: dict) -> bool:
+    """Whether this case is one of those that only a GPU runs, by `INTERPRETED` and its marker."""
+    if not is_interpreted(params.get("backend", params.get("any_backend"))):
+        return False
+    marker = item.get_closest_marker("interpreter")
+    chosen = INTERPRETED | (marker.kwargs if marker else {})
+    if "name" in params:
+        params = {"case": params["name"]} | params
+    for key, value in params.items():
+        value = getattr(value, "name", str(value) if key == "use" else value)
+        if key in chosen and value not in chosen[key]:
+            return True
+    return False
+
+
+class LeftOut:
+    """Deselects what is not run here, and says at the end how many cases these were."""
+
+    def __init__(self):
+        self.gpu = self.nightly = 0
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config, items):
+        kept, left = [], []
+        for item in items:
+            params = dict(getattr(getattr(item, "callspec", None), "params", {}))
+            everyday = item.get_closest_marker("everyday")
+            if everyday is not None and not everyday.kwargs["keep"](params):
+                item.add_marker(pytest.mark.nightly)
+            if needs_a_gpu(item, params):
+                left.append(item)
+            else:
+                kept.append(item)
+        self.gpu = len(left)
+        if config.option.markexpr == "not nightly":
+            self.nightly = sum(item.get_closest_marker("nightly") is not None for item in kept)
+        items[:] = kept
+        if left:
+            config.hook.pytest_deselected(items=left)
+
+    def pytest_sessionfinish(self, session):
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["left_out"] = (self.gpu, self.nightly)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node):
+        self.gpu, self.nightly = getattr(node, "workeroutput", {}).get("left_out", (0, 0))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        if self.gpu:
+            terminalreporter.write_line(
+                f"{self.gpu} cases left out: Triton's interpreter and the host shim run one case of "
+                "each kind; a GPU runs all of them (--device cuda)"
+            )
+        if self.nightly:
+            terminalreporter.write_line(
+                f"{self.nightly} nightly cases left out: `make nightly` runs them"
+            )
 
 
 def pytest_report_header(config):
@@ -116,14 +173,14 @@ def device(request) -> torch.device:
 
 
 def skip_unless_served(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-    """Skip, with the backend's own reason, where it cannot serve tensors of this device and dtype."""
+    """Skip, with the backend's own reason, where it cannot serve this device and dtype."""
     reason = dispatch.refusal(name, device, dtype)
     if reason is not None:
         pytest.skip(f"backend {name} cannot serve {dtype} on {device}: {reason}")
 
 
 def host_kernels(name: str, device: torch.device, monkeypatch) -> None:
-    """During this test the CUDA backend serves CPU tensors, by the host shim, where there is no GPU."""
+    """Let the CUDA backend serve CPU tensors during this test, by the host shim, without a GPU."""
     if (
         name == "cuda"
         and is_interpreted(name)
@@ -150,7 +207,7 @@ def any_backend(request, device, monkeypatch) -> str:
 
 
 def is_interpreted(name: str) -> bool:
-    """Whether this backend runs in Triton's interpreter (milliseconds per program instance: small sizes) or the host shim."""
+    """Whether this backend runs in Triton's interpreter or the host shim, which want small sizes."""
     if name == "triton":
         return os.environ.get("TRITON_INTERPRET") == "1"
     return name == "cuda" and not torch.cuda.is_available()
@@ -178,7 +235,10 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def poison(request, monkeypatch):
-    """Uninitialised memory that the package allocates is NaN (integers: the smallest), so that unwritten outputs show."""
+    """Fill uninitialised memory that the package allocates, so that unwritten outputs show.
+
+    Floating-point memory becomes NaN, integers become the smallest one.
+    """
     if "no_poison" in request.keywords:
         return
     for owner, name in (

@@ -1,7 +1,10 @@
-"""Imports run one way, files stay short, every public function says what its shapes are."""
+"""Rules of the house that a program can check: imports, names, sizes, calls and docstrings."""
 
 import ast
 import inspect
+import io
+import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,12 @@ LEVELS = (
     {"triton_kernels", "ops", "collectives", "heatmap"},
     {"autograd", "memory_bank"},
     {"losses", "grad_cache"},
-    {"modules"},
     {"integrations", "__init__"},
 )
-"""What each entry of the package may import: entries of the levels above its own line, and itself."""
+"""What each entry of the package may import: itself, and entries of the lines above its own."""
 
+SOURCES = ("fused_contrastive", "triton_kernels")
+FOLDERS = (*SOURCES, "csrc", "tests", "bench", "examples")
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
@@ -29,17 +33,35 @@ def sources() -> dict[str, list[Path]]:
     """Files by the module of the package they belong to."""
     found = {path.stem: [path] for path in ROOT.glob("*.py")}
     for package in (*ROOT.glob("*/__init__.py"), REPOSITORY / "triton_kernels/__init__.py"):
-        found.setdefault(package.parent.name, []).extend(sorted(package.parent.glob("*.py")))
+        found.setdefault(package.parent.name, []).extend(sorted(package.parent.rglob("*.py")))
     return found
 
 
-def imported_modules(path: Path, nested: bool) -> set[str]:
-    """Modules of the package that a file imports anywhere, also inside functions; `nested`: the file lies one folder deeper."""
+def depth_of(path: Path) -> int:
+    """How many folders lie between the package and a file."""
+    below = path.relative_to(ROOT if path.is_relative_to(ROOT) else REPOSITORY)
+    return len(below.parts) - 1
+
+
+def files(*folders: str, kinds=(".py",)) -> list[Path]:
+    found = (path for folder in folders for path in sorted((REPOSITORY / folder).rglob("*")))
+    return [x for x in found if x.suffix in kinds and "__pycache__" not in x.parts]
+
+
+def place(path: Path, line: int) -> str:
+    return f"{path.relative_to(REPOSITORY)}:{line}"
+
+
+def imported_modules(path: Path, depth: int) -> set[str]:
+    """Modules of the package that a file imports anywhere, also inside functions.
+
+    `depth` is the number of folders between the package and the file.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom):
-            up = node.level - (1 if nested else 0)
+            up = node.level - depth
             if up == 1:
                 names = [node.module] if node.module else [alias.name for alias in node.names]
             elif node.level == 0 and (node.module or "").startswith("fused_contrastive"):
@@ -56,13 +78,13 @@ def imported_modules(path: Path, nested: bool) -> set[str]:
 
 
 def test_imports_run_one_way():
-    """losses -> autograd -> ops -> backends -> problem: every entry imports only from the levels before it."""
-    files = sources()
-    assert {"losses", "autograd", "ops", "backends", "triton_kernels", "reference"} <= set(files)
-    for module, paths in files.items():
+    """Every entry imports only from the levels before it, as losses do from autograd."""
+    entries = sources()
+    assert {"losses", "autograd", "ops", "backends", "triton_kernels"} <= set(entries)
+    for module, paths in entries.items():
         assert module in LEVEL, f"give {module} a level in {Path(__file__).name}"
         for path in paths:
-            for other in imported_modules(path, nested=path.parent != ROOT):
+            for other in imported_modules(path, depth_of(path)):
                 assert other in LEVEL, f"{path.name} imports {other}, which has no level"
                 assert LEVEL[other] < LEVEL[module] or other == module, (
                     f"{path.name} ({module}) must not import {other}"
@@ -72,7 +94,8 @@ def test_imports_run_one_way():
 def test_backends_have_identical_signatures():
     """A backend is a module with `refusal`, `status` and one function per op.
 
-    A function takes the op's arguments less the backend where the module lists it in FLAT, else the named tuples.
+    A function takes the named tuples that the function of panels takes. Where the module lists it
+    in FLAT, it takes the op's arguments less the backend.
     """
     from fused_contrastive.backends import dispatch, panels
     from fused_contrastive.ops import _codec
@@ -141,13 +164,101 @@ def test_reference_has_the_signatures_of_the_losses():
             ), (name, key)
 
 
-@pytest.mark.parametrize(
-    "folder", ("fused_contrastive", "triton_kernels", "csrc", "tests", "bench", "examples")
-)
-def test_files_are_short(folder):
-    """Under 400 lines each, none wider than 200 characters."""
-    for path in sorted((REPOSITORY / folder).rglob("*")):
-        if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh") and "__pycache__" not in path.parts:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            assert len(lines) < 400, f"{path.relative_to(REPOSITORY)} has {len(lines)} lines"
-            assert max(map(len, lines), default=0) <= 200, path.relative_to(REPOSITORY)
+def test_the_package_is_small_to_look_at():
+    """At most 16 entries on at most 6 levels of imports."""
+    entries = {path for path in ROOT.glob("*") if path.suffix == ".py" or path.is_dir()}
+    names = sorted(path.stem for path in entries if path.name != "__pycache__")
+    assert len(names) <= 16, names
+    assert len(LEVELS) <= 6
+    assert set(names) <= set(LEVEL), "give each a level"
+    assert set(LEVEL) - set(names) <= {"triton_kernels"}, "take it out of LEVELS"
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_files_are_short_and_narrow(folder):
+    """Under 400 lines each, of at most 100 characters."""
+    wrong = []
+    for path in files(folder, kinds=(".py", ".h", ".cpp", ".cu", ".cuh")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        if len(lines) >= 400:
+            wrong.append(f"{path.relative_to(REPOSITORY)} has {len(lines)} lines")
+        wrong += [
+            f"{place(path, number)} has {len(line)} characters"
+            for number, line in enumerate(lines, 1)
+            if len(line) > 100
+        ]
+    assert not wrong, "\n".join(["", *wrong])
+
+
+def test_formatting_is_left_alone_in_data_only():
+    """`fmt: skip` may stand behind a table of a test module, nowhere else."""
+    wrong = []
+    for path in files(*(folder for folder in FOLDERS if folder != "csrc")):
+        text = path.read_text(encoding="utf-8")
+        tables = [
+            range(node.lineno, node.end_lineno + 1)
+            for node in ast.parse(text).body
+            if isinstance(node, ast.Assign | ast.AnnAssign) and "tests" in path.parts
+        ]
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            line = token.start[0]
+            if token.type == tokenize.COMMENT and "fmt:" in token.string:
+                if not any(line in table for table in tables):
+                    wrong.append(place(path, line))
+    assert not wrong, wrong
+
+
+def is_boundary(call: ast.Call) -> bool:
+    """Whether a call crosses into torch's dispatcher or a kernel, which take positions only.
+
+    These are `launch(kernel, grid, ...)`, the operators of a compiled library, registered ops
+    (`ops.name(...)`, `OPS.name(...)`) and the `apply` of an autograd Function. `call` is what
+    autograd names the one of the last two that it has chosen.
+    """
+    name = last_name(call.func)
+    owner = last_name(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    return name in ("launch", "apply", "call") or owner in ("operators", "ops", "OPS", "_ops")
+
+
+def last_name(node: ast.expr) -> str:
+    """The last name of what is called or looked into: "operators" of `tiles.operators(x)`."""
+    if isinstance(node, ast.Call):
+        node = node.func
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
+def calls_outside_kernels(node: ast.AST):
+    """All calls but those inside Triton's jitted functions, which know no keyword arguments."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) and any(
+            "jit" in ast.unparse(decorator) for decorator in child.decorator_list
+        ):
+            continue
+        if isinstance(child, ast.Call):
+            yield child
+        yield from calls_outside_kernels(child)
+
+
+def test_calls_name_their_arguments():
+    """At most six arguments by position, except where an op's flat arguments are packed."""
+    wrong = []
+    for path in files(*SOURCES):
+        if path.name == "_codec.py":
+            continue
+        for call in calls_outside_kernels(ast.parse(path.read_text(encoding="utf-8"))):
+            given = [x for x in call.args if not isinstance(x, ast.Starred)]
+            if len(given) > 6 and not is_boundary(call):
+                wrong.append(f"{place(path, call.lineno)} {ast.unparse(call.func)}: {len(given)}")
+    assert not wrong, "\n".join(["", *wrong])
+
+
+def test_docstrings_say_something():
+    """None only sends the reader to another place."""
+    wrong = []
+    for path in files(*SOURCES):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                document = ast.get_docstring(node) or ""
+                if re.fullmatch(r"See [^.]*(\.py)?\.?", document):
+                    wrong.append(f"{place(path, getattr(node, 'lineno', 1))}: {document}")
+    assert not wrong, "\n".join(["", *wrong])

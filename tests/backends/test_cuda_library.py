@@ -88,6 +88,7 @@ def test_the_compile_gate_has_passed():
 
 
 @needs_nvcc
+@pytest.mark.nightly
 def test_builds_and_loads_without_a_gpu(tmp_path):
     tables = tmp_path / "tables.cu"
     lines = [f"const TileKernels {name}_KERNELS{{}};" for name in TABLES]

@@ -178,6 +178,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.everyday(keep=lambda p: p["name"] in ("nt_xent_loss", "siglip_loss"))
 @pytest.mark.parametrize("backend_name", ("panels", "cpu"))
 @pytest.mark.parametrize("n", (8192,))
 @pytest.mark.parametrize("name", ("nt_xent_loss", "clip_loss", "siglip_loss", "sup_con_loss"))

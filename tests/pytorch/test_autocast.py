@@ -120,6 +120,9 @@ def test_disabled_region(backend, device):
 
 
 @pytest.mark.no_poison
+@pytest.mark.everyday(
+    keep=lambda p: p["name"] in (cases.ONE_OF_EACH if p["inside"] else ("nt_xent", "clip"))
+)
 @pytest.mark.parametrize("inside", (False, True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled(name, inside, device):

@@ -11,6 +11,7 @@ import fused_contrastive as fc
 from fused_contrastive.problem import NO_SELF
 
 NAMES = [case.name for case in cases.LOSSES]
+FEW = ("nt_xent", "info_nce-queue", "sup_con")  # what is traced is the same for every backend
 pytestmark = pytest.mark.no_poison
 
 
@@ -103,6 +104,9 @@ def op_arguments(call, backend, device, dtype):
     }
 
 
+@pytest.mark.everyday(
+    keep=lambda p: p["dtype"] == torch.float32 or p["call"] in ("weighted", "one-set-positive")
+)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_opcheck(call, dtype, traced_backend, device):
@@ -163,6 +167,7 @@ def assert_compiled(case, backend, device, mode, n=9, d=5):
         torch.testing.assert_close(again[name].grad, x.grad, msg=name)
 
 
+@pytest.mark.everyday(keep=lambda p: p["backend"] == "cpu" or p["name"] in FEW)
 @pytest.mark.parametrize("name", NAMES)
 def test_compile(name, traced_backend, device):
     """Every loss, forward and backward, as one graph."""
@@ -212,6 +217,7 @@ def batch_dimensions(case, n, d):
     }
 
 
+@pytest.mark.everyday(keep=lambda p: p["name"] in (cases.ONE_OF_EACH if p["marked"] else FEW))
 @pytest.mark.parametrize("marked", (False, True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compile_dynamic_batch(name, marked, device):

@@ -191,6 +191,9 @@ OPTIONS = (
 )  # fmt: skip
 ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
 WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
+ONE_OF_EACH = tuple({case.function: case.name for case in reversed(LOSSES)}.values())
+"""The plainest case of every function: what is traced hardly differs with the options."""
+
 BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
 
@@ -359,7 +362,7 @@ def positive_weights(shape, seed) -> torch.Tensor:
     )
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)  # all of a file's cases, as backends come one after another
 def loss_truth(name, n, d, dtype, seed, spread, temperature):
     """``(upstream g, loss, gradients)`` of the oracle for one drawn case, computed once for all backends.
 
@@ -372,7 +375,7 @@ def loss_truth(name, n, d, dtype, seed, spread, temperature):
     return g, *case.truth(inputs, g)
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=16384)
 def loss_errors(
     name, backend, n, d, dtype, device="cpu", seed=0, spread=1.0, temperature=0.5
 ) -> dict[str, float]:
@@ -386,7 +389,7 @@ def loss_errors(
     return {"loss": relative_error(out, loss)} | errors
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=2048)
 def use_truth(use, m, n, d, dtype, seed):
     """``(upstream gradients, rows, cols, gradients)`` of the oracle for one drawn use of the primitive."""
     named = use.draw(m, n, d, dtype, seed=seed)
@@ -394,7 +397,7 @@ def use_truth(use, m, n, d, dtype, seed):
     return upstream, *use.truth(named, *upstream)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)
 def use_errors(use, backend, m, n, d, dtype, device, seed) -> dict[str, float]:
     """Relative errors of rows, columns and every gradient; -inf must be where the oracle has it."""
     upstream, rows, cols, grads = use_truth(use, m, n, d, dtype, seed)

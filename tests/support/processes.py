@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 
@@ -22,9 +23,15 @@ def _worker(rank, world, folder, function, arguments):
 
 
 def on_ranks(world: int, function, *arguments) -> list:
-    """What ``function(rank, world, *arguments)`` returns on each rank; `function` is one of a module's."""
+    """What ``function(rank, world, *arguments)`` returns on each rank.
+
+    The function must belong to a module, so that another process finds it.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, (world, folder, function, arguments), nprocs=world)
+        # The server imports torch once, and forks every rank of every test from there.
+        multiprocessing.set_forkserver_preload(["torch.distributed", "fused_contrastive"])
+        ranks = (world, folder, function, arguments)
+        mp.start_processes(_worker, ranks, nprocs=world, start_method="forkserver")
         return [
             torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=False)
             for rank in range(world)
