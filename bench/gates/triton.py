@@ -186,7 +186,8 @@ def cases(arch: str) -> list[Case]:
     return sorted(found.values(), key=lambda case: (case.kernel, case.label))
 
 
-TYPES = {dtype: str(name) for dtype, name in launch.TYPES.items()} | {torch.int64: "i64"}
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+TYPES |= {torch.float64: "fp64", torch.int64: "i64"}
 
 
 def compile_case(case: Case) -> Outcome:
