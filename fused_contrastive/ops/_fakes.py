@@ -1,7 +1,7 @@
 """Shapes that the fake implementations of several ops share.
 
-A fake tells torch.compile and torch.export the shapes and dtypes of an op's outputs without running it. An absent output
-is empty.
+A fake tells torch.compile and torch.export the shapes and dtypes of an op's outputs without running
+it. An absent output is empty.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The ops of the similarity family: forward, backward and second derivatives.
 
-The autograd functions call these, so that `torch.compile(fullgraph=True)`, `opcheck` and export see single opaque nodes.
-torch.compile caches graphs on disk by the names of their ops. A release that changes an output's shape therefore renames
-the op. The implementation hands every call to the backend that is named in its last argument (backends/__init__.py).
+The autograd functions call these, so that `torch.compile(fullgraph=True)`, `opcheck` and export see
+single opaque nodes. torch.compile caches graphs on disk by the names of their ops. A release that
+changes an output's shape therefore renames the op. The implementation hands every call to the
+backend that is named in its last argument (backends/__init__.py).
 
 Contract, for every backend
 ---------------------------
@@ -10,57 +11,71 @@ Inputs, with any strides and G, M, N, D >= 1:
 
     a [G, M, D]        rows
     b [G, N, D]        columns; None: b is a, and N = M
-    scale []           in the accumulation dtype (float64 for a float64 ``dtype``, else float32), on the device of a
+    scale []           in the accumulation dtype (float64 for a float64 ``dtype``, else float32),
+                       on the device of a
     bias [G, N]        in the same dtype, or None
     key_a [G, M]       int64, or None
     key_b [G, N]       int64, or None; with ``b=None`` the columns' keys are key_a
     kind, offset, stride, positive    candidates and positives, as problem.py describes them
     dtype              the matrix dtype: what the products read
 
-With ``b=None`` the problem is symmetric: there is no bias, no ``columns``, and the offset is 0 or NO_SELF. Otherwise
-autograd/similarity.py passes a copy as b. A positive needs M <= N.
+With ``b=None`` the problem is symmetric: there is no bias, no ``columns``, and the offset is 0 or
+NO_SELF. Otherwise autograd/similarity.py passes a copy as b. A positive needs M <= N.
 
-Definitions, in the accumulation dtype. With ``normalize``, ``inv = 1 / max(|x|, 1e-12)`` for every row, and
-``hat = round(x * inv)`` to ``dtype``. Without, ``hat = round(x)``. The logits are
+Definitions, in the accumulation dtype. With ``normalize``, ``inv = 1 / max(|x|, 1e-12)`` for every
+row, and ``hat = round(x * inv)`` to ``dtype``. Without, ``hat = round(x)``. The logits are
 ``s_ij = scale * <a_hat_i, b_hat_j> + bias_j``, and p(i) is the positive's column.
 
-``similarity_forward`` returns eleven tensors. They share no memory with each other or with the inputs. Each is empty
-(``[0]``) unless its condition on the right holds:
+``similarity_forward`` returns eleven tensors. They share no memory with each other or with the
+inputs. Each is empty (``[0]``) unless the condition in its last line holds:
 
-    rows [2, G, M]     log-sum-exp of s over the candidate columns, -inf where there are none; and what
-                       its rounding has lost (0 where it is not finite): the log-sum-exp is the sum of both
-    cols [2, G, N]     the same over the candidate rows of each column               ``columns``
-    pos [G, M]         s at the positive                                             ``positive >= 0``
-    loss [G, M]        softplus(rows - pos). With ``columns`` (then M = N) it is     ``positive >= 0``
-                       the mean of that and softplus(cols[p(i)] - pos). NaN where
-                       pos is infinite or a log-sum-exp is +inf, as cross entropy,
-                       and then NaN in all that backward makes of that row
-    row_max [G, M]     maximum of s over the candidates, -inf where there are none   ``extrema``
-    col_max [G, N]     the same for columns                                          ``extrema``, ``columns``
-    a_hat [G, M, D]    in ``dtype``, contiguous                                      ``normalize``, or another dtype
-    b_hat [G, N, D]    the same for b                                                the same, and b is given
-    a_inv [G, M]                                                                     ``normalize``
-    b_inv [G, N]                                                                     ``normalize``, b is given
-    mean [G, M, D]     sum_j softmax_ij b_hat_j, unscaled, 0 for rows without        ``weighted``
-                       candidates
+    rows [2, G, M]     log-sum-exp of s over the candidate columns, -inf where there are none; and
+                       what its rounding has lost (0 where it is not finite). The log-sum-exp is
+                       the sum of both. Never empty
+    cols [2, G, N]     the same over the candidate rows of each column.
+                       With ``columns``
+    pos [G, M]         s at the positive.
+                       With ``positive >= 0``
+    loss [G, M]        softplus(rows - pos). With ``columns`` (then M = N) it is the mean of that
+                       and softplus(cols[p(i)] - pos). NaN where pos is infinite or a log-sum-exp
+                       is +inf, as cross entropy, and then NaN in all that backward makes of that
+                       row.
+                       With ``positive >= 0``
+    row_max [G, M]     maximum of s over the candidates, -inf where there are none.
+                       With ``extrema``
+    col_max [G, N]     the same for columns.
+                       With ``extrema`` and ``columns``
+    a_hat [G, M, D]    in ``dtype``, contiguous.
+                       With ``normalize``, or where a has another dtype
+    b_hat [G, N, D]    the same for b.
+                       With ``normalize``, or where b has another dtype; never with ``b=None``
+    a_inv [G, M]       inv of a.
+                       With ``normalize``
+    b_inv [G, N]       inv of b.
+                       With ``normalize``, unless ``b=None``
+    mean [G, M, D]     sum_j softmax_ij b_hat_j, unscaled, 0 for rows without candidates.
+                       With ``weighted``
 
 ``weighted`` is asked for only with b, without ``columns`` and without a positive.
 
-``similarity_backward`` takes the upstream gradients and what forward saved, where absent tensors are the empty ones. It
-returns ``da [G, M, D]`` and ``db [G, N, D]`` in the dtypes of a and b, and ``dscale []`` and ``dbias [G, N]`` in the
-accumulation dtype. Each is empty unless its ``need_*`` is set. Without a positive, ``g_rows [G, M]`` and ``g_cols [G, N]``
-(empty unless ``columns``) belong to the log-sum-exps. With one, ``g_rows`` belongs to loss and ``g_cols`` is empty. When
-``mean`` is present and only a and scale are needed, no tile is computed. With ``b=None``, ``da`` is the whole gradient of
-the set. Rows (columns) without candidates get no gradient from their log-sum-exp. Through the normalisation
-``dx = (G - <u, G> u) inv`` with ``u = x inv``, which is not rounded. Below the norm floor (|x| < 1e-12),
-``dx = G / 1e-12``.
+``similarity_backward`` takes the upstream gradients and what forward saved, where absent tensors
+are the empty ones. It returns ``da [G, M, D]`` and ``db [G, N, D]`` in the dtypes of a and b, and
+``dscale []`` and ``dbias [G, N]`` in the accumulation dtype. Each is empty unless its ``need_*`` is
+set. Without a positive, ``g_rows [G, M]`` and ``g_cols [G, N]`` (empty unless ``columns``) belong
+to the log-sum-exps. With one, ``g_rows`` belongs to loss and ``g_cols`` is empty. When ``mean`` is
+present and only a and scale are needed, no tile is computed. With ``b=None``, ``da`` is the whole
+gradient of the set. Rows (columns) without candidates get no gradient from their log-sum-exp.
+Through the normalisation ``dx = (G - <u, G> u) inv`` with ``u = x inv``, which is not rounded.
+Below the norm floor (|x| < 1e-12), ``dx = G / 1e-12``.
 
-``similarity_second`` has one implementation for all backends (backends/panels/second_derivatives.py). It takes tangents
-``t_*`` of a, b, scale and bias in their dtypes, where None stands for 0. It returns the tangents of the outputs:
-``[G, M]`` of the log-sum-exps, or of loss where there is a positive, and ``[G, N]``, which is empty unless ``g_cols`` is
-given. Then follow those of da, db, dscale and dbias, with their shapes and dtypes, for constant upstream gradients.
-Second derivatives are symmetric. So the same numbers are the gradients, with respect to g_rows, g_cols, a, b, scale and
-bias, of ``<t_a, da> + <t_b, db> + t_scale dscale + <t_bias, dbias>``.
+``similarity_second`` has one implementation for all backends
+(backends/panels/second_derivatives.py). It takes tangents ``t_*`` of a, b, scale and bias in their
+dtypes, where None stands for 0. It returns the tangents of the outputs: ``[G, M]`` of the
+log-sum-exps, or of loss where there is a positive, and ``[G, N]``, which is empty unless ``g_cols``
+is given. Then follow those of da, db, dscale and dbias, with their shapes and dtypes, for constant
+upstream gradients. Second derivatives are symmetric. So the same numbers are the gradients, with
+respect to g_rows, g_cols, a, b, scale and bias, of
+``<t_a, da> + <t_b, db> + t_scale dscale + <t_bias, dbias>``.
 """
 
 from __future__ import annotations
