@@ -1,7 +1,7 @@
 """Every private name of torch that this package uses, each with its reason.
 
-torch 2.11, the oldest version that the package supports, has all of them, and so has 2.13. A test checks that the
-installed torch has them. The rest of the package takes them from here.
+torch 2.11, the oldest version that the package supports, has all of them, and so has 2.13. A test
+checks that the installed torch has them. The rest of the package takes them from here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-# torch.autograd.Function below torch.func's transforms: an op's formula is asked for after they have been dealt with.
+# torch.autograd.Function below torch.func's transforms. An op's formula is asked for after they
+# have been dealt with.
 SingleLevelFunction = torch.autograd.function._SingleLevelFunction
 
-# A context in which ops do without their formulas, which saves autograd's work for what is not differentiated.
+# A context in which ops do without their formulas. It saves autograd's work for what is not
+# differentiated.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
-# Whether a call runs inside a torch.func transform, where tensors have no values to look at and may have tangents.
+# Whether a call runs inside a torch.func transform, where tensors have no values to look at and
+# may have tangents.
 are_transforms_active = torch._C._are_functorch_transforms_active
 
 # Whether any of an op's arguments requires a gradient, in one call into C++.
@@ -28,7 +31,8 @@ any_requires_grad = torch._C._any_requires_grad
 # Whether a tensor takes part in a transform of torch.func.
 is_wrapped_by_transform = torch._C._functorch.is_functorch_wrapped_tensor
 
-# Switches forward-mode differentiation on again inside an op's formula, where Function.apply has turned it off.
+# Switches forward-mode differentiation on again inside an op's formula, where Function.apply has
+# turned it off.
 set_forward_mode_enabled = forward_ad._set_fwd_grad_enabled
 
 
@@ -50,7 +54,8 @@ def argument_names(op) -> list[str]:
 def constant_result(function):
     """Have torch.compile call `function` while it traces, and take the result for a constant.
 
-    This is torch.compiler.assume_constant_result without its import of all of Dynamo, which takes 2 s.
+    This is torch.compiler.assume_constant_result without its import of all of Dynamo, which takes 2
+    s.
     """
     function._dynamo_marked_constant = True
     return function

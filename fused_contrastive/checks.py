@@ -1,4 +1,7 @@
-"""Argument checks shared by the public functions: each error names the argument, what was given and what is expected."""
+"""Argument checks that the public functions share.
+
+Each error names the argument, what was given and what is expected.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,15 @@ REDUCTIONS = ("none", "mean", "sum")
 def embeddings(
     name: str, x, *, dim: int | None = None, at_least: int | None = None, like: tuple | None = None
 ) -> None:
-    """Floating tensor of `dim` (or `at_least`) dimensions, with the device and, outside autocast, the dtype of ``like = (name, tensor)``."""
+    """Check that x is a floating-point tensor.
+
+    Args:
+        name: of the argument.
+        x: the argument.
+        dim: how many dimensions it must have.
+        at_least: how many dimensions it must have at least.
+        like: ``(name, tensor)``, whose device it must have and, outside autocast, whose dtype.
+    """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -39,11 +50,15 @@ def embeddings(
 
 
 def readable() -> bool:
-    """Whether tensors have values that can be looked at: not inside torch.compile, nor inside torch.func's transforms."""
+    """Whether tensors have values that can be looked at.
+
+    They have none inside torch.compile, nor inside torch.func's transforms.
+    """
     return not (torch.compiler.is_compiling() or are_transforms_active())
 
 
 def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) -> None:
+    """Check that x has the shape of `reference`, the argument `other`."""
     if x.shape != reference.shape:
         raise ValueError(
             f"{name} must have the shape of {other}, {tuple(reference.shape)}, got {tuple(x.shape)}"
@@ -51,11 +66,12 @@ def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) 
 
 
 def is_integer(x: torch.Tensor) -> bool:
+    """Whether the dtype of x is one of integers. Booleans are none."""
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
-    """Integer tensor broadcastable to `shape`, ``[..., rows]``."""
+    """Check that `key` is an integer tensor on `device` that broadcasts to ``[..., rows]``."""
     if not isinstance(key, torch.Tensor) or not is_integer(key):
         raise TypeError(
             f"{name} must be an integer tensor, got {getattr(key, 'dtype', type(key).__name__)}"
@@ -69,7 +85,7 @@ def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
 
 
 def array(name: str, x, shape: tuple, device: torch.device) -> None:
-    """Real tensor of this shape on `device`, of any dtype."""
+    """Check that x is a real tensor of this shape on `device`, of any dtype."""
     if not isinstance(x, torch.Tensor) or x.is_complex():
         raise TypeError(
             f"{name} must be a real tensor, got {getattr(x, 'dtype', type(x).__name__)}"
@@ -81,17 +97,23 @@ def array(name: str, x, shape: tuple, device: torch.device) -> None:
 
 
 def broadcastable(shape: torch.Size, target: torch.Size) -> bool:
+    """Whether a tensor of this shape can be expanded to `target`."""
     return len(shape) <= len(target) and all(
         s in (1, t) for s, t in zip(reversed(shape), reversed(target), strict=False)
     )
 
 
 def number(name: str, value, device: torch.device, *, divisor: bool = False) -> None:
-    """A finite number, or a 0-d floating tensor on `device` or the CPU, whose value is never read."""
+    """Check that `value` is a finite number, or a 0-d floating-point tensor on `device` or the CPU.
+
+    The value of a tensor is never read. A number that is a `divisor` must not be smaller than 1e-8
+    in magnitude.
+    """
     if isinstance(value, torch.Tensor):
         if value.dim() != 0 or not value.is_floating_point():
             raise ValueError(
-                f"{name} must be a 0-d floating-point tensor, got {value.dtype}, shape {tuple(value.shape)}"
+                f"{name} must be a 0-d floating-point tensor, "
+                f"got {value.dtype}, shape {tuple(value.shape)}"
             )
         if value.device != device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on {device} or the CPU, got {value.device}")
@@ -107,7 +129,10 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
 
 
 def interval(name: str, value, low: float, high: float, *, closed: bool = True) -> None:
-    """A number in [low, high], without high itself where the interval is not `closed`."""
+    """Check that `value` is a number in [low, high].
+
+    Unless the interval is `closed`, high itself is left out.
+    """
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a number, got a tensor")
     number(name, value, torch.device("cpu"))
@@ -116,7 +141,7 @@ def interval(name: str, value, low: float, high: float, *, closed: bool = True) 
 
 
 def index(name: str, value) -> None:
-    """An integer or None."""
+    """Check that `value` is an integer or None."""
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, (int, torch.SymInt))
     ):
@@ -124,11 +149,12 @@ def index(name: str, value) -> None:
 
 
 def choice(name: str, value, options: tuple) -> None:
+    """Check that `value` is one of the options."""
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
 
 
 def flags(**values) -> None:
-    """Booleans, by name."""
+    """Check that all values are booleans."""
     for name, value in values.items():
         choice(name, value, (True, False))

@@ -1,4 +1,7 @@
-"""Collectives over a torch.distributed process group; without a group there is one rank. Nothing here is differentiable."""
+"""Collectives over a torch.distributed process group. Without a group there is one rank.
+
+Nothing here is differentiable.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,33 @@ import torch.distributed as dist
 
 
 def check_group(group) -> None:
-    """A process group of which this rank is a member, or None."""
+    """Check that `group` is None, or a process group of which this rank is a member."""
     if group is None:
         return
     if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
         raise TypeError(
-            f"group must be a torch.distributed.ProcessGroup that this rank belongs to, or None, got {type(group).__name__}"
+            "group must be a torch.distributed.ProcessGroup that this rank belongs to, or None, "
+            f"got {type(group).__name__}"
         )
 
 
 def ranks(group) -> int:
+    """How many ranks the group has."""
     return 1 if group is None else dist.get_world_size(group)
 
 
 def add_over_ranks(x: torch.Tensor, group) -> torch.Tensor:
-    """x, overwritten with its sum over the ranks."""
+    """Overwrite x, of any shape, with its sum over the ranks, and return it."""
     if group is not None:
         dist.all_reduce(x, group=group)
     return x
 
 
 def gather_rows(x: torch.Tensor, group) -> torch.Tensor:
-    """The x ``[n, ...]`` of all ranks, of one shape, in rank order: ``[ranks * n, ...]``."""
+    """The x ``[n, ...]`` of all ranks in rank order, ``[ranks * n, ...]``.
+
+    All have the same shape.
+    """
     if group is None:
         return x
     everyone = x.new_empty(ranks(group) * x.shape[0], *x.shape[1:])

@@ -1,4 +1,7 @@
-"""Which dtype a call computes in: the accumulation dtype, the matrix dtype, autocast and torch's float32 precision."""
+"""Which dtype a call computes in.
+
+Here are the accumulation dtype, the matrix dtype, autocast and torch's float32 precision.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def matrix_dtype(x: Tensor) -> torch.dtype:
     """The dtype that the products of x are computed in.
 
-    Inside autocast it is the autocast dtype, except that float64 stays float64. Outside it is the dtype of x.
+    Inside autocast it is the autocast dtype, except that float64 stays float64. Outside it is the
+    dtype of x.
 
     Args:
         x: a tensor of any shape.
@@ -27,9 +31,10 @@ def matrix_dtype(x: Tensor) -> torch.dtype:
 
 
 def float32_precision() -> str:
-    """The precision that torch is asked for in float32 products on GPUs: "highest", "high" or "medium".
+    """The precision of float32 products on GPUs that torch is asked for.
 
-    It is set by `torch.set_float32_matmul_precision` or by ``torch.backends.cuda.matmul.fp32_precision``.
+    It is "highest", "high" or "medium", and is set by `torch.set_float32_matmul_precision` or by
+    ``torch.backends.cuda.matmul.fp32_precision``.
     """
     try:
         return torch.get_float32_matmul_precision()

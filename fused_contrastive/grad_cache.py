@@ -14,35 +14,53 @@ from ._torch_internals import tree_flatten, tree_map, tree_unflatten
 def cached_step(
     encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequence[int], scaler=None
 ):
-    """Forward and backward of ``loss_fn(*(encoder(x) for encoder, x in zip(encoders, inputs)))`` with the activations of one chunk at a time.
+    """Forward and backward of a loss over encoded inputs, one chunk of activations at a time.
 
-    GradCache (Gao et al. 2021, arXiv:2101.06983): the inputs are encoded chunk by chunk without a graph, the loss of all embeddings and its
-    gradients by them are computed once, then every chunk is encoded again, with its graph, and the cached gradients go backward
-    through it. The gradients are those of the whole batch, for one more forward pass of the encoders.
+    The loss is ``loss_fn(*(encoder(x) for encoder, x in zip(encoders, inputs)))``. This is
+    GradCache (Gao et al. 2021, arXiv:2101.06983). The inputs are encoded chunk by chunk without a
+    graph. The loss of all embeddings and its gradients with respect to them are computed once. Then
+    every chunk is encoded again, with its graph, and the cached gradients go backward through it.
+    The gradients are those of the whole batch, for one more forward pass of the encoders.
 
-    >>> loss = cached_step(encoder, (x1, x2), lambda z1, z2: nt_xent_loss(z1, z2, 0.1), chunk_size=256)
-    >>> loss = cached_step((image_encoder, text_encoder), (images, tokens), ClipLoss(14.0, learnable=True), chunk_size=(64, 256))
-    >>> optimizer.step()
+    >>> import torch
+    >>> from fused_contrastive import ClipLoss, cached_step, nt_xent_loss
+    >>> encoder = torch.nn.Linear(6, 4)
+    >>> x1, x2 = torch.randn(8, 6), torch.randn(8, 6)
+    >>> loss = cached_step(encoder, (x1, x2), nt_xent_loss, chunk_size=2)
+    >>> encoder.weight.grad.shape
+    torch.Size([4, 6])
 
-    Gradients are added to ``.grad`` of the encoders' parameters, of what `loss_fn` learns (a temperature, a head) and of inputs that are leaves
-    with ``requires_grad``. Random numbers of torch's default generators (dropout) repeat in the second encoding; buffers of encoders that are
-    modules change once per chunk, in the order of the inputs. What depends on the other rows of the batch, as BatchNorm's statistics do,
-    sees a chunk. A compiled encoder must draw the same random numbers with and without a graph. Call it inside the autocast context.
+    With one encoder and one chunk size per input, and a loss that learns its temperature:
 
-    Where an encoder is, or holds, a DistributedDataParallel module (or another with ``no_sync``), its gradients are reduced once, in the backward
-    of its last chunk; one that a plain function calls is not seen and reduces every chunk's. Parameters of `loss_fn` are reduced only
-    if it is such a module itself.
+    >>> encoders = encoder, torch.nn.Linear(3, 4)
+    >>> criterion = ClipLoss(14.0, learnable=True)
+    >>> loss = cached_step(encoders, (x1, torch.randn(8, 3)), criterion, chunk_size=(2, 8))
+
+    Gradients are added to ``.grad`` of the encoders' parameters, of what `loss_fn` learns (a
+    temperature, a head) and of inputs that are leaves with ``requires_grad``. Random numbers of
+    torch's default generators (dropout) repeat in the second encoding. Buffers of encoders that are
+    modules change once per chunk, in the order of the inputs. What depends on the other rows of the
+    batch, as BatchNorm's statistics do, sees only a chunk. A compiled encoder must draw the same
+    random numbers with and without a graph. Call the function inside the autocast context.
+
+    An encoder may be, or hold, a DistributedDataParallel module, or another with ``no_sync``. Its
+    gradients are then reduced once, in the backward pass of its last chunk. Such a module that a
+    plain function calls is not seen, and reduces the gradients of every chunk. Parameters of
+    `loss_fn` are reduced only if it is such a module itself.
 
     Args:
-        encoders: a callable, for all inputs, or a tuple or list with one per input. A module none of whose parameters (nor its input) requires a
-            gradient is run once.
-        inputs: a tensor ``[n, ...]`` or mapping, or a tuple or list of inputs. A mapping is passed to its encoder as keyword arguments, a tuple or
-            list inside `inputs` as positional ones. Tensors in them, also nested, are cut into chunks of rows; 0-d tensors and
-            other values go to every chunk.
-        loss_fn: of what the encoders return for whole inputs: tensors ``[n, ...]``, one row per row of the input, or nested tuples, lists and
-            dictionaries of such. Returns the loss, 0-d, or a tuple with the loss first.
-        chunk_size: rows of a chunk, or one number for each input; the last chunk may be shorter.
-        scaler: a ``torch.amp.GradScaler``: the gradients are those of the scaled loss.
+        encoders: a callable, for all inputs, or a tuple or list with one per input. A module is run
+            only once if none of its parameters, nor its input, requires a gradient.
+        inputs: a tensor ``[n, ...]`` or mapping, or a tuple or list of inputs. A mapping is passed
+            to its encoder as keyword arguments. A tuple or list inside `inputs` is passed as
+            positional ones. Tensors in them, also nested, are cut into chunks of rows. 0-d tensors
+            and other values go to every chunk.
+        loss_fn: a function of what the encoders return for whole inputs: tensors ``[n, ...]``, one
+            row per row of the input, or nested tuples, lists and dictionaries of such. It returns
+            the loss, 0-d, or a tuple with the loss first.
+        chunk_size: the rows of a chunk, or one number for each input. The last chunk may be
+        shorter.
+        scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
 
     Returns:
         What `loss_fn` returned, detached.
@@ -52,11 +70,9 @@ def cached_step(
     """
     streams = _streams(encoders, inputs, chunk_size)
     buffers = _buffers([stream.encoder for stream in streams if stream.trained])
+    # Whether the next forward pass of DistributedDataParallel sends the buffers of rank 0.
     broadcasts = [
-        (
-            m,
-            m.require_forward_param_sync,
-        )  # whether DistributedDataParallel's next forward sends rank 0's buffers
+        (m, m.require_forward_param_sync)
         for m in set().union(*(stream.synchronizing for stream in streams))
         if hasattr(m, "require_forward_param_sync")
     ]
@@ -114,7 +130,8 @@ class _Stream:
         batched = [leaf for leaf in self.leaves if _is_batched(leaf)]
         if not batched:
             raise TypeError(
-                f"inputs[{number}] must be or hold a tensor with a batch dimension, got {type(x).__name__}"
+                f"inputs[{number}] must be or hold a tensor with a batch dimension, "
+                f"got {type(x).__name__}"
             )
         rows = sorted({len(leaf) for leaf in batched})
         if len(rows) > 1:
@@ -122,7 +139,8 @@ class _Stream:
         tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
         if any(t.requires_grad and not t.is_leaf for t in tensors):
             raise ValueError(
-                f"inputs[{number}] must be detached: its graph cannot be gone through chunk by chunk"
+                f"inputs[{number}] must be detached: "
+                "its graph cannot be gone through chunk by chunk"
             )
         self.rows = rows[0]
         self.starts = range(0, max(self.rows, 1), size)
@@ -156,7 +174,8 @@ class _Stream:
                     else type(leaf).__name__
                 )
                 raise ValueError(
-                    f"encoders[{self.number}] must return tensors with one row per row of its input ({stop - start}), got {found}"
+                    f"encoders[{self.number}] must return tensors with one row per row "
+                    f"of its input ({stop - start}), got {found}"
                 )
         return leaves, spec
 
@@ -176,7 +195,7 @@ class _Stream:
         )
 
     def backward(self, index: int, gradients: list) -> None:
-        """Encode a chunk with its graph, the random numbers of the first time, and go backward."""
+        """Encode a chunk with its graph and its first random numbers, and go backward."""
         with _replayed(self.states[index], self.devices):
             leaves, _ = self.encode(index)
         rows = slice(self.starts[index], self.starts[index] + self.size)
@@ -199,14 +218,16 @@ def _streams(encoders, inputs, chunk_size) -> list[_Stream]:
     encoders = list(encoders) if several else [encoders] * len(inputs)
     if len(encoders) != len(inputs) or not inputs:
         raise ValueError(
-            f"encoders must be one callable or one per input, got {len(encoders)} for {len(inputs)} inputs"
+            "encoders must be one callable or one per input, "
+            f"got {len(encoders)} for {len(inputs)} inputs"
         )
     sizes = (
         list(chunk_size) if isinstance(chunk_size, (tuple, list)) else [chunk_size] * len(inputs)
     )
     if len(sizes) != len(inputs):
         raise ValueError(
-            f"chunk_size must be one number or one per input, got {len(sizes)} for {len(inputs)} inputs"
+            "chunk_size must be one number or one per input, "
+            f"got {len(sizes)} for {len(inputs)} inputs"
         )
     for size in sizes:
         if isinstance(size, bool) or not isinstance(size, int):
@@ -247,7 +268,8 @@ def _random_states(devices) -> list[torch.Tensor]:
 
 
 def _which(device: torch.device) -> tuple:
-    return () if device.type == "mps" else (device,)  # the one that has no index
+    # mps is the one device type without an index.
+    return () if device.type == "mps" else (device,)
 
 
 def _set_random_states(states, devices) -> None:
@@ -258,7 +280,7 @@ def _set_random_states(states, devices) -> None:
 
 @contextlib.contextmanager
 def _replayed(states, devices):
-    """The generators in these states; afterwards as before."""
+    """A context in which the generators are in these states. Afterwards they are as before."""
     before = _random_states(devices)
     _set_random_states(states, devices)
     try:

@@ -9,9 +9,12 @@ from . import checks
 
 
 def similarity_blocks(x1: torch.Tensor, x2: torch.Tensor, cells: int = 256) -> torch.Tensor:
-    """Cosine similarities of ``x1 [M, D]`` and ``x2 [N, D]``, averaged over blocks: at most ``[cells, cells]``.
+    """Cosine similarities of ``x1 [M, D]`` and ``x2 [N, D]``, averaged over blocks.
 
-    The mean of a block of dot products is the dot product of the blocks' means, so no larger matrix is formed.
+    There are at most ``[cells, cells]`` of them.
+
+    The mean of a block of dot products is the dot product of the blocks' means, so no larger matrix
+    is formed.
     """
     checks.embeddings("x1", x1, dim=2)
     checks.embeddings("x2", x2, dim=2, like=("x1", x1))
@@ -28,12 +31,24 @@ def similarity_blocks(x1: torch.Tensor, x2: torch.Tensor, cells: int = 256) -> t
 
 
 def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor):
-    """A matplotlib figure of the cosine similarities of ``x1 [M, D]`` (rows) and ``x2 [N, D]`` (columns).
+    """A matplotlib figure of the cosine similarities of ``x1 [M, D]`` (rows) and ``x2 [N, D]``.
 
-    Up to 16 x 16 each value is written into its cell; beyond 256 rows or columns cells are block averages, never N x N.
+    Up to 16 x 16 values, each is written into its cell. Beyond 256 rows or columns the cells are
+    averages of blocks, so that no N x N matrix is formed.
+
+    >>> import torch
+    >>> from fused_contrastive import similarity_heatmap
+    >>> figure = similarity_heatmap(torch.randn(4, 8), torch.randn(6, 8))
+    >>> figure.axes[0].get_title()
+    'cosine similarity'
+
+    Args:
+        x1: ``[M, D]``.
+        x2: ``[N, D]``.
 
     Raises:
-        ImportError: without matplotlib. ValueError, TypeError: naming the argument.
+        ImportError: matplotlib is not installed.
+        ValueError, TypeError: naming the argument.
     """
     values = similarity_blocks(x1, x2).cpu().numpy()
     try:

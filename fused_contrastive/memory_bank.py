@@ -14,26 +14,42 @@ FILLS = ("random", "empty")
 
 
 class MemoryBank(nn.Module):
-    """The keys of the latest batches, first in first out, as negatives (MoCo, He et al. 2020, arXiv:1911.05722; XBM, Wang et al. 2020,
-    arXiv:1912.06798).
+    """The keys of the latest batches, first in first out, as negatives.
 
-    >>> bank = MemoryBank(65536, 128)
-    >>> loss = info_nce_loss(query, key, bank.negatives, temperature)  # query, key [N, 128], the key encoder under torch.no_grad()
-    >>> bank.enqueue(F.normalize(key, dim=1))  # after the loss: a key is no negative of its own query
+    This is the queue of MoCo (He et al. 2020, arXiv:1911.05722) and the memory of XBM (Wang et al.
+    2020, arXiv:1912.06798).
+
+    >>> import torch
+    >>> import torch.nn.functional as F
+    >>> from fused_contrastive import MemoryBank, info_nce_loss
+    >>> bank = MemoryBank(64, 8)
+    >>> query = torch.randn(4, 8, requires_grad=True)
+    >>> key = torch.randn(4, 8)  # of the key encoder, under torch.no_grad()
+    >>> loss = info_nce_loss(query, key, bank.negatives, 0.1)
     >>> loss.backward()
+    >>> bank.enqueue(F.normalize(key, dim=1))
+    >>> len(bank), bank.negatives.shape
+    (64, torch.Size([64, 8]))
 
-    Rows and position are buffers: checkpoints resume exactly, no value is read back to the host, and `enqueue` compiles (with
-    ``fill="empty"`` anew for every number of rows). Keep the bank out of modules whose buffers are broadcast at every step, as
-    DistributedDataParallel does unless told ``broadcast_buffers=False``.
+    A key is no negative of its own query, so it is enqueued after the loss.
+
+    Rows and position are buffers, so that checkpoints resume exactly. No value is read back to the
+    host, and `enqueue` compiles (with ``fill="empty"`` anew for every number of rows). Keep the
+    bank out of modules whose buffers are broadcast at every step. DistributedDataParallel does so
+    unless told ``broadcast_buffers=False``.
 
     Args:
         size: K, the number of rows.
         dim: D, the number of features.
-        wrap: what happens to a batch that reaches the end. "drop": its tail is dropped and the next batch starts at row 0 (lightly);
-            "exact": the size must be a multiple of every batch (MoCo); "around": its tail goes to row 0 and on (CrossBatchMemory).
-        fill: "random": starts full of random unit vectors (lightly, MoCo); "empty": rows count once they are written (CrossBatchMemory).
-        labels: keep an integer label with every row; those of random rows are -1.
+        wrap: what happens to a batch that reaches the end. "drop": its tail is dropped and the next
+            batch starts at row 0 (lightly). "exact": the size must be a multiple of every batch
+            (MoCo). "around": its tail goes to row 0 and on (CrossBatchMemory).
+        fill: "random": the bank starts full of random unit vectors (lightly, MoCo). "empty": rows
+            count once they are written (CrossBatchMemory).
+        labels: keep an integer label with every row. The labels of random rows are -1.
         persistent: whether state_dict holds the bank.
+        device: of the rows.
+        dtype: of the rows.
     """
 
     def __init__(
@@ -70,7 +86,7 @@ class MemoryBank(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """As constructed: filled anew, position 0."""
+        """Make the bank as it was when constructed: filled anew, with position 0."""
         if self.fill == "random":
             random = torch.randn(self.rows.shape, device=self.rows.device)
             self.rows.copy_(F.normalize(random, dim=1))
@@ -81,31 +97,36 @@ class MemoryBank(nn.Module):
         self.length.fill_(self._length)
 
     def __len__(self) -> int:
-        """How many rows count: K, or with ``fill="empty"`` those that have been written."""
+        """How many rows count: K, or with ``fill="empty"`` as many as have been written."""
         return self._length
 
     @property
     def negatives(self) -> torch.Tensor:
-        """The rows that count, ``[len, D]``: a constant copy, which a later `enqueue` leaves alone."""
+        """The rows that count, ``[len, D]``.
+
+        It is a constant copy, which a later `enqueue` leaves alone.
+        """
         return self.rows[: self._length].clone()
 
     @property
     def labels(self) -> torch.Tensor | None:
-        """The labels of `negatives`, ``[len]``, a copy; None where none are kept."""
+        """A copy of the labels of `negatives`, ``[len]``, or None where none are kept."""
         return None if self.row_labels is None else self.row_labels[: self._length].clone()
 
     @torch.no_grad()
     def enqueue(
         self, keys: torch.Tensor, labels: torch.Tensor | None = None, *, group=None
     ) -> None:
-        """Write a batch over the oldest rows, in the bank's dtype, as it is (nothing is normalised).
+        """Write a batch over the oldest rows, in the bank's dtype. Nothing is normalised.
 
         Unless its tail was dropped, row i of a batch of n is then row ``(position - n + i) % K``.
 
         Args:
-            keys: ``[n, D]``; to write only some of a batch, index it: ``enqueue(keys[mask], labels[mask])``.
+            keys: ``[n, D]``. To write only some of a batch, index it: ``enqueue(keys[mask],
+            labels[mask])``.
             labels: integers ``[n]``, exactly where the bank keeps labels.
-            group: a torch.distributed process group: the batches of all its ranks, equally long, are written in rank order.
+            group: a torch.distributed process group. The batches of all its ranks are written in
+                rank order. They must be equally long.
 
         Raises:
             ValueError, TypeError: naming the argument.
@@ -145,7 +166,8 @@ class MemoryBank(nn.Module):
             store[slots % K] = batch
         end = self.position + n
         self.position.copy_(end.masked_fill(end >= K, 0) if self.wrap == "drop" else end % K)
-        if self.fill == "empty":  # until the bank is full, position and length are one
+        if self.fill == "empty":
+            # Until the bank is full, its position and its length are the same number.
             self._length = min(K, self._length + n)
             self.length.fill_(self._length)
 
@@ -156,4 +178,5 @@ class MemoryBank(nn.Module):
 
     def extra_repr(self) -> str:
         K, D = self.rows.shape
-        return f"{K}, {D}, wrap={self.wrap!r}, fill={self.fill!r}, labels={self.row_labels is not None}"
+        labels = self.row_labels is not None
+        return f"{K}, {D}, wrap={self.wrap!r}, fill={self.fill!r}, labels={labels}"

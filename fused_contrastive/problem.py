@@ -10,11 +10,12 @@ other_key  ``key_b[j] != key_a[i]``
 same_key   ``key_b[j] == key_a[i]`` and ``j != i + offset``
 ========== ========================================================================
 
-The positive of row ``i``, where a loss has one, is column ``(i + positive) % N``; ``positive = -1`` means that there is
-none. The index kinds exclude diagonals, so a mask is needed only in tiles that cross one.
+The positive of row ``i``, where a loss has one, is column ``(i + positive) % N``; ``positive = -1``
+means that there is none. The index kinds exclude diagonals, so a mask is needed only in tiles that
+cross one.
 
-Sizes in the comments below: ``G`` groups, ``M`` rows, ``N`` columns, ``D`` features, ``K`` temperatures. A field that
-may be absent is None.
+Sizes in the comments below: ``G`` groups, ``M`` rows, ``N`` columns, ``D`` features, ``K``
+temperatures. A field that may be absent is None.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def candidate_mask(
 ) -> Tensor | None:
     """Boolean mask of the candidates for row indices ``[m]`` against column indices ``[n]``.
 
-    Keys are ``[..., m]`` and ``[..., n]``. Returns ``[m, n]`` (``[..., m, n]`` with keys), or None when all are
-    candidates.
+    Keys are ``[..., m]`` and ``[..., n]``. Returns ``[m, n]`` (``[..., m, n]`` with keys), or None
+    when all are candidates.
     """
     if kind == "all":
         return None
@@ -73,7 +74,9 @@ class Candidates(NamedTuple):
     key_b: Tensor | None = None  # [G, N] int64; with one set it is key_a
 
     def resolved(self, M: int, N: int) -> Candidates:
-        """The same candidates with an offset and a stride of the order of M and N, and no mask where none is needed.
+        """The same candidates with an offset and a stride of the order of M and N.
+
+        There is no mask where none is needed.
 
         Keys that the kind does not read are dropped; the others become contiguous.
         """
@@ -94,7 +97,10 @@ class Candidates(NamedTuple):
         return Candidates(kind, max(-FAR, min(offset, FAR)), 1, key_a, key_b)
 
     def within(self, g: slice, i: slice, j: slice) -> Candidates:
-        """The candidates of the part with groups `g`, rows `i` and columns `j`, whose indices count from 0 again."""
+        """The candidates of the part with groups `g`, rows `i` and columns `j`.
+
+        Its indices count from 0 again.
+        """
         kind, offset, stride, key_a, key_b = self
         if kind in KEYED:
             key_a, key_b = key_a[g, i], key_b[g, j]
@@ -105,7 +111,7 @@ class Candidates(NamedTuple):
         return Candidates(kind, offset, stride, key_a, key_b)
 
     def excluded_diagonals(self, m: int, n: int) -> range:
-        """The diagonals ``j - i`` of a matrix of m rows and n columns whose pairs an index kind excludes."""
+        """The diagonals ``j - i`` of m rows and n columns whose pairs an index kind excludes."""
         low, high = 1 - m, n
         if self.kind == "not_self":
             return range(self.offset, self.offset + 1) if low <= self.offset < high else range(0)
@@ -114,7 +120,10 @@ class Candidates(NamedTuple):
         return range(0)
 
     def mask(self, m: int, n: int, device: torch.device) -> Tensor | None:
-        """Where a matrix of m rows and n columns has candidates: ``[m, n]``, ``[G, m, n]`` with keys; None: everywhere."""
+        """Where a matrix of m rows and n columns has candidates.
+
+        The mask is ``[m, n]``, or ``[G, m, n]`` with keys. None stands for everywhere.
+        """
         rows, columns = torch.arange(m, device=device), torch.arange(n, device=device)
         return candidate_mask(
             self.kind, self.offset, self.stride, rows, columns, self.key_a, self.key_b
@@ -151,7 +160,10 @@ class Prepared(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One call of the similarity family: ``s_ij = scale * <a_i, b_j> + bias_j`` over the candidates."""
+    """One call of the similarity family.
+
+    ``s_ij = scale * <a_i, b_j> + bias_j`` over the candidates.
+    """
 
     a: Tensor  # [G, M, D]
     b: Tensor | None  # [G, N, D]; None: b is a, and the problem is symmetric
@@ -231,7 +243,10 @@ class Gradients(NamedTuple):
 
 
 class SigmoidProblem(NamedTuple):
-    """One call of the sigmoid family: ``y_ij = sign * (scale * <a_i, b_j> + row_bias_i)`` over the candidates."""
+    """One call of the sigmoid family.
+
+    ``y_ij = sign * (scale * <a_i, b_j> + row_bias_i)`` over the candidates.
+    """
 
     a: Tensor  # [G, M, D]
     b: Tensor | None  # [G, N, D]; None: b is a
@@ -264,7 +279,10 @@ class SigmoidSaved(NamedTuple):
 
 
 class ForceProblem(NamedTuple):
-    """One call of the force family. The defaults are those of the plain force; ops/force.py defines every field."""
+    """One call of the force family.
+
+    The defaults are those of the plain force; ops/force.py defines every field.
+    """
 
     x: Tensor  # [G, P, D]: the negatives, then the positives
     inverse_temperatures: Tensor  # [K]
@@ -283,7 +301,10 @@ class ForceProblem(NamedTuple):
 
 
 class ForceForward(NamedTuple):
-    """What a forward pass of the force family returns; S is 1, or K where the temperatures stay separate."""
+    """What a forward pass of the force family returns.
+
+    S is 1, or K where the temperatures stay separate.
+    """
 
     force: Tensor  # [S, G, rows, D]
     log_norm: Tensor  # [K, G]

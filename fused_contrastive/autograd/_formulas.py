@@ -1,7 +1,8 @@
-"""Autograd formulas of ops: those of a family's gradients, which give second derivatives, and the errors beyond.
+"""Autograd formulas of ops, second derivatives among them, and the errors beyond.
 
-An op with a formula is differentiable wherever it is called, as PyTorch's own ops are. That holds in reverse and forward
-mode, under torch.func (vmap: ops/_vmap.py), under torch.compile and in exported programs.
+An op with a formula is differentiable wherever it is called, as PyTorch's own ops are. That holds
+in reverse and forward mode, under torch.func (vmap: ops/_vmap.py), under torch.compile and in
+exported programs.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..ops._library import LIBRARY
 
 
 def is_transformed() -> bool:
-    """Whether a call is inside a torch.func transform or forward mode, where tensors may have tangents."""
+    """Whether tensors may have tangents: inside a torch.func transform or forward mode."""
     return are_transforms_active() or in_forward_mode()
 
 
@@ -170,19 +171,20 @@ class Layout(NamedTuple):
 
 
 def register_derivatives(forward, backward, second, formula: type) -> type:
-    """Give a family's three ops their autograd formulas, and return a Function that calls `forward` directly.
+    """Give a family's three ops their autograd formulas. Returns a direct Function.
 
-    `formula` is that of the forward op. Its `remember(ctx, inputs, outputs)` saves tensors for the backward pass and
-    returns them.
+    `formula` is that of the forward op. Its `remember(ctx, inputs, outputs)` saves tensors for the
+    backward pass and returns them.
 
-    `backward` takes the `Parts` of its arguments. `second` takes the tangents of a, b, scale and bias before the same
-    arguments. It returns the tangents of the outputs, each of the shape of its upstream gradient, and those of the
-    gradients. These are at the same time the gradients of the gradients.
+    `backward` takes the `Parts` of its arguments. `second` takes the tangents of a, b, scale and
+    bias before the same arguments. It returns the tangents of the outputs, each of the shape of its
+    upstream gradient, and those of the gradients. These are at the same time the gradients of the
+    gradients.
 
-    The Function that is returned has the same derivatives and serves calls that `is_plain` allows. It saves 20 us per
-    call. The ordinary path enters Python twice: the dispatcher calls the op's formula, which looks for transforms and
-    calls Function.apply, and the op is dispatched again below autograd, inside three contexts. The direct path is
-    Function.apply with one dispatch.
+    The Function that is returned has the same derivatives and serves calls that `is_plain` allows.
+    It saves 20 us per call. The ordinary path enters Python twice: the dispatcher calls the op's
+    formula, which looks for transforms and calls Function.apply, and the op is dispatched again
+    below autograd, inside three contexts. The direct path is Function.apply with one dispatch.
     """
 
     def setup_context(ctx, inputs, outputs):
@@ -208,7 +210,10 @@ def register_derivatives(forward, backward, second, formula: type) -> type:
 
 
 def gradient_formula(backward, second, layout: Layout) -> type:
-    """The formula of the backward op. What forward returned counts as constant: `second` accounts for it."""
+    """The formula of the backward op. What forward returned counts as constant here.
+
+    `second` accounts for its dependence on the operands.
+    """
     after_operands = layout.saved + 4
     not_tensors = layout.needs + 1 - layout.saved
 
@@ -252,7 +257,10 @@ def gradient_formula(backward, second, layout: Layout) -> type:
 
 
 def second_formula(backward, second, layout: Layout) -> type:
-    """The formula of the second op. Its outputs' tangents have first derivatives; all others would be third ones."""
+    """The formula of the second op.
+
+    Its outputs' tangents have first derivatives; all others would be third ones.
+    """
     not_tensors = layout.needs + 1 - layout.saved
 
     class Second(Formula):

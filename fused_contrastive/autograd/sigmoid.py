@@ -54,7 +54,10 @@ DirectSigmoid = register_derivatives(
 
 
 class SigmoidResult(NamedTuple):
-    """What `sigmoid_sum` returns, in the accumulation dtype. The last two are detached, and None when not asked for."""
+    """What `sigmoid_sum` returns, in the accumulation dtype.
+
+    The last two are detached, and None when not asked for.
+    """
 
     rows: torch.Tensor  # [..., M]
     pos: torch.Tensor | None  # [..., M]
@@ -79,10 +82,11 @@ def sigmoid_sum(
     dtype: torch.dtype | None = None,
     backend: str | None = None,
 ) -> SigmoidResult:
-    """``rows_i = sum_j softplus(y_ij)`` over the candidates, in O((M + N) D) memory. It takes checked tensors.
+    """``rows_i = sum_j softplus(y_ij)`` over the candidates. It takes checked tensors.
 
-    ``y_ij = sign * (scale * <a_i, b_j> + row_bias_i)``. With ``positive >= 0`` the row's positive p(i) adds
-    ``softplus(-y_i,p(i))``. The sums are differentiable in `a`, `b`, `scale` and `row_bias`.
+    It needs O((M + N) D) memory. ``y_ij = sign * (scale * <a_i, b_j> + row_bias_i)``. With
+    ``positive >= 0`` the row's positive p(i) adds ``softplus(-y_i,p(i))``. The sums are
+    differentiable in `a`, `b`, `scale` and `row_bias`.
 
     Args:
         a: rows.

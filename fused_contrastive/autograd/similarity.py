@@ -1,8 +1,8 @@
 """The first derivatives of the similarity family and `similarity`, which every loss over it calls.
 
-`similarity` resolves dtype, autocast, groups and backend. It returns the row and column log-sum-exps, or the loss with
-one positive, ``softplus(lse - pos)``. The positive never enters that sum, so the loss is accurate relative to itself
-(docs/maths.md).
+`similarity` resolves dtype, autocast, groups and backend. It returns the row and column
+log-sum-exps, or the loss with one positive, ``softplus(lse - pos)``. The positive never enters that
+sum, so the loss is accurate relative to itself (docs/maths.md).
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def nothing_upstream(
     cols: torch.Tensor,  # [2, G, N], or empty
     positive: int,
 ) -> torch.Tensor:
-    """The upstream gradient ``[G, N]`` of the columns where they have none: zeros, or empty where it is never read."""
+    """The upstream gradient ``[G, N]`` of the columns where they have none.
+
+    It is zeros, or empty where it is never read.
+    """
     return cols.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
 
 

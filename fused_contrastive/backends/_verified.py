@@ -1,4 +1,7 @@
-"""What a GPU has verified: the kernel sources of this checkout against the runs recorded in ``bench/results``."""
+"""What a GPU has verified.
+
+this checkout's kernel sources against the runs recorded in ``bench/results``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "bench" / "results"
 
 
 class Outcome(NamedTuple):
-    """Of one kernel in one recorded run; `source` is its hash."""
+    """How one kernel fared in one recorded run. `source` is the hash of its source."""
 
     when: tuple[str, str]
     gpu: str
@@ -20,8 +23,11 @@ class Outcome(NamedTuple):
 
 
 def outcomes(folder: Path | None = None) -> list[Outcome]:
-    """Of all kernels that the recorded runs launched, oldest first. Left out are records that are not whole, and what passed in a run that has
-    planned tests left: one of them may fail."""
+    """The outcomes of all kernels that the recorded runs launched, oldest first.
+
+    Records that are not whole are left out. So is what passed in a run that has planned tests left,
+    because one of them may fail.
+    """
     found = []
     for path in (folder or RESULTS).glob("gpu-*.json"):
         try:
@@ -47,7 +53,7 @@ def outcomes(folder: Path | None = None) -> list[Outcome]:
 
 
 def newest(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, Outcome]:
-    """The last outcome of each kernel whose source was the one that it is now."""
+    """The last outcome of each kernel, among the runs of the source that it has now."""
     return {
         outcome.kernel: outcome
         for outcome in recorded
@@ -61,4 +67,5 @@ def verified(hashes: dict[str, str]) -> str:
     if not passed:
         return "not verified on a GPU"
     gpus = ", ".join(sorted({outcome.gpu for outcome in passed}))
-    return f"{'all' if len(passed) == len(hashes) else f'{len(passed)} of {len(hashes)}'} kernels verified on {gpus}"
+    count = "all" if len(passed) == len(hashes) else f"{len(passed)} of {len(hashes)}"
+    return f"{count} kernels verified on {gpus}"

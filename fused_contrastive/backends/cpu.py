@@ -1,7 +1,7 @@
-"""The CPU backend: thin wrappers over the C++ library `_C_cpu` (csrc/cpu), which picks this machine's best ISA.
+"""The CPU backend: thin wrappers over the C++ library `_C_cpu` (csrc/cpu).
 
-The library is tied to the torch that it was built for. Where it cannot be used, `refusal` and `status` say why.
-Importing this module never fails.
+The library picks this machine's best instruction set. It is tied to the torch that it was built
+for. Where it cannot be used, `refusal` and `status` say why. Importing this module never fails.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ if _reason is None:
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of this device and matrix dtype, or None when it can."""
+    """Why this backend cannot serve this device and matrix dtype, or None when it can."""
     if _reason is not None:
         return _reason
     if device.type != "cpu":

@@ -21,7 +21,8 @@ NAMES = ("eager", *_MODULES)
 _PREFERENCE = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 """The defaults of each device: the first that serves is taken.
 
-`panels` serves every other device. It also serves, with a warning, where none of a device's defaults does.
+`panels` serves every other device. It also serves, with a warning, where none of a device's
+defaults does.
 """
 
 _forced: str | None = None
@@ -36,7 +37,7 @@ def module(name: str):
 
 
 def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why backend `name` cannot serve tensors of this device and matrix dtype, or None when it can."""
+    """Why backend `name` cannot serve this device and matrix dtype, or None when it can."""
     if name == "eager":
         return None
     try:
@@ -48,13 +49,15 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 def select(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that serves a call.
 
-    It is `name` if one is given, else that of the enclosing `use_backend`, else the first of the device's defaults that
-    can serve. Inside torch.compile the choice is made while tracing, and is a constant of the graph.
+    It is `name` if one is given, else that of the enclosing `use_backend`, else the first of the
+    device's defaults that can serve. Inside torch.compile the choice is made while tracing, and is
+    a constant of the graph.
 
     Args:
         name: what the caller asks for; None: nothing in particular.
         device: where the tensors are.
-        dtype: the matrix dtype, that of the products' operands. In the force family it is the dtype of the points.
+        dtype: the matrix dtype, that of the products' operands. In the force family it is the dtype
+            of the points.
 
     Raises:
         ValueError: the name is unknown.
@@ -96,7 +99,7 @@ def is_eager(name: str | None) -> bool:
 
 
 def backends() -> dict[str, str]:
-    """Every backend and what it can do here: ``"available ..."`` or ``"unavailable: "`` and the reason.
+    """Every backend and what it can do here: ``"available ..."``, or ``"unavailable: "`` and why.
 
     >>> import fused_contrastive
     >>> fused_contrastive.backends()["panels"]
@@ -118,9 +121,10 @@ def backends() -> dict[str, str]:
 
 @contextlib.contextmanager
 def use_backend(name: str | None):
-    """Use backend `name` for every call inside the ``with`` block that names none. None restores the default choice.
+    """Use backend `name` for every call inside the ``with`` block that names none.
 
-    It holds for the whole process, not per thread. An unknown name is a ValueError.
+    None restores the default choice. It holds for the whole process, not per thread. An unknown
+    name is a ValueError.
     """
     global _forced
     if name is not None:

@@ -25,26 +25,42 @@ def similarity_logsumexp(
     return_columns: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """``logsumexp_j(scale * <a_i, b_j> + bias_j)`` over the candidate columns of each row, in O((M + N) D) memory.
+    """``logsumexp_j(scale * <a_i, b_j> + bias_j)`` over the candidate columns of each row.
 
-    The primitive every loss here is made of; differentiable in `a`, `b`, `scale` and `bias`.
+    It takes O((M + N) D) memory. Every loss here is made of this primitive. It is differentiable in
+    `a`, `b`, `scale` and `bias`.
+
+    >>> import torch
+    >>> from fused_contrastive import similarity_logsumexp
+    >>> z = torch.eye(3)
+    >>> similarity_logsumexp(z, scale=2.0, candidates="not_self")
+    tensor([0.6931, 0.6931, 0.6931])
+    >>> rows, columns = similarity_logsumexp(z, torch.zeros(5, 3), return_columns=True)
+    >>> rows.shape, columns.shape
+    (torch.Size([3]), torch.Size([5]))
 
     Args:
         a: ``[..., M, D]`` embeddings.
-        b: ``[..., N, D]``, same leading dimensions, dtype and device; None: b is a.
-        scale: number or 0-d tensor (its value is never read).
-        bias: ``[N]`` or ``[..., N]`` added to the logits of each column; ``-inf`` removes a column.
+        b: ``[..., N, D]``, with the leading dimensions, dtype and device of a; None: b is a.
+        scale: a number or 0-d tensor, whose value is never read.
+        bias: ``[N]`` or ``[..., N]``, added to the logits of each column; ``-inf`` removes a
+        column.
         normalize: divide every row of a and b by ``max(|x|, 1e-12)`` first.
-        candidates: ``"all"``; ``"not_self"`` (j != i + self_offset); ``"not_pair"`` (j - i - self_offset not a multiple of `pair_stride`);
-            ``"other_key"`` (key_b[j] != key_a[i]); ``"same_key"`` (equal keys, self left out where there is a self).
-        self_offset: column of row 0's self; None: 0 for one set, no self for two.
+        candidates: which columns count for row i. ``"all"``; ``"not_self"`` (j != i + self_offset);
+            ``"not_pair"`` (j - i - self_offset is not a multiple of `pair_stride`); ``"other_key"``
+            (key_b[j] != key_a[i]); ``"same_key"`` (equal keys, without the self where there is
+            one).
+        self_offset: the column of row 0's self; None: 0 for one set, no self for two.
         pair_stride: rows per view of a set of stacked views, for ``"not_pair"``.
-        key_a, key_b: integer keys ``[M]`` or ``[..., M]`` and ``[N]`` or ``[..., N]``; with one set only `key_a`.
-        return_columns: also the log-sum-exp over the candidate rows of each column, from the same pass.
+        key_a: integer keys of the rows, ``[M]`` or ``[..., M]``, and of the columns with one set.
+        key_b: integer keys of the columns, ``[N]`` or ``[..., N]``, with two sets.
+        return_columns: also return the log-sum-exp over the candidate rows of each column. It comes
+            from the same pass.
         backend: a name of `backends()`; None: the default of the device.
 
     Returns:
-        ``[..., M]`` (and ``[..., N]``), float32 (float64 for float64 inputs); −inf, with gradient 0, where there is no candidate.
+        ``[..., M]`` (and ``[..., N]``), float32, or float64 for float64 inputs. Where there is no
+        candidate it is -inf, with gradient 0.
 
     Raises:
         ValueError, TypeError: naming the argument.
@@ -75,7 +91,8 @@ def similarity_logsumexp(
         pair_stride is not None and pair_stride < 1
     ):
         raise ValueError(
-            f"pair_stride must be a positive number of rows, with candidates='not_pair' only, got {pair_stride}"
+            "pair_stride must be a positive number of rows, with candidates='not_pair' only, "
+            f"got {pair_stride}"
         )
     if candidates in KEYED:
         checks.keys("key_a", key_a, (*lead, M), a.device)
@@ -89,7 +106,17 @@ def similarity_logsumexp(
         )
     kind, offset = resolve_offset(candidates, self_offset, b is None)
     result = similarity(
-        a, b, as_scalar(scale, a), bias=bias, key_a=key_a, key_b=key_b, kind=kind, offset=offset,
-        stride=pair_stride or 1, normalize=normalize, columns=return_columns, backend=backend,
-    )  # fmt: skip
+        a,
+        b,
+        as_scalar(scale, a),
+        bias=bias,
+        key_a=key_a,
+        key_b=key_b,
+        kind=kind,
+        offset=offset,
+        stride=pair_stride or 1,
+        normalize=normalize,
+        columns=return_columns,
+        backend=backend,
+    )
     return (result.rows, result.cols) if return_columns else result.rows

@@ -1,8 +1,9 @@
 """Between an op's flat arguments and the types of problem.py.
 
-torch's dispatcher takes flat lists in which an absent tensor is empty. Behind the op boundary an absent tensor is None and
-arguments travel in named tuples. Each function here takes an implementation on named tuples and the flat arguments of the
-op of its own name, and returns the op's flat outputs. Contracts: the modules beside this one.
+torch's dispatcher takes flat lists in which an absent tensor is empty. Behind the op boundary an
+absent tensor is None and arguments travel in named tuples. Each function here takes an
+implementation on named tuples and the flat arguments of the op of its own name, and returns the
+op's flat outputs. Contracts: the modules beside this one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _flat_gradients(found: Gradients, problem) -> tuple[Tensor, ...]:
 
 
 def similarity_operands(problem: Problem) -> tuple[tuple, tuple]:
-    """The first six arguments of the similarity ops, and the four that describe candidates and positive."""
+    """The similarity ops' six operands, and the four arguments that describe who is compared."""
     a, b, scale, bias, candidates, positive = problem[:6]
     kind, offset, stride, key_a, key_b = candidates
     keys = key_a, None if b is None else key_b
@@ -194,13 +195,14 @@ TYPED = {
     "sigmoid_second": sigmoid_second,
     "force_forward": force_forward,
 }
-"""The ops whose implementations take and return named tuples, unless their module lists them in ``FLAT``."""
+"""The ops whose implementations use named tuples, unless their module lists them in ``FLAT``."""
 
 
 def call_flat(module, name: str, arguments: tuple):
-    """Run the function `name` of `module` on the arguments of the op of that name, less the backend.
+    """Run the function `name` of `module` on the arguments of its op, less the backend.
 
-    Returns the op's outputs. A module lists in ``FLAT`` the functions that take an op's own arguments.
+    Returns the op's outputs. A module lists in ``FLAT`` the functions that take an op's own
+    arguments.
     """
     function = getattr(module, name)
     if name not in TYPED or name in getattr(module, "FLAT", ()):

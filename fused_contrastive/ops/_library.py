@@ -1,4 +1,4 @@
-"""The library that the ops are registered in, and how an op gets its implementation and its vmap rule."""
+"""The ops' library, and how an op gets its implementation and its vmap rule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LIBRARY = torch.library.Library("fused_contrastive", "DEF")
 def implement(name: str, module=None) -> None:
     """Register the op `name`, implemented by the function of that name in `module`.
 
-    Without a module it is the function of the backend that the op's last argument names. So the ops that have one
-    implementation for all backends name its module here. Autocast is off inside.
+    Without a module it is the function of the backend that the op's last argument names. So the ops
+    that have one implementation for all backends name its module here. Autocast is off inside.
     """
 
     def run(arguments, backend):
@@ -34,5 +34,8 @@ def implement(name: str, module=None) -> None:
 
 
 def register_vmap(op, *dimensions) -> None:
-    """The vmap rule of `op`, whose outputs have their groups in `dimensions` (None: none at all)."""
+    """The vmap rule of `op`, whose outputs have their groups in `dimensions`.
+
+    None stands for an output without groups.
+    """
     torch.library.register_vmap(op, folding_rule(op, dimensions), lib=LIBRARY)

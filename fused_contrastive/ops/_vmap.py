@@ -1,5 +1,9 @@
-"""torch.func.vmap of the similarity ops: the mapped dimension becomes part of the groups G, one call for all; an op call whose scale is
-mapped, or whose gradient with respect to the scale is asked for, is repeated for each element instead."""
+"""torch.func.vmap of the ops.
+
+The mapped dimension becomes part of the groups G, so that one call serves all elements. A call is
+repeated for each element instead where its scale is mapped, or where the scale's gradient is asked
+for.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,17 @@ import torch
 from .._torch_internals import argument_names
 
 GROUP_DIMENSION = {"rows": 1, "cols": 1, "scale": None, "t_scale": None}
-"""Of the ops' tensor arguments that have no leading dimension G; None: no such dimension at all."""
+"""The dimension of G in those tensor arguments where it is not the first.
+
+None stands for arguments without such a dimension.
+"""
 
 
 def folding_rule(op, output_dimensions: tuple):
-    """The vmap rule of `op`; `output_dimensions`: the dimension of G in each output, None where it has none."""
+    """The vmap rule of `op`.
+
+    `output_dimensions` has the dimension of G in each output, None where it has none.
+    """
     names = argument_names(op)
     input_dimensions = [GROUP_DIMENSION.get(name, 0) for name in names]
 
@@ -40,20 +50,22 @@ def folding_rule(op, output_dimensions: tuple):
 
 
 def fold(x, mapped: int | None, dimension: int | None, size: int):
-    """x with the mapped dimension (repeated where there is none) and its groups as one; no tensor, a scalar or an absent one: as it is."""
+    """x with the mapped dimension and its groups as one. Where x is not mapped it is repeated.
+
+    What is no tensor, a scalar or absent stays as it is.
+    """
     if not isinstance(x, torch.Tensor) or dimension is None or x.numel() == 0:
         return x
     if mapped is None:
         x = x.unsqueeze(dimension).expand(*x.shape[:dimension], size, *x.shape[dimension:])
     else:
         x = x.movedim(mapped, dimension)
-    return x.flatten(
-        dimension, dimension + 1
-    ).contiguous()  # an expanded dimension flattens to a view of stride 0
+    # An expanded dimension flattens to a view of stride 0.
+    return x.flatten(dimension, dimension + 1).contiguous()
 
 
 def repeat(op, size: int, mapped: tuple, arguments: tuple):
-    """One call for each element, outputs stacked; absent ones stay so."""
+    """One call for each element, with the outputs stacked. Absent ones stay absent."""
     calls = [
         op(
             *(

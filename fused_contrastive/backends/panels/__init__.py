@@ -1,10 +1,12 @@
-"""The streaming algorithm in torch operations: O(N D) memory on any device, with no compiler and no Triton.
+"""The streaming algorithm in torch operations: O(N D) memory on any device.
 
-It works on row panels. A panel is a block of at most ``PANEL`` similarities (32 times that on GPUs), of consecutive
-rows against all columns. With one set a panel starts at the column of its own first row. Then only half of the matrix is
-computed, and each tile serves its rows and its columns. The products are library GEMMs.
+It needs no compiler and no Triton. It works on row panels. A panel is a block of at most ``PANEL``
+similarities (32 times that on GPUs), of consecutive rows against all columns. With one set a panel
+starts at the column of its own first row. Then only half of the matrix is computed, and each tile
+serves its rows and its columns. The products are library GEMMs.
 
-Flops with one set: N^2 D forward and 3 N^2 D backward. With two sets: 2 M N D and 6 M N D. Derivations: docs/maths.md.
+Flops with one set: N^2 D forward and 3 N^2 D backward. With two sets: 2 M N D and 6 M N D.
+Derivations: docs/maths.md.
 """
 
 from __future__ import annotations

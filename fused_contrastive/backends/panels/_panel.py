@@ -1,7 +1,7 @@
-"""What the passes over panels share: the prepared sets, the panels themselves, their products, the positives, the end.
+"""What the passes share: prepared sets, panels, their products, the positives and the end.
 
-Sizes: ``G`` groups, ``M`` rows, ``N`` columns, ``D`` features. A panel is named by three slices with bounds: `g` of the
-groups, `i` of the rows and `j` of the columns.
+Sizes: ``G`` groups, ``M`` rows, ``N`` columns, ``D`` features. A panel is named by three slices
+with bounds: `g` of the groups, `i` of the rows and `j` of the columns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from ...dtypes import accumulation_dtype
 from ...problem import KEYED, Candidates, Prepared, Problem, SigmoidProblem
 
 PANEL = 1 << 19
-"""Similarities per panel on a CPU, where 2 MiB in float32 stay in the caches. Other devices get 32 times that."""
+"""Similarities per panel on a CPU, where 2 MiB in float32 stay in the caches.
+
+Other devices get 32 times that.
+"""
 
 EPS = 1e-12
 """Norm floor, that of torch.nn.functional.normalize."""
@@ -26,9 +29,10 @@ def prepare(
     normalize: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """``(hat [G, M, D], inv [G, M])``: x normalised in the accumulation dtype and rounded to `dtype`, and the inverse norms.
+    """``(hat [G, M, D], inv [G, M])``: prepared rows and their inverse norms.
 
-    Without `normalize` the inverse norms are None.
+    x is normalised in the accumulation dtype and rounded to `dtype`. Without `normalize` the
+    inverse norms are None.
     """
     if not normalize:
         return x.to(dtype), None
@@ -38,7 +42,10 @@ def prepare(
 
 
 def prepared_sets(problem: Problem | SigmoidProblem) -> tuple[Tensor, Tensor, Prepared]:
-    """``(x [G, M, D], y [G, N, D], prepared)``: both sets as the products read them, and what is saved of them."""
+    """``(x [G, M, D], y [G, N, D], prepared)``.
+
+    These are both sets as the products read them, and what is saved of them.
+    """
     a, b, normalize, dtype = problem.a, problem.b, problem.normalize, problem.dtype
     x, a_inv = prepare(a, normalize, dtype)
     y, b_inv = (x, None) if b is None else prepare(b, normalize, dtype)
@@ -48,7 +55,10 @@ def prepared_sets(problem: Problem | SigmoidProblem) -> tuple[Tensor, Tensor, Pr
 
 
 def saved_sets(problem: Problem | SigmoidProblem, prepared: Prepared) -> tuple[Tensor, Tensor]:
-    """``(x [G, M, D], y [G, N, D])``: both sets as the products read them, from what a forward pass saved."""
+    """``(x [G, M, D], y [G, N, D])``.
+
+    These are both sets as the products read them, from what a forward pass saved.
+    """
     x = widen(problem.a if prepared.a_hat is None else prepared.a_hat)
     if problem.b is None:
         return x, x
@@ -56,14 +66,15 @@ def saved_sets(problem: Problem | SigmoidProblem, prepared: Prepared) -> tuple[T
 
 
 def on_tensor_cores(x: Tensor) -> bool:
-    """Whether the library multiplies half-precision matrices into float32 results on this device."""
+    """Whether the library multiplies half-precision matrices into float32 results here."""
     return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
 
 
 def widen(x: Tensor) -> Tensor:
     """x of any shape as the products read it.
 
-    That is the accumulation dtype, converted once, unless there are tensor cores for the dtype of x itself.
+    That is the accumulation dtype, converted once, unless there are tensor cores for the dtype of x
+    itself.
     """
     return x if on_tensor_cores(x) else x.to(accumulation_dtype(x.dtype))
 
@@ -88,9 +99,9 @@ def panel_products(
     need_b: bool,
     panel: Callable[[slice, slice, slice, Tensor], Tensor],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``W y [G, M, D]`` and ``W^T x [G, N, D]`` in the accumulation dtype, for a kernel that writes W in panels.
+    """``W y [G, M, D]`` and ``W^T x [G, N, D]``, for a kernel that writes W in panels.
 
-    Each product is None unless it is needed.
+    The results are in the accumulation dtype. Each product is None unless it is needed.
 
     Args:
         x: the rows.
@@ -131,9 +142,10 @@ def panel_products(
 def panels(
     problem: Problem | SigmoidProblem, *, half: bool = False
 ) -> Iterator[tuple[slice, slice, slice]]:
-    """The panels ``(g, i, j)`` of a problem: whole groups while they fit into one, else row panels of one group.
+    """The panels ``(g, i, j)`` of a problem.
 
-    With `half` a panel's columns start at its first row, else it has all columns.
+    They hold whole groups while these fit into one panel, else consecutive rows of one group. With
+    `half` a panel's columns start at its first row, else it has all columns.
     """
     G, M, N, _ = problem.sizes
     panel = PANEL if problem.scale.device.type == "cpu" else 32 * PANEL
@@ -189,9 +201,10 @@ def finish(
     inv: Tensor | None,  # [G, M]
     scale: Tensor,  # []
 ) -> Tensor:
-    """The gradient of the input x, in its dtype: times scale, and through the normalisation where there is one.
+    """The gradient of the input x, in its dtype.
 
-    The normalisation is that of x, not of its rounded direction.
+    It is multiplied by scale, and taken through the normalisation where there is one. The
+    normalisation is that of x, not of its rounded direction.
 
     Args:
         gradient: the unscaled gradient of the prepared rows.

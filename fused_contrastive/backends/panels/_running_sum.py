@@ -15,7 +15,7 @@ def finite(lse: Tensor) -> Tensor:
 
 
 class RunningSum:
-    """Sums of exponentials ``[G, size]`` that arrive in parts, relative to their running maximum."""
+    """Sums of exponentials ``[G, size]`` in parts, relative to their running maximum."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class RunningSum:
         self.total = like.new_zeros((G, size))
 
     def add(self, place, s: Tensor, dim: int) -> Tensor:
-        """Add the sum of exp(s) along `dim` at `place`, and return the terms relative to the new maximum.
+        """Add the sum of exp(s) along `dim` at `place`. Returns the terms over the new maximum.
 
         Args:
             place: an index of ``[G, size]``.

@@ -1,12 +1,13 @@
-"""Second derivatives of the similarity and sigmoid families: the tangents of their outputs and gradients, over panels.
+"""Second derivatives of the similarity and sigmoid families, over panels.
 
-One implementation serves every backend. It is made of torch operations, takes O(N D) memory and computes in the
-accumulation dtype. The log-sum-exps need two passes. The first gives the means of the logits' tangents under the
-softmax, which are the tangents of the log-sum-exps. The second gives the weights' tangents and their products with the
-embeddings.
+They are the tangents of the outputs and of the gradients. One implementation serves every backend.
+It is made of torch operations, takes O(N D) memory and computes in the accumulation dtype. The
+log-sum-exps need two passes. The first gives the means of the logits' tangents under the softmax,
+which are the tangents of the log-sum-exps. The second gives the weights' tangents and their
+products with the embeddings.
 
-Flops with two sets: 6 M N D for the tangents of the outputs, 24 M N D for all. One set takes half of that.
-Derivations: docs/maths.md.
+Flops with two sets: 6 M N D for the tangents of the outputs, 24 M N D for all. One set takes half
+of that. Derivations: docs/maths.md.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ EVERY = slice(None)
 def similarity_second(
     tangents: Gradients, upstream: Upstream, problem: Problem, saved: Saved, need: Needs
 ) -> tuple[Upstream, Gradients]:
-    """The tangents of the outputs and of the gradients along `tangents`. Contract: ops/similarity.py."""
+    """The tangents of the outputs and of the gradients along `tangents`.
+
+    Contract: ops/similarity.py.
+    """
     one_set, scale = problem.one_set, problem.scale
     left, right = sides(problem, saved.prepared, tangents)
     by_row = Softmax(saved.row_lse)
@@ -104,8 +108,8 @@ def sigmoid_second(
 ) -> tuple[Tensor, Gradients]:
     """The tangents of the rows ``[G, M]`` and of the gradients. Contract: ops/sigmoid.py.
 
-    It takes one pass. Two sets take 6 M N D flops for the tangents of the outputs and 18 M N D for all. One set takes
-    the same.
+    It takes one pass. Two sets take 6 M N D flops for the tangents of the outputs and 18 M N D for
+    all. One set takes the same.
     """
     one_set, scale, sign = problem.one_set, problem.scale, problem.sign
     left, right = sides(problem, saved.prepared, tangents)
@@ -164,7 +168,10 @@ def logits_and_tangents(
     factors: tuple[Tensor, Tensor],  # [G, M, k] and [G, N, k]
     t_bias: Tensor | None,  # [G, N]
 ) -> Iterator[Part]:
-    """The panels of the problem. `factors` are those of `tangent_factors`, `t_bias` is the tangent of the bias."""
+    """The panels of the problem.
+
+    `factors` are those of `tangent_factors`, `t_bias` is the tangent of the bias.
+    """
     t_left, t_right = factors
     for g, i, j in panels(problem, half=problem.one_set):
         s = logits(problem, left.read, right.read, g, i, j)
@@ -222,7 +229,10 @@ class Side:
         self.u = None if t is None else self.through_norm(self.t)
 
     def radial(self, x: Tensor) -> Tensor:
-        """``<unit, x>``, ``[G, rows, 1]``. It is 0 below the norm floor, where the norm is a constant."""
+        """``<unit, x>``, ``[G, rows, 1]``.
+
+        It is 0 below the norm floor, where the norm is a constant.
+        """
         return (self.unit * x).sum(-1, keepdim=True) * (self.inv < 1 / EPS)
 
     def through_norm(self, x: Tensor) -> Tensor:
@@ -254,7 +264,7 @@ def sides(
 def tangent_factors(
     left: Side, right: Side, scale: Tensor, t_scale: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """``p [G, M, k]`` and ``q [G, N, k]``, such that ``p @ q.T`` is the tangent of ``scale * x @ y.T``."""
+    """``p [G, M, k]``, ``q [G, N, k]``: ``p @ q.T`` is the tangent of ``scale * x @ y.T``."""
     of_left = None if left.u is None else scale * left.u
     if t_scale is not None:
         of_left = t_scale * left.x if of_left is None else of_left + t_scale * left.x
@@ -281,14 +291,15 @@ def through_positive(
     pos: Tensor,  # [G, M]
     t_pos: Tensor,  # [G, M]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The tangent of the loss, the positives' weights, and the tangents of these weights: ``[G, M]`` each.
+    """The tangent of the loss, the positives' weights, and their tangents: ``[G, M]`` each.
 
-    The loss is ``softplus(lse - pos)``, or the mean of both directions where there are two. The softmaxes get their
-    upstream factors.
+    The loss is ``softplus(lse - pos)``, or the mean of both directions where there are two. The
+    softmaxes get their upstream factors.
 
     Args:
         g: upstream gradient of the loss.
-        directions: a softmax, its log-sum-exps in the rows' order, and which of the softmax's rows or columns they are.
+        directions: a softmax, its log-sum-exps in the rows' order, and which of the softmax's rows
+            or columns they are.
         pos: the positives' logits.
         t_pos: their tangents.
     """
@@ -305,9 +316,11 @@ def through_positive(
 
 
 class Softmax:
-    """The softmax of one direction: the means of the logits' tangents under it, then the weights made from it.
+    """The softmax of one direction.
 
-    ``exp(s - lse)`` is divided by its own sum, so that weights sum to 1 also where another kernel made lse.
+    First come the means of the logits' tangents under it, then the weights made from it.
+    ``exp(s - lse)`` is divided by its own sum, so that weights sum to 1 also where another kernel
+    made lse.
 
     Attributes:
         total: ``[G, size]``, the sums of ``exp(s - lse)``.
@@ -321,7 +334,7 @@ class Softmax:
         self.c = self.t_c = None
 
     def add(self, g: slice, k: slice, s: Tensor, t: Tensor, dim: int) -> None:
-        """Add a panel of logits s and tangents t, ``[g, m, n]``, summed along `dim`, to the places ``[g, k]``."""
+        """Add a panel of logits s and tangents t, ``[g, m, n]``, along `dim` to ``[g, k]``."""
         p = torch.sub(s, self.lse[g, k].unsqueeze(dim)).exp_()
         self.total[g, k] += p.sum(dim)
         self.mean[g, k] += p.mul_(t).sum(dim)
@@ -332,7 +345,10 @@ class Softmax:
         self.mean /= self.total
 
     def weigh(self, c: Tensor, t_c: Tensor | None = None, order: slice | Tensor = EVERY) -> None:
-        """Set the upstream gradients of the log-sum-exps in `order`, and their tangents (None: 0), ``[G, rows]`` each."""
+        """Set the upstream gradients of the log-sum-exps in `order`, ``[G, rows]``.
+
+        `t_c` are their tangents, where None stands for 0.
+        """
         self.c, self.t_c = torch.zeros_like(self.total), torch.zeros_like(self.total)
         self.c[:, order] = c
         if t_c is not None:
@@ -357,14 +373,14 @@ class Sums:
         self.total, self.tangent = torch.zeros_like(side.x), torch.zeros_like(side.x)
 
     def add(self, place, w: Tensor, t_w: Tensor, other: Side, where) -> None:
-        """Add the products of the weights w and tangents t_w, ``[g, m, n]``, with the rows `where` of `other`."""
+        """Add the products of w and its tangent t_w, ``[g, m, n]``, with rows of `other`."""
         self.total[place] += product(w, other.x[where])
         self.tangent[place] += product(t_w, other.x[where])
         if other.u is not None:
             self.tangent[place] += product(w, other.u[where])
 
     def add_pairs(self, order, w: Tensor, t_w: Tensor, other: Side, where) -> None:
-        """Add one pair for each of the rows in `order`, with weights w and tangents t_w, ``[G, rows]``."""
+        """Add one pair for each row in `order`, with weights w and tangents t_w, ``[G, rows]``."""
         w, t_w, y = w.unsqueeze(-1), t_w.unsqueeze(-1), other.x[:, where]
         self.total[:, order] += w * y
         self.tangent[:, order] += t_w * y

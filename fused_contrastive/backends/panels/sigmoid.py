@@ -38,7 +38,7 @@ def softplus(y: Tensor) -> Tensor:
 
 
 def sigmoid_forward(problem: SigmoidProblem, extrema: bool) -> SigmoidForward:
-    """The row sums of softplus, the positives and, with `extrema`, the row maxima in one pass over the panels."""
+    """Row sums of softplus, positives and, with `extrema`, row maxima in one pass."""
     G, M, _, _ = problem.sizes
     x, y, prepared = prepared_sets(problem)
     rows = problem.scale.new_empty((G, M))

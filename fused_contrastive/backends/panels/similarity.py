@@ -113,7 +113,10 @@ def paired_loss(
 def logit_gradients(
     upstream: Upstream, problem: Problem, saved: Saved
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``(c [G, M], h [G, N], g_pos [G, M])``: the gradients of row and column log-sum-exps and of the positives' logits."""
+    """``(c [G, M], h [G, N], g_pos [G, M])``.
+
+    These are the gradients of row and column log-sum-exps and of the positives' logits.
+    """
     if problem.positive < 0:
         return upstream.rows, upstream.cols, None
     g, row_lse, col_lse, pos = upstream.rows, saved.row_lse, saved.col_lse, saved.pos
@@ -130,7 +133,7 @@ def logit_gradients(
 def similarity_backward(
     upstream: Upstream, problem: Problem, saved: Saved, need: Needs
 ) -> Gradients:
-    """The gradients in one pass over the panels, or in none where the forward pass has kept the means."""
+    """The gradients in one pass over the panels, or in none where forward has kept the means."""
     x, y = saved_sets(problem, saved.prepared)
     scale, one_set = problem.scale, problem.one_set
     c, h, g_pos = logit_gradients(upstream, problem, saved)
@@ -165,10 +168,10 @@ def weighted_sums(
     factors: tuple[Tensor, Tensor | None],  # [G, M] and [G, N]
     need: Needs,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W, ``[G, N]``, each None unless needed.
+    """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W, ``[G, N]``.
 
-    ``W_ij = c_i exp(s_ij - row_lse_i) + h_j exp(s_ij - col_lse_j)`` with the `factors` c and h. For one set the first
-    result is ``(W + W^T) x``.
+    Each is None unless needed. ``W_ij = c_i exp(s_ij - row_lse_i) + h_j exp(s_ij - col_lse_j)``
+    with the `factors` c and h. For one set the first result is ``(W + W^T) x``.
     """
     G, M, N, D = problem.sizes
     one_set, zeros = problem.one_set, problem.scale.new_zeros
