@@ -27,7 +27,8 @@ def multiple_negatives_ranking_loss(
 ):
     """The mean over the softmaxes of ``logsumexp(candidates) - positive logit``.
 
-    This is the loss of sentence-transformers.     query and positive_key are ``[N, D]``, negative_keys ``[N, H, D]``.
+    This is the loss of sentence-transformers. query and positive_key are ``[N, D]``, and
+    negative_keys are ``[N, H, D]``.
     """
     N = len(query)
     docs = positive_key
