@@ -121,7 +121,7 @@ def drift_loss(
     x, weight = _columns([(points, w) for points, w in sets if points is not None], gen.dtype)
     n = gen.shape[1]
     fixed = 0 if negative is None else negative.shape[1]
-    name = dispatch.select(backend, x.device, x.dtype, x.shape[2], "force")
+    name = dispatch.select(backend, x.device, x.dtype)
     scale = ops.distance_sums(x, weight, n, MIN_DISTANCE**2, name).mean() / x.shape[1]
     if weight is not None:
         scale = scale / weight.mean()
@@ -235,7 +235,7 @@ def drift_field(
     if dispatch.is_eager(backend):
         return reference.drift_field(gen, positive, temperature).to(gen.dtype)
     x = stacked(gen, positive, dtype)
-    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+    name = dispatch.select(backend, x.device, dtype)
     inverse = inverse_scale(temperature, x).reshape(1)
     problem = ForceProblem(
         x,

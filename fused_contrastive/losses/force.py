@@ -92,7 +92,7 @@ def contrastive_force(
     refuse_transforms(positive, negative, temperature)
     refuse_export(positive, negative, temperature)
     x = stacked(negative, positive, dtype)
-    name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+    name = dispatch.select(backend, x.device, dtype)
     options = autograd.ForceOptions(
         negative.shape[-2], mask=mask_self == "softmax", floor=floor, normalizer=normalizer
     )
@@ -180,7 +180,7 @@ def contrastive_force_loss(
     else:
         refuse_transforms(positive, negative, scale)
         refuse_export(positive, negative, scale)
-        name = dispatch.select(backend, x.device, dtype, x.shape[2], "force")
+        name = dispatch.select(backend, x.device, dtype)
         options = autograd.ForceOptions(
             negative.shape[-2], mask=mask_self == "softmax", floor=floor, normalizer=normalizer
         )
