@@ -45,25 +45,6 @@ def resolve_offset(kind: str, self_offset: int | None, one_set: bool) -> tuple[s
     return kind, offset
 
 
-def candidate_mask(
-    kind, offset, stride, rows, columns, key_rows=None, key_columns=None
-) -> Tensor | None:
-    """Boolean mask of the candidates for row indices ``[m]`` against column indices ``[n]``.
-
-    Keys are ``[..., m]`` and ``[..., n]``. Returns ``[m, n]`` (``[..., m, n]`` with keys), or None
-    when all are candidates.
-    """
-    if kind == "all":
-        return None
-    difference = columns[None, :] - rows[:, None] - offset
-    if kind == "not_self":
-        return difference != 0
-    if kind == "not_pair":
-        return difference % stride != 0
-    equal = key_rows[..., :, None] == key_columns[..., None, :]
-    return ~equal if kind == "other_key" else equal & (difference != 0)
-
-
 class Candidates(NamedTuple):
     """The candidates of every row of a matrix of M rows and N columns, or of a part of it."""
 
@@ -122,12 +103,18 @@ class Candidates(NamedTuple):
     def mask(self, m: int, n: int, device: torch.device) -> Tensor | None:
         """Where a matrix of m rows and n columns has candidates.
 
-        The mask is ``[m, n]``, or ``[G, m, n]`` with keys. None stands for everywhere.
+        The mask is ``[m, n]``, or with keys ``[..., m, n]``. None stands for everywhere.
         """
+        if self.kind == "all":
+            return None
         rows, columns = torch.arange(m, device=device), torch.arange(n, device=device)
-        return candidate_mask(
-            self.kind, self.offset, self.stride, rows, columns, self.key_a, self.key_b
-        )
+        difference = columns[None, :] - rows[:, None] - self.offset
+        if self.kind == "not_self":
+            return difference != 0
+        if self.kind == "not_pair":
+            return difference % self.stride != 0
+        equal = self.key_a[..., :, None] == self.key_b[..., None, :]
+        return ~equal if self.kind == "other_key" else equal & (difference != 0)
 
 
 class LogSumExp(NamedTuple):

@@ -28,7 +28,16 @@ class ForceConfig(NamedTuple):
     weighted_warps: int
 
 
-INTERPRETED = ForceConfig(32, 32, 32, 4, 16, 16, 4, 4)
+INTERPRETED = ForceConfig(
+    block_m=32,
+    distance_m=32,
+    block_n=32,
+    block_k=4,
+    block_d=16,
+    slice=16,
+    num_warps=4,
+    weighted_warps=4,
+)
 
 
 def block(size: int, most: int = 1 << 30) -> int:
@@ -52,13 +61,31 @@ def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
     """
     points = block(P)
     if arch == "interpreter":
-        return ForceConfig(16, 32 if points > 16 else 16, points, 16, 16, 16, 4, 4)
+        return ForceConfig(
+            block_m=16,
+            distance_m=32 if points > 16 else 16,
+            block_n=points,
+            block_k=16,
+            block_d=16,
+            slice=16,
+            num_warps=4,
+            weighted_warps=4,
+        )
     # Whether a thread has few pairs.
     few = dtype == torch.float64 or (arch == "sm_80" and points <= 32)
     warps = max(1, min(8, points // (8 if dtype == torch.float64 else 16)))
     pairs = (8 if few else 16) * 32 * warps
     rows, most = (max(16, min(points, count // points)) for count in (pairs, 2 * pairs))
-    return ForceConfig(rows, most, points, 32, 32 if points <= 32 else 64, 32, warps, warps)
+    return ForceConfig(
+        block_m=rows,
+        distance_m=most,
+        block_n=points,
+        block_k=32,
+        block_d=32 if points <= 32 else 64,
+        slice=32,
+        num_warps=warps,
+        weighted_warps=warps,
+    )
 
 
 def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
@@ -66,5 +93,23 @@ def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
     if arch == "interpreter":
         return INTERPRETED
     if dtype == torch.float64:
-        return ForceConfig(16, 16, 64, 32, 32, 32, 4, 4)
-    return ForceConfig(32, 32, 128, 32, 32, 32, 4, 8)
+        return ForceConfig(
+            block_m=16,
+            distance_m=16,
+            block_n=64,
+            block_k=32,
+            block_d=32,
+            slice=32,
+            num_warps=4,
+            weighted_warps=4,
+        )
+    return ForceConfig(
+        block_m=32,
+        distance_m=32,
+        block_n=128,
+        block_k=32,
+        block_d=32,
+        slice=32,
+        num_warps=4,
+        weighted_warps=8,
+    )

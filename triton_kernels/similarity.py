@@ -108,7 +108,7 @@ def run(kernel: str, operands: Operands, start):
     x = operands.x
     keyed = operands.candidates.key_a is not None
     arch = configs.architecture(x.device)
-    return configs.run(kernel, arch, x.dtype, x.shape[2], x.shape[1], keyed, start)
+    return configs.run(kernel, arch, x.dtype, D=x.shape[2], M=x.shape[1], keyed=keyed, start=start)
 
 
 def tile_constants(operands: Operands, config: Config) -> dict:

@@ -33,7 +33,7 @@ def implement(name: str, module=None) -> None:
     LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 
 
-def register_vmap(op, *dimensions) -> None:
+def register_vmap(op, dimensions: tuple[int | None, ...]) -> None:
     """The vmap rule of `op`, whose outputs have their groups in `dimensions`.
 
     None stands for an output without groups.

@@ -105,6 +105,6 @@ def _(t_a, t_b, t_scale, t_bias, g_rows, a, b, scale, *rest):
     return scale.new_empty(a.shape[:2]), *gradients
 
 
-register_vmap(sigmoid_forward, *[0] * 7)
-register_vmap(sigmoid_backward, 0, 0, None, 0)
-register_vmap(sigmoid_second, 0, 0, 0, None, 0)
+register_vmap(sigmoid_forward, (0,) * 7)
+register_vmap(sigmoid_backward, (0, 0, None, 0))
+register_vmap(sigmoid_second, (0, 0, 0, None, 0))

@@ -162,9 +162,9 @@ def _(t_a, t_b, t_scale, t_bias, g_rows, g_cols, a, b, scale, *rest):
     return d_rows, d_cols, *_fake_gradients(a, b, scale, rest)
 
 
-register_vmap(similarity_forward, 1, 1, *[0] * 9)
-register_vmap(similarity_backward, 0, 0, None, 0)
-register_vmap(similarity_second, 0, 0, 0, 0, None, 0)
+register_vmap(similarity_forward, (1, 1, *[0] * 9))
+register_vmap(similarity_backward, (0, 0, None, 0))
+register_vmap(similarity_second, (0, 0, 0, 0, None, 0))
 
 
 def call_forward(problem: Problem, wanted: Wanted, backend: str) -> Forward:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..problem import KEYED, candidate_mask
+from ..problem import Candidates
 
 
 def similarity(
@@ -33,14 +33,12 @@ def similarity(
     if bias is not None:
         s = s + bias.to(s.dtype).unsqueeze(-2)
     M, N = s.shape[-2:]
-    i, j = torch.arange(M, device=s.device), torch.arange(N, device=s.device)
-    keep = candidate_mask(
-        kind, offset, stride, i, j, key_rows=key_a if kind in KEYED else None, key_columns=key_b
-    )
+    keep = Candidates(kind, offset, stride, key_a, key_b).mask(M, N, scale.device)
     dense = s if keep is None else s.masked_fill(~keep, float("-inf"))
     rows, cols = masked_logsumexp(dense, -1), masked_logsumexp(dense, -2) if columns else None
     pos = loss = None
     if positive >= 0:
+        i = torch.arange(M, device=s.device)
         p = (i + positive) % max(N, 1)
         pos = s[..., i, p]
         loss = F.softplus(rows - pos, threshold=40)
@@ -76,13 +74,11 @@ def sigmoid_sum(
     if row_bias is not None:
         logits = logits + row_bias.unsqueeze(-1)
     M, N = logits.shape[-2:]
-    i, j = torch.arange(M, device=a.device), torch.arange(N, device=a.device)
-    keep = candidate_mask(
-        kind, offset, stride, i, j, key_rows=key_a if kind in KEYED else None, key_columns=key_b
-    )
+    keep = Candidates(kind, offset, stride, key_a, key_b).mask(M, N, scale.device)
     kept = sign * logits if keep is None else (sign * logits).masked_fill(~keep, float("-inf"))
     rows, pos = -F.logsigmoid(-kept).sum(-1), None
     if positive >= 0:
+        i = torch.arange(M, device=a.device)
         pos = logits[..., i, (i + positive) % max(N, 1)]
         rows = rows - F.logsigmoid(sign * pos)
         pos = pos.detach()
