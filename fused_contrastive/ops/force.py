@@ -10,7 +10,8 @@ any strides and G, P, D >= 1. The rows are its first ``rows`` points (1 <= rows 
 columns the first ``negatives`` points are negative and the others positive
 (rows <= negatives <= P). There are ``K`` temperatures. Everything else is in the accumulation
 dtype (float64 for float64 x, else float32) and on the device of x. Distances are made of
-squared differences, never of ``|x|^2 + |y|^2 - 2 x y``: ``d_ij = sqrt(max(|x_i - x_j|^2, clip))``, and 0 where it is 0.
+squared differences, never of ``|x|^2 + |y|^2 - 2 x y``. So
+``d_ij = sqrt(max(|x_i - x_j|^2, clip))``, and 0 where it is 0.
 
 ``force_forward`` takes ``inverse_temperatures [K]``, ``scale [G]`` or None, and ``weight [G, P]``
 of any sign or None (1). Without a scale it is the mean of d over the group's P x P pairs, self
