@@ -46,7 +46,10 @@ def teacher_lse(x, y, dtype, backend) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def share(lse, own):
-    """The softmax's share of all but the pair itself, from their log-sum-exp in both parts and its own logit."""
+    """What all others have of a row's softmax, ``[N]``.
+
+    lse is their log-sum-exp ``[2, 1, N]`` in both parts, and own the logit ``[N]`` of the pair itself.
+    """
     return torch.sigmoid((lse[0, 0] - own) + lse[1, 0])
 
 
@@ -72,8 +75,12 @@ def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
 
 
 class TeacherRows(torch.autograd.Function):
-    """Of every pair ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` over j ≠ i, and the teacher's shares p and q of these: a
-    row softmax's mean of features comes with its log-sum-exp."""
+    """For every pair the products ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>``, ``[N]``.
+
+    The sums are over j ≠ i, and p and q are the teacher's shares of these j. The shares follow, and
+    then the two log-sum-exps. The mean of the features under a row's softmax comes from the same
+    pass as its log-sum-exp.
+    """
 
     @staticmethod
     def forward(a, b, x, y, own, dtype, backend):
@@ -114,8 +121,11 @@ def traced_rows(a, b, x, y, own, dtype, backend):
 
 
 class TeacherTotal(torch.autograd.Function):
-    """Terms ``[N]`` whose sum is that of both of `TeacherRows` with the constant weights w, and p and q: of half the cost, as the gradients
-    are found in the same pass."""
+    """Terms ``[N]`` with the sum of both products of `TeacherRows`, under constant weights w ``[N]``.
+
+    The shares p and q follow, then the gradients and the log-sum-exps. It has half the cost, as
+    the gradients are found in the same pass.
+    """
 
     @staticmethod
     def forward(a, b, x, y, own, w, dtype, backend):
@@ -135,7 +145,8 @@ class TeacherTotal(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, *_):
         a, b, x, y, w, p, q, of_a, of_b, *lse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled():
+            # create_graph=True
             gradients = teacher_sums(a, b, x, y, lse, g * w * p, g * w * q, ctx.dtype, ctx.backend)
         else:
             gradients = g[:1] * of_a, g[:1] * of_b
