@@ -1,6 +1,4 @@
-"""Two revisions of this repository side by side: each built into a folder of its own, under
-``bench/out``.
-"""
+"""Two revisions of this repository side by side, each built into its own folder under ``build``."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from pathlib import Path
 
 from .source_tree import ROOT
 
-BUILT = ROOT / "bench" / "out" / "revisions"
+BUILT = ROOT / "build" / "revisions"
 WORKING_TREE = "."
 
 
