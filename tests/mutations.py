@@ -1,12 +1,14 @@
-"""Checks that the tests notice errors: `make mutations`, or `python tests/mutations.py panels loss`.
+"""Checks that the tests notice errors.
+
+`make mutations`, or `python tests/mutations.py panels loss`.
 
 Every mutation below is one error that a colleague could make. The command copies the repository,
 makes one error at a time in the copy, and runs the tests that should notice it. It prints "caught"
 or "MISSED" for each, and ends with an exit status of 1 where one was missed.
 
-Words given on the command line choose the mutations whose place or meaning contains one of them.
-A mutation of `csrc/cpu` compiles the extension again, one of `csrc/cuda` the host library of the
-CUDA kernels; each takes minutes.
+Words given on the command line choose the mutations whose place or meaning contains one of them. A
+mutation of `csrc/cpu` compiles the extension again, one of `csrc/cuda` the host library of the CUDA
+kernels; each takes minutes.
 """
 
 from __future__ import annotations

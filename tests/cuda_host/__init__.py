@@ -1,4 +1,7 @@
-"""The CUDA kernels as a library for CPU tensors: csrc/cuda compiled with the host compiler and the shim of this folder."""
+"""The CUDA kernels as a library for CPU tensors.
+
+Csrc/cuda compiled with the host compiler and the shim of this folder.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ def fingerprint() -> str:
 
 
 def build() -> Path:
-    """The library, compiled unless these sources were before; of several processes the first compiles it."""
+    """The library, compiled unless these sources were before.
+
+    Of several processes the first compiles it.
+    """
     import fcntl  # not on Windows
 
     library = ROOT / "build/cuda_host" / f"_C_cuda_host-{fingerprint()}.so"

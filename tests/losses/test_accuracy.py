@@ -1,4 +1,7 @@
-"""Values and gradients against the float64 oracle: the median error of at least five seeds is at most eager's in the same dtype, or 4 ulp."""
+"""Values and gradients against the float64 oracle.
+
+The median error of at least five seeds is at most eager's in the same dtype, or 4 ulp.
+"""
 
 import math
 
@@ -14,8 +17,11 @@ import fused_contrastive
 SEEDS = range(5)
 MORE_SEEDS = range(9)  # where single errors vary widely
 MOST_SEEDS = range(25)
-"""At the lowest temperatures, where few pairs carry a gradient: of float32 results as accurate as eager's the yardstick refuses 3 to 16 in
-100 by 9 seeds, 0.1 to 6 by 25."""
+"""At the lowest temperatures, where few pairs carry a gradient.
+
+Of float32 results as accurate as eager's the yardstick refuses 3 to 16 in 100 by 9 seeds, 0.1 to 6
+by 25.
+"""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COLD = {torch.float32: 0.02, torch.bfloat16: 0.05, torch.float16: 0.1}
@@ -34,10 +40,14 @@ WITH_TEMPERATURE = [
 def assert_within_yardstick(
     ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0
 ):
-    """The median over the seeds is at most eager's, or 4 ulp; or seed by seed typically no more than 1.5 times eager's.
+    """The median over the seeds is at most eager's, or 4 ulp.
 
-    (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which median is smaller is chance.) In float64
-    the oracle rounds too and is granted as much: 4 ulp, or 2 of its logits where these, of size `logit`, are extreme. Where eager is not finite, ours must be.
+    Or seed by seed typically no more than 1.5 times eager's.
+
+    (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which
+    median is smaller is chance.) In float64 the oracle rounds too and is granted as much: 4 ulp, or
+    2 of its logits where these, of size `logit`, are extreme. Where eager is not finite, ours must
+    be.
     """
     ulps = max(8, 2 * logit) if dtype == torch.float64 else 4
     for name in ours[0]:
@@ -110,7 +120,10 @@ def test_converged(name, dtype, temperature, backend, device):
     "name", ("nt_xent", "info_nce", "info_nce-symmetric", "clip", "info_nce-queue")
 )
 def test_converged_gradient_under_1e_4(name, backend, device):
-    """The stated case: N = 1024, D = 64, T = 0.02, float32, views 0.3 sigma apart (eager's gradient is off by 0.4)."""
+    """The stated case.
+
+    N = 1024, D = 64, T = 0.02, float32, views 0.3 sigma apart (eager's gradient is off by 0.4).
+    """
     n = 48 if is_interpreted(backend) else 1024
     errors = cases.loss_errors(
         name, backend, n, 64, torch.float32, device, spread=0.3, temperature=0.02
@@ -172,7 +185,9 @@ def test_reductions(backend, device):
 
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
 def test_dtypes_and_shapes(case, backend, device):
-    """Losses are float32 (float64 for float64), gradients have the dtype and shape of their inputs."""
+    """Losses are float32 (float64 for float64), gradients have the dtype and shape
+    of their inputs.
+    """
     n, d = 5, 4
     for dtype in DTYPES:
         inputs = case.draw(n, d, dtype, device)

@@ -1,5 +1,7 @@
-"""gradcheck in float64 of every loss and every use of the primitive: small in full (along one random direction in the interpreter), and
-ragged across tile borders."""
+"""gradcheck in float64 of every loss and every use of the primitive.
+
+Small in full (along one random direction in the interpreter), and ragged across tile borders.
+"""
 
 import pytest
 import torch
@@ -51,7 +53,10 @@ def outputs_of(use, backend, named):
 
 
 def small_inputs(use, device) -> dict:
-    """A few rows, with candidates in every row and column: an empty one is -inf, tested elsewhere."""
+    """A few rows, with candidates in every row and column.
+
+    An empty one is -inf, tested elsewhere.
+    """
     named = use.draw(4, 4 if use.kind == "not_pair" else 3, 2, device=device)
     if use.kind in ("other_key", "same_key"):
         named["key_a"] = torch.tensor([0, 0, 1, 1], device=device).expand(named["key_a"].shape)
@@ -67,7 +72,10 @@ def small_inputs(use, device) -> dict:
 
 @pytest.mark.parametrize("use", cases.USES, ids=str)
 def test_primitive(use, any_backend, device):
-    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns; each undefined in turn."""
+    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns.
+
+    Each undefined in turn.
+    """
     skip_unless_served(any_backend, device, torch.float64)
     named = small_inputs(use, device)
     names, function = outputs_of(use, any_backend, named)
@@ -134,7 +142,9 @@ def test_one_direction_unused(backend, device):
 
 
 def test_negative_and_learned_scale(backend, device):
-    """A scale of either sign, as a 0-d tensor of float64 or float32 on the inputs' device or the CPU."""
+    """A scale of either sign, as a 0-d tensor of float64 or float32 on the inputs' device or the
+    CPU.
+    """
     for value in (-1.3, 2.0):
         for dtype in (torch.float64, torch.float32):
             for where in {device, torch.device("cpu")}:

@@ -1,4 +1,7 @@
-"""torch.func over the similarity family: grad, vmap, jacrev, jacfwd, jvp, hessian and what they are composed to; what eager gives."""
+"""torch.func over the similarity family.
+
+Grad, vmap, jacrev, jacfwd, jvp, hessian and what they are composed to; what eager gives.
+"""
 
 import pytest
 import torch
@@ -143,7 +146,9 @@ def test_vmap_of_the_primitive(use, backend, device):
 
 
 def test_vmap_of_metrics_and_targets(backend, device):
-    """Metrics are mapped like the loss, and so is n_pairs' target, whose values are not checked then."""
+    """Metrics are mapped like the loss, and so is n_pairs' target, whose values are not checked
+    then.
+    """
     z1, z2, temperature = draw("nt_xent", device)
     for x, y in zip(
         *(
@@ -185,7 +190,10 @@ def test_batched_upstream_gradients(backend, device):
 
 
 def test_forward_mode(backend, device):
-    """Dual tensors outside torch.func; and of a gradient that is taken inside, with and without a graph of its own."""
+    """Dual tensors outside torch.func.
+
+    And of a gradient that is taken inside, with and without a graph of its own.
+    """
     (z1, t1), (z2, t2), _ = ((x[0], x[1]) for x in draw("nt_xent", device))
     for create_graph in (False, True):
         results = []

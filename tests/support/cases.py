@@ -1,4 +1,7 @@
-"""Every loss and every use of the primitive once, with its inputs and its oracle: the rows of the test matrix."""
+"""Every loss and every use of the primitive once, with its inputs and its oracle.
+
+The rows of the test matrix.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ def views(n, d, spread, generator):
 
 @dataclass(frozen=True)
 class Case:
-    """One loss with fixed options: `inputs` draws its differentiable float64 arguments, `oracle` gives ``(loss, gradients by name)``."""
+    """One loss with fixed options.
+
+    `inputs` draws its differentiable float64 arguments, `oracle` gives ``(loss, gradients by
+    name)``.
+    """
 
     name: str
     function: str
@@ -41,7 +48,10 @@ class Case:
     def draw(
         self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5
     ) -> dict:
-        """Leaf tensors by argument name; 0-d ones (temperature, logit_scale, logit_bias) stay at least float32."""
+        """Leaf tensors by argument name.
+
+        0-d ones (temperature, logit_scale, logit_bias) stay at least float32.
+        """
         generator = torch.Generator().manual_seed(seed)
         inputs = self.inputs(n, d, spread, temperature, generator)
         scalar = torch.promote_types(dtype, torch.float32)
@@ -52,7 +62,10 @@ class Case:
 
     @property
     def constant_parts(self) -> bool:
-        """Whether parts of the loss that depend on its inputs count as constants: the gradient is not that of the loss."""
+        """Whether parts of the loss that depend on its inputs count as constants.
+
+        The gradient is not that of the loss.
+        """
         return bool(self.options.get("hardness")) or self.function == "dclw_loss"
 
     def rows(self, first: torch.Tensor) -> int:
@@ -160,35 +173,73 @@ _NCE = _two_views("query", "positive_key")
 _STANDARD, _MORE = ([Case(**row) for row in rows] for rows in option_cases(_two_views))
 LOSSES = (
     Case("nt_xent", "nt_xent_loss", _two_views("z1", "z2"), oracle.nt_xent),
-    Case("nt_xent-raw", "nt_xent_loss", _raw(_two_views("z1", "z2")), oracle.nt_xent, {"normalize": False}),
+    Case(
+        "nt_xent-raw",
+        "nt_xent_loss",
+        _raw(_two_views("z1", "z2")),
+        oracle.nt_xent,
+        {"normalize": False},
+    ),
     Case("info_nce", "info_nce_loss", _NCE, _nce_oracle),
     Case("info_nce-raw", "info_nce_loss", _raw(_NCE), _nce_oracle, {"normalize": False}),
     Case("info_nce-symmetric", "info_nce_loss", _NCE, _nce_oracle, {"symmetric": True}),
     Case("info_nce-queue", "info_nce_loss", _with_negatives(False), _nce_oracle),
-    Case("info_nce-paired", "info_nce_loss", _with_negatives(True), _nce_oracle, {"negative_mode": "paired"}),
     Case(
-        "info_nce-queue-raw", "info_nce_loss", _raw(_with_negatives(False)), _nce_oracle, {"normalize": False}
+        "info_nce-paired",
+        "info_nce_loss",
+        _with_negatives(True),
+        _nce_oracle,
+        {"negative_mode": "paired"},
     ),
-    Case("clip", "clip_loss", _two_views("image_features", "text_features", "logit_scale", unit=True), oracle.clip),
+    Case(
+        "info_nce-queue-raw",
+        "info_nce_loss",
+        _raw(_with_negatives(False)),
+        _nce_oracle,
+        {"normalize": False},
+    ),
+    Case(
+        "clip",
+        "clip_loss",
+        _two_views("image_features", "text_features", "logit_scale", unit=True),
+        oracle.clip,
+    ),
     Case("siglip", "siglip_loss", _siglip_inputs, siglip),
     Case("n_pairs", "n_pairs_loss", _ANCHORS, _n_pairs_oracle),
     Case("n_pairs-raw", "n_pairs_loss", _raw(_ANCHORS), _n_pairs_oracle, {"normalize": False}),
     Case(
-        "n_pairs-target", "n_pairs_loss", _ANCHORS, _n_pairs_oracle, target=lambda n: (torch.arange(n) * 2 + 1) % max(n, 1)
+        "n_pairs-target",
+        "n_pairs_loss",
+        _ANCHORS,
+        _n_pairs_oracle,
+        target=lambda n: (torch.arange(n) * 2 + 1) % max(n, 1),
     ),
     Case("cpc", "cpc_loss", _cpc_inputs, _cpc_oracle),
     *(Case(**loss) for loss in label_cases.losses(_two_views("z1", "z2"))),
     *_STANDARD,
-)  # fmt: skip
+)
 OPTIONS = (
     *_MORE,
-    Case("siglip-options", "siglip_loss", vectors(_siglip_inputs, rows), siglip, constants=keys(rows)),
-    Case("dcl-options", "dcl_loss", vectors(_two_views("z1", "z2"), rows), label_oracle.dcl, constants=keys(rows)),
     Case(
-        "dclw-options", "dclw_loss", vectors(_two_views("z1", "z2"), rows), label_oracle.dcl, {"sigma": 0.4}, constants=keys(rows)
+        "siglip-options", "siglip_loss", vectors(_siglip_inputs, rows), siglip, constants=keys(rows)
+    ),
+    Case(
+        "dcl-options",
+        "dcl_loss",
+        vectors(_two_views("z1", "z2"), rows),
+        label_oracle.dcl,
+        constants=keys(rows),
+    ),
+    Case(
+        "dclw-options",
+        "dclw_loss",
+        vectors(_two_views("z1", "z2"), rows),
+        label_oracle.dcl,
+        {"sigma": 0.4},
+        constants=keys(rows),
     ),
     Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
-)  # fmt: skip
+)
 ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
 WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
 ONE_OF_EACH = tuple({case.function: case.name for case in reversed(LOSSES)}.values())
@@ -199,7 +250,9 @@ BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
 @dataclass(frozen=True)
 class Use:
-    """One use of `similarity_logsumexp`: candidate kind, one or two sets, offsets, bias, both directions, groups."""
+    """One use of `similarity_logsumexp`: candidate kind, one or two sets, offsets, bias, both
+    directions, groups.
+    """
 
     kind: str
     one_set: bool
@@ -348,7 +401,10 @@ USES = tuple(
 
 
 def relative_error(x, truth) -> float:
-    """``|x - truth| / |truth|`` in the Euclidean norm over the whole tensor; a truth that underflows counts as the smallest float32."""
+    """``|x - truth| / |truth|`` in the Euclidean norm over the whole tensor.
+
+    A truth that underflows counts as the smallest float32.
+    """
     x, truth = oracle.array(x), oracle.array(truth)
     return float(
         np.linalg.norm(x - truth) / max(np.linalg.norm(truth), torch.finfo(torch.float32).tiny)
@@ -364,9 +420,11 @@ def positive_weights(shape, seed) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=4096)  # all of a file's cases, as backends come one after another
 def loss_truth(name, n, d, dtype, seed, spread, temperature):
-    """``(upstream g, loss, gradients)`` of the oracle for one drawn case, computed once for all backends.
+    """``(upstream g, loss, gradients)`` of the oracle for one drawn case, computed once for all
+    backends.
 
-    The weights g are random but positive, so that the sums which temperature and scale receive do not cancel.
+    The weights g are random but positive, so that the sums which temperature and scale receive do
+    not cancel.
     """
     case = BY_NAME[name]
     inputs = case.draw(n, d, dtype, seed=seed, spread=spread, temperature=temperature)
@@ -379,7 +437,9 @@ def loss_truth(name, n, d, dtype, seed, spread, temperature):
 def loss_errors(
     name, backend, n, d, dtype, device="cpu", seed=0, spread=1.0, temperature=0.5
 ) -> dict[str, float]:
-    """Relative errors of the loss vector and of every gradient against the oracle, upstream gradients random."""
+    """Relative errors of the loss vector and of every gradient against the oracle, upstream
+    gradients random.
+    """
     case = BY_NAME[name]
     g, loss, grads = loss_truth(name, n, d, dtype, seed, spread, temperature)
     inputs = case.draw(n, d, dtype, device, seed, spread, temperature)
@@ -391,7 +451,9 @@ def loss_errors(
 
 @functools.lru_cache(maxsize=2048)
 def use_truth(use, m, n, d, dtype, seed):
-    """``(upstream gradients, rows, cols, gradients)`` of the oracle for one drawn use of the primitive."""
+    """``(upstream gradients, rows, cols, gradients)`` of the oracle for one drawn use of the
+    primitive.
+    """
     named = use.draw(m, n, d, dtype, seed=seed)
     upstream = [positive_weights(o.shape, seed) for o in use.apply(named, "reference")]
     return upstream, *use.truth(named, *upstream)
