@@ -65,7 +65,7 @@ MUTATIONS = (
         PANELS,
         "dbias.index_add_(1, p, g_pos)",
         "pass",
-        "tests/losses/test_option_cases.py -k 'test_error and panels and bias'",
+        "tests/backends/test_panels.py",
     ),
     Mutation(
         "The gradient of the bias keeps the last panel's sums only.",
@@ -121,7 +121,7 @@ MUTATIONS = (
         PANELS,
         "x = x.to(accumulation_dtype(dtype))\n    inv",
         "x = x.to(dtype)\n    inv",
-        f"{ACCURACY} -k 'panels and bfloat16'",
+        "tests/pytorch/test_pytorch.py -k 'test_opcheck and panels'",
     ),
     Mutation(
         "Sums of exponentials are not rescaled when a larger logit arrives.",

@@ -10,7 +10,8 @@ import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
 from oracles import similarity as oracle
-from support import cases
+from support import cases, uses
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive
 
@@ -37,32 +38,6 @@ WITH_TEMPERATURE = [
 ]
 
 
-def assert_within_yardstick(
-    ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0
-):
-    """The median over the seeds is at most eager's, or 4 ulp.
-
-    Or seed by seed typically no more than 1.5 times eager's.
-
-    (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which
-    median is smaller is chance.) In float64 the oracle rounds too and is granted as much: 4 ulp, or
-    2 of its logits where these, of size `logit`, are extreme. Where eager is not finite, ours must
-    be.
-    """
-    ulps = max(8, 2 * logit) if dtype == torch.float64 else 4
-    for name in ours[0]:
-        errors, theirs = (np.array([e[name] for e in values]) for values in (ours, eager))
-        error, bound = np.median(errors), max(np.median(theirs), ulps * torch.finfo(dtype).eps)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.median(errors / theirs)
-        if np.isnan(bound):
-            assert np.isfinite(errors).all(), f"{name}: {errors}"
-        else:
-            assert error <= bound or ratio <= 1.5, (
-                f"{name}: error {error:.2e}, allowed {bound:.2e}, ratio to eager {ratio:.2f}"
-            )
-
-
 def size(backend) -> tuple[int, int]:
     """Rows and dimensions: ragged across the tile borders of every backend."""
     return (19, 20) if is_interpreted(backend) else (70, 40)
@@ -87,12 +62,12 @@ def test_loss(case, dtype, backend, device):
 
 @pytest.mark.interpreter(dtype=(torch.float32,))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, dtype, backend, device):
     skip_unless_served(backend, device, dtype)
     m, n, d = (17, 21, 12) if is_interpreted(backend) else (131, 75, 20)
     ours, eager = (
-        [cases.use_errors(use, label, m, n, d, dtype, device, seed) for seed in SEEDS]
+        [uses.use_errors(use, label, m, n, d, dtype, device, seed) for seed in SEEDS]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype)

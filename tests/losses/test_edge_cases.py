@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
 from oracles import similarity as oracle
-from support import cases
+from support import cases, uses
 
 import fused_contrastive as fc
 from fused_contrastive import reference
@@ -165,14 +165,14 @@ def test_zero_rows_in_half_precision(backend, device):
 
 @pytest.mark.parametrize("columns", (False, True))
 @pytest.mark.parametrize(
-    "use", [u for u in cases.USES if u.kind in ("other_key", "same_key", "not_pair")], ids=str
+    "use", [u for u in uses.USES if u.kind in ("other_key", "same_key", "not_pair")], ids=str
 )
 def test_rows_without_candidates(use, columns, any_backend, device):
     """An empty candidate set has lse = -inf and gradient 0, whatever its upstream gradient.
 
     The others are as without it.
     """
-    use = cases.Use(
+    use = uses.Use(
         use.kind, use.one_set, columns, use.self_offset, use.bias, use.normalize, use.lead
     )
     named = use.draw(6, 5, 3, device=device)
@@ -267,7 +267,7 @@ def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
     """
     dtype = torch.float64 if backend in ("triton", "cuda") else torch.float32
     for one_set in (True, False):
-        use = cases.Use(kind, one_set, columns=True)
+        use = uses.Use(kind, one_set, columns=True)
         m, n = (
             (19, 19 if one_set else 23) if is_interpreted(backend) else (80, 80 if one_set else 70)
         )

@@ -12,7 +12,7 @@ from conftest import is_interpreted, skip_unless_served
 from oracles import force as force_oracle
 from oracles.force import array
 from support.selection import one_in
-from test_accuracy import assert_within_yardstick
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive.backends.panels import force as force_panels

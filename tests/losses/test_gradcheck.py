@@ -6,7 +6,7 @@ Small in full (along one random direction in the interpreter), and ragged across
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases
+from support import cases, uses
 
 from fused_contrastive.backends import panels
 
@@ -70,7 +70,7 @@ def small_inputs(use, device) -> dict:
     return named
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, any_backend, device):
     """Gradients of a, b, scale and bias, from the rows and, where returned, the columns.
 
@@ -91,7 +91,7 @@ def test_primitive(use, any_backend, device):
         "same_key-two-offset1-columns-bias",
     )
 )
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive_across_tiles(use, backend, device, monkeypatch):
     skip_unless_served(backend, device, torch.float64)
     monkeypatch.setattr(panels, "PANEL", 1000)
@@ -109,7 +109,7 @@ def test_primitive_across_tiles(use, backend, device, monkeypatch):
 @pytest.mark.parametrize("columns", (False, True))
 def test_only_some_gradients(needed, columns, backend, device):
     """Whatever subset of a, b, scale and bias needs a gradient gets the same one."""
-    use = cases.Use("not_self", False, columns=columns, self_offset=1, bias=True, normalize=True)
+    use = uses.Use("not_self", False, columns=columns, self_offset=1, bias=True, normalize=True)
     named = use.draw(9, 7, 4, device=device)
     _, function = outputs_of(use, backend, named)
     everything = list(named.values())
@@ -131,7 +131,7 @@ def test_only_some_gradients(needed, columns, backend, device):
 
 def test_one_direction_unused(backend, device):
     """return_columns with only one of the two outputs in the graph."""
-    use = cases.Use("all", False, columns=True)
+    use = uses.Use("all", False, columns=True)
     for index in (0, 1):
         named = use.draw(6, 5, 3, device=device)
         use.apply(named, backend)[index].sum().backward()
@@ -148,7 +148,7 @@ def test_negative_and_learned_scale(backend, device):
     for value in (-1.3, 2.0):
         for dtype in (torch.float64, torch.float32):
             for where in {device, torch.device("cpu")}:
-                use = cases.Use("not_self", True, normalize=True)
+                use = uses.Use("not_self", True, normalize=True)
                 named = use.draw(6, 6, 3, device=device)
                 named["scale"] = torch.tensor(value, dtype=dtype, device=where, requires_grad=True)
                 use.apply(named, backend)[0].sum().backward()

@@ -13,7 +13,7 @@ from conftest import is_interpreted, skip_unless_served
 from oracles import labels as label_oracle
 from oracles import similarity as oracle
 from support import cases
-from test_accuracy import assert_within_yardstick
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive import reference

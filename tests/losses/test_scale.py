@@ -8,8 +8,8 @@ import textwrap
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases
-from test_accuracy import assert_within_yardstick
+from support import cases, uses
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive.backends import panels
@@ -36,7 +36,7 @@ def test_panels_of_any_size(name, panel, device, monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_panels_of_any_size_in_the_primitive(use, device, monkeypatch):
     results = []
     for panel in (1 << 22, 64, 7):

@@ -15,7 +15,7 @@ from oracles import similarity as oracle
 from support import sigmoid_cases as cases
 from support.cases import positive_weights, relative_error
 from support.sigmoid_cases import USES, Use
-from test_accuracy import assert_within_yardstick
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive.backends import panels

@@ -17,8 +17,7 @@ HERE = Path(__file__).parent
 WORLDS = (
     2,
     3,
-    # Open_clip's exchange with both neighbours differs for even and odd numbers; the others run with
-    # three.
+    # The exchange of open_clip with both neighbours differs for even and odd numbers.
 )
 
 

@@ -6,7 +6,7 @@ Grad, vmap, jacrev, jacfwd, jvp, hessian and what they are composed to; what eag
 import pytest
 import torch
 from conftest import is_interpreted
-from support import cases
+from support import cases, uses
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fused_contrastive as fc
@@ -124,7 +124,7 @@ def test_jacobians(name, jacobian, backend, device):
     )
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_vmap_of_the_primitive(use, backend, device):
     """Values and gradients with keys, bias and groups mapped, and with nothing but a mapped."""
     named = [use.draw(5, 5, 3, torch.float64, device, seed) for seed in range(3)]

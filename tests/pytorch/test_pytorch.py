@@ -7,7 +7,7 @@ export: test_export.py; second derivatives: test_second_derivatives.py.
 import pytest
 import torch
 from conftest import is_interpreted
-from support import cases
+from support import cases, uses
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fused_contrastive as fc
@@ -196,7 +196,7 @@ def test_compile_with_inductor(name, device):
     assert_compiled(cases.BY_NAME[name], None, device, "inductor")
 
 
-@pytest.mark.parametrize("use", [u for u in cases.USES if u.columns or u.lead], ids=str)
+@pytest.mark.parametrize("use", [u for u in uses.USES if u.columns or u.lead], ids=str)
 def test_compile_primitive(use, device):
     named = use.draw(7, 7, 3, torch.float32, device)
     names = [name for name, x in named.items() if x.requires_grad]

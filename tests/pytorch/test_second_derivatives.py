@@ -11,8 +11,8 @@ import textwrap
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases, sigmoid_cases
-from test_accuracy import assert_within_yardstick
+from support import cases, sigmoid_cases, uses
+from support.yardstick import assert_within_yardstick
 from test_gradcheck import LOSSES, loss_of, outputs_of, small_inputs
 
 import fused_contrastive as fc
@@ -71,7 +71,7 @@ def test_loss(case, backend, device):
 
 
 @pytest.mark.interpreter(**FEW)
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, backend, device):
     skip_unless_served(backend, device, torch.float64)
     named = small_inputs(use, device)
