@@ -65,7 +65,8 @@ def pytest_configure(config):
     config.add_cleanup(compiled.cleanup)
     # A folder of our own, so that graphs compiled for another version's ops are not found.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
-    # Precompiling torch's headers takes 40 seconds, and the few graphs of this suite never regain it.
+    # Precompiling torch's headers takes 40 seconds, and the few graphs of this suite never regain
+    # it.
     os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
@@ -142,8 +143,8 @@ class LeftOut:
     def pytest_terminal_summary(self, terminalreporter):
         if self.gpu:
             terminalreporter.write_line(
-                f"{self.gpu} cases left out: Triton's interpreter and the host shim run one case of "
-                "each kind; a GPU runs all of them (--device cuda)"
+                f"{self.gpu} cases left out: Triton's interpreter and the host shim run one case "
+                "of each kind; a GPU runs all of them (--device cuda)"
             )
         if self.nightly:
             terminalreporter.write_line(
@@ -207,7 +208,7 @@ def any_backend(request, device, monkeypatch) -> str:
 
 
 def is_interpreted(name: str) -> bool:
-    """Whether this backend runs in Triton's interpreter or the host shim, which want small sizes."""
+    """Whether Triton's interpreter or the host shim runs this backend, which want small sizes."""
     if name == "triton":
         return os.environ.get("TRITON_INTERPRET") == "1"
     return name == "cuda" and not torch.cuda.is_available()

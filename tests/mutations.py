@@ -1,12 +1,14 @@
-"""Checks that the tests notice errors: `make mutations`, or `python tests/mutations.py panels loss`.
+"""Checks that the tests notice errors.
+
+`make mutations`, or `python tests/mutations.py panels loss`.
 
 Every mutation below is one error that a colleague could make. The command copies the repository,
 makes one error at a time in the copy, and runs the tests that should notice it. It prints "caught"
 or "MISSED" for each, and ends with an exit status of 1 where one was missed.
 
-Words given on the command line choose the mutations whose place or meaning contains one of them.
-A mutation of `csrc/cpu` compiles the extension again, one of `csrc/cuda` the host library of the
-CUDA kernels; each takes minutes.
+Words given on the command line choose the mutations whose place or meaning contains one of them. A
+mutation of `csrc/cpu` compiles the extension again, one of `csrc/cuda` the host library of the CUDA
+kernels; each takes minutes.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ MUTATIONS = (
         PANELS,
         "dbias.index_add_(1, p, g_pos)",
         "pass",
-        "tests/losses/test_option_cases.py -k 'test_error and panels and bias'",
+        "tests/backends/test_panels.py",
     ),
     Mutation(
         "The gradient of the bias keeps the last panel's sums only.",
@@ -119,7 +121,7 @@ MUTATIONS = (
         PANELS,
         "x = x.to(accumulation_dtype(dtype))\n    inv",
         "x = x.to(dtype)\n    inv",
-        f"{ACCURACY} -k 'panels and bfloat16'",
+        "tests/pytorch/test_pytorch.py -k 'test_opcheck and panels'",
     ),
     Mutation(
         "Sums of exponentials are not rescaled when a larger logit arrives.",

@@ -1,4 +1,7 @@
-"""The integrations where their packages are not installed, and the one that needs none. Against the installed packages: tests/peers."""
+"""The integrations where their packages are not installed, and the one that needs none.
+
+Against the installed packages: tests/peers.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,11 @@ def test_a_missing_package_is_named(name, monkeypatch):
 
 
 def dense(features, weights, temperature, base_temperature, anchors):
-    """Khosla et al. 2020, eq. 2, row by row: weights ``[N, N]`` of samples as each other's positives, views of the same samples."""
+    """Khosla et al.
+
+    2020, eq. 2, row by row: weights ``[N, N]`` of samples as each other's positives, views of the
+    same samples.
+    """
     N, V = features.shape[:2]
     rows = [(view, sample) for view in range(V) for sample in range(N)]
     terms = []
@@ -115,8 +122,10 @@ def test_supcontrast_dtypes_and_defaults():
         torch.testing.assert_close(value.double(), loss(x.to(dtype).double()), rtol=1e-4, atol=1e-5)
     parameters = inspect.signature(SupConLoss).parameters
     assert {n: p.default for n, p in parameters.items()} == {
-        "temperature": 0.07, "contrast_mode": "all", "base_temperature": 0.07,
-    }  # fmt: skip
+        "temperature": 0.07,
+        "contrast_mode": "all",
+        "base_temperature": 0.07,
+    }
     assert [*inspect.signature(loss.forward).parameters] == ["features", "labels", "mask"]
     assert not loss.state_dict()
 

@@ -37,7 +37,10 @@ def test_every_backend_is_reported_with_a_reason():
 
 
 def test_cpu_backend_where_there_is_a_compiler():
-    """A machine that can build the native kernels must have them; FUSED_CONTRASTIVE_BUILD=none says otherwise."""
+    """A machine that can build the native kernels must have them.
+
+    FUSED_CONTRASTIVE_BUILD=none says otherwise.
+    """
     compiler = next(
         filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))),
         None,
@@ -52,7 +55,10 @@ def test_cpu_backend_where_there_is_a_compiler():
 
 
 def test_triton_backend_where_there_is_triton():
-    """With Triton installed its kernels run: on the GPU, else in the interpreter that conftest.py chose."""
+    """With Triton installed its kernels run.
+
+    On the GPU, else in the interpreter that conftest.py chose.
+    """
     try:
         import triton  # noqa: F401
     except ImportError:
@@ -74,7 +80,9 @@ def test_triton_serves_cpu_tensors_only_in_the_interpreter():
 
 
 def test_default_choice():
-    """The native kernels on the CPU, Triton on the GPU, panels elsewhere and wherever the first choice cannot serve."""
+    """The native kernels on the CPU, Triton on the GPU, panels elsewhere and wherever the first
+    choice cannot serve.
+    """
     native = dispatch.refusal("cpu", torch.device("cpu"), torch.float32) is None
     assert dispatch.select(None, torch.device("cpu"), torch.float32) == (
         "cpu" if native else "panels"
@@ -107,7 +115,10 @@ def test_the_choice_compiles_for_a_dynamic_dimension():
 
 
 def test_use_backend(monkeypatch, device):
-    """Inside the block it serves every call that names none; blocks nest; it ends with an exception, too."""
+    """Inside the block it serves every call that names none.
+
+    Blocks nest; it ends with an exception, too.
+    """
     served = []
     choose = dispatch.select
     monkeypatch.setattr(dispatch, "select", lambda *a: served.append(choose(*a)) or served[-1])
@@ -175,7 +186,9 @@ def test_without_triton():
 
 
 def test_without_the_extension():
-    """An installation without the compiled library works on the panels backend, and backends() gives the reason."""
+    """An installation without the compiled library works on the panels backend, and backends()
+    gives the reason.
+    """
     code = """
         import sys
         sys.modules["fused_contrastive._C_cpu"] = None

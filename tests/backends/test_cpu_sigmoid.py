@@ -1,4 +1,6 @@
-"""The native CPU kernels of the sigmoid family against the dense form in float64 (which test_sigmoid.py holds against the oracle)."""
+"""The native CPU kernels of the sigmoid family against the dense form in float64 (which
+test_sigmoid.py holds against the oracle).
+"""
 
 from dataclasses import replace
 
@@ -56,7 +58,10 @@ def test_any_thread_count(use, dtype):
 
 @pytest.mark.parametrize("sign", (1, -1))
 def test_terms(sign, isa):  # noqa: F811
-    """softplus and sigmoid, one term a row, from -120 to 1e6: to 3 ulp and the logit's own rounding, zero below the smallest number."""
+    """softplus and sigmoid, one term a row, from -120 to 1e6.
+
+    To 3 ulp and the logit's own rounding, zero below the smallest number.
+    """
     x = torch.cat(
         [torch.linspace(-85, 85, 4001), torch.tensor([-1e6, -120.0, 0.0, 1e-8, -1e-8, 120.0, 1e6])]
     )

@@ -75,7 +75,10 @@ def test_two_sets(case, sizes, columns, poisoned):
 @pytest.mark.parametrize("scale", [5.0, 300.0])
 @pytest.mark.parametrize("sizes", [(600, None), (400, 300), (60, 700), (700, 60)], ids=str)
 def test_tiles_without_equal_keys(sizes, scale, poisoned):
-    """Sorted keys: most tiles have no candidate and are left out, whichever sums they would be the first to write."""
+    """Sorted keys.
+
+    Most tiles have no candidate and are left out, whichever sums they would be the first to write.
+    """
     call = Call(G=2, M=sizes[0], N=sizes[1], kind="same_key", scale=scale, sorted_keys=True)
     check(call, 1e-10)
     check(replace(call, extrema=True), 1e-10)
@@ -205,15 +208,28 @@ def test_only_what_is_needed(case, needs, poisoned):
             assert got.numel() == 0
 
 
-@pytest.mark.parametrize("call", [
-    Call(M=1500, kind="not_pair", stride=750, positive=750, dtype=torch.float32, D=40),
-    Call(M=1100, N=1300, kind="all", columns=True, bias="values", dtype=torch.float32, D=40),
-    Call(M=1100, N=1100, kind="not_self", positive=0, columns=True, dtype=torch.bfloat16, D=64, scale=100.0),
-    Call(M=30, N=5000, kind="all", columns=True, dtype=torch.float32, D=64),
-    Call(M=5000, N=30, kind="all", columns=True, dtype=torch.float32, D=64),
-    Call(M=60, N=6000, kind="all", weighted=True, dtype=torch.float32, D=64),
-    Call(G=12, M=70, N=70, kind="not_self", positive=0, dtype=torch.float32, D=64),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(M=1500, kind="not_pair", stride=750, positive=750, dtype=torch.float32, D=40),
+        Call(M=1100, N=1300, kind="all", columns=True, bias="values", dtype=torch.float32, D=40),
+        Call(
+            M=1100,
+            N=1100,
+            kind="not_self",
+            positive=0,
+            columns=True,
+            dtype=torch.bfloat16,
+            D=64,
+            scale=100.0,
+        ),
+        Call(M=30, N=5000, kind="all", columns=True, dtype=torch.float32, D=64),
+        Call(M=5000, N=30, kind="all", columns=True, dtype=torch.float32, D=64),
+        Call(M=60, N=6000, kind="all", weighted=True, dtype=torch.float32, D=64),
+        Call(G=12, M=70, N=70, kind="not_self", positive=0, dtype=torch.float32, D=64),
+    ],
+    ids=str,
+)
 def test_threads_do_not_change_bits(call):
     threads = torch.get_num_threads()
     results = []
@@ -239,7 +255,10 @@ def test_extreme_scales(case, scale, dtype, poisoned):
 
 
 def test_converged_training():
-    """Views 0.3 sigma apart, N = 1024, D = 64, T = 0.02, float32: the gradient keeps its relative accuracy."""
+    """Views 0.3 sigma apart, N = 1024, D = 64, T = 0.02, float32.
+
+    The gradient keeps its relative accuracy.
+    """
     call = Call(
         M=1024, D=64, kind="not_pair", stride=512, positive=512, scale=50.0, dtype=torch.float32
     )
@@ -344,7 +363,10 @@ def test_refusals():
 
 @pytest.mark.parametrize("upstream", (5e-314, 1e-308))
 def test_subnormal_upstream_gradients(upstream):
-    """As a loss has where it has all but vanished: their largest is brought near 1 only as far as the factor is finite."""
+    """As a loss has where it has all but vanished.
+
+    Their largest is brought near 1 only as far as the factor is finite.
+    """
     gradients = []
     for backend in ("cpu", "eager"):
         torch.manual_seed(0)

@@ -1,5 +1,8 @@
-"""Losses and the primitive through the CUDA backend, in float64: values against the dense reference, gradients against finite
-differences. On a GPU with ``--device cuda``, else by the host shim."""
+"""Losses and the primitive through the CUDA backend, in float64: values against the dense
+reference, gradients against finite differences.
+
+On a GPU with ``--device cuda``, else by the host shim.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ LOSSES = {
 @pytest.mark.parametrize("n", [4, 67])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(loss, n):
-    """The whole path of a loss: values against the dense reference, gradients against finite differences, in float64."""
+    """The whole path of a loss.
+
+    Values against the dense reference, gradients against finite differences, in float64.
+    """
     a, b, c, t = points(n, 5), points(n, 5, seed=1), points(n + 3, 5, seed=2), scalar()
     function = LOSSES[loss]
     expected = function(a, b, c, t, backend="eager")
@@ -88,7 +94,10 @@ def test_primitive(kind, columns):
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1024.0])
 @pytest.mark.parametrize("margin", [10.0, 60.0, 85.0, 90.0, 200.0])
 def test_converged_float16(margin, size):
-    """Every row's weights vanish, down to below float32's range: so does the gradient, which float16 panels hold relative to them."""
+    """Every row's weights vanish, down to below float32's range.
+
+    So does the gradient, which float16 panels hold relative to them.
+    """
     z = torch.eye(4, 16, dtype=torch.float16, device=Call.device)
     for symmetric in (False, True):
         gradients = {}

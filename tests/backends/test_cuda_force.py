@@ -1,5 +1,7 @@
-"""The CUDA kernels of the force family against the torch implementation of the contract (force_panels.py) in float64: on a GPU with
-``--device cuda``, else executed on the CPU by the host shim (cuda_host)."""
+"""The CUDA kernels of the force family against the torch implementation of the contract
+(force_panels.py) in float64: on a GPU with ``--device cuda``, else executed on the CPU by the host
+shim (cuda_host).
+"""
 
 from __future__ import annotations
 
@@ -92,9 +94,15 @@ CASES = {
     "drift_weighted": Force(options=DRIFT, rows=40, scale=3.0, weight=True, P=60),
     "field": Force(K=1, options={"all_rows": False, "denominator": -4.0}, scale=1.0, negatives=30),
     "columns_mean": Force(options={"all_rows": False, "mask": True}),
-    "weighted": Force(options={"all_rows": False, "self_logit": 0.5}, scale=1.0, weight=True, rows=70, negatives=70),
+    "weighted": Force(
+        options={"all_rows": False, "self_logit": 0.5},
+        scale=1.0,
+        weight=True,
+        rows=70,
+        negatives=70,
+    ),
     "more_rows_than_a_tile": Force(rows=68, negatives=69, scale=2.0, D=70),
-}  # fmt: skip
+}
 
 
 def close(name, got, want, tolerance):
@@ -141,9 +149,18 @@ def test_forward(case, dtype, way):
 
 @pytest.mark.parametrize(
     "sizes",
-    [(1, 1, 1, 1), (2, 3, 1, 1), (2, 2, 1, 2), (5, 1, 1, 3), (63, 16, 63, 63), (64, 17, 1, 64), (65, 15, 64, 64), (66, 33, 2, 65)],
+    [
+        (1, 1, 1, 1),
+        (2, 3, 1, 1),
+        (2, 2, 1, 2),
+        (5, 1, 1, 3),
+        (63, 16, 63, 63),
+        (64, 17, 1, 64),
+        (65, 15, 64, 64),
+        (66, 33, 2, 65),
+    ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("columns", [False, True])
 def test_sizes(sizes, columns, way):
     """A point alone, one row, no positive, a tile and one point more."""
@@ -262,7 +279,9 @@ def test_distance_gradient(dtype, way):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_duplicated_points(dtype, way):
-    """Pairs at distance 0 have the largest affinity and no share in the mean of (d A)^2, which is far below theirs."""
+    """Pairs at distance 0 have the largest affinity and no share in the mean of (d A)^2, which is
+    far below theirs.
+    """
     call = Force(1, 48, 6, 2, 20, 24, options={"rms": True}, dtype=dtype)
     x, inverse, *rest = call.inputs
     x = torch.cat([x[:, :24], x[:, :24]], 1)
@@ -296,7 +315,10 @@ def test_far_from_the_origin(way):
 
 
 def test_first_point_far_away(way):
-    """Which leaves the others without its rounding errors: differences are of neighbours, or of coordinates less their mean."""
+    """Which leaves the others without its rounding errors.
+
+    Differences are of neighbours, or of coordinates less their mean.
+    """
     call = Force(1, 70, 19, 2, 30, 45, 1.0, dtype=torch.float32)
     x, *rest = call.inputs
     x[:, 0] += 1e4
@@ -348,7 +370,10 @@ def test_any_strides(dtype, way):
 
 @pytest.mark.parametrize("case", ["rms_masked_floor", "drift_weighted", "more_rows_than_a_tile"])
 def test_the_order_of_threads_does_not_matter(case, way, device):
-    """Bitwise equal for every order of threads between barriers: no race. On a GPU: the same bits in every run."""
+    """Bitwise equal for every order of threads between barriers: no race.
+
+    On a GPU: the same bits in every run.
+    """
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     results = []
     for dtype in (torch.float64, torch.bfloat16):

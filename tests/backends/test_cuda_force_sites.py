@@ -1,4 +1,6 @@
-"""The CUDA kernels of the force family on sites of many equal points far from all others, as test_cuda_force.py runs them."""
+"""The CUDA kernels of the force family on sites of many equal points far from all others, as
+test_cuda_force.py runs them.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ from test_cuda_force import Force, way  # noqa: F401
     ids=str,
 )
 def test_rows_that_equal_points_of_either_side(options, weight, way):  # noqa: F811
-    """Sites of many equal points, 60 or 120 temperatures apart, or one such site far from points that are spread: the forces of the former
-    are exact relative to themselves, also where float32 does not hold the ratio of an affinity to that of equal points."""
+    """Sites of many equal points, 60 or 120 temperatures apart, or one such site far from points
+    that are spread: the forces of the former are exact relative to themselves, also where float32
+    does not hold the ratio of an affinity to that of equal points.
+    """
     weight = weight and not options.get("rms")
     negative, positive = (
         torch.arange(3).repeat_interleave(torch.tensor(n)) for n in ((18, 18, 24), (6, 12, 18))

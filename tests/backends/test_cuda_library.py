@@ -1,7 +1,10 @@
-"""The CUDA library: compiled by nvcc against the stable ABI, loaded where there is no GPU and by a CPU-only torch.
+"""The CUDA library.
 
-Compiling everything takes about 900 seconds of one core, so tests build the library with three of its 21 kernel sources for one
-architecture and tables of null pointers for the others. What FUSED_CONTRASTIVE_BUILD=cuda made, where it was asked for, is checked too.
+Compiled by nvcc against the stable ABI, loaded where there is no GPU and by a CPU-only torch.
+
+Compiling everything takes about 900 seconds of one core, so tests build the library with three of
+its 21 kernel sources for one architecture and tables of null pointers for the others. What
+FUSED_CONTRASTIVE_BUILD=cuda made, where it was asked for, is checked too.
 """
 
 from __future__ import annotations
@@ -22,11 +25,28 @@ from bench.gates import cuda as compile_gate_cuda
 from bench.gates.cuda import build
 
 OPERATORS = (
-    "prepare", "pair_reduce", "finish_forward", "fused_rows", "finish_weighted", "terms", "pair_weight", "finish_backward",
-    "force_group", "force_group_gradient", "force_distances", "force_log_sums", "force_affinities", "force_weights",
-    "force_inverses", "force_merge", "force_norms",
-    "sigmoid_reduce", "sigmoid_finish", "sigmoid_terms", "sigmoid_weight",
-)  # fmt: skip
+    "prepare",
+    "pair_reduce",
+    "finish_forward",
+    "fused_rows",
+    "finish_weighted",
+    "terms",
+    "pair_weight",
+    "finish_backward",
+    "force_group",
+    "force_group_gradient",
+    "force_distances",
+    "force_log_sums",
+    "force_affinities",
+    "force_weights",
+    "force_inverses",
+    "force_merge",
+    "force_norms",
+    "sigmoid_reduce",
+    "sigmoid_finish",
+    "sigmoid_terms",
+    "sigmoid_weight",
+)
 TABLES = ("BF16", "F16", "TF32", "TF32X3", "FMA", "F64")
 PAIR_TABLES = ("BF16_SM90", "F16_SM90")
 FORCE_TABLES = ("BF16", "F16", "F32", "F64")
@@ -37,15 +57,19 @@ spec = importlib.util.spec_from_file_location("fused_contrastive._C_cuda", sys.a
 library = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(library)
 for name in sys.argv[2:]:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_contrastive_cuda::{name}", "CUDA"), name
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel(f"fused_contrastive_cuda::{name}", "CUDA"), name
 from fused_contrastive import cuda
 print(library.SOURCES, *library.versions() if hasattr(library, "versions") else ())
 """
 
 
 def loaded(library: Path) -> list[str]:
-    """Hash of the sources that a library says it is made of, versions of CUDA that the driver and its runtime are; loaded in a process of
-    its own, which checks its operators."""
+    """Hash of the sources that a library says it is made of, versions of CUDA that the driver and
+    its runtime are.
+
+    Loaded in a process of its own, which checks its operators.
+    """
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(library), *OPERATORS], capture_output=True, text=True
     )
@@ -54,7 +78,10 @@ def loaded(library: Path) -> list[str]:
 
 
 def check_symbols(library: Path) -> None:
-    """Nothing of torch's C++ interface, which changes from release to release: only the stable C functions."""
+    """Nothing of torch's C++ interface, which changes from release to release.
+
+    Only the stable C functions.
+    """
     if shutil.which("nm") is None:
         return
     printed = subprocess.run(
@@ -71,7 +98,10 @@ def check_symbols(library: Path) -> None:
 
 
 def test_the_compile_gate_has_passed():
-    """Every kernel source, as it is, for every architecture: else run ``python -m bench.gates.cuda``."""
+    """Every kernel source, as it is, for every architecture.
+
+    Else run ``python -m bench.gates.cuda``.
+    """
     record = json.loads(compile_gate_cuda.RECORD.read_text())
     places = {
         f"{source.stem} sm_{arch}": source
@@ -121,7 +151,8 @@ def test_the_installed_library():
     check_symbols(library)
     if made_of != build.library_hash():
         pytest.skip(
-            "built from other sources than these (FUSED_CONTRASTIVE_BUILD=cuda pip install builds it anew)"
+            "built from other sources than these: build it anew with "
+            "FUSED_CONTRASTIVE_BUILD=cuda pip install"
         )
     if not torch.cuda.is_available():
         assert (

@@ -1,4 +1,7 @@
-"""The CUDA kernels of the sigmoid family against the dense form in float64: on a GPU with ``--device cuda``, else by the host shim."""
+"""The CUDA kernels of the sigmoid family against the dense form in float64.
+
+On a GPU with ``--device cuda``, else by the host shim.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def way(precision):  # noqa: F811
 
 @pytest.mark.parametrize("use", USES, ids=str)
 def test_sizes(use, device):
-    """Tiles are 64 wide: one element, whole and ragged tiles, many rows by few columns and the other way round."""
+    """Tiles are 64 wide.
+
+    One element, whole and ragged tiles, many rows by few columns and the other way round.
+    """
     for m, n in ((1, 1), (65, 129), (7, 200), (150, 5)):
         check(use, "cuda", m, n, 9, device=device)
 
@@ -64,8 +70,11 @@ def test_panels_of_a_small_workspace(use, device, monkeypatch):
 
 @pytest.mark.parametrize("use", (PLUS, MINUS), ids=str)
 def test_the_order_of_threads_does_not_matter(use, way, device, monkeypatch):
-    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products done at once or when waited for: no
-    race. On a GPU: the same bits in every run."""
+    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products
+    done at once or when waited for: no race.
+
+    On a GPU: the same bits in every run.
+    """
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype, _ = way
     unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))

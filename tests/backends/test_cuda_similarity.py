@@ -1,8 +1,10 @@
-"""The CUDA kernels against the dense float64 oracle of the contract in ops.py: on a GPU with ``--device cuda``, else executed on the
-CPU by the host shim (cuda_host).
+"""The CUDA kernels against the dense float64 oracle of the contract in ops.py.
 
-Of the warpgroup products and tensor copies of sm_90a the shim replaces the instructions, descriptors, tensor maps and fences
-(cuda_host/warpgroup_host.h, tensor_copy_host.h): those only a GPU checks.
+On a GPU with ``--device cuda``, else executed on the CPU by the host shim (cuda_host).
+
+Of the warpgroup products and tensor copies of sm_90a the shim replaces the instructions,
+descriptors, tensor maps and fences (cuda_host/warpgroup_host.h, tensor_copy_host.h): those only a
+GPU checks.
 """
 
 from __future__ import annotations
@@ -144,7 +146,10 @@ def test_widths_and_groups(D, precision):
 
 @pytest.mark.parametrize("D", [24, 36])
 def test_rows_at_any_address(D, precision):
-    """Tensor copies want multiples of 16 bytes; other matrices go another way, to the same results."""
+    """Tensor copies want multiples of 16 bytes.
+
+    Other matrices go another way, to the same results.
+    """
     name, dtype = precision
     call = Call(M=70, D=D, kind="not_self", normalize=False, scale=0.5, dtype=dtype)
     a = call.inputs[0]
@@ -191,7 +196,9 @@ def test_weighted_kinds(kind):
 @pytest.mark.parametrize("tiles", [2, 5, 6], ids=lambda n: f"{n}-tiles")
 @pytest.mark.parametrize("scale", [5.0, 150.0])
 def test_strips_of_tiles(tiles, scale, precision, device, monkeypatch):
-    """Super-tiles of several tiles, more columns than have statistics in shared memory at a time."""
+    """Super-tiles of several tiles, more columns than have statistics in shared memory
+    at a time.
+    """
     name, dtype = precision
     unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
@@ -232,7 +239,10 @@ def test_extrema(case, precision):
 
 
 def test_mixed_dtypes():
-    """What autocast asks for: matrices of another dtype than the inputs, gradients in the inputs'."""
+    """What autocast asks for.
+
+    Matrices of another dtype than the inputs, gradients in the inputs'.
+    """
     for given, dtype in (
         (torch.float32, torch.bfloat16),
         (torch.bfloat16, torch.float16),
@@ -254,7 +264,10 @@ def test_extreme_scales(case, scale):
 @pytest.mark.parametrize("scale", [20.0, 1e4])
 @pytest.mark.parametrize("columns", [False, True])
 def test_weights_sum_to_one(columns, scale, precision):
-    """However large the logits: what rounding a log-sum-exp loses is not lost, and levels of weights are exact."""
+    """However large the logits.
+
+    What rounding a log-sum-exp loses is not lost, and levels of weights are exact.
+    """
     name, dtype = precision
     call = Call(
         G=40, M=1, N=90, kind="all", columns=columns, bias="values", scale=scale, dtype=dtype
@@ -281,7 +294,10 @@ def test_derivatives_by_the_logits_sum_to_zero(scale, precision):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32x3"], indirect=True)
 def test_converged_training(precision):
-    """Views 0.3 sigma apart at T = 0.02: the gradient keeps its relative accuracy (against the oracle on the same rounded rows)."""
+    """Views 0.3 sigma apart at T = 0.02.
+
+    The gradient keeps its relative accuracy (against the oracle on the same rounded rows).
+    """
     name, dtype = precision
     call = Call(
         M=200,
@@ -315,7 +331,10 @@ def test_converged_training(precision):
 @pytest.mark.parametrize("D", [8, 24, 64])
 @pytest.mark.parametrize("precision", ["tf32x3", "fma"], indirect=True)
 def test_no_bias_of_float32_logits(D, precision):
-    """Truncated sums are put right on average: of a row's one candidate, whose logit is its log-sum-exp, in units of 2^-24 of it."""
+    """Truncated sums are put right on average.
+
+    Of a row's one candidate, whose logit is its log-sum-exp, in units of 2^-24 of it.
+    """
     call = Call(M=4096, N=1, D=D, kind="all", normalize=False, scale=1.0, dtype=torch.float32)
     noise, b = call.inputs[:2]
     a = b + noise
@@ -330,7 +349,10 @@ def test_no_bias_of_float32_logits(D, precision):
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
 def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
-    """With plain multiply-adds exactly where eager; three tf32 products make NaN of every product with an infinity."""
+    """With plain multiply-adds exactly where eager.
+
+    Three tf32 products make NaN of every product with an infinity.
+    """
     monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     call = replace(POSITIVES[case], normalize=normalize, dtype=torch.float32)
     a = call.inputs[0].clone()
@@ -348,7 +370,9 @@ def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 @pytest.mark.parametrize("case", ["in_batch", "clip"])
 def test_infinite_logits(case, value, monkeypatch):
-    """NaN, as cross entropy, where a row's positive or its log-sum-exp is infinite (nothing is where it is -inf), and in its gradient."""
+    """NaN, as cross entropy, where a row's positive or its log-sum-exp is infinite (nothing is
+    where it is -inf), and in its gradient.
+    """
     monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     for dtype in (torch.float32, torch.float64):
         call = replace(POSITIVES[case], dtype=dtype, bias="values")
@@ -369,7 +393,10 @@ def test_infinite_logits(case, value, monkeypatch):
 
 @pytest.mark.parametrize("place", [0, 3, 8, 31, 40])
 def test_the_norm_of_one_row_overflows(place, monkeypatch):
-    """Its square is infinite, its logits are not: no bound, so the sums are shifted, whichever thread had the row."""
+    """Its square is infinite, its logits are not.
+
+    No bound, so the sums are shifted, whichever thread had the row.
+    """
     monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     call = Call(
         M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32
@@ -402,8 +429,11 @@ def test_zero_rows():
 )
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed", "weighted"])
 def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypatch):
-    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products done at once or when waited for: no
-    race. On a GPU: the same bits in every run."""
+    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products
+    done at once or when waited for: no race.
+
+    On a GPU: the same bits in every run.
+    """
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype = precision[1]
     unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))

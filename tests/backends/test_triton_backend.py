@@ -1,4 +1,7 @@
-"""The Triton backend around its kernels: launches, offsets, panels, refusals, precision, source hashes."""
+"""The Triton backend around its kernels.
+
+Launches, offsets, panels, refusals, precision, source hashes.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,10 @@ from fused_contrastive.triton_kernels import configs, launch, similarity
 
 
 class Operations(TorchDispatchMode):
-    """Tensor operations that are products or passes over data; views, allocations and fills are not counted."""
+    """Tensor operations that are products or passes over data.
+
+    Views, allocations and fills are not counted.
+    """
 
     FREE = (
         "new_empty",
@@ -111,7 +117,9 @@ def test_kernels_have_few_arguments(device):
 
 @pytest.mark.parametrize("kind", ["not_self", "not_pair"])
 def test_resolved_offsets_mean_the_same(kind):
-    """The offset and stride that the kernels get describe the same candidates, within 32-bit range."""
+    """The offset and stride that the kernels get describe the same candidates,
+    within 32-bit range.
+    """
     offsets = (0, 3, -4, 11, -9, 1000, -(2**31) + 7, 2**31 - 3)
     strides = (1, 4, 9, 1000, 2**31 - 1) if kind == "not_pair" else (1,)
     for (M, N), offset, stride in itertools.product(((9, 12), (12, 9), (1, 1)), offsets, strides):
@@ -223,11 +231,26 @@ def test_hashes_follow_the_code_only(tmp_path):
 
     original = hashes.kernel_hashes()
     assert set(original) == {
-        "prepare", "prepare_backward", "pair_reduce", "pair_weight", "fused_rows", "finish_forward", "finish_weighted",
+        "prepare",
+        "prepare_backward",
+        "pair_reduce",
+        "pair_weight",
+        "fused_rows",
+        "finish_forward",
+        "finish_weighted",
         "finish_backward",
-        "sigmoid_reduce", "sigmoid_finish", "sigmoid_terms", "sigmoid_weight",
-        "force_group", "force_lse", "force_sums", "force_rows", "distance_group", "distance_rows", "distance_pull",
-    }  # fmt: skip
+        "sigmoid_reduce",
+        "sigmoid_finish",
+        "sigmoid_terms",
+        "sigmoid_weight",
+        "force_group",
+        "force_lse",
+        "force_sums",
+        "force_rows",
+        "distance_group",
+        "distance_rows",
+        "distance_pull",
+    }
     assert (
         hashes_of(
             lambda text: text.replace("One program per", "One  program for each").replace(

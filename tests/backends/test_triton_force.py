@@ -1,4 +1,6 @@
-"""The Triton kernels of the force family against the panels' torch operations in float64, small groups and tiles alike."""
+"""The Triton kernels of the force family against the panels' torch operations in float64, small
+groups and tiles alike.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ TEMPERATURES = (0.3, 0.05, 1.0, 0.1, 0.02)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of force_forward; sizes that are off every border of a tile unless they say otherwise."""
+    """One call of force_forward.
+
+    Sizes that are off every border of a tile unless they say otherwise.
+    """
 
     G: int = 1
     P: int = 35
@@ -170,7 +175,9 @@ def test_far_from_the_origin(regime, device):
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_duplicates_and_cold_temperatures(mask, regime, device):
-    """Pairs at distance 0 have affinities e^200 times those of the pairs that the mean of (d A)^2 is made of."""
+    """Pairs at distance 0 have affinities e^200 times those of the pairs that the mean of (d A)^2
+    is made of.
+    """
     skip_unless_served("triton", device, F32)
     call = Call(scale=False, rms=True, mask=mask, K=1, D=16)
     x, inverse, scale, weight = call.draw(device, F32)
@@ -191,7 +198,10 @@ def test_duplicates_and_cold_temperatures(mask, regime, device):
     "options", [{"rms": True}, {"separate": True}, {"separate": True, "mask": True}], ids=str
 )
 def test_points_equal_to_both_sides(options, regime, device):
-    """Every row equals points of either side; all others are 70 temperatures away or more. Each row's force is right."""
+    """Every row equals points of either side; all others are 70 temperatures away or more.
+
+    Each row's force is right.
+    """
     skip_unless_served("triton", device, F32)
     call = Call(K=1, D=16, **options)
     x, inverse, scale, _ = call.draw(device, F32)

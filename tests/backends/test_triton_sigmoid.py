@@ -1,4 +1,6 @@
-"""The Triton kernels of the sigmoid family against the dense form in float64, with tiles small enough for a few dozen rows to cross."""
+"""The Triton kernels of the sigmoid family against the dense form in float64, with tiles small
+enough for a few dozen rows to cross.
+"""
 
 from __future__ import annotations
 

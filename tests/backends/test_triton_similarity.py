@@ -1,4 +1,6 @@
-"""The Triton kernels against a dense float64 autograd oracle, with tiles small enough for a few dozen rows to cross."""
+"""The Triton kernels against a dense float64 autograd oracle, with tiles small enough for a few
+dozen rows to cross.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,10 @@ def test_shapes_at_and_off_the_tile_borders(M, N, D, device):
     ids=str,
 )
 def test_dtypes(call, dtype, device):
-    """Sums are float32: values to its precision for the same rounded rows; gradients to that of the matrix dtype."""
+    """Sums are float32.
+
+    Values to its precision for the same rounded rows; gradients to that of the matrix dtype.
+    """
     call = replace(call, dtype=dtype)
     with small_tiles(device):
         skip_unless_served("triton", device, dtype)
@@ -145,7 +150,10 @@ def test_any_size_of_logits(scale, device):
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
 @pytest.mark.parametrize("columns", [False, True])
 def test_accurate_relative_to_itself_when_converged(temperature, columns, device):
-    """Views 0.3 sigma apart: losses down to 1e-16 and gradients that eager float32 loses are right to 1e-5."""
+    """Views 0.3 sigma apart.
+
+    Losses down to 1e-16 and gradients that eager float32 loses are right to 1e-5.
+    """
     one = Call(96, D=64, kind="not_pair", stride=48, positive=48, scale=1 / temperature, dtype=F32)
     two = Call(
         64, 64, 64, kind="not_self", positive=0, columns=True, scale=1 / temperature, dtype=F32
@@ -159,7 +167,10 @@ def test_accurate_relative_to_itself_when_converged(temperature, columns, device
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
 def test_upstream_gradients_of_any_size(dtype, device):
-    """Loss scaling by 65536 and gradients of 1e-8: the weights neither overflow nor vanish in 16 bits."""
+    """Loss scaling by 65536 and gradients of 1e-8.
+
+    The weights neither overflow nor vanish in 16 bits.
+    """
     call = Call(kind="not_pair", stride=25, positive=25, dtype=dtype)
     skip_unless_served("triton", device, dtype)
     a, *rest = call.draw(device)
@@ -208,7 +219,10 @@ def test_super_tiles_of_several_tiles(super_rows, scale, device, monkeypatch):
 
 
 def test_fused_rows_in_float64_over_several_splits(device):
-    """fused_rows serves 16-bit elements; its arithmetic is checked in float64, with more columns than one split."""
+    """fused_rows serves 16-bit elements.
+
+    Its arithmetic is checked in float64, with more columns than one split.
+    """
     call = Call(40, 90, weighted=True, bias=True, kind="not_self", offset=4, scale=40.0)
     skip_unless_served("triton", device, F64)
     a, b, scale, bias, _, _ = call.draw(device)

@@ -1,4 +1,7 @@
-"""Values and gradients against the float64 oracle: the median error of at least five seeds is at most eager's in the same dtype, or 4 ulp."""
+"""Values and gradients against the float64 oracle.
+
+The median error of at least five seeds is at most eager's in the same dtype, or 4 ulp.
+"""
 
 import math
 
@@ -7,15 +10,19 @@ import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
 from oracles import similarity as oracle
-from support import cases
+from support import cases, uses
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive
 
 SEEDS = range(5)
 MORE_SEEDS = range(9)  # where single errors vary widely
 MOST_SEEDS = range(25)
-"""At the lowest temperatures, where few pairs carry a gradient: of float32 results as accurate as eager's the yardstick refuses 3 to 16 in
-100 by 9 seeds, 0.1 to 6 by 25."""
+"""At the lowest temperatures, where few pairs carry a gradient.
+
+Of float32 results as accurate as eager's the yardstick refuses 3 to 16 in 100 by 9 seeds, 0.1 to 6
+by 25.
+"""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COLD = {torch.float32: 0.02, torch.bfloat16: 0.05, torch.float16: 0.1}
@@ -29,28 +36,6 @@ WITH_TEMPERATURE = [
     in ("nt_xent", "info_nce", "clip", "siglip", "sup_con", "dcl", "ranking")
     and case.name != "sup_con-weights"
 ]
-
-
-def assert_within_yardstick(
-    ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0
-):
-    """The median over the seeds is at most eager's, or 4 ulp; or seed by seed typically no more than 1.5 times eager's.
-
-    (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which median is smaller is chance.) In float64
-    the oracle rounds too and is granted as much: 4 ulp, or 2 of its logits where these, of size `logit`, are extreme. Where eager is not finite, ours must be.
-    """
-    ulps = max(8, 2 * logit) if dtype == torch.float64 else 4
-    for name in ours[0]:
-        errors, theirs = (np.array([e[name] for e in values]) for values in (ours, eager))
-        error, bound = np.median(errors), max(np.median(theirs), ulps * torch.finfo(dtype).eps)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.median(errors / theirs)
-        if np.isnan(bound):
-            assert np.isfinite(errors).all(), f"{name}: {errors}"
-        else:
-            assert error <= bound or ratio <= 1.5, (
-                f"{name}: error {error:.2e}, allowed {bound:.2e}, ratio to eager {ratio:.2f}"
-            )
 
 
 def size(backend) -> tuple[int, int]:
@@ -77,12 +62,12 @@ def test_loss(case, dtype, backend, device):
 
 @pytest.mark.interpreter(dtype=(torch.float32,))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, dtype, backend, device):
     skip_unless_served(backend, device, dtype)
     m, n, d = (17, 21, 12) if is_interpreted(backend) else (131, 75, 20)
     ours, eager = (
-        [cases.use_errors(use, label, m, n, d, dtype, device, seed) for seed in SEEDS]
+        [uses.use_errors(use, label, m, n, d, dtype, device, seed) for seed in SEEDS]
         for label in (backend, "reference")
     )
     assert_within_yardstick(ours, eager, dtype)
@@ -110,7 +95,10 @@ def test_converged(name, dtype, temperature, backend, device):
     "name", ("nt_xent", "info_nce", "info_nce-symmetric", "clip", "info_nce-queue")
 )
 def test_converged_gradient_under_1e_4(name, backend, device):
-    """The stated case: N = 1024, D = 64, T = 0.02, float32, views 0.3 sigma apart (eager's gradient is off by 0.4)."""
+    """The stated case.
+
+    N = 1024, D = 64, T = 0.02, float32, views 0.3 sigma apart (eager's gradient is off by 0.4).
+    """
     n = 48 if is_interpreted(backend) else 1024
     errors = cases.loss_errors(
         name, backend, n, 64, torch.float32, device, spread=0.3, temperature=0.02
@@ -172,7 +160,9 @@ def test_reductions(backend, device):
 
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
 def test_dtypes_and_shapes(case, backend, device):
-    """Losses are float32 (float64 for float64), gradients have the dtype and shape of their inputs."""
+    """Losses are float32 (float64 for float64), gradients have the dtype and shape
+    of their inputs.
+    """
     n, d = 5, 4
     for dtype in DTYPES:
         inputs = case.draw(n, d, dtype, device)

@@ -1,4 +1,7 @@
-"""The correlation losses: values and gradients against the oracle, precision, the documents they come from, dtypes."""
+"""The correlation losses.
+
+Values and gradients against the oracle, precision, the documents they come from, dtypes.
+"""
 
 import math
 
@@ -67,13 +70,18 @@ def test_float64(name, shape, lamb, device):
 
 
 @pytest.mark.parametrize(
-    "draw", ({}, {"spread": 0.1}, {"spread": 1e-3}, {"spread": 0.01, "white": True}), ids=lambda d: "-".join(map(str, d.values()))
-)  # fmt: skip
+    "draw",
+    ({}, {"spread": 0.1}, {"spread": 1e-3}, {"spread": 0.01, "white": True}),
+    ids=lambda d: "-".join(map(str, d.values())),
+)
 @pytest.mark.parametrize("shape", ((70, 40), (33, 170), (170, 33)), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_accuracy(name, dtype, shape, draw, device):
-    """The median error over five seeds is at most eager's in the same dtype, or 4 ulp; far from and next to the identity."""
+    """The median error over five seeds is at most eager's in the same dtype, or 4 ulp.
+
+    Far from and next to the identity.
+    """
     n, d = shape
     if draw.get("white") and n < d:
         pytest.skip("more features than rows cannot be orthogonal")
@@ -92,7 +100,10 @@ def test_accuracy(name, dtype, shape, draw, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_converged(name, device):
-    """Views a thousandth apart and correlations next to the identity, in float32: gradients to 4 digits where eager has 2."""
+    """Views a thousandth apart and correlations next to the identity, in float32.
+
+    Gradients to 4 digits where eager has 2.
+    """
     shape = (400, 24) if name == "barlow_twins_loss" else (24, 24)
     draw = {"spread": 0.0 if name == "correlation_loss" else 3e-3, "lamb": 0.0}
     ours, eager = (
@@ -106,7 +117,10 @@ def test_converged(name, device):
 
 
 def test_equal_views(device):
-    """c_ii - 1 is -eps / (v + eps) exactly: the loss is known to float32's last digits although 1 - 1e-5 is not."""
+    """c_ii - 1 is -eps / (v + eps) exactly.
+
+    The loss is known to float32's last digits although 1 - 1e-5 is not.
+    """
     (z,) = views(300, 16, torch.float32, device)[:1]
     loss = fc.barlow_twins_loss(z, z.clone(), 0.0)
     variance = z.detach().double().var(0, correction=0)
@@ -116,7 +130,10 @@ def test_equal_views(device):
 
 
 def test_a_feature_that_is_nearly_constant(device):
-    """Next to an ordinary one in the other view: its correlation is small, and the gradient is not the difference of larger numbers."""
+    """Next to an ordinary one in the other view.
+
+    Its correlation is small, and the gradient is not the difference of larger numbers.
+    """
     worst = []
     for module in (fc, reference):
         z1, z2 = views(64, 20, torch.float32, device)
@@ -206,7 +223,10 @@ def test_as_published(name, published, shape, arguments, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_dtypes(name, dtype, device):
-    """float32 losses (float64 for float64); of half-precision inputs the factors of products are rounded; gradients in the inputs' dtype."""
+    """float32 losses (float64 for float64).
+
+    Of half-precision inputs the factors of products are rounded; gradients in the inputs' dtype.
+    """
     z1, z2 = views(9, 7, dtype, device)
     loss = getattr(fc, name)(z1, z2)
     loss.backward()
@@ -225,7 +245,10 @@ def test_dtypes(name, dtype, device):
 @pytest.mark.parametrize("shape", ((12, 30), (30, 12)), ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast(name, shape, device):
-    """Products in its dtype, wherever the backward pass runs; the rest, and float64, as without; views of different dtypes are allowed there."""
+    """Products in its dtype, wherever the backward pass runs.
+
+    The rest, and float64, as without; views of different dtypes are allowed there.
+    """
     results = []
     for mixed, inside in ((False, False), (True, False), (True, True)):
         z1, z2 = views(*shape, torch.float32, device)

@@ -1,4 +1,7 @@
-"""The correlation losses at their edges: odd inputs, PyTorch's own tools, modules, errors, memory."""
+"""The correlation losses at their edges.
+
+Odd inputs, PyTorch's own tools, modules, errors, memory.
+"""
 
 import copy
 import inspect
@@ -58,7 +61,10 @@ def test_empty_and_single(backend, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_constant_duplicate_and_zero(name, device):
-    """Rows and features without variance correlate with nothing: they count 1 each, and their gradient is finite."""
+    """Rows and features without variance correlate with nothing.
+
+    They count 1 each, and their gradient is finite.
+    """
     z1, z2 = views(10, 12, torch.float32, device)
     with torch.no_grad():
         z1[3], z2[3], z1[:, 5], z2[:, 5] = 7.3, 7.3, -0.1, -0.1
@@ -126,7 +132,10 @@ def test_derivatives_of_derivatives(name, device):
 @pytest.mark.no_poison
 @pytest.mark.parametrize("name", NAMES)
 def test_compile(name, device):
-    """One graph, also under autocast; with a dynamic batch none is recompiled on the same side of F = 2 K."""
+    """One graph, also under autocast.
+
+    With a dynamic batch none is recompiled on the same side of F = 2 K.
+    """
     torch.compiler.reset()
     function = getattr(fc, name)
 
@@ -154,7 +163,9 @@ def test_compile(name, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_tools(name, device):
-    """torch.func.grad, no_grad, inference_mode, meta tensors, the same bits again, inputs left alone."""
+    """torch.func.grad, no_grad, inference_mode, meta tensors, the same bits again, inputs left
+    alone.
+    """
     z1, z2 = views(6, 14, device=device)
     function = getattr(fc, name)
     before = [z.detach().clone() for z in (z1, z2)]

@@ -1,4 +1,7 @@
-"""The correlation losses over several ranks: the loss and every rank's gradients are those of the averaged correlation matrix."""
+"""The correlation losses over several ranks.
+
+The loss and every rank's gradients are those of the averaged correlation matrix.
+"""
 
 import numpy as np
 import torch
@@ -34,7 +37,9 @@ def batch(rank):
 
 
 def on_one_rank(rank, world):
-    """Loss and gradients of every case, fused and eager, and of a model that DistributedDataParallel averages."""
+    """Loss and gradients of every case, fused and eager, and of a model that
+    DistributedDataParallel averages.
+    """
     found = {}
     for name in NAMES:
         for shape in SHAPES:

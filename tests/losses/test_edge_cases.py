@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
 from oracles import similarity as oracle
-from support import cases
+from support import cases, uses
 
 import fused_contrastive as fc
 from fused_contrastive import reference
@@ -53,7 +53,9 @@ def reshaped(x, how):
 @pytest.mark.parametrize("how", ("transposed", "sliced", "offset", "expanded"))
 @pytest.mark.parametrize("name", NAMES)
 def test_strides(name, how, dtype, backend, device):
-    """Any strides in, the same numbers out as from contiguous copies, gradients included, and upstream gradients of any stride."""
+    """Any strides in, the same numbers out as from contiguous copies, gradients included, and
+    upstream gradients of any stride.
+    """
     case, n, d = cases.BY_NAME[name], 6, 5
     inputs = case.draw(n, d, dtype, device)
     strided = {
@@ -132,7 +134,9 @@ def test_one_row_with_queue(any_backend, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", ("zero", "tiny", "duplicate", "all_equal"))
 def test_degenerate_rows(name, which, any_backend, device):
-    """Zero rows and rows under the norm floor (gradient G / 1e-12, as F.normalize), equal rows, all rows equal."""
+    """Zero rows and rows under the norm floor (gradient G / 1e-12, as F.normalize), equal rows, all
+    rows equal.
+    """
     case = cases.BY_NAME[name]
     inputs = case.draw(5, 4, device=device)
     with torch.no_grad():
@@ -161,11 +165,14 @@ def test_zero_rows_in_half_precision(backend, device):
 
 @pytest.mark.parametrize("columns", (False, True))
 @pytest.mark.parametrize(
-    "use", [u for u in cases.USES if u.kind in ("other_key", "same_key", "not_pair")], ids=str
+    "use", [u for u in uses.USES if u.kind in ("other_key", "same_key", "not_pair")], ids=str
 )
 def test_rows_without_candidates(use, columns, any_backend, device):
-    """An empty candidate set has lse = -inf and gradient 0, whatever its upstream gradient; the others are as without it."""
-    use = cases.Use(
+    """An empty candidate set has lse = -inf and gradient 0, whatever its upstream gradient.
+
+    The others are as without it.
+    """
+    use = uses.Use(
         use.kind, use.one_set, columns, use.self_offset, use.bias, use.normalize, use.lead
     )
     named = use.draw(6, 5, 3, device=device)
@@ -189,7 +196,10 @@ def test_rows_without_candidates(use, columns, any_backend, device):
 
 
 def test_bias_of_minus_infinity(any_backend, device):
-    """A bias of -inf removes its column: the values and gradients of the shorter problem; all columns removed: -inf and 0."""
+    """A bias of -inf removes its column.
+
+    The values and gradients of the shorter problem; all columns removed: -inf and 0.
+    """
     a, b = (torch.randn(n, 3, dtype=torch.float64, device=device) for n in (5, 6))
     bias = torch.tensor(
         [0.3, -math.inf, 0.1, -0.2, -math.inf, 0.0], dtype=torch.float64, device=device
@@ -226,7 +236,10 @@ BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_inf(name, bad, backend, device):
-    """Wherever eager's loss or gradients are NaN or infinite, ours are; nothing crashes, nothing is silently zeroed."""
+    """Wherever eager's loss or gradients are NaN or infinite, ours are.
+
+    Nothing crashes, nothing is silently zeroed.
+    """
     case = cases.BY_NAME[name]
     for n in (1, 2, 6):
         plain = case.draw(n, 4, torch.float32, device)
@@ -241,18 +254,20 @@ def test_nan_and_inf(name, bad, backend, device):
             for key, (x, y) in found.items():
                 missing = x.isfinite() & ~y.isfinite()
                 assert not missing.any(), (
-                    f"{victim}={bad}, n={n}: {key} is {x[missing][:3]} where eager has {y[missing][:3]}"
+                    f"{victim}={bad}, n={n}: {key} is {x[missing][:3]}, "
+                    f"where eager has {y[missing][:3]}"
                 )
 
 
 @pytest.mark.parametrize("kind", ("all", "not_self", "not_pair", "other_key", "same_key"))
 @pytest.mark.parametrize("bad", ("nan", "inf"))
 def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
-    """Rows that do not see the bad row keep their values; those that do are as eager's (float64 on GPUs: a float32 product in three
-    tf32 parts is NaN where one factor is infinite)."""
+    """Rows that do not see the bad row keep their values; those that do are as eager's (float64 on
+    GPUs: a float32 product in three tf32 parts is NaN where one factor is infinite).
+    """
     dtype = torch.float64 if backend in ("triton", "cuda") else torch.float32
     for one_set in (True, False):
-        use = cases.Use(kind, one_set, columns=True)
+        use = uses.Use(kind, one_set, columns=True)
         m, n = (
             (19, 19 if one_set else 23) if is_interpreted(backend) else (80, 80 if one_set else 70)
         )
@@ -290,7 +305,10 @@ def test_column_gradients_of_a_repeated_target(any_backend, device):
 
 
 def test_ties_are_hits(backend, device):
-    """All embeddings equal: every positive is at least the largest other candidate, however the sums were ordered."""
+    """All embeddings equal.
+
+    Every positive is at least the largest other candidate, however the sums were ordered.
+    """
     v = torch.randn(1, 37, device=device).repeat(40, 1)
     target = torch.arange(40, device=device).flip(0)
     for loss, arguments in (
@@ -320,7 +338,10 @@ def test_metrics_of_corners(name, n, d, backend, device):
 
 @pytest.mark.parametrize("margin", (70, 80, 90))
 def test_half_gradients_when_every_row_has_converged(margin, backend, device):
-    """Losses down to 1e-39: weights that all but vanish neither overflow relative to the largest nor turn into NaN."""
+    """Losses down to 1e-39.
+
+    Weights that all but vanish neither overflow relative to the largest nor turn into NaN.
+    """
     skip_unless_served(backend, device, torch.float16)
     query = torch.eye(4, 16, device=device).half().requires_grad_()
     loss = fc.info_nce_loss(query, query.detach().clone(), None, 1 / margin, backend=backend)
@@ -335,7 +356,10 @@ def test_half_gradients_when_every_row_has_converged(margin, backend, device):
     ids=("nt_xent", "clip"),
 )
 def test_gradients_that_are_subnormal(loss, margin, backend, device):
-    """Every row has converged as far as float64 goes, and further: e^-margin is barely a number, and nothing is divided by it."""
+    """Every row has converged as far as float64 goes, and further.
+
+    E^-margin is barely a number, and nothing is divided by it.
+    """
     for dtype in (torch.float64, torch.float32):
         a, b = (torch.eye(4, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
         for x in torch.autograd.grad(loss(a, b, margin, backend=backend), (a, b)):
@@ -343,7 +367,10 @@ def test_gradients_that_are_subnormal(loss, margin, backend, device):
 
 
 def test_norms_whose_squares_overflow(backend, device):
-    """Such rows have no usable bound on their logits: these are summed relative to their maximum."""
+    """Such rows have no usable bound on their logits.
+
+    These are summed relative to their maximum.
+    """
     a, b = torch.ones(4, 8, device=device), torch.full((5, 8), 1e-19, device=device)
     a[3] = 1e20
     lse = fc.similarity_logsumexp(a, b, backend=backend)

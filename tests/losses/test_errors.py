@@ -52,7 +52,7 @@ def test_not_embeddings(name, position, wrong, error, message):
     arguments[position] = wrong(arguments[position])
     with pytest.raises(
         error,
-        match=rf"^{TWO_SETS[name][position]} must be .*{message}|^{TWO_SETS[name][position]} must have .*{message}",
+        match=rf"^{TWO_SETS[name][position]} must (be|have) .*{message}",
     ):
         call(name, *arguments)
 
@@ -295,7 +295,9 @@ def test_unknown_backend_elsewhere():
 
 
 def test_backend_that_cannot_serve():
-    """Naming a backend that cannot serve this device is a RuntimeError with the reason, inside use_backend as well."""
+    """Naming a backend that cannot serve this device is a RuntimeError with the reason, inside
+    use_backend as well.
+    """
     z = torch.empty(4, 3, device="meta")
     for name in ("cpu", "triton"):
         reason = dispatch.refusal(name, z.device, z.dtype)

@@ -1,4 +1,7 @@
-"""The force family against its oracle: values and gradients in float64, errors in lower precision against eager's; gradcheck."""
+"""The force family against its oracle.
+
+Values and gradients in float64, errors in lower precision against eager's; gradcheck.
+"""
 
 import functools
 
@@ -9,7 +12,7 @@ from conftest import is_interpreted, skip_unless_served
 from oracles import force as force_oracle
 from oracles.force import array
 from support.selection import one_in
-from test_accuracy import assert_within_yardstick
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive.backends.panels import _force_field
@@ -29,7 +32,10 @@ DATA = ("normal", "clustered", "duplicated", "far")
 
 @pytest.fixture
 def exact_distances(monkeypatch):
-    """Eager from differences: by default torch.cdist loses half the digits of more than 25 points."""
+    """Eager from differences.
+
+    By default torch.cdist loses half the digits of more than 25 points.
+    """
     exact = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
     monkeypatch.setattr(torch, "cdist", exact)
 
@@ -140,7 +146,10 @@ def test_force(mask_self, normalizer, affinity_floor, any_backend, device, exact
 def test_force_loss(
     mask_self, normalizer, affinity_floor, scale, any_backend, device, exact_distances
 ):
-    """Both versions of the source: without the normaliser, and with it and the scale; gradients with random upstream gradients."""
+    """Both versions of the source.
+
+    Without the normaliser, and with it and the scale; gradients with random upstream gradients.
+    """
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     temperatures = (0.05, 0.2, 0.6)
     for size in SIZES:
@@ -152,9 +161,14 @@ def test_force_loss(
             ).requires_grad_()
         upstream = upstream_of(negative.shape)
         loss = fc.contrastive_force_loss(
-            positive, negative, temperatures, scale=given, detach_scale=scale == "detached", backend=any_backend,
+            positive,
+            negative,
+            temperatures,
+            scale=given,
+            detach_scale=scale == "detached",
+            backend=any_backend,
             **options,
-        )  # fmt: skip
+        )
         inputs = [positive, negative] + ([] if given is None else [given])
         gradients = torch.autograd.grad(loss, inputs, upstream.to(device), allow_unused=True)
         expected = oracle_loss(
@@ -195,7 +209,11 @@ def test_many_groups_and_large_ones(size, mask_self, normalizer, affinity_floor,
 
 @pytest.mark.parametrize("data", ("clustered", "duplicated", "far"))
 def test_float64_of_difficult_data(data, backend, device):
-    """Clusters a hundredth of their distance wide, every other point a copy, a thousand from the origin; the temperatures of the source."""
+    """Clusters a hundredth of their distance wide, every other point a copy, a thousand from the
+    origin.
+
+    The temperatures of the source.
+    """
     for size in ((2, 6, 5, 3), (1, 13, 12, 4)):
         positive, negative = draw(size, data, device=device)
         upstream = upstream_of(negative.shape)
@@ -236,9 +254,13 @@ def test_drift_loss(with_negative, weighted, any_backend, device, exact_distance
         (gradient,) = torch.autograd.grad(loss, gen, upstream.to(device))
         temperatures = (0.02, 0.05, 0.2)
         expected = force_oracle.drift(
-            array(gen), array(positive), None if negative is None else array(negative), [array(w) for w in weights],
-            temperatures, array(upstream),
-        )  # fmt: skip
+            array(gen),
+            array(positive),
+            None if negative is None else array(negative),
+            [array(w) for w in weights],
+            temperatures,
+            array(upstream),
+        )
         assert error(loss, expected["loss"]) < 1e-10
         assert error(gradient, expected["gen"]) < 1e-10
         assert error(info["scale"], expected["scale"]) < 1e-12
@@ -273,7 +295,10 @@ LOW = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_errors_of_the_force(dtype, data, backend, device):
-    """At temperatures where eager is finite; scaled to a mean distance of 1. Eager computes half-precision inputs in float32, as we do."""
+    """At temperatures where eager is finite; scaled to a mean distance of 1.
+
+    Eager computes half-precision inputs in float32, as we do.
+    """
     skip_unless_served(backend, device, dtype)
     for normalizer in NORMALIZERS:
         options = {"mask_self": "softmax", "normalizer": normalizer}
@@ -296,7 +321,9 @@ def test_errors_of_the_force(dtype, data, backend, device):
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_errors_of_the_loss(dtype, data, backend, device):
-    """With the published and the default options, also where eager's float32 underflows to NaN and float64 is the truth."""
+    """With the published and the default options, also where eager's float32 underflows to NaN and
+    float64 is the truth.
+    """
     skip_unless_served(backend, device, dtype)
     size = (2, 9, 8, 5) if is_interpreted(backend) else (1, 40, 40, 64)
     for options in ({}, {"mask_self": "softmax"}, {"normalizer": None, "temperatures": (0.2, 0.5)}):
@@ -378,7 +405,10 @@ def test_gradient_of_the_force_against_eager(backend, device, exact_distances):
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_gradcheck_of_the_loss(scale, normalizer, any_backend, device):
-    """Finite differences of the dense form with its target (and a detached scale) frozen; the derivative is the loss's own."""
+    """Finite differences of the dense form with its target (and a detached scale) frozen.
+
+    The derivative is the loss's own.
+    """
     positive, negative = draw((2, 4, 3, 2), device=device)
     given = torch.tensor([1.3, 0.8], dtype=torch.float64, device=device, requires_grad=True)
     base = (positive, negative) if scale != "given" else (positive, negative, given)
@@ -407,9 +437,12 @@ def test_gradcheck_of_the_loss(scale, normalizer, any_backend, device):
     def function(*inputs):
         if all(torch.equal(x, y) for x, y in zip(inputs, copies, strict=True)):
             return fc.contrastive_force_loss(
-                *inputs[:2], scale=inputs[2] if len(inputs) > 2 else None, detach_scale=scale == "detached",
-                backend=any_backend, **settings,
-            )  # fmt: skip
+                *inputs[:2],
+                scale=inputs[2] if len(inputs) > 2 else None,
+                detach_scale=scale == "detached",
+                backend=any_backend,
+                **settings,
+            )
         return (scaled(*inputs) - target) ** 2
 
     fast = is_interpreted(any_backend)

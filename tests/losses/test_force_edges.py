@@ -1,4 +1,7 @@
-"""The force family at its edges: degenerate sets, odd inputs, errors, torch's own tools, many panels, threads, memory."""
+"""The force family at its edges.
+
+Degenerate sets, odd inputs, errors, torch's own tools, many panels, threads, memory.
+"""
 
 import subprocess
 import sys
@@ -76,7 +79,10 @@ def test_empty_drift(shape, any_backend, device):
 
 @pytest.mark.parametrize("mask_self", ("sum", "softmax"))
 def test_a_point_that_equals_one_of_either_side(mask_self, backend, device):
-    """Its affinities to both exceed all others by more than float32 holds; the force is made of the others alone."""
+    """Its affinities to both exceed all others by more than float32 holds.
+
+    The force is made of the others alone.
+    """
     negative = torch.zeros(2, 8, device=device)
     positive = torch.zeros(2, 8, device=device)
     positive[1, 0] = 1.0
@@ -141,9 +147,11 @@ def test_far_apart_groups_do_not_mix(backend, device):
         x[1] *= 1e-12
     loss = fc.contrastive_force_loss(positive, negative, (0.2, 0.5), backend=backend)
     scaled = fc.contrastive_force_loss(
-        torch.stack([positive[0] / 1e18, positive[1] * 1e12]), torch.stack([negative[0] / 1e18, negative[1] * 1e12]),
-        (0.2, 0.5), backend=backend,
-    )  # fmt: skip
+        torch.stack([positive[0] / 1e18, positive[1] * 1e12]),
+        torch.stack([negative[0] / 1e18, negative[1] * 1e12]),
+        (0.2, 0.5),
+        backend=backend,
+    )
     torch.testing.assert_close(loss, scaled, rtol=1e-3, atol=1e-6)
 
 
@@ -345,7 +353,10 @@ def test_opcheck(backend, device):
 
 @pytest.mark.no_poison
 def test_compile(backend, device):
-    """As one graph, forward and backward, the same numbers; inductor once, whose graph is the same."""
+    """As one graph, forward and backward, the same numbers.
+
+    Inductor once, whose graph is the same.
+    """
     if backend == "triton" and is_interpreted(backend):
         pytest.skip("Dynamo cannot trace an interpreted Triton kernel")
     torch.compiler.reset()
@@ -368,7 +379,10 @@ def test_compile(backend, device):
 
 
 def test_memory_of_a_large_set():
-    """N = M = 4096, D = 128: under 100 MB beyond the inputs, forward and backward; the (N + M)^2 distances alone are 268 MB."""
+    """N = M = 4096, D = 128.
+
+    Under 100 MB beyond the inputs, forward and backward; the (N + M)^2 distances alone are 268 MB.
+    """
     from bench import memory
 
     reason = memory.unsupported()

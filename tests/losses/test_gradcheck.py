@@ -1,10 +1,12 @@
-"""gradcheck in float64 of every loss and every use of the primitive: small in full (along one random direction in the interpreter), and
-ragged across tile borders."""
+"""gradcheck in float64 of every loss and every use of the primitive.
+
+Small in full (along one random direction in the interpreter), and ragged across tile borders.
+"""
 
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases
+from support import cases, uses
 
 from fused_contrastive.backends.panels import _panel as panels
 
@@ -51,7 +53,10 @@ def outputs_of(use, backend, named):
 
 
 def small_inputs(use, device) -> dict:
-    """A few rows, with candidates in every row and column: an empty one is -inf, tested elsewhere."""
+    """A few rows, with candidates in every row and column.
+
+    An empty one is -inf, tested elsewhere.
+    """
     named = use.draw(4, 4 if use.kind == "not_pair" else 3, 2, device=device)
     if use.kind in ("other_key", "same_key"):
         named["key_a"] = torch.tensor([0, 0, 1, 1], device=device).expand(named["key_a"].shape)
@@ -65,9 +70,12 @@ def small_inputs(use, device) -> dict:
     return named
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, any_backend, device):
-    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns; each undefined in turn."""
+    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns.
+
+    Each undefined in turn.
+    """
     skip_unless_served(any_backend, device, torch.float64)
     named = small_inputs(use, device)
     names, function = outputs_of(use, any_backend, named)
@@ -83,7 +91,7 @@ def test_primitive(use, any_backend, device):
         "same_key-two-offset1-columns-bias",
     )
 )
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive_across_tiles(use, backend, device, monkeypatch):
     skip_unless_served(backend, device, torch.float64)
     monkeypatch.setattr(panels, "PANEL", 1000)
@@ -101,7 +109,7 @@ def test_primitive_across_tiles(use, backend, device, monkeypatch):
 @pytest.mark.parametrize("columns", (False, True))
 def test_only_some_gradients(needed, columns, backend, device):
     """Whatever subset of a, b, scale and bias needs a gradient gets the same one."""
-    use = cases.Use("not_self", False, columns=columns, self_offset=1, bias=True, normalize=True)
+    use = uses.Use("not_self", False, columns=columns, self_offset=1, bias=True, normalize=True)
     named = use.draw(9, 7, 4, device=device)
     _, function = outputs_of(use, backend, named)
     everything = list(named.values())
@@ -123,7 +131,7 @@ def test_only_some_gradients(needed, columns, backend, device):
 
 def test_one_direction_unused(backend, device):
     """return_columns with only one of the two outputs in the graph."""
-    use = cases.Use("all", False, columns=True)
+    use = uses.Use("all", False, columns=True)
     for index in (0, 1):
         named = use.draw(6, 5, 3, device=device)
         use.apply(named, backend)[index].sum().backward()
@@ -134,11 +142,13 @@ def test_one_direction_unused(backend, device):
 
 
 def test_negative_and_learned_scale(backend, device):
-    """A scale of either sign, as a 0-d tensor of float64 or float32 on the inputs' device or the CPU."""
+    """A scale of either sign, as a 0-d tensor of float64 or float32 on the inputs' device or the
+    CPU.
+    """
     for value in (-1.3, 2.0):
         for dtype in (torch.float64, torch.float32):
             for where in {device, torch.device("cpu")}:
-                use = cases.Use("not_self", True, normalize=True)
+                use = uses.Use("not_self", True, normalize=True)
                 named = use.draw(6, 6, 3, device=device)
                 named["scale"] = torch.tensor(value, dtype=dtype, device=where, requires_grad=True)
                 use.apply(named, backend)[0].sum().backward()

@@ -1,4 +1,7 @@
-"""Losses with several positives and decoupled losses: forms, views, unmatched rows, weights, metrics, arguments."""
+"""Losses with several positives and decoupled losses.
+
+Forms, views, unmatched rows, weights, metrics, arguments.
+"""
 
 import itertools
 import math
@@ -10,7 +13,7 @@ from conftest import is_interpreted, skip_unless_served
 from oracles import labels as label_oracle
 from oracles import similarity as oracle
 from support import cases
-from test_accuracy import assert_within_yardstick
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive import reference
@@ -41,7 +44,10 @@ def draw(device, views=0, n=11, d=5, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize("kind", ("labels-0", "labels-1", "labels-3", "none-1", "none-2", "none-4"))
 @pytest.mark.parametrize("positives", FORMS)
 def test_against_the_oracle(positives, kind, mode, any_backend, device):
-    """Values and gradients for any number of views, with and without labels, normalised and not; rows without positives included."""
+    """Values and gradients for any number of views, with and without labels, normalised and not.
+
+    Rows without positives included.
+    """
     kind, views = kind.split("-")
     labels = LABELS.to(device) if kind == "labels" else None
     for normalize in (True,) if is_interpreted(any_backend) else (True, False):
@@ -65,7 +71,10 @@ def test_against_the_oracle(positives, kind, mode, any_backend, device):
 
 
 def double_loop(z, label, temperature, positives):
-    """Equations 2 and 3 of the paper, and the terms of single pairs, as written: no vector, no logarithm of sums that is not there."""
+    """Equations 2 and 3 of the paper, and the terms of single pairs, as written.
+
+    No vector, no logarithm of sums that is not there.
+    """
     z, total, terms = z / np.linalg.norm(z, axis=1, keepdims=True), [], 0
     for i in range(len(z)):
         e = [math.exp(z[i] @ z[a] / temperature) for a in range(len(z))]
@@ -85,7 +94,11 @@ def double_loop(z, label, temperature, positives):
 @above_the_kernels
 @pytest.mark.parametrize("positives", FORMS)
 def test_double_loop(positives, any_backend, device):
-    """The formulas as loops; the mean of pairs is over pairs, that of rows over rows; the loops' differences are the oracle's gradients."""
+    """The formulas as loops.
+
+    The mean of pairs is over pairs, that of rows over rows; the loops' differences are the oracle's
+    gradients.
+    """
     features = draw(device)
     loss = call(any_backend, features, LABELS.to(device), positives=positives, reduction="none")
     expected, terms = double_loop(oracle.array(features), LABELS.tolist(), 0.3, positives)
@@ -98,8 +111,15 @@ def test_double_loop(positives, any_backend, device):
     if any_backend == "eager" and positives != "in":
         z, h, index = oracle.array(features), 1e-6, (3, 2)
         _, grads = label_oracle.sup_con(z, 0.3, np.ones(len(z)), LABELS, positives)
-        steps = [double_loop(z + s * h * (np.arange(z.size).reshape(z.shape) == 17), LABELS.tolist(), 0.3, positives)[0]
-                 for s in (1, -1)]  # fmt: skip
+        steps = [
+            double_loop(
+                z + s * h * (np.arange(z.size).reshape(z.shape) == 17),
+                LABELS.tolist(),
+                0.3,
+                positives,
+            )[0]
+            for s in (1, -1)
+        ]
         assert np.ravel_multi_index(index, z.shape) == 17
         assert math.isclose(
             grads["features"][index], (steps[0] - steps[1]).sum() / (2 * h), rel_tol=1e-6
@@ -108,7 +128,10 @@ def test_double_loop(positives, any_backend, device):
 
 @above_the_kernels
 def test_two_views_without_labels_are_nt_xent(backend, device):
-    """In every form, and with a label of its own for every sample; so is the decoupled loss with the positive put back."""
+    """In every form, and with a label of its own for every sample.
+
+    So is the decoupled loss with the positive put back.
+    """
     features = draw(device, 2)
     z1, z2 = features.unbind(1)
     expected = fc.nt_xent_loss(z1, z2, 0.3, reduction="none", backend=backend)
@@ -139,7 +162,10 @@ def test_any_labels(dtype, backend, device):
 
 @above_the_kernels
 def test_one_class_and_none_shared(backend, device):
-    """All rows of one class: the mean of N - 1 log-probabilities, and no negatives; all alone: no positives."""
+    """All rows of one class.
+
+    The mean of N - 1 log-probabilities, and no negatives; all alone: no positives.
+    """
     features, n = draw(device), len(LABELS)
     same, alone = torch.zeros(n, dtype=torch.int64, device=device), torch.arange(n, device=device)
     for positives in ("out", "in"):
@@ -156,7 +182,10 @@ def test_one_class_and_none_shared(backend, device):
 @above_the_kernels
 @pytest.mark.parametrize("positives", FORMS)
 def test_rows_without_positives(positives, any_backend, device):
-    """They get no gradient of their own; they count in the mean, or not, as asked; a mean over no rows is NaN with gradient 0."""
+    """They get no gradient of their own.
+
+    They count in the mean, or not, as asked; a mean over no rows is NaN with gradient 0.
+    """
     labels = LABELS.to(device)
     matched = torch.tensor([LABELS.eq(x).sum() > 1 for x in LABELS], device=device)
     features = draw(device)
@@ -180,7 +209,11 @@ def test_rows_without_positives(positives, any_backend, device):
 @pytest.mark.parametrize("views", (0, 2))
 @pytest.mark.parametrize("positives", FORMS)
 def test_weights_of_samples(positives, views, any_backend, device):
-    """Losses times weights; the mean over the sum of the weights, of each pair's where the mean is over pairs; 0 removes a row, inf included."""
+    """Losses times weights.
+
+    The mean over the sum of the weights, of each pair's where the mean is over pairs; 0 removes a
+    row, inf included.
+    """
     labels, features = LABELS.to(device), draw(device, views)
     weights = torch.tensor([1.0, 0.5, 2, 0, 1, 1, 0, 0, 3, 1, 0.25], device=device)
     options = {"positives": positives, "skip_unmatched": positives == "in" and views == 0}
@@ -216,7 +249,10 @@ def test_weights_of_samples(positives, views, any_backend, device):
 @pytest.mark.parametrize("mode", ("all", "one"))
 @pytest.mark.parametrize("views", (0, 1, 3))
 def test_positive_weights(views, mode, any_backend, device):
-    """Any non-negative matrix of any dtype, gradients included; a heavy diagonal drowns nothing; of labels' equality it is labels."""
+    """Any non-negative matrix of any dtype, gradients included.
+
+    A heavy diagonal drowns nothing; of labels' equality it is labels.
+    """
     generator = torch.Generator().manual_seed(2)
     n = len(LABELS)
     matrix = torch.rand(n, n, generator=generator, dtype=torch.float64) * (
@@ -264,7 +300,10 @@ def test_positive_weights(views, mode, any_backend, device):
 )
 @above_the_kernels
 def test_metrics(form, any_backend, device):
-    """By the oracle's similarities, weighted where there are weights; detached; not where nothing has a positive."""
+    """By the oracle's similarities, weighted where there are weights.
+
+    Detached; not where nothing has a positive.
+    """
     positives, kind, views = form.split("-")
     labels = LABELS.to(device) if kind == "labels" else None
     for mode, normalize in itertools.product(("all", "one"), (True, False)):
@@ -298,7 +337,10 @@ def test_metrics(form, any_backend, device):
 
 @above_the_kernels
 def test_ties_are_hits(backend, device):
-    """Equal embeddings of several classes: the largest is a positive's as well, however the sums were ordered."""
+    """Equal embeddings of several classes.
+
+    The largest is a positive's as well, however the sums were ordered.
+    """
     same = torch.randn(1, 37, device=device).repeat(40, 1)
     labels = torch.arange(40, device=device) % 7
     for positives in ("out", "in"):
@@ -311,7 +353,10 @@ def test_ties_are_hits(backend, device):
 @pytest.mark.parametrize("spread", (0.3, 0.03, 0.003))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_collapsed_classes(dtype, spread, size, backend, device):
-    """Late in training: samples next to their class centre. What is left of the gradient is a difference of nearly equal means."""
+    """Late in training: samples next to their class centre.
+
+    What is left of the gradient is a difference of nearly equal means.
+    """
     skip_unless_served(backend, device, dtype)
     n, errors = 96, {backend: [], "reference": []}
     labels = (torch.arange(n) % (n // size)).to(device)
@@ -333,14 +378,20 @@ def test_collapsed_classes(dtype, spread, size, backend, device):
                 backend="eager" if name == "reference" else name,
             )
             out.backward(g.to(out))
-            pairs = {"loss": (out, loss), "features": (features.grad, grads["features"]),
-                     "temperature": (learned.grad, grads["temperature"])}  # fmt: skip
+            pairs = {
+                "loss": (out, loss),
+                "features": (features.grad, grads["features"]),
+                "temperature": (learned.grad, grads["temperature"]),
+            }
             found.append({key: cases.relative_error(*pair) for key, pair in pairs.items()})
     assert_within_yardstick(errors[backend], errors["reference"], dtype)
 
 
 def test_dclw_weights(any_backend, device):
-    """Two minus B times the softmax of the pairs' similarities, without a gradient; sigma to infinity is DCL."""
+    """Two minus B times the softmax of the pairs' similarities, without a gradient.
+
+    Sigma to infinity is DCL.
+    """
     z1, z2 = (draw(device, seed=seed) for seed in (0, 1))
     plain, flat = (
         fc.dcl_loss(z1, z2, reduction="none", backend=any_backend),

@@ -1,4 +1,8 @@
-"""The modules: the functions' options and defaults, learnable temperatures, copies and saved states; numbers and tensors as temperature."""
+"""The modules.
+
+The functions' options and defaults, learnable temperatures, copies and saved states; numbers and
+tensors as temperature.
+"""
 
 import copy
 import inspect
@@ -60,7 +64,10 @@ def loss_of(out):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_signature_mirrors_the_function(name):
-    """Every option of the function is a constructor argument of the same name and default; tensors are forward's."""
+    """Every option of the function is a constructor argument of the same name and default.
+
+    Tensors are forward's.
+    """
     function = inspect.signature(getattr(fc, PAIRS[name])).parameters
     constructor = dict(inspect.signature(getattr(fc, name)).parameters)
     forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
@@ -151,7 +158,10 @@ def test_options_reach_the_function(backend, device):
 
 @pytest.mark.parametrize("name", WITH_TEMPERATURE)
 def test_learnable_temperature(name, backend, device):
-    """Learned as its logarithm: the gradient is T times that of T, a step changes the temperature, and it stays positive."""
+    """Learned as its logarithm.
+
+    The gradient is T times that of T, a step changes the temperature, and it stays positive.
+    """
     module = getattr(fc, name)(0.2, learnable=True, backend=backend).to(device)
     assert [k for k, _ in module.named_parameters()] == ["log_temperature"]
     assert math.isclose(module.temperature.item(), 0.2, rel_tol=1e-6)
@@ -230,7 +240,10 @@ def test_repr_shows_the_options(name):
     "dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str
 )
 def test_number_and_tensor_temperatures_agree(dtype, backend, device):
-    """A number, a 0-d tensor here, and a 0-d tensor on the CPU; of any float dtype, which the gradient keeps."""
+    """A number, a 0-d tensor here, and a 0-d tensor on the CPU.
+
+    Of any float dtype, which the gradient keeps.
+    """
     z1, z2 = arguments("NTXentLoss", device)
     expected = fc.nt_xent_loss(z1, z2, 0.25, backend=backend)
     for where in {device, torch.device("cpu")}:

@@ -1,4 +1,7 @@
-"""Losses with options as rows of a matrix: errors, gradcheck, few rows, metrics, memory, and that defaults cost nothing."""
+"""Losses with options as rows of a matrix.
+
+Errors, gradcheck, few rows, metrics, memory, and that defaults cost nothing.
+"""
 
 import numpy as np
 import pytest
@@ -34,7 +37,10 @@ def test_error(case, dtype, backend, device):
 @pytest.mark.parametrize("temperature", (0.05, 1e-2))
 @pytest.mark.parametrize("case", cases.OPTIONS, ids=lambda c: c.name)
 def test_error_when_converged(case, temperature, backend, device):
-    """Views 0.3 standard deviations apart, float32: the positive takes nearly all of the softmax."""
+    """Views 0.3 standard deviations apart, float32.
+
+    The positive takes nearly all of the softmax.
+    """
     n, d = small_size(backend)
     settings = {"spread": 0.3, "temperature": temperature}
     ours, eager = (
@@ -52,7 +58,9 @@ def test_error_when_converged(case, temperature, backend, device):
     "case", [c for c in cases.OPTIONS if not c.constant_parts], ids=lambda c: c.name
 )
 def test_gradcheck(case, any_backend, device):
-    """Every element of every argument, weights and biases included (less those whose gradient is not the loss's own)."""
+    """Every element of every argument, weights and biases included (less those whose gradient is
+    not the loss's own).
+    """
     skip_unless_served(any_backend, device, torch.float64)
     inputs = case.draw(6, 3, device=device)
     names = list(inputs)

@@ -1,4 +1,7 @@
-"""What each option of the losses means, against the formula as it is written elsewhere; the ranking loss and distillation."""
+"""What each option of the losses means, against the formula as it is written elsewhere.
+
+The ranking loss and distillation.
+"""
 
 import math
 
@@ -14,7 +17,10 @@ from fused_contrastive import losses, reference
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_keys(name, any_backend, device):
-    """Distinct keys change nothing; equal keys leave no negatives: loss and gradients 0. Any integer dtype and any values."""
+    """Distinct keys change nothing; equal keys leave no negatives: loss and gradients 0.
+
+    Any integer dtype and any values.
+    """
     first, second = pair(device=device)
     plain = call(name, first, second, any_backend, reduction="none")
     for keys in (torch.arange(9).flip(0) - 4, (torch.arange(9) * 2**40)):
@@ -31,7 +37,10 @@ def test_keys(name, any_backend, device):
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_weights(name, backend, device):
-    """none: w l, sum: Σ w l, mean: Σ w l / Σ w; gradients go to the weights too, where they ask for it."""
+    """none.
+
+    W l, sum: Σ w l, mean: Σ w l / Σ w; gradients go to the weights too, where they ask for it.
+    """
     first, second = pair(device=device)
     weights = torch.linspace(0, 2, 9, dtype=torch.float64, device=device).requires_grad_()
     plain = call(name, first, second, backend, reduction="none").detach()
@@ -56,7 +65,10 @@ def test_weights(name, backend, device):
 )
 @pytest.mark.parametrize("name", WITH_BIAS)
 def test_padding(name, options, any_backend, device):
-    """Biases of -inf and weights of 0 at padded pairs: value and gradients of the batch without them, 0 at the padding."""
+    """Biases of -inf and weights of 0 at padded pairs.
+
+    Value and gradients of the batch without them, 0 at the padding.
+    """
     first, second = pair(device=device)
     bias = torch.zeros(9, dtype=torch.float64, device=device)
     bias[6:] = -math.inf
@@ -78,7 +90,10 @@ def test_padding(name, options, any_backend, device):
 
 @pytest.mark.parametrize("name", WITH_BIAS)
 def test_bias(name, backend, device):
-    """A constant bias changes nothing; -log q repeats a column 1 / q times, as sampling correction must."""
+    """A constant bias changes nothing.
+
+    -log q repeats a column 1 / q times, as sampling correction must.
+    """
     first, second = pair(device=device)
     plain = call(name, first, second, backend, reduction="none")
     bias = torch.full((9,), 2.5, dtype=torch.float64, device=device)
@@ -145,7 +160,10 @@ def test_label_smoothing_is_that_of_cross_entropy(any_backend, device):
 
 
 def test_label_smoothing_beside_a_large_class(backend, device):
-    """float32, all rows but two of one class: the sum over the others is not what rounding leaves of the class's own."""
+    """float32, all rows but two of one class.
+
+    The sum over the others is not what rounding leaves of the class's own.
+    """
     z1, z2 = pair(3000, 8, device, torch.float32)
     keys = torch.zeros(3000, dtype=torch.long, device=device)
     keys[:2] = torch.tensor([1, 2], device=device)
@@ -207,7 +225,10 @@ class Hard(torch.nn.Module):
 
 @pytest.mark.parametrize("tau_plus", (0.01, 0.3, 0.6))
 def test_tau_plus_is_the_debiased_loss(tau_plus, any_backend, device):
-    """As its authors write it: exponentials, a clamp, log of a quotient; with rows on either side of the clamp."""
+    """As its authors write it.
+
+    Exponentials, a clamp, log of a quotient; with rows on either side of the clamp.
+    """
     z1, z2 = pair(12, device=device)
     temperature = 0.5
     z = torch.cat([F.normalize(z1, dim=1), F.normalize(z2, dim=1)])
@@ -241,7 +262,10 @@ def test_tau_plus_at_large_logits(backend, device):
 
 
 def test_in_batch_and_shared_negatives(any_backend, device):
-    """negative_mode="in_batch": the other rows' positives and the shared negatives in one softmax."""
+    """negative_mode="in_batch".
+
+    The other rows' positives and the shared negatives in one softmax.
+    """
     query, key = pair(device=device)
     negatives = pair(4, device=device, seed=1)[0]
     columns = F.normalize(torch.cat([key, negatives]), dim=1)
@@ -256,7 +280,11 @@ def test_in_batch_and_shared_negatives(any_backend, device):
 
 
 def test_ranking_is_info_nce(backend, device):
-    """Pairs alone: in-batch InfoNCE; both directions, each its own softmax: the symmetric one; hard negatives are shared."""
+    """Pairs alone.
+
+    In-batch InfoNCE; both directions, each its own softmax: the symmetric one; hard negatives are
+    shared.
+    """
     query, key = pair(device=device)
     loss = fc.multiple_negatives_ranking_loss
     torch.testing.assert_close(
@@ -293,8 +321,10 @@ def test_distillation_of_itself(backend, device):
 
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 def test_distillation_when_both_have_converged(reduction, backend, device):
-    """A loss of 1e-7 in float32, all but the pair itself being tiny in both softmaxes: accurate relative to itself (eager's gradient is off
-    by a tenth)."""
+    """A loss of 1e-7 in float32, all but the pair itself being tiny in both softmaxes.
+
+    Accurate relative to itself (eager's gradient is off by a tenth).
+    """
     generator = torch.Generator().manual_seed(0)
     n = 40 if is_interpreted(backend) else 300
     first, second = (torch.randn(n, 64, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -8,8 +8,8 @@ import textwrap
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases
-from test_accuracy import assert_within_yardstick
+from support import cases, uses
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive.backends.panels import _panel as panels
@@ -36,7 +36,7 @@ def test_panels_of_any_size(name, panel, device, monkeypatch):
         torch.testing.assert_close(x, y, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_panels_of_any_size_in_the_primitive(use, device, monkeypatch):
     results = []
     for panel in (1 << 22, 64, 7):
@@ -60,7 +60,11 @@ def test_panels_of_any_size_in_the_primitive(use, device, monkeypatch):
 
 @pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue"))
 def test_several_natural_panels(name, backend, device):
-    """N = 3000: the panels backend needs several of its own panels, the kernels dozens of tiles in both directions."""
+    """N = 3000.
+
+    The panels backend needs several of its own panels, the kernels dozens of tiles in both
+    directions.
+    """
     if is_interpreted(backend):
         pytest.skip("minutes in the interpreter; its tiles are crossed in test_gradcheck.py")
     case = cases.BY_NAME[name]
@@ -113,7 +117,10 @@ def threads():
     ),
 )
 def test_any_thread_count(name, dtype, backend_name, threads):
-    """1, 2, 3 and 8 threads on the CPU: the same bits from the native kernels; panels rounds as the library's products do."""
+    """1, 2, 3 and 8 threads on the CPU.
+
+    The same bits from the native kernels; panels rounds as the library's products do.
+    """
     cpu = torch.device("cpu")
     skip_unless_served(backend_name, cpu, dtype)
     case = cases.BY_NAME[name]
@@ -133,7 +140,9 @@ def test_any_thread_count(name, dtype, backend_name, threads):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_uninitialised_memory_is_never_read(name, backend, device):
-    """With every new CPU tensor filled with NaN by torch itself (C++ allocations included) nothing changes."""
+    """With every new CPU tensor filled with NaN by torch itself (C++ allocations included) nothing
+    changes.
+    """
     if device.type != "cpu":
         pytest.skip(
             "torch fills new memory in deterministic mode, which not every CUDA operation has"
@@ -168,7 +177,8 @@ MEMORY = """
         with open("/proc/self/clear_refs", "w") as reset_peak:
             reset_peak.write("5")
         before = resident("VmRSS")
-        options = {"clip_loss": {"logit_scale": 0.1}, "siglip_loss": {"logit_scale": 0.1, "logit_bias": -1.0}}.get(name, {})
+        options = {"logit_scale": 0.1} if name in ("clip_loss", "siglip_loss") else {}
+        options |= {"logit_bias": -1.0} if name == "siglip_loss" else {}
         second = torch.arange(n) % 1000 if name == "sup_con_loss" else z2
         getattr(fc, name)(z1, second, **options, backend=backend).backward()
         return resident("VmHWM") - before
@@ -183,21 +193,29 @@ MEMORY = """
 @pytest.mark.parametrize("n", (8192,))
 @pytest.mark.parametrize("name", ("nt_xent_loss", "clip_loss", "siglip_loss", "sup_con_loss"))
 def test_memory(name, n, backend_name):
-    """Forward and backward in 64 MB where the similarities would take 1.07 GB (NT-Xent) and 268 MB in float32."""
+    """Forward and backward in 64 MB where the similarities would take 1.07 GB (NT-Xent) and 268 MB
+    in float32.
+    """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("peak memory is read from Linux's /proc")
     skip_unless_served(backend_name, torch.device("cpu"))
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEMORY), name, backend_name, str(n)],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr
     growth = int(done.stdout)
     assert growth < 64e6, f"{growth / 1e6:.0f} MB"
 
 
 def test_memory_of_the_gpu(device):
-    """Peak device memory of forward and backward at N = 32768, D = 64: the matrix would take 17 GB."""
+    """Peak device memory of forward and backward at N = 32768, D = 64.
+
+    The matrix would take 17 GB.
+    """
     if device.type != "cuda":
         pytest.skip("no GPU in this run")
     z1, z2 = (

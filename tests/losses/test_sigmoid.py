@@ -1,4 +1,8 @@
-"""The sigmoid family: sums of softplus, their gradients and SigLIP against the float64 oracle; corners; citizens of PyTorch."""
+"""The sigmoid family.
+
+Sums of softplus, their gradients and SigLIP against the float64 oracle; corners; citizens of
+PyTorch.
+"""
 
 import functools
 import math
@@ -11,7 +15,7 @@ from oracles import similarity as oracle
 from support import sigmoid_cases as cases
 from support.cases import positive_weights, relative_error
 from support.sigmoid_cases import USES, Use
-from test_accuracy import assert_within_yardstick
+from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
 from fused_contrastive.backends.panels import _panel as panels
@@ -28,7 +32,9 @@ OPS = ("sigmoid_forward", "sigmoid_backward")
 
 @functools.lru_cache(maxsize=256)
 def truth(use, m, n, d, dtype, seed):
-    """``(upstream gradient, rows, gradients by name)`` of the oracle, computed once for all backends."""
+    """``(upstream gradient, rows, gradients by name)`` of the oracle, computed once for all
+    backends.
+    """
     g = positive_weights((*use.lead, m), seed)
     rows, _, _, grads = use.truth(use.draw(m, n, d, dtype, seed=seed), g)
     return g, rows, grads
@@ -51,7 +57,10 @@ def errors(use, backend, m, n, d, dtype, device, seed) -> dict:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("use", USES, ids=str)
 def test_errors(use, dtype, backend, device, monkeypatch):
-    """Rows and every gradient: at most the dense form's error, which computes half precision in float32."""
+    """Rows and every gradient.
+
+    At most the dense form's error, which computes half precision in float32.
+    """
     skip_unless_served(backend, device, dtype)
     monkeypatch.setattr(panels, "PANEL", 1000)
     m, n, d = (17, 21, 12) if is_interpreted(backend) else (37, 41, 20)
@@ -116,7 +125,10 @@ def test_only_one_gradient(needed, backend, device):
 
 @pytest.mark.parametrize("sign", (1, -1))
 def test_large_logits(sign, backend, device):
-    """|x| of 1e4 and beyond, biases of both infinities, rows without candidates: softplus and sigmoid at their limits."""
+    """|x| of 1e4 and beyond, biases of both infinities, rows without candidates.
+
+    Softplus and sigmoid at their limits.
+    """
     x = torch.tensor([0.0, 50.0, -50.0, 1e4, -1e4, 90.0, -90.0], dtype=torch.float32, device=device)
     row_bias = torch.tensor(
         [0.0, 3.0, math.inf, -math.inf, 5.0], dtype=torch.float32, device=device, requires_grad=True
@@ -173,7 +185,10 @@ def test_terms_far_below_one(sign, backend, device):
 
 
 def test_many_tiny_terms(backend, device):
-    """N = 20000 softplus terms near 4.5e-5: the sum's error is at most eager's, or half an ulp of float32."""
+    """N = 20000 softplus terms near 4.5e-5.
+
+    The sum's error is at most eager's, or half an ulp of float32.
+    """
     if is_interpreted(backend):
         pytest.skip("minutes in the interpreter")
     n, generator = 20000, torch.Generator().manual_seed(0)
@@ -229,7 +244,10 @@ def test_empty(backend, device):
 @pytest.mark.interpreter(use=FEW[:1])
 @pytest.mark.parametrize("use", [use for use in USES if not use.lead][::2], ids=str)
 def test_opcheck(use, backend, device, monkeypatch):
-    """Schemas, fakes and aliasing of the ops, as the autograd function calls them; the second one is the same for all backends."""
+    """Schemas, fakes and aliasing of the ops, as the autograd function calls them.
+
+    The second one is the same for all backends.
+    """
     calls = {}
     for op in OPS:
         original = getattr(fc.sigmoid_ops, op)
@@ -268,7 +286,10 @@ def test_func_grad(backend, device):
 
 
 def test_siglip(backend, device):
-    """Learnable scale and bias; the mean is over images, the metrics those of finding an image's text."""
+    """Learnable scale and bias.
+
+    The mean is over images, the metrics those of finding an image's text.
+    """
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(2))
     named = {"image_features": image, "text_features": text + image}

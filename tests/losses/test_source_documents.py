@@ -1,4 +1,7 @@
-"""The documents the project started from: printed numbers and double loops, reproduced by every backend."""
+"""The documents the project started from.
+
+Printed numbers and double loops, reproduced by every backend.
+"""
 
 import math
 
@@ -23,7 +26,10 @@ MEAN = 1.6420
 
 
 def printed_views() -> tuple[torch.Tensor, torch.Tensor]:
-    """Six unit vectors whose cosines are the printed matrix: its eigenvectors times the roots of its eigenvalues."""
+    """Six unit vectors whose cosines are the printed matrix.
+
+    Its eigenvectors times the roots of its eigenvalues.
+    """
     values, vectors = np.linalg.eigh(np.array(SIMILARITIES))
     assert values.min() > 0, "the printed matrix is positive definite, so the embedding is exact"
     z = torch.from_numpy(vectors * np.sqrt(values))
@@ -32,7 +38,9 @@ def printed_views() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
 def test_printed_numbers(dtype, any_backend, device):
-    """The notebook's similarities, losses and mean, all to their four printed digits (similarities are off by up to 5e-5)."""
+    """The notebook's similarities, losses and mean, all to their four printed digits (similarities
+    are off by up to 5e-5).
+    """
     z1, z2 = (z.to(device, dtype) for z in printed_views())
     z = torch.cat([z1, z2])
     torch.testing.assert_close(
@@ -51,7 +59,10 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def double_loop_nt_xent(zi: np.ndarray, zj: np.ndarray, tau: float) -> float:
-    """Pairs (k, k + B) in both directions, each against every other sample: no vectorisation at all."""
+    """Pairs (k, k + B) in both directions, each against every other sample.
+
+    No vectorisation at all.
+    """
     z = np.concatenate([zi, zj])
     total = 0.0
     for k in range(len(zi)):
@@ -78,7 +89,10 @@ def test_numpy_double_loop(shape, tau, any_backend, device):
 
 
 def double_loop_cpc(predictions: np.ndarray, latents: np.ndarray) -> tuple[float, float]:
-    """Batch by batch and step by step; the term is added after the sum over j, as the vectorised form does."""
+    """Batch by batch and step by step.
+
+    The term is added after the sum over j, as the vectorised form does.
+    """
     steps, batch, _ = predictions.shape
     loss, hits = 0.0, 0
     for i in range(batch):
@@ -107,7 +121,10 @@ def test_cpc_double_loop(shape, any_backend, device):
 
 
 def test_n_pairs_double_loop(any_backend, device):
-    """Cosine of every anchor with every positive, cross entropy of the rows; index vector and identity agree."""
+    """Cosine of every anchor with every positive, cross entropy of the rows.
+
+    Index vector and identity agree.
+    """
     rng = np.random.default_rng(2)
     anchors, positives = rng.standard_normal((6, 5)), rng.standard_normal((6, 5))
     expected = 0.0
@@ -126,7 +143,9 @@ def test_n_pairs_double_loop(any_backend, device):
 
 
 def test_oracle_agrees_with_the_double_loops():
-    """The oracle's vectors, averaged, are the loops' numbers, and its gradients are the loops' finite differences."""
+    """The oracle's vectors, averaged, are the loops' numbers, and its gradients are the loops'
+    finite differences.
+    """
     rng = np.random.default_rng(3)
     zi, zj, h = rng.standard_normal((4, 3)), rng.standard_normal((4, 3)), 1e-6
     loss, grads = oracle.nt_xent(zi, zj, 0.4, np.full(8, 1 / 8))
@@ -147,7 +166,10 @@ def test_oracle_agrees_with_the_double_loops():
 
 
 def test_mathematics_of_simple_batches(backend, device):
-    """Closed forms: all rows equal gives log(2B - 1); orthogonal pairs give log(1 + (2B - 2) exp(-1 / T))."""
+    """Closed forms.
+
+    All rows equal gives log(2B - 1); orthogonal pairs give log(1 + (2B - 2) exp(-1 / T)).
+    """
     n = 4 if is_interpreted(backend) else 40
     same = torch.ones(n, 3, device=device, dtype=torch.float64)
     assert math.isclose(

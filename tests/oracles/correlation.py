@@ -1,4 +1,7 @@
-"""The correlation losses and their gradients by explicit formulas in NumPy's longest floats. Nothing here comes from the package."""
+"""The correlation losses and their gradients by explicit formulas in NumPy's longest floats.
+
+Nothing here comes from the package.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ def standardize_backward(x: np.ndarray, factor: np.ndarray, flow: np.ndarray) ->
 
 
 def correlation(shards, lamb, scale_loss, g, samples):
-    """``(loss, gradients [(dz1, dz2), ...])`` of c, the mean of the correlation matrices of the shards ``[(z1, z2), ...]``, times g."""
+    """``(loss, gradients [(dz1, dz2), ...])`` of c, the mean of the correlation matrices of the
+    shards ``[(z1, z2), ...]``, times g.
+    """
     W = len(shards)
     parts, c = [], 0
     for z1, z2 in shards:

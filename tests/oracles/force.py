@@ -1,5 +1,8 @@
-"""The oracle of the force family, in NumPy: from the formulas of the sources, group by group and row by row. Nothing here comes from the
-package. Numbers are long doubles where the platform has them, so that no affinity underflows.
+"""The oracle of the force family, in NumPy: from the formulas of the sources, group by group and
+row by row.
+
+Nothing here comes from the package. Numbers are long doubles where the platform has them, so that
+no affinity underflows.
 
 Gradients of the losses have closed forms, since everything but the scaled negatives is a constant.
 """
@@ -21,7 +24,10 @@ def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def softmaxes(s: np.ndarray) -> np.ndarray:
-    """Product of the softmax of the rows and that of the columns; a row or column of -inf has softmax 0."""
+    """Product of the softmax of the rows and that of the columns.
+
+    A row or column of -inf has softmax 0.
+    """
 
     def softmax(s, axis):
         top = s.max(axis, keepdims=True)
@@ -53,7 +59,9 @@ def force(
     np.fill_diagonal(A, 0)  # self pairs, whose distance is 0
     if (
         M >= 10
-    ):  # the sum over i and that over k, as seen from j: equal points would leave nothing of the others' digits
+        # The sum over i and that over k, as seen from j: equal points would leave nothing of the
+        # others' digits.
+    ):
         for j in range(M):
             near, far = A[j, :M, None], A[j, M:, None]
             total[j] = near.sum() * (far * (positive - negative[j])).sum(0)
@@ -103,7 +111,10 @@ def force_loss(
 
 
 def drift(gen, positive, negative, weights, temperatures, upstream) -> dict[str, np.ndarray]:
-    """The published training code for all groups: loss `[G]`, gradient of gen, scale and mean squares."""
+    """The published training code for all groups.
+
+    Loss `[G]`, gradient of gen, scale and mean squares.
+    """
     G, n, S = gen.shape
     sets = [gen, positive] if negative is None else [gen, negative, positive]
     columns, w = np.concatenate(sets, 1), np.concatenate(weights, 1)

@@ -1,4 +1,8 @@
-"""Losses with several positives and the decoupled losses by explicit formulas in NumPy float64, row by row; nothing here from the package."""
+"""Losses with several positives and the decoupled losses by explicit formulas in NumPy float64, row
+by row.
+
+Nothing here from the package.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,9 @@ def softplus(gap: float) -> tuple[float, float]:
 def positives_row(
     s: np.ndarray, weight: np.ndarray, itself: int, form: str
 ) -> tuple[float, np.ndarray]:
-    """The loss of one row whose positives are the columns of positive weight, and its derivative by every similarity."""
+    """The loss of one row whose positives are the columns of positive weight, and its derivative by
+    every similarity.
+    """
     ds = np.zeros_like(s)
     positive, negative = weight > 0, weight == 0
     positive[itself] = negative[itself] = False
@@ -117,7 +123,9 @@ def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=N
 def metrics(
     features, labels, temperature, contrast_mode="all", normalize=True
 ) -> tuple[float, float]:
-    """Share of the rows with positives whose largest other similarity is a positive's, and the mean over all pairs."""
+    """Share of the rows with positives whose largest other similarity is a positive's, and the mean
+    over all pairs.
+    """
     features = array(features)
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
     scale = 1.0 if normalize else 1 / float(array(temperature))

@@ -1,4 +1,7 @@
-"""The float64 oracle of the options of the losses with one positive: rows by explicit formulas in NumPy, nothing from the package."""
+"""The float64 oracle of the options of the losses with one positive.
+
+Rows by explicit formulas in NumPy, nothing from the package.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from oracles.similarity import Pairs, array, log_sum_exp, softmax
 
 
 def row(c, scale, target, keep, bias, label_smoothing=0.0, margin=0.0, hardness=0.0, tau_plus=0.0):
-    """``(loss, derivative by every logit, derivative by scale)`` of one row of similarities c; `hardness` a number or one per column.
+    """``(loss, derivative by every logit, derivative by scale)`` of one row of similarities c.
 
-    The derivative by a logit is that by ``bias_j``, and by ``scale c_j``, of which `hardness` times c is no part.
+    `hardness` a number or one per column.
+
+    The derivative by a logit is that by ``bias_j``, and by ``scale c_j``, of which `hardness` times
+    c is no part.
     """
     hardness = np.broadcast_to(hardness, c.shape)
     logits = (scale + hardness) * c + bias
@@ -47,8 +53,10 @@ def row(c, scale, target, keep, bias, label_smoothing=0.0, margin=0.0, hardness=
 
 
 def rows(c, scale, target, keep, g, bias=None, hardness=0.0, **options):
-    """``(losses, derivatives by logits, by scale)`` of all rows, upstream gradients `g`; the bias and `hardness` of the columns, or of each
-    row's columns."""
+    """``(losses, derivatives by logits, by scale)`` of all rows, upstream gradients `g`.
+
+    The bias and `hardness` of the columns, or of each row's columns.
+    """
     bias = np.broadcast_to(np.zeros(c.shape[1]) if bias is None else bias, c.shape)
     hardness = np.broadcast_to(hardness, c.shape)
     losses, d_logits, d_scale = np.zeros(len(c)), np.zeros(c.shape), 0.0
@@ -121,7 +129,9 @@ def two_sets(
     bias=None,
     **options,
 ):
-    """``(losses, gradients a, b, scale, weights, bias)``: rows of a against rows of b; `bias` of the columns, with `both` of either set."""
+    """``(losses, gradients a, b, scale, weights, bias)``: rows of a against rows of b; `bias` of
+    the columns, with `both` of either set.
+    """
     M, N, scale, bias, weights = len(a), len(b), float(scale), optional(bias), optional(weights)
     pairs = Pairs(a, b, scale, normalize=normalize)
     target = list(range(M)) if target is None else [int(t) for t in target]
@@ -156,9 +166,19 @@ def renamed(result, a, b, scale=None, temperature=None):
 
 
 def info_nce(
-    query, positive_key, temperature, g, negative_keys=None, negative_mode="unpaired", normalize=True, symmetric=False,
-    keys=None, weights=None, bias=None, **options,
-):  # fmt: skip
+    query,
+    positive_key,
+    temperature,
+    g,
+    negative_keys=None,
+    negative_mode="unpaired",
+    normalize=True,
+    symmetric=False,
+    keys=None,
+    weights=None,
+    bias=None,
+    **options,
+):
     """``(loss [N], gradients by argument name)``."""
     temperature, N = float(temperature), len(query)
     if negative_keys is None or negative_mode == "in_batch":
@@ -247,10 +267,22 @@ def n_pairs(anchors, positives, g, normalize=True, **options):
 
 
 def ranking(
-    query, positive_key, temperature, g, negative_keys=None, directions=("query_to_doc",), partition="joint", normalize=True,
-    keys=None, weights=None, hardness=0.0, hardness_mode="all_negatives",
-):  # fmt: skip
-    """``(loss [N], gradients by argument name)``: each direction's similarities by explicit pairs, joined or averaged."""
+    query,
+    positive_key,
+    temperature,
+    g,
+    negative_keys=None,
+    directions=("query_to_doc",),
+    partition="joint",
+    normalize=True,
+    keys=None,
+    weights=None,
+    hardness=0.0,
+    hardness_mode="all_negatives",
+):
+    """``(loss [N], gradients by argument name)``: each direction's similarities by explicit pairs,
+    joined or averaged.
+    """
     query, positive_key, temperature, N = (
         array(query),
         array(positive_key),

@@ -1,8 +1,11 @@
-"""The float64 oracle: values and gradients by explicit formulas in NumPy, row by row. Nothing here comes from the package.
+"""The float64 oracle: values and gradients by explicit formulas in NumPy, row by row.
 
-Similarities are ``s[i, j] = scale * <a_i, b_j> + bias_j``. Each row of a loss gives its value and its derivative by every similarity;
-`Pairs.gradients` carries those to the embeddings, the scale and the bias. The rows are written so that nothing cancels when training
-has converged: the derivative at the positive is minus the sum of the others, never ``p - 1``.
+Nothing here comes from the package.
+
+Similarities are ``s[i, j] = scale * <a_i, b_j> + bias_j``. Each row of a loss gives its value and
+its derivative by every similarity; `Pairs.gradients` carries those to the embeddings, the scale and
+the bias. The rows are written so that nothing cancels when training has converged: the derivative
+at the positive is minus the sum of the others, never ``p - 1``.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ def array(x) -> np.ndarray:
 def candidate_matrix(
     kind, M, N, self_offset=None, pair_stride=None, key_a=None, key_b=None
 ) -> np.ndarray:
-    """``[M, N]`` booleans from the definition of each kind; `self_offset` None: there is no self."""
+    """``[M, N]`` booleans from the definition of each kind; `self_offset` None.
+
+    There is no self.
+    """
     key_a, key_b = (None if key is None else key.tolist() for key in (key_a, key_b))
 
     def is_candidate(i, j):
@@ -64,7 +70,9 @@ def lse_row(s: np.ndarray, keep: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 def cross_entropy_row(s: np.ndarray, target: int, keep: np.ndarray) -> tuple[float, np.ndarray]:
-    """``-log(exp(s_t) / (exp(s_t) + sum of exp over the kept others))`` and its derivative by every similarity."""
+    """``-log(exp(s_t) / (exp(s_t) + sum of exp over the kept others))`` and its derivative by every
+    similarity.
+    """
     others = keep.copy()
     others[target] = False
     ds = np.zeros_like(s)
@@ -77,7 +85,10 @@ def cross_entropy_row(s: np.ndarray, target: int, keep: np.ndarray) -> tuple[flo
 
 
 class Pairs:
-    """Similarities of the rows of a with those of b (b=None: of a), and the chain rule back to a, b, scale and bias."""
+    """Similarities of the rows of a with those of b (b=None.
+
+    Of a), and the chain rule back to a, b, scale and bias.
+    """
 
     def __init__(self, a, b=None, scale=1.0, bias=None, normalize=False):
         self.scale, self.normalize = float(scale), normalize
@@ -91,7 +102,9 @@ class Pairs:
         self.s = self.scale * self.dots + (0.0 if bias is None else array(bias)[None, :])
 
     def gradients(self, ds: np.ndarray) -> dict[str, np.ndarray]:
-        """Gradients ``a``, ``b`` (absent for one set), ``scale`` and ``bias`` for the derivative `ds` by every similarity."""
+        """Gradients ``a``, ``b`` (absent for one set), ``scale`` and ``bias`` for the derivative
+        `ds` by every similarity.
+        """
         flows = [self.scale * ds @ self.b, self.scale * ds.T @ self.a]
         if len(self.raw) == 1:
             flows = [flows[0] + flows[1]]
@@ -111,7 +124,10 @@ def normalize_backward(x, norm, flow):
 
 
 def logsumexp(pairs: Pairs, keep, g_rows, g_cols=None):
-    """``(rows, cols, gradients)`` of the primitive; `g_rows` and `g_cols` are upstream gradients."""
+    """``(rows, cols, gradients)`` of the primitive.
+
+    `g_rows` and `g_cols` are upstream gradients.
+    """
     ds, rows, cols = np.zeros_like(pairs.s), [], []
     for i, s in enumerate(pairs.s):
         value, d = lse_row(s, keep[i])
@@ -126,7 +142,10 @@ def logsumexp(pairs: Pairs, keep, g_rows, g_cols=None):
 
 
 def cross_entropy(pairs: Pairs, target, keep, g, both=False):
-    """``(loss [M], gradients)`` of row-wise cross entropy against `target`; with `both` the mean of rows and columns."""
+    """``(loss [M], gradients)`` of row-wise cross entropy against `target`.
+
+    With `both` the mean of rows and columns.
+    """
     ds, loss = np.zeros_like(pairs.s), np.zeros(len(pairs.s))
     share = 0.5 if both else 1.0
     for i, s in enumerate(pairs.s):
@@ -181,8 +200,14 @@ def info_nce(
         return loss, named
     query, positive_key, negative_keys = array(query), array(positive_key), array(negative_keys)
     loss = np.zeros(N)
-    out = {name: np.zeros_like(x) for name, x in
-           (("query", query), ("positive_key", positive_key), ("negative_keys", negative_keys))}  # fmt: skip
+    out = {
+        name: np.zeros_like(x)
+        for name, x in (
+            ("query", query),
+            ("positive_key", positive_key),
+            ("negative_keys", negative_keys),
+        )
+    }
     out["temperature"] = 0.0
     for i in range(N):
         own = negative_keys[i] if negative_mode == "paired" else negative_keys
@@ -207,7 +232,10 @@ def info_nce(
 
 
 def clip(image_features, text_features, logit_scale, g):
-    """``(loss [N], gradients by argument name)``: the mean of both directions, nothing normalised."""
+    """``(loss [N], gradients by argument name)``.
+
+    The mean of both directions, nothing normalised.
+    """
     N = len(image_features)
     pairs = Pairs(image_features, text_features, logit_scale)
     loss, grads = cross_entropy(pairs, range(N), np.ones((N, N), dtype=bool), g, both=True)
@@ -219,7 +247,9 @@ def clip(image_features, text_features, logit_scale, g):
 
 
 def n_pairs(anchors, positives, target, g, normalize=True):
-    """``(loss [B], gradients by argument name)``: cross entropy of each anchor against the positives, rows only."""
+    """``(loss [B], gradients by argument name)``: cross entropy of each anchor against the
+    positives, rows only.
+    """
     B = len(anchors)
     pairs = Pairs(anchors, positives, normalize=normalize)
     target = range(B) if target is None else [int(t) for t in target]
@@ -228,7 +258,9 @@ def n_pairs(anchors, positives, target, g, normalize=True):
 
 
 def cpc(predictions, latents, g, keys=None, weights=None):
-    """``(loss [K, B], accuracy, gradients)``: the loop over batch and step, candidates of the same step."""
+    """``(loss [K, B], accuracy, gradients)``: the loop over batch and step, candidates of the same
+    step.
+    """
     predictions, latents = array(predictions), array(latents)
     K, B, _ = predictions.shape
     loss, hits = np.zeros((K, B)), 0

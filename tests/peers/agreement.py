@@ -15,13 +15,20 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIZES = ((1, 1), (1, 5), (2, 1), (3, 4), (8, 3), (13, 16))
 """Rows and dimensions."""
 FLOOR = {torch.float64: 1.0, torch.float32: 1.0, torch.float16: 0.05, torch.bfloat16: 0.05}
-"""Below this magnitude errors are absolute: gradients that are 0 but for rounding, as those of one row. In one dimension all are: 1."""
+"""Below this magnitude errors are absolute: gradients that are 0 but for rounding, as those of one
+row.
+
+In one dimension all are: 1.
+"""
 
 ULPS = {torch.float64: 512, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4}
 
 
 def draw(*shapes, spread: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
-    """Standard normal float64 tensors; all of one shape are views of the same points, `spread` apart."""
+    """Standard normal float64 tensors.
+
+    All of one shape are views of the same points, `spread` apart.
+    """
     generator = torch.Generator().manual_seed(seed)
     points = {}
     drawn = []
@@ -32,7 +39,9 @@ def draw(*shapes, spread: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
 
 
 def run(loss, inputs: list[torch.Tensor], autocast=None):
-    """``[value, gradients...]`` of a loss that is a tensor or a dictionary of one, for an upstream gradient that is not constant."""
+    """``[value, gradients...]`` of a loss that is a tensor or a dictionary of one, for an upstream
+    gradient that is not constant.
+    """
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
         value = loss(*leaves)
@@ -52,7 +61,9 @@ def run(loss, inputs: list[torch.Tensor], autocast=None):
 def agree(
     ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64, autocast=None
 ):
-    """Value, gradients and their dtypes are the package's: no farther from what it gives in float64 than it is itself.
+    """Value, gradients and their dtypes are the package's.
+
+    No farther from what it gives in float64 than it is itself.
 
     0-d inputs (scales) are float32 at least. Skips where the package has no such dtype.
     """

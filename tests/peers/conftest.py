@@ -1,4 +1,7 @@
-"""The tests against the installed packages: `make test-peers`. Their defaults are the packages' own."""
+"""The tests against the installed packages: `make test-peers`.
+
+Their defaults are the packages' own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What every rank of test_distributed.py runs: the losses over several processes, ours and the packages'. Prints nothing; returns the differences."""
+"""What every rank of test_distributed.py runs: the losses over several processes, ours and the
+packages'.
+
+Prints nothing; returns the differences.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ from torch import distributed
 
 N, D = 4, 5
 OPEN_CLIP = [
-    ("ClipLoss", {"local_loss": local, "gather_with_grad": grad}) for local, grad in itertools.product((False, True), repeat=2)
-]  # fmt: skip
+    ("ClipLoss", {"local_loss": local, "gather_with_grad": grad})
+    for local, grad in itertools.product((False, True), repeat=2)
+]
 OPEN_CLIP += [
     ("SigLipLoss", {"dist_impl": name}) for name in ("bidir", "shift", "reduce", "gather")
 ]

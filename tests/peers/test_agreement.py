@@ -82,7 +82,9 @@ def test_rows_of_zeros_equal_rows_and_strides(case, streams):
 @pytest.mark.parametrize("case", SMALL, ids=IDS)
 @pytest.mark.filterwarnings("ignore")
 def test_other_dtypes_inside_autocast(case, first):
-    """float16 inside autocast to bfloat16, and float64 (which autocast leaves as it is) beside float32: some of torch's operations refuse them."""
+    """float16 inside autocast to bfloat16, and float64 (which autocast leaves as it is) beside
+    float32: some of torch's operations refuse them.
+    """
     ours, package = (case.build(module, 6) for module in peers.modules(case))
     rows, *others = peers.inputs(case, 6, torch.float32)
     drawn = [

@@ -32,7 +32,10 @@ def test_every_loss_has_a_row():
 
 @pytest.mark.skipif(memory.unsupported() is not None, reason=str(memory.unsupported()))
 def test_a_thousand_pairs_in_a_hundred_megabytes(streams):
-    """pytorch-metric-learning's NTXentLoss of two views: a matrix of positive by negative pairs there, 34 GB at 1024 pairs."""
+    """pytorch-metric-learning's NTXentLoss of two views.
+
+    A matrix of positive by negative pairs there, 34 GB at 1024 pairs.
+    """
     (case,) = (c for c in peers.CASES if not c.package_fits)
     assert (case.loss, case.rows) == ("NTXentLoss", 1024)
     ours, _ = peers.modules(case)

@@ -1,4 +1,7 @@
-"""Over several processes: the packages' own gathers and exchanges, and so their gradients, with what is compared streaming."""
+"""Over several processes.
+
+The packages' own gathers and exchanges, and so their gradients, with what is compared streaming.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ HERE = Path(__file__).parent
 WORLDS = (
     2,
     3,
-)  # open_clip's exchange with both neighbours differs for even and odd numbers; the others run with three
+    # The exchange of open_clip with both neighbours differs for even and odd numbers.
+)
 
 
 @pytest.fixture(scope="module", params=WORLDS)
@@ -31,8 +35,11 @@ def found(request, tmp_path_factory) -> list[dict]:
         for r in ranks
     ]
     processes = [
-        subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for c in commands
-    ]  # fmt: skip
+        subprocess.Popen(
+            c, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        for c in commands
+    ]
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:

@@ -12,7 +12,9 @@ from fused_contrastive.integrations.keras import NT_Xent, NTXentLoss
 
 
 def one_by_one(zi, zj, tau=1):
-    """Each row in turn against all others, by Keras' own cosine similarity (in float64 by torch's: Keras' is less precise than that)."""
+    """Each row in turn against all others, by Keras' own cosine similarity (in float64 by torch's:
+    Keras' is less precise than that).
+    """
     keras_similarity = keras.losses.CosineSimilarity(axis=-1, reduction=None)
 
     def similarity(a, b):
@@ -97,7 +99,10 @@ class TwoViews(keras.Model):
 
 
 def test_training():
-    """Keras' own fit, with the loss in compute_loss and in compile; the losses of equal steps are those of the loop."""
+    """Keras' own fit, with the loss in compute_loss and in compile.
+
+    The losses of equal steps are those of the loop.
+    """
     z, other = (np.asarray(x, dtype="float32") for x in draw((32, 6), (32, 6), spread=0.3))
     histories = []
     for loss in (NTXentLoss(0.5), lambda a, b: one_by_one(a, b, 0.5).mean()):

@@ -113,7 +113,10 @@ def test_gather_distributed_in_one_process(streams):
 @pytest.mark.parametrize("size", ((1, 4), (8, 4), (32, 4)))
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
 def test_memory_bank(size, dtype, streams):
-    """Losses and banks over steps that fill the bank, wrap around and drop the tail; nothing is stored without a gradient."""
+    """Losses and banks over steps that fill the bank, wrap around and drop the tail.
+
+    Nothing is stored without a gradient.
+    """
     mine, package = pair("NTXentLoss", temperature=0.2, memory_bank_size=size)
     assert isinstance(mine.memory_bank, MemoryBankModule)
     bank = mine.memory_bank.bank.to(dtype)

@@ -55,7 +55,9 @@ def test_equal(name, labels, dtype, streams):
 @pytest.mark.parametrize("temperature", (0.5, 1, -0.3))
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_reference_set(name, temperature, labels, streams):
-    """Another set of other size, the set itself by its own labels or copies, another set by the same labels."""
+    """Another set of other size, the set itself by its own labels or copies, another set by the
+    same labels.
+    """
     labels = torch.tensor(LABELS[labels])
     losses = pair(name, temperature=temperature)
     query, other = draw((len(labels), 4), (9, 4))
@@ -70,7 +72,10 @@ def test_reference_set(name, temperature, labels, streams):
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
 @pytest.mark.parametrize("name", NAMES)
 def test_pairs_and_triplets(name, dtype, streams):
-    """Some of the pairs, some several times for NTXentLoss, from miners and from all pairs; nothing at all."""
+    """Some of the pairs, some several times for NTXentLoss, from miners and from all pairs.
+
+    Nothing at all.
+    """
     labels = torch.tensor(LABELS["few labels"])
     (x,) = draw((len(labels), 5))
     everything = lmu.get_all_pairs_indices(labels)
@@ -173,7 +178,10 @@ def test_distances(name, distance, streams):
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
 def test_saturated_probabilities(dtype, streams):
-    """The library adds the smallest normal number to a probability: its NTXentLoss stops at 87.3 (9.7 in float16), and so does its gradient."""
+    """The library adds the smallest normal number to a probability.
+
+    Its NTXentLoss stops at 87.3 (9.7 in float16), and so does its gradient.
+    """
     labels = torch.tensor(LABELS["few labels"])
     losses = pair("NTXentLoss", temperature=0.01)
     agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
@@ -188,7 +196,10 @@ def test_saturated_probabilities(dtype, streams):
 @pytest.mark.parametrize("temperature", (1e-3, 0.02))
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_terms_that_vanish_are_left_out(name, temperature, dtype, streams):
-    """SupConLoss' reducer averages terms above 0: those are none that the library's arithmetic rounds to 0."""
+    """SupConLoss' reducer averages terms above 0.
+
+    Those are none that the library's arithmetic rounds to 0.
+    """
     labels, ref_labels = torch.arange(12) % 6, torch.arange(9) % 7
     x, y = draw((12, 3), (9, 3))
     x = torch.cat([x[:6], x[:6] + torch.linspace(0, 3, 6).unsqueeze(1) * x[6:]]).to(dtype)
@@ -213,7 +224,10 @@ def test_terms_that_vanish_are_left_out(name, temperature, dtype, streams):
 
 
 def test_a_row_that_is_not_a_number(streams):
-    """Is in the largest logit of every row of SupConLoss, listed or not: its reducer is left with nothing."""
+    """Is in the largest logit of every row of SupConLoss, listed or not.
+
+    Its reducer is left with nothing.
+    """
     labels = torch.tensor(LABELS["two views"])
     (x,) = draw((8, 3))
     x[1] = float("nan")

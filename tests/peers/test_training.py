@@ -1,4 +1,7 @@
-"""The packages' own training code, with the package's loss and with ours: the same weights after some steps."""
+"""The packages' own training code, with the package's loss and with ours.
+
+The same weights after some steps.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,21 @@ def test_open_clip(name, precision, accum_freq, streams):
     )
     batches = [(torch.randn(6, 3, 8, 8), torch.randint(1, 20, (6, 6))) for _ in range(4)]
     args = SimpleNamespace(
-        device="cpu", precision=precision, distill=False, accum_freq=accum_freq, skip_scheduler=True, grad_clip_norm=1.0,
-        horovod=False, rank=0, local_rank=0, world_size=1, distributed=False, log_every_n_steps=1, batch_size=6, wandb=False,
-    )  # fmt: skip
+        device="cpu",
+        precision=precision,
+        distill=False,
+        accum_freq=accum_freq,
+        skip_scheduler=True,
+        grad_clip_norm=1.0,
+        horovod=False,
+        rank=0,
+        local_rank=0,
+        world_size=1,
+        distributed=False,
+        log_every_n_steps=1,
+        batch_size=6,
+        wandb=False,
+    )
 
     class Loader(list):
         num_batches, num_samples = len(batches), 6 * len(batches)
@@ -99,9 +114,14 @@ def test_lightly(name, options, tmp_path):
         torch.manual_seed(1)  # of the bank
         model = SimCLR(getattr(module, name)(**options))
         trainer = pytorch_lightning.Trainer(
-            max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=tmp_path,
-        )  # fmt: skip
+            max_epochs=2,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
         trainer.fit(model, torch.utils.data.DataLoader(pairs, batch_size=6))
         trained.append(model)
     same_weights(*trained, SimCLR(None))
@@ -206,9 +226,15 @@ def sentence_transformer(folder):
     }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(WORDS.split()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=len(WORDS.split()),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     BertModel(config).save_pretrained(folder)
     transformer = modules.Transformer(str(folder))
     pooling = modules.Pooling(transformer.get_word_embedding_dimension())
@@ -259,13 +285,21 @@ def test_sentence_transformers(name, options, tmp_path):
         trainer = SentenceTransformerTrainer(
             model=model,
             args=SentenceTransformerTrainingArguments(
-                output_dir=str(tmp_path / "out"), max_steps=4, per_device_train_batch_size=3, learning_rate=1e-2,
-                lr_scheduler_type="constant", optim="sgd", report_to="none", save_strategy="no", disable_tqdm=True, seed=0,
+                output_dir=str(tmp_path / "out"),
+                max_steps=4,
+                per_device_train_batch_size=3,
+                learning_rate=1e-2,
+                lr_scheduler_type="constant",
+                optim="sgd",
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                seed=0,
                 use_cpu=True,
             ),
             train_dataset=Dataset.from_dict(texts),
             loss=getattr(module, name)(model, **options),
-        )  # fmt: skip
+        )
         trainer.train()
         trained.append(model)
     same_weights(*trained, start)

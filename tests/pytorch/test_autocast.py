@@ -16,7 +16,9 @@ def autocast(device, dtype=torch.bfloat16, enabled=True):
 
 
 def errors(case, backend, device, seed, n, d):
-    """Relative errors of loss and gradients with float32 inputs under autocast, and their dtypes."""
+    """Relative errors of loss and gradients with float32 inputs under autocast,
+    and their dtypes.
+    """
     g, loss, grads = cases.loss_truth(case.name, n, d, torch.float32, seed, 1.0, 0.2)
     inputs = case.draw(n, d, torch.float32, device, seed, temperature=0.2)
     with autocast(device):
@@ -30,7 +32,10 @@ def errors(case, backend, device, seed, n, d):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_error_and_dtypes(name, backend, device):
-    """The median error is at most that of eager under autocast; the loss and the gradients of float32 inputs are float32."""
+    """The median error is at most that of eager under autocast.
+
+    The loss and the gradients of float32 inputs are float32.
+    """
     n, d = (11, 16) if is_interpreted(backend) else (70, 40)
     case = cases.BY_NAME[name]
     ours, eager = (
@@ -46,7 +51,10 @@ def test_error_and_dtypes(name, backend, device):
 
 
 def test_products_are_in_the_autocast_dtype(backend, device):
-    """Not more precise than asked either: the loss under autocast is that of bfloat16 embeddings."""
+    """Not more precise than asked either.
+
+    The loss under autocast is that of bfloat16 embeddings.
+    """
     z1, z2 = (torch.randn(9, 20, device=device) for _ in range(2))
     with autocast(device):
         found = fc.clip_loss(z1, z2, 0.3, reduction="none", backend=backend)
@@ -59,7 +67,10 @@ def test_products_are_in_the_autocast_dtype(backend, device):
 @pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize("name", NAMES)
 def test_mixed_dtypes(name, half, backend, device):
-    """Inside autocast the two sets may have different dtypes; outside that is an error (test_errors.py)."""
+    """Inside autocast the two sets may have different dtypes.
+
+    Outside that is an error (test_errors.py).
+    """
     case = cases.BY_NAME[name]
     inputs = case.draw(6, 8, torch.float32, device)
     half = list(inputs)[half]
@@ -126,7 +137,9 @@ def test_disabled_region(backend, device):
 @pytest.mark.parametrize("inside", (False, True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled(name, inside, device):
-    """The same numbers as without the compiler, with autocast inside the compiled function or around it."""
+    """The same numbers as without the compiler, with autocast inside the compiled function or
+    around it.
+    """
     torch.compiler.reset()
     case = cases.BY_NAME[name]
     inputs = case.draw(9, 8, torch.float32, device)
@@ -159,7 +172,10 @@ def test_compiled(name, inside, device):
 
 
 def test_grad_scaler(device):
-    """Half precision with a scaled loss: the unscaled gradients are the plain ones, and a step is skipped where they overflow."""
+    """Half precision with a scaled loss.
+
+    The unscaled gradients are the plain ones, and a step is skipped where they overflow.
+    """
     torch.manual_seed(0)
     encoder = torch.nn.Linear(6, 8).to(device)
     module = fc.NTXentLoss(0.2, learnable=True).to(device)

@@ -137,7 +137,10 @@ def test_the_force_family_has_no_gradient_in_exported_programs_and_says_so(name,
 @pytest.mark.parametrize("strict", (False, True), ids=("traced", "strict"))
 @pytest.mark.parametrize("name", ("distill", "distill, by row", *WITHOUT_OPS))
 def test_gradients_without_a_formula(name, strict, device):
-    """Losses with formulas in Python, of which exported programs keep the operations: the same gradients, at any batch size."""
+    """Losses with formulas in Python, of which exported programs keep the operations.
+
+    The same gradients, at any batch size.
+    """
     loss = fc.DistillClipLoss(reduction="none") if name == "distill, by row" else LOSSES[name]()
     model = Model(loss).to(device, torch.float64)
     example, batch = views(name, 8, device, torch.float64), {0: Dim("batch", min=2, max=10**6)}

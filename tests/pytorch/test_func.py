@@ -1,9 +1,12 @@
-"""torch.func over the similarity family: grad, vmap, jacrev, jacfwd, jvp, hessian and what they are composed to; what eager gives."""
+"""torch.func over the similarity family.
+
+Grad, vmap, jacrev, jacfwd, jvp, hessian and what they are composed to; what eager gives.
+"""
 
 import pytest
 import torch
 from conftest import is_interpreted
-from support import cases
+from support import cases, uses
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import fused_contrastive as fc
@@ -121,7 +124,7 @@ def test_jacobians(name, jacobian, backend, device):
     )
 
 
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_vmap_of_the_primitive(use, backend, device):
     """Values and gradients with keys, bias and groups mapped, and with nothing but a mapped."""
     named = [use.draw(5, 5, 3, torch.float64, device, seed) for seed in range(3)]
@@ -143,7 +146,9 @@ def test_vmap_of_the_primitive(use, backend, device):
 
 
 def test_vmap_of_metrics_and_targets(backend, device):
-    """Metrics are mapped like the loss, and so is n_pairs' target, whose values are not checked then."""
+    """Metrics are mapped like the loss, and so is n_pairs' target, whose values are not checked
+    then.
+    """
     z1, z2, temperature = draw("nt_xent", device)
     for x, y in zip(
         *(
@@ -185,7 +190,10 @@ def test_batched_upstream_gradients(backend, device):
 
 
 def test_forward_mode(backend, device):
-    """Dual tensors outside torch.func; and of a gradient that is taken inside, with and without a graph of its own."""
+    """Dual tensors outside torch.func.
+
+    And of a gradient that is taken inside, with and without a graph of its own.
+    """
     (z1, t1), (z2, t2), _ = ((x[0], x[1]) for x in draw("nt_xent", device))
     for create_graph in (False, True):
         results = []

@@ -47,7 +47,10 @@ def assert_same(found, expected, **tolerance):
 
 
 def test_one_encoder_for_two_views(device):
-    """The losses, the gradients, their sum with what was there, and the embeddings' order; ragged last chunk."""
+    """The losses, the gradients, their sum with what was there, and the embeddings' order.
+
+    Ragged last chunk.
+    """
     torch.manual_seed(0)
     encoder, x1, x2 = (
         mlp(6, 10, 5).to(device).double(),
@@ -66,7 +69,11 @@ def test_one_encoder_for_two_views(device):
 
 
 def test_several_encoders_and_what_the_loss_learns(device):
-    """Each with its own chunk size; a learnable scale and a head inside the loss get their gradients once; extra outputs are detached."""
+    """Each with its own chunk size.
+
+    A learnable scale and a head inside the loss get their gradients once; extra outputs are
+    detached.
+    """
     torch.manual_seed(1)
     image, text = mlp(6, 8, 5).to(device).double(), mlp(4, 5).to(device).double()
     head, loss_module = (
@@ -140,7 +147,10 @@ def test_nested_inputs_and_outputs(device):
 
 @pytest.mark.parametrize("autocast", (False, True))
 def test_dropout_and_autocast(autocast, device):
-    """The second encoding draws the numbers of the first, in the same precision; afterwards the generators stand where the first left them."""
+    """The second encoding draws the numbers of the first, in the same precision.
+
+    Afterwards the generators stand where the first left them.
+    """
     torch.manual_seed(3)
     encoder = mlp(6, 16, 8, dropout=0.5).to(device)
     twin = copy.deepcopy(encoder)
@@ -206,7 +216,10 @@ def test_batch_norm_sees_chunks(device):
 
 
 def test_what_needs_no_gradient_is_run_once(device):
-    """A frozen module, its buffers included; embeddings that the loss does not use; plain functions with and without parameters."""
+    """A frozen module, its buffers included.
+
+    Embeddings that the loss does not use; plain functions with and without parameters.
+    """
     calls = []
     query, key = (
         mlp(4, 5).to(device),
@@ -219,8 +232,11 @@ def test_what_needs_no_gradient_is_run_once(device):
     assert all(p.grad is not None for p in query.parameters())
     query.zero_grad()
     second = cached_step(
-        (lambda v: query(v), torch.no_grad()(lambda v: key.eval()(v))), (x, x), lambda q, k: fc.info_nce_loss(q, q + 1), chunk_size=2
-    )  # fmt: skip
+        (lambda v: query(v), torch.no_grad()(lambda v: key.eval()(v))),
+        (x, x),
+        lambda q, k: fc.info_nce_loss(q, q + 1),
+        chunk_size=2,
+    )
     fc.info_nce_loss(z := query(x), z + 1).backward()
     assert second.isfinite()
     halves = [p.grad / 2 for p in query.parameters()]
@@ -372,7 +388,10 @@ class Normalized(nn.Module):
 
 
 def on_one_rank(rank, world):
-    """A cached and a plain step of a model that is used twice and one used once; how often each was reduced."""
+    """A cached and a plain step of a model that is used twice and one used once.
+
+    How often each was reduced.
+    """
     torch.manual_seed(0)
     first, second = mlp(4, 5).double(), mlp(3, 5).double()
     x, y, t = (
@@ -413,8 +432,11 @@ def on_one_rank(rank, world):
 
 
 def test_distributed_data_parallel():
-    """Gradients are those of the plain step, on every rank, and each model is reduced once per step; rank 0's buffers are sent at the start of
-    both encodings, which return the same."""
+    """Gradients are those of the plain step, on every rank, and each model is reduced once per
+    step.
+
+    Rank 0's buffers are sent at the start of both encodings, which return the same.
+    """
     for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(
         2, on_one_rank
     ):

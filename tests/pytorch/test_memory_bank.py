@@ -1,4 +1,8 @@
-"""The memory bank: each rule of wrapping against its definition, a MoCo training step, checkpoints, copies, compile, several ranks."""
+"""The memory bank.
+
+Each rule of wrapping against its definition, a MoCo training step, checkpoints, copies, compile,
+several ranks.
+"""
 
 import copy
 import io
@@ -97,7 +101,10 @@ def test_fill_empty_with_labels(wrap, device):
 
 
 def test_negatives_are_constants(device):
-    """Enqueueing between loss and backward, as MoCo does, changes no gradient; the keys' graph is not kept."""
+    """Enqueueing between loss and backward, as MoCo does, changes no gradient.
+
+    The keys' graph is not kept.
+    """
     bank = MemoryBank(8, 4, device=device)
     query = torch.randn(3, 4, device=device, requires_grad=True)
     for normalize in (True, False):
@@ -112,7 +119,10 @@ def test_negatives_are_constants(device):
 
 
 class Moco:
-    """He et al. 2020, algorithm 1, written out: momentum encoder, queue of keys, logits and cross entropy."""
+    """He et al.
+
+    2020, algorithm 1, written out: momentum encoder, queue of keys, logits and cross entropy.
+    """
 
     def __init__(self, encoder, queue, temperature, momentum):
         self.query_encoder, self.key_encoder = encoder, copy.deepcopy(encoder)

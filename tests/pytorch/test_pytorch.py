@@ -1,10 +1,13 @@
-"""Citizens of PyTorch: opcheck, torch.compile, gradients with and without a graph, meta tensors. torch.func: test_func.py; export: test_export.py;
-second derivatives: test_second_derivatives.py."""
+"""Citizens of PyTorch.
+
+Opcheck, torch.compile, gradients with and without a graph, meta tensors. torch.func: test_func.py;
+export: test_export.py; second derivatives: test_second_derivatives.py.
+"""
 
 import pytest
 import torch
 from conftest import is_interpreted
-from support import cases
+from support import cases, uses
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fused_contrastive as fc
@@ -24,7 +27,10 @@ def fresh_compiler():
 
 @pytest.fixture
 def traced_backend(backend) -> str:
-    """Backends whose kernels the compiler may meet: the interpreter runs Python that Dynamo and opcheck cannot trace."""
+    """Backends whose kernels the compiler may meet.
+
+    The interpreter runs Python that Dynamo and opcheck cannot trace.
+    """
     if backend == "triton" and is_interpreted(backend):
         pytest.skip("Dynamo and opcheck cannot trace an interpreted Triton kernel")
     return backend
@@ -110,7 +116,10 @@ def op_arguments(call, backend, device, dtype):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_opcheck(call, dtype, traced_backend, device):
-    """Schemas, fakes (shapes, dtypes, strides), aliasing and autograd formulas of the ops; the second one is the same for all backends."""
+    """Schemas, fakes (shapes, dtypes, strides), aliasing and autograd formulas of the ops.
+
+    The second one is the same for all backends.
+    """
     for op, arguments in op_arguments(call, traced_backend, device, dtype).items():
         if op == "similarity_second" and traced_backend != "panels":
             continue
@@ -120,7 +129,10 @@ def test_opcheck(call, dtype, traced_backend, device):
 
 
 def differentiable(op, arguments):
-    """Operands and upstream gradients as leaves; none for the second op, whose derivatives would be third ones."""
+    """Operands and upstream gradients as leaves.
+
+    None for the second op, whose derivatives would be third ones.
+    """
     last = {"similarity_forward": 4, "similarity_backward": 6, "similarity_second": 0}[op]
     leaves = (
         x if x is None or x.numel() == 0 else x.detach().requires_grad_() for x in arguments[:last]
@@ -131,7 +143,9 @@ def differentiable(op, arguments):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
-    """Shape, dtype and strides of every output are those of the fake, also where opcheck cannot be used."""
+    """Shape, dtype and strides of every output are those of the fake, also where opcheck cannot be
+    used.
+    """
     for op, arguments in op_arguments(call, backend, device, dtype).items():
         function = getattr(torch.ops.fused_contrastive, op)
         real = function(*arguments)
@@ -182,7 +196,7 @@ def test_compile_with_inductor(name, device):
     assert_compiled(cases.BY_NAME[name], None, device, "inductor")
 
 
-@pytest.mark.parametrize("use", [u for u in cases.USES if u.columns or u.lead], ids=str)
+@pytest.mark.parametrize("use", [u for u in uses.USES if u.columns or u.lead], ids=str)
 def test_compile_primitive(use, device):
     named = use.draw(7, 7, 3, torch.float32, device)
     names = [name for name, x in named.items() if x.requires_grad]
@@ -221,7 +235,10 @@ def batch_dimensions(case, n, d):
 @pytest.mark.parametrize("marked", (False, True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compile_dynamic_batch(name, marked, device):
-    """One graph for every batch size: compiled at the first and, unless the dimension is marked as dynamic, at the second."""
+    """One graph for every batch size.
+
+    Compiled at the first and, unless the dimension is marked as dynamic, at the second.
+    """
     case = cases.BY_NAME[name]
     counter = CompileCounterWithBackend("aot_eager")
     loss = compiled_loss(case, None, list(case.draw(6, 5)), counter)
@@ -255,8 +272,11 @@ def test_compile_metrics_and_module(traced_backend, device):
 
 
 def test_second_derivatives_under_compile(traced_backend, device):
-    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for all compiled code); inside compiled code
-    torch.func.grad takes it (test_func.py)."""
+    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for
+    all compiled code).
+
+    Inside compiled code torch.func.grad takes it (test_func.py).
+    """
     if torch.__version__ < "2.12":
         pytest.skip(
             "torch 2.11 drops the graph of a compiled function's gradients, whatever the function"

@@ -1,4 +1,7 @@
-"""Second derivatives of the similarity family, in reverse and forward mode: against finite differences, and against the dense form's."""
+"""Second derivatives of the similarity family, in reverse and forward mode.
+
+Against finite differences, and against the dense form's.
+"""
 
 import os
 import subprocess
@@ -8,8 +11,8 @@ import textwrap
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases, sigmoid_cases
-from test_accuracy import assert_within_yardstick
+from support import cases, sigmoid_cases, uses
+from support.yardstick import assert_within_yardstick
 from test_gradcheck import LOSSES, loss_of, outputs_of, small_inputs
 
 import fused_contrastive as fc
@@ -23,7 +26,10 @@ FEW = {
 
 
 def check(function, inputs, fast, reverse_only=False):
-    """Forward mode, reverse over reverse, forward over reverse; unless `fast` all elements, and batches of tangents (vmap)."""
+    """Forward mode, reverse over reverse, forward over reverse.
+
+    Unless `fast` all elements, and batches of tangents (vmap).
+    """
     options = {"fast_mode": fast, "nondet_tol": 1e-12}
     if reverse_only:
         assert torch.autograd.gradgradcheck(function, inputs, **options)
@@ -50,7 +56,10 @@ def assert_equal_derivatives(function, expected, leaves):
 @pytest.mark.interpreter(**FEW)
 @pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
 def test_loss(case, backend, device):
-    """Every element of every argument, temperature and logit_scale included; one direction where calls are slow."""
+    """Every element of every argument, temperature and logit_scale included.
+
+    One direction where calls are slow.
+    """
     skip_unless_served(backend, device, torch.float64)
     inputs = case.draw(3, 2, device=device)
     function, leaves = loss_of(case, backend, inputs), tuple(inputs.values())
@@ -62,7 +71,7 @@ def test_loss(case, backend, device):
 
 
 @pytest.mark.interpreter(**FEW)
-@pytest.mark.parametrize("use", cases.USES, ids=str)
+@pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, backend, device):
     skip_unless_served(backend, device, torch.float64)
     named = small_inputs(use, device)
@@ -101,7 +110,9 @@ def upstream(tensors, seed):
 
 
 def derivatives(function, leaves, seed=0):
-    """Gradients of ``<t, gradients of <g, outputs>>`` with respect to g and the leaves, g and t random."""
+    """Gradients of ``<t, gradients of <g, outputs>>`` with respect to g and the leaves, g and t
+    random.
+    """
     out = function(*leaves)
     out = out if isinstance(out, tuple) else (out,)
     g = upstream(out, seed)
@@ -128,7 +139,9 @@ def errors(case, backend, n, d, dtype, device, seed, spread):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
 def test_accuracy(case, dtype, spread, backend, device):
-    """At T = 0.05 no further from float64 than eager's double backward in the same dtype; spread 0.3: training has converged."""
+    """At T = 0.05 no further from float64 than eager's double backward in the same dtype; spread
+    0.3: training has converged.
+    """
     n, d = (9, 16) if is_interpreted(backend) else (70, 40)
     ours, eager = (
         [
@@ -157,7 +170,10 @@ def test_panels_of_any_size(name, panel, device, monkeypatch):
 
 @pytest.mark.parametrize("name", [case.name for case in cases.LOSSES])
 def test_each_argument_alone(name, backend, device):
-    """Whatever the first derivatives are taken of and the second ones with respect to: eager's, of fixed negatives, too."""
+    """Whatever the first derivatives are taken of and the second ones with respect to.
+
+    Eager's, of fixed negatives, too.
+    """
     case = cases.BY_NAME[name]
     for wanted in [*([k] for k in case.draw(5, 3)), ["query", "positive_key"]]:
         found = []
@@ -227,7 +243,10 @@ def test_edges(name, loss, backend, device):
 
 
 def test_a_zero_row(backend, device):
-    """Finite, where eager is NaN (the norm's second derivative at 0): the row is divided by a constant there."""
+    """Finite, where eager is NaN (the norm's second derivative at 0).
+
+    The row is divided by a constant there.
+    """
     leaves = edge_inputs("", device)
     with torch.no_grad():
         leaves[0][2] = 0
@@ -302,7 +321,10 @@ HARDENED = {
 @pytest.mark.interpreter(name=())
 @pytest.mark.parametrize("name", HARDENED)
 def test_hardness(name, backend, device):
-    """Constant parts of the logits are constant in forward mode and in second derivatives, too: all of them eager's."""
+    """Constant parts of the logits are constant in forward mode and in second derivatives, too.
+
+    All of them eager's.
+    """
     generator = torch.Generator().manual_seed(0)
     inputs, tangents = (
         [torch.randn(5, 3, generator=generator, dtype=torch.float64).to(device) for _ in range(2)]
@@ -342,7 +364,11 @@ def others(backend):
 
 @pytest.mark.parametrize("name", others(None))
 def test_what_raises(name, backend, device):
-    """Never silently wrong: second derivatives, forward mode and vmap of the losses that have none, by the name of the way out."""
+    """Never silently wrong.
+
+    Second derivatives, forward mode and vmap of the losses that have none, by the name of the way
+    out.
+    """
     loss = others(backend)[name]
     a, b, t = (torch.randn(6, 3, dtype=torch.float64, device=device) for _ in range(3))
     torch.func.grad(loss, (0, 1))(a, b)
@@ -432,12 +458,17 @@ MEMORY = """
 
 
 def test_memory():
-    """Second derivatives of 8192 rows in 64 MB, where the similarities would take 268 MB in float32."""
+    """Second derivatives of 8192 rows in 64 MB, where the similarities would take 268 MB in
+    float32.
+    """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("peak memory is read from Linux's /proc")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(MEMORY), "4096"],
-        capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 64e6, f"{int(done.stdout) / 1e6:.0f} MB"

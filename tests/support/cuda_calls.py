@@ -1,4 +1,7 @@
-"""Calls of the CUDA backend and the fixtures under which its tests run: on a GPU with ``--device cuda``, else by the host shim."""
+"""Calls of the CUDA backend and the fixtures under which its tests run.
+
+On a GPU with ``--device cuda``, else by the host shim.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,9 @@ def operators(device):
 
 
 class Fence:
-    """Allocations of the backend, filled with NaN and between margins that must stay as they were."""
+    """Allocations of the backend, filled with NaN and between margins that must stay
+    as they were.
+    """
 
     MARGIN = 64
 
@@ -92,7 +97,10 @@ class Fence:
 
 @pytest.fixture(autouse=True)
 def backend(operators, device, monkeypatch):
-    """The operators serve the device's tensors; every output and workspace is poisoned and fenced."""
+    """The operators serve the device's tensors.
+
+    Every output and workspace is poisoned and fenced.
+    """
     fence = Fence()
     empty, new_empty = torch.empty, torch.Tensor.new_empty
 

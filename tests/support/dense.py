@@ -1,4 +1,6 @@
-"""Calls of a backend's two functions, and the same by autograd over the whole matrix in float64 (nothing here from the backends)."""
+"""Calls of a backend's two functions, and the same by autograd over the whole matrix in float64
+(nothing here from the backends).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ NO_SELF = candidates.NO_SELF
 
 @dataclass(frozen=True)
 class Call:
-    """One use of the backend; dimensions and options as in fused_contrastive/ops.py, N=None: one set."""
+    """One use of the backend; dimensions and options as in fused_contrastive/ops.py, N=None: one
+    set.
+    """
 
     M: int = 50
     N: int | None = None
@@ -41,7 +45,10 @@ class Call:
         return " ".join(named).replace("torch.", "") or "plain"
 
     def draw(self, device, spread=1.0, seed=0):
-        """(a, b, scale, bias, key_a, key_b): the second half of one set, or b, is the first plus `spread` times noise."""
+        """(a, b, scale, bias, key_a, key_b).
+
+        The second half of one set, or b, is the first plus `spread` times noise.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def noise(*shape):
@@ -134,7 +141,9 @@ def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torc
 
 
 def dense(call, operands, g=None) -> dict[str, torch.Tensor]:
-    """The same by autograd over the whole matrix in float64, from the rounded rows that the backend sees."""
+    """The same by autograd over the whole matrix in float64, from the rounded rows that the backend
+    sees.
+    """
     a, b, scale, bias, key_a, key_b = (None if x is None else x.detach().cpu() for x in operands)
     leaves = [None if x is None else x.to(F64).requires_grad_() for x in (a, b, scale, bias)]
 

@@ -1,4 +1,6 @@
-"""The losses with several positives and the decoupled losses as rows of the test matrix (cases.py)."""
+"""The losses with several positives and the decoupled losses as rows of the
+test matrix (cases.py).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def positive_weights(n) -> torch.Tensor:
 
 
 def features(views: int = 0):
-    """A standard normal centre for every class, `spread` standard deviations around it; `views` of each sample (0: no such dimension)."""
+    """A standard normal centre for every class, `spread` standard deviations around it; `views` of
+    each sample (0: no such dimension).
+    """
 
     def inputs(n, d, spread, t, generator):
         center = torch.randn(n, d, generator=generator, dtype=torch.float64)
@@ -49,14 +53,22 @@ def losses(two_views) -> list[dict]:
 
     def sup_con(name, views, constants, **options):
         return {
-            "name": name, "function": "sup_con_loss", "inputs": features(views), "oracle": label_oracle.sup_con,
-            "options": options, "constants": constants,
-        }  # fmt: skip
+            "name": name,
+            "function": "sup_con_loss",
+            "inputs": features(views),
+            "oracle": label_oracle.sup_con,
+            "options": options,
+            "constants": constants,
+        }
 
     def dcl(name, function, **options):
         return {
-            "name": name, "function": function, "inputs": two_views, "oracle": label_oracle.dcl, "options": options
-        }  # fmt: skip
+            "name": name,
+            "function": function,
+            "inputs": two_views,
+            "oracle": label_oracle.dcl,
+            "options": options,
+        }
 
     return [
         sup_con("sup_con", 0, _by_label),

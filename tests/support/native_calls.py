@@ -1,4 +1,7 @@
-"""Calls of the native CPU kernels and their dense float64 oracle, from the contract in ops.py; gradients by autograd."""
+"""Calls of the native CPU kernels and their dense float64 oracle, from the contract in ops.py.
+
+Gradients by autograd.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,10 @@ def softplus(x):
 
 
 def dense(call: Call, a, b, scale, bias, key_a, key_b):
-    """The contract's quantities, dense and in float64, of tensors that may require gradients: a dict by name."""
+    """The contract's quantities, dense and in float64, of tensors that may require gradients.
+
+    A dict by name.
+    """
     x, y = a.double(), (a if b is None else b).double()
 
     def prepare(x):
@@ -207,7 +213,9 @@ def oracle_gradients(call: Call):
 
 
 def assert_close(name, got, want, tolerance):
-    """Equal infinities and an error of at most `tolerance` relative to the largest finite entry (at least to 1)."""
+    """Equal infinities and an error of at most `tolerance` relative to the largest finite entry (at
+    least to 1).
+    """
     assert got.shape == want.shape, name
     infinite = torch.isinf(want)
     assert torch.equal(torch.isinf(got), infinite) and torch.equal(
@@ -219,7 +227,10 @@ def assert_close(name, got, want, tolerance):
 
 
 def assert_rounded(name, lse):
-    """A log-sum-exp in two parts: the second is no more than what rounding to the first can lose."""
+    """A log-sum-exp in two parts.
+
+    The second is no more than what rounding to the first can lose.
+    """
     rounded, lost = lse.double()
     assert (
         lost.abs() <= rounded.abs().nan_to_num(posinf=0.0) * torch.finfo(lse.dtype).eps / 2

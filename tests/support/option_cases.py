@@ -9,7 +9,9 @@ from oracles import options as options_oracle
 
 
 def vectors(inputs, weights=None, bias=None):
-    """`inputs` with differentiable weights in (0.5, 1.5) and biases around 0, of the shapes these give for n rows."""
+    """`inputs` with differentiable weights in (0.5, 1.5) and biases around 0, of the shapes these
+    give for n rows.
+    """
 
     def drawn(n, d, spread, t, generator):
         named = inputs(n, d, spread, t, generator)
@@ -76,7 +78,9 @@ ALL_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"
 
 
 def option_cases(two_views):
-    """Arguments of `Case`: ``(standard, more)``, those for the whole matrix and those for test_options.py."""
+    """Arguments of `Case`: ``(standard, more)``, those for the whole matrix and those for
+    test_options.py.
+    """
     views, nce = two_views("z1", "z2"), two_views("query", "positive_key")
     clip = two_views("image_features", "text_features", "logit_scale", unit=True)
     n_pairs = two_views("anchors", "positives", temperature="")
@@ -85,9 +89,14 @@ def option_cases(two_views):
 
     def row(name, function, inputs, oracle, options, constants=None, target=None):
         return {
-            "name": name, "function": function, "inputs": inputs, "oracle": oracle, "options": options,
-            "constants": constants, "target": target,
-        }  # fmt: skip
+            "name": name,
+            "function": function,
+            "inputs": inputs,
+            "oracle": oracle,
+            "options": options,
+            "constants": constants,
+            "target": target,
+        }
 
     def ranking(name, options, constants=None, inputs=ranked):
         function = "multiple_negatives_ranking_loss"
@@ -105,55 +114,128 @@ def option_cases(two_views):
 
     standard = (
         nt_xent("options", vectors(views, rows, rows), SMOOTH | {"margin": 0.1}, keys(rows)),
-        info_nce("options", vectors(nce, rows), SMOOTH | {"symmetric": True, "margin": 0.1, "tau_plus": 0.05}, keys(rows)),
-        info_nce("paired-options", vectors(negatives(nce, 6), rows, candidates), SMOOTH | paired, keys(candidates)),
+        info_nce(
+            "options",
+            vectors(nce, rows),
+            SMOOTH | {"symmetric": True, "margin": 0.1, "tau_plus": 0.05},
+            keys(rows),
+        ),
+        info_nce(
+            "paired-options",
+            vectors(negatives(nce, 6), rows, candidates),
+            SMOOTH | paired,
+            keys(candidates),
+        ),
         row(
-            "n_pairs-options", "n_pairs_loss", vectors(n_pairs, rows, rows), options_oracle.n_pairs, SMOOTH | {"margin": 0.1},
-            keys(rows), lambda n: (torch.arange(n) * 2 + 1) % max(n, 1),
+            "n_pairs-options",
+            "n_pairs_loss",
+            vectors(n_pairs, rows, rows),
+            options_oracle.n_pairs,
+            SMOOTH | {"margin": 0.1},
+            keys(rows),
+            lambda n: (torch.arange(n) * 2 + 1) % max(n, 1),
         ),
         ranking("all", {"directions": ALL_DIRECTIONS}),
         row("distill", "distill_clip_loss", clip, options_oracle.distill, {}, teacher),
-    )  # fmt: skip
+    )
     more = (
         nt_xent("keys", views, {}, keys(rows)),
         nt_xent("weights", vectors(views, rows), {}),
         nt_xent("bias", vectors(views, None, rows), {}),
         nt_xent("tau_plus", views, {"tau_plus": 0.1}),
         nt_xent("tau_plus-large", views, {"tau_plus": 0.6}),
-        nt_xent("hardness", vectors(views, rows, rows), SMOOTH | {"margin": 0.1, "hardness": 2.0}, keys(rows)),
-        nt_xent("tau_plus-all", vectors(views, rows, rows), SMOOTH | {"margin": 0.1, "tau_plus": 0.05}, keys(rows)),
+        nt_xent(
+            "hardness",
+            vectors(views, rows, rows),
+            SMOOTH | {"margin": 0.1, "hardness": 2.0},
+            keys(rows),
+        ),
+        nt_xent(
+            "tau_plus-all",
+            vectors(views, rows, rows),
+            SMOOTH | {"margin": 0.1, "tau_plus": 0.05},
+            keys(rows),
+        ),
         info_nce("keys", nce, {"symmetric": True}, keys(rows)),
         info_nce("smooth", nce, SMOOTH),
-        info_nce("hardness", vectors(nce, rows), SMOOTH | {"symmetric": True, "hardness": 2.0}, keys(rows)),
+        info_nce(
+            "hardness",
+            vectors(nce, rows),
+            SMOOTH | {"symmetric": True, "hardness": 2.0},
+            keys(rows),
+        ),
         info_nce("bias", vectors(nce, rows, rows), {"symmetric": True}),
         info_nce("in_batch", negatives(nce, 7, True), {"negative_mode": "in_batch"}),
         info_nce(
-            "in_batch-options", vectors(negatives(nce, 7, True), rows, both),
-            SMOOTH | {"negative_mode": "in_batch", "margin": 0.1, "hardness": 2.0}, keys(both),
+            "in_batch-options",
+            vectors(negatives(nce, 7, True), rows, both),
+            SMOOTH | {"negative_mode": "in_batch", "margin": 0.1, "hardness": 2.0},
+            keys(both),
         ),
-        info_nce("queue-options", vectors(negatives(nce, 7, True), rows, both), SMOOTH | {"margin": 0.1}, keys(both)),
+        info_nce(
+            "queue-options",
+            vectors(negatives(nce, 7, True), rows, both),
+            SMOOTH | {"margin": 0.1},
+            keys(both),
+        ),
         info_nce("queue-hardness", negatives(nce, 7, True), {"hardness": 2.0}),
-        info_nce("paired-tau_plus", vectors(negatives(nce, 6), None, candidates), paired | {"tau_plus": 0.05}),
+        info_nce(
+            "paired-tau_plus",
+            vectors(negatives(nce, 6), None, candidates),
+            paired | {"tau_plus": 0.05},
+        ),
         row("clip-keys", "clip_loss", clip, options_oracle.clip, {}, keys(rows)),
         row(
-            "clip-options", "clip_loss", vectors(clip, rows, rows), options_oracle.clip,
-            SMOOTH | {"margin": 0.1, "hardness": 2.0}, keys(rows),
+            "clip-options",
+            "clip_loss",
+            vectors(clip, rows, rows),
+            options_oracle.clip,
+            SMOOTH | {"margin": 0.1, "hardness": 2.0},
+            keys(rows),
         ),
-        row("n_pairs-keys", "n_pairs_loss", vectors(n_pairs, None, rows), options_oracle.n_pairs, SMOOTH, keys(rows)),
+        row(
+            "n_pairs-keys",
+            "n_pairs_loss",
+            vectors(n_pairs, None, rows),
+            options_oracle.n_pairs,
+            SMOOTH,
+            keys(rows),
+        ),
         ranking("pairs", {}, keys(rows), nce),
         ranking("hard", {}),
-        ranking("hard-keys", {"hardness": 3.0, "hardness_mode": "hard_negatives"}, keys(rows), vectors(ranked, rows)),
-        ranking("hardness", {"hardness": 3.0}),
-        ranking("symmetric", {"directions": ("query_to_doc", "doc_to_query"), "partition": "per_direction"}),
         ranking(
-            "symmetric-hardness",
-            {"directions": ("query_to_doc", "doc_to_query"), "partition": "per_direction", "hardness": 3.0}, keys(rows),
+            "hard-keys",
+            {"hardness": 3.0, "hardness_mode": "hard_negatives"},
+            keys(rows),
+            vectors(ranked, rows),
+        ),
+        ranking("hardness", {"hardness": 3.0}),
+        ranking(
+            "symmetric",
+            {"directions": ("query_to_doc", "doc_to_query"), "partition": "per_direction"},
         ),
         ranking(
-            "all-hardness", {"directions": ALL_DIRECTIONS, "hardness": 3.0, "hardness_mode": "in_batch_negatives"}
+            "symmetric-hardness",
+            {
+                "directions": ("query_to_doc", "doc_to_query"),
+                "partition": "per_direction",
+                "hardness": 3.0,
+            },
+            keys(rows),
+        ),
+        ranking(
+            "all-hardness",
+            {"directions": ALL_DIRECTIONS, "hardness": 3.0, "hardness_mode": "in_batch_negatives"},
         ),
         ranking("joint", {"directions": ALL_DIRECTIONS}, keys(rows)),
         ranking("joint-pairs", {"directions": ALL_DIRECTIONS}, None, nce),
-        row("distill-weights", "distill_clip_loss", vectors(clip, rows), options_oracle.distill, {}, teacher),
-    )  # fmt: skip
+        row(
+            "distill-weights",
+            "distill_clip_loss",
+            vectors(clip, rows),
+            options_oracle.distill,
+            {},
+            teacher,
+        ),
+    )
     return standard, more

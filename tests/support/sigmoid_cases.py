@@ -1,4 +1,6 @@
-"""Uses of `sigmoid_sum` with their float64 oracle: explicit formulas in NumPy, nothing here from the package."""
+"""Uses of `sigmoid_sum` with their float64 oracle: explicit formulas in NumPy, nothing here from
+the package.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,16 @@ class Use:
         if self.kind == "not_pair" and self.offset is None:
             offset = 0
         return sigmoid.sigmoid_sum(
-            **operands, sign=self.sign, kind=self.kind, offset=offset, stride=self.stride(named["a"].shape[-2]),
-            positive=self.positive, normalize=self.normalize, backend=backend, **more,
-        )  # fmt: skip
+            **operands,
+            sign=self.sign,
+            kind=self.kind,
+            offset=offset,
+            stride=self.stride(named["a"].shape[-2]),
+            positive=self.positive,
+            normalize=self.normalize,
+            backend=backend,
+            **more,
+        )
 
     def truth(self, named: dict, g):
         """The oracle's ``(rows, pos, row_max, gradients by name)``, group by group."""
@@ -167,7 +176,9 @@ def check(
 
 
 def siglip(image_features, text_features, logit_scale, logit_bias, g, keys=None, weights=None):
-    """``(loss [N], gradients by argument name)``: the double loop over images and texts, each pair a logistic regression."""
+    """``(loss [N], gradients by argument name)``: the double loop over images and texts, each pair
+    a logistic regression.
+    """
     image, text = oracle.array(image_features), oracle.array(text_features)
     scale, bias = float(oracle.array(logit_scale)), float(oracle.array(logit_bias))
     loss = np.zeros(len(image))
