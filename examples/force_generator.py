@@ -145,7 +145,7 @@ def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
-    """Train with the fused loss for `steps` steps, and with the eager one for `compared` of them."""
+    """Train with the fused loss for `steps` steps, and with the eager one for `compared` steps."""
     torch.manual_seed(seed)
     model, generator = Generator(task), torch.Generator().manual_seed(seed)
     runs = {key: Run(loss, copy.deepcopy(model)) for key, loss in LOSSES.items()}

@@ -140,7 +140,7 @@ class Correlation(torch.autograd.Function):
                 flow.addcmul_(scratch.copy_(y).addcmul_(x, near, value=-1), factor * diagonal)
                 gradient = (flow.T if ctx.samples else flow).to(z.dtype)
                 if torch.is_grad_enabled():
-                    # create_graph=True
+                    # This is create_graph=True.
                     (gradient,) = FirstDerivative.apply(1, gradient, g_diagonal, g_rest, z1, z2)
                 gradients.append(gradient)
         return *gradients, None, None, None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .. import checks, reference
@@ -38,24 +40,46 @@ def teacher_problem(
     )
 
 
-def teacher_lse(x, y, dtype, backend) -> tuple[torch.Tensor, torch.Tensor]:
-    """The row and column log-sum-exps ``[2, 1, N]`` of `teacher_problem`, in both parts."""
-    wanted = Wanted(columns=True, extrema=False, mean=False)
-    found = ops.call_forward(teacher_problem(x, y, dtype), wanted, backend)
-    return found.row_lse.parts, found.col_lse.parts
+class Teacher(NamedTuple):
+    """The teacher's rows, whose softmax the student learns."""
+
+    x: torch.Tensor  # [N, T], times the teacher's scale
+    y: torch.Tensor  # [N, T]
+    own: torch.Tensor | None  # [N], the logit of each pair; no backward pass needs it
+    dtype: torch.dtype
+    backend: str
+
+    def lse(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The row and column log-sum-exps over all pairs but the own ones, ``[2, 1, N]`` each."""
+        wanted = Wanted(columns=True, extrema=False, mean=False)
+        problem = teacher_problem(self.x, self.y, self.dtype)
+        found = ops.call_forward(problem, wanted, self.backend)
+        return found.row_lse.parts, found.col_lse.parts
 
 
-def share(lse, own):
+def share(lse: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """What all others have of a row's softmax, ``[N]``.
 
-    lse is their log-sum-exp ``[2, 1, N]`` in both parts, and own the logit ``[N]`` of the pair itself.
+    `lse` is their log-sum-exp ``[2, 1, N]`` in both parts, and `own` the logit ``[N]`` of the pair
+    itself.
     """
     return torch.sigmoid((lse[0, 0] - own) + lse[1, 0])
 
 
-def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
-    """``W b`` and ``Wᵀ a``, ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i, P and Q the row and column softmax of ``<x_i, y_j>`` over them, with the
-    log-sum-exps `lse`: one backward op, in which the features stand beside the teacher's, each before zeros."""
+def teacher_sums(
+    a: torch.Tensor,  # [N, D]
+    b: torch.Tensor,  # [N, D]
+    teacher: Teacher,
+    lse: tuple[torch.Tensor, torch.Tensor],  # [2, 1, N] each
+    g: torch.Tensor,  # [N]
+    h: torch.Tensor,  # [N]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``W b`` and ``Wᵀ a``, ``[N, D]`` each, with ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i.
+
+    P and Q are the row and the column softmax of ``<x_i, y_j>`` over the pairs j ≠ i. One backward
+    op computes both. In it the features stand beside the teacher's, each before zeros.
+    """
+    x, y, dtype = teacher.x, teacher.y, teacher.dtype
     left = torch.cat([x, a, torch.zeros_like(b)], 1)
     right = torch.cat([y, torch.zeros_like(a), b], 1)
     problem = teacher_problem(left, right, dtype)
@@ -68,14 +92,13 @@ def teacher_sums(a, b, x, y, lse, g, h, dtype, backend):
         mean=None,
     )
     need = Needs(a=True, b=True, scale=False, bias=False)
-    found = ops.call_backward(Upstream(g[None], h[None]), problem, saved, need, backend)
-    of_left, of_right = found.a, found.b
+    found = ops.call_backward(Upstream(g[None], h[None]), problem, saved, need, teacher.backend)
     T, D = x.shape[1], a.shape[1]
-    return of_left[0, :, T + D :], of_right[0, :, T : T + D]
+    return found.a[0, :, T + D :], found.b[0, :, T : T + D]
 
 
 class TeacherRows(torch.autograd.Function):
-    """For every pair the products ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>``, ``[N]``.
+    """The products ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` of all pairs, ``[N]``.
 
     The sums are over j ≠ i, and p and q are the teacher's shares of these j. The shares follow, and
     then the two log-sum-exps. The mean of the features under a row's softmax comes from the same
@@ -105,23 +128,25 @@ class TeacherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g, h, *_):
         a, b, x, y, p, q, *lse = ctx.saved_tensors
-        gradients = teacher_sums(a, b, x, y, lse, g * p, h * q, ctx.dtype, ctx.backend)
-        return (*gradients, None, None, None, None, None)
+        teacher = Teacher(x, y, own=None, dtype=ctx.dtype, backend=ctx.backend)
+        return (*teacher_sums(a, b, teacher, lse, g * p, h * q), None, None, None, None, None)
 
 
-def traced_rows(a, b, x, y, own, dtype, backend):
-    """What `TeacherRows` returns first, in operations with derivatives: exported programs keep no formulas of Python."""
-    lse = teacher_lse(x, y, dtype, backend)
-    p, q = (share(one, own) for one in lse)
-    nothing = torch.zeros_like(own)
-    of_a, of_b = (
-        teacher_sums(a, b, x, y, lse, g, h, dtype, backend) for g, h in ((p, nothing), (nothing, q))
-    )
-    return (a * of_a[0]).sum(1), (b * of_b[1]).sum(1), p, q
+def traced_rows(a: torch.Tensor, b: torch.Tensor, teacher: Teacher):
+    """The first four results of `TeacherRows` for a and b ``[N, D]``, by differentiable operations.
+
+    Exported programs keep no formulas of Python.
+    """
+    lse = teacher.lse()
+    p, q = (share(one, teacher.own) for one in lse)
+    nothing = torch.zeros_like(p)
+    of_a, _ = teacher_sums(a, b, teacher, lse, p, nothing)
+    _, of_b = teacher_sums(a, b, teacher, lse, nothing, q)
+    return (a * of_a).sum(1), (b * of_b).sum(1), p, q
 
 
 class TeacherTotal(torch.autograd.Function):
-    """Terms ``[N]`` with the sum of both products of `TeacherRows`, under constant weights w ``[N]``.
+    """Terms ``[N]`` with the sum of both products of `TeacherRows`, for constant weights w ``[N]``.
 
     The shares p and q follow, then the gradients and the log-sum-exps. It has half the cost, as
     the gradients are found in the same pass.
@@ -129,11 +154,10 @@ class TeacherTotal(torch.autograd.Function):
 
     @staticmethod
     def forward(a, b, x, y, own, w, dtype, backend):
-        lse = teacher_lse(x, y, dtype, backend)
+        teacher = Teacher(x, y, own, dtype, backend)
+        lse = teacher.lse()
         p, q = (share(one, own) for one in lse)
-        of_a, of_b = (
-            z.contiguous() for z in teacher_sums(a, b, x, y, lse, w * p, w * q, dtype, backend)
-        )
+        of_a, of_b = (z.contiguous() for z in teacher_sums(a, b, teacher, lse, w * p, w * q))
         return (a * of_a).sum(1), p, q, of_a, of_b, *lse
 
     @staticmethod
@@ -146,8 +170,9 @@ class TeacherTotal(torch.autograd.Function):
     def backward(ctx, g, *_):
         a, b, x, y, w, p, q, of_a, of_b, *lse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # create_graph=True
-            gradients = teacher_sums(a, b, x, y, lse, g * w * p, g * w * q, ctx.dtype, ctx.backend)
+            # This is create_graph=True.
+            teacher = Teacher(x, y, own=None, dtype=ctx.dtype, backend=ctx.backend)
+            gradients = teacher_sums(a, b, teacher, lse, g * w * p, g * w * q)
         else:
             gradients = g[:1] * of_a, g[:1] * of_b
         return (*gradients, None, None, None, None, None, None)
@@ -246,8 +271,11 @@ def _fused(
     student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
     exporting = torch.compiler.is_exporting()
     if exporting or reduction == "none" or (weights is not None and weights.requires_grad):
-        teacher = traced_rows if exporting else TeacherRows.apply
-        of_rows, of_columns, p, q, *_ = teacher(a, b, x, y, own, dtype, name)
+        if exporting:
+            found = traced_rows(a, b, Teacher(x, y, own, dtype, name))
+        else:
+            found = TeacherRows.apply(a, b, x, y, own, dtype, name)
+        of_rows, of_columns, p, q, *_ = found
         loss = student + ((p + q) * pos - (of_rows + of_columns)) / 2
         return reduce(loss, reduction, weights)
     weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)

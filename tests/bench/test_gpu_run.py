@@ -365,7 +365,10 @@ def test_the_small_case_reaches_every_kernel(monkeypatch):
     assert small_case.main("cpu") == 0
     assert device_tests._launched == {
         f"cuda/{name}"
-        for name in "prepare finish similarity_bf16 similarity_f16 similarity_f64 similarity_tf32x3 force_bf16 force_f16 force_f32 force_f64".split()
+        for name in (
+            "prepare finish similarity_bf16 similarity_f16 similarity_f64 similarity_tf32x3 "
+            "force_bf16 force_f16 force_f32 force_f64"
+        ).split()
     }
 
 

@@ -1,4 +1,4 @@
-"""The private names of torch that the package uses: the installed torch has them, and only one file knows them."""
+"""The installed torch has the private names that the package uses, and one file knows them."""
 
 import re
 from pathlib import Path
