@@ -18,7 +18,9 @@ from support.sigmoid_cases import USES, Use
 from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
+from fused_contrastive.autograd import sigmoid
 from fused_contrastive.backends.panels import _panel as panels
+from fused_contrastive.ops import sigmoid as sigmoid_ops
 from fused_contrastive.problem import NO_SELF
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -143,7 +145,7 @@ def test_large_logits(sign, backend, device):
     for name, dtype in ((backend, torch.float32), ("eager", torch.float64)):
         leaves = [t.detach().to(dtype).requires_grad_() for t in (a, b, row_bias)]
         scale = torch.ones((), dtype=dtype, device=device)
-        out = fc.sigmoid.sigmoid_sum(
+        out = sigmoid.sigmoid_sum(
             leaves[0],
             leaves[1],
             scale,
@@ -170,7 +172,7 @@ def test_terms_far_below_one(sign, backend, device):
     for bias in (-60.0, -80.0):
         a = torch.ones(1, 1, device=device, requires_grad=True)
         row_bias = torch.tensor([sign * bias], device=device, requires_grad=True)
-        out = fc.sigmoid.sigmoid_sum(
+        out = sigmoid.sigmoid_sum(
             a,
             torch.zeros(3, 1, device=device),
             torch.ones((), device=device),
@@ -202,7 +204,7 @@ def test_many_tiny_terms(backend, device):
     scale = torch.tensor(10.0, device=device)
     a, b = a.to(device), b.to(device)
     ours, eager = (
-        fc.sigmoid.sigmoid_sum(a, b, scale, bias, backend=name).rows for name in (backend, "eager")
+        sigmoid.sigmoid_sum(a, b, scale, bias, backend=name).rows for name in (backend, "eager")
     )
     assert relative_error(ours, truth) <= max(relative_error(eager, truth), 6e-8)
 
@@ -250,9 +252,9 @@ def test_opcheck(use, backend, device, monkeypatch):
     """
     calls = {}
     for op in OPS:
-        original = getattr(fc.sigmoid_ops, op)
+        original = getattr(sigmoid_ops, op)
         monkeypatch.setattr(
-            fc.sigmoid_ops,
+            sigmoid_ops,
             op,
             lambda *arguments, original=original, op=op: (
                 calls.setdefault(op, arguments) and original(*arguments)
