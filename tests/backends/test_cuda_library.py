@@ -38,7 +38,7 @@ library = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(library)
 for name in sys.argv[2:]:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_contrastive_cuda::{name}", "CUDA"), name
-from fused_contrastive import cuda
+from fused_contrastive.backends import cuda
 print(library.SOURCES, *library.versions() if hasattr(library, "versions") else ())
 """
 
