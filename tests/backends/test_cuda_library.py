@@ -59,7 +59,7 @@ spec.loader.exec_module(library)
 for name in sys.argv[2:]:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     assert has_kernel(f"fused_contrastive_cuda::{name}", "CUDA"), name
-from fused_contrastive import cuda
+from fused_contrastive.backends import cuda
 print(library.SOURCES, *library.versions() if hasattr(library, "versions") else ())
 """
 
