@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 
 from .. import checks
 from ..autograd.sigmoid import SigmoidResult, sigmoid_sum
-from ..autograd.similarity import Result, matrix_dtype
+from ..autograd.similarity import Result, matrix_dtype, similarity
 from ..checks import accumulation_dtype
 from ..problem import Candidates
 from ._hardness import negatives
@@ -50,11 +51,12 @@ class Comparison(NamedTuple):
             hardness: see `negatives`.
         """
         kind, offset, stride, key_a, key_b = candidates
-        return negatives(
+        # Every layer of keyword arguments costs time, so that plain calls skip `negatives`.
+        compute = partial(negatives, hardness=hardness) if hardness else similarity
+        return compute(
             self.rows,
             self.columns,
             self.scale,
-            hardness,
             kind=kind,
             offset=self.offset + offset,
             stride=stride,
