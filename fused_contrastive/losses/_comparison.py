@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..autograd.sigmoid import SigmoidResult, sigmoid_sum
-from ..autograd.similarity import Result
+from ..autograd.similarity import Result, similarity
 from ..dtypes import accumulation_dtype, in_autocast, matrix_dtype, outside_autocast
 from ..problem import Candidates
 from ._hardness import negatives
@@ -49,11 +50,12 @@ class Comparison(NamedTuple):
             hardness: see `negatives`.
         """
         kind, offset, stride, key_a, key_b = candidates
-        return negatives(
+        # Every layer of keyword arguments costs time, so that plain calls skip `negatives`.
+        compute = partial(negatives, hardness=hardness) if hardness else similarity
+        return compute(
             self.rows,
             self.columns,
             self.scale,
-            hardness,
             kind=kind,
             offset=self.offset + offset,
             stride=stride,

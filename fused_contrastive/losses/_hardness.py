@@ -12,7 +12,7 @@ def negatives(
     a: torch.Tensor,  # [..., M, D]
     b: torch.Tensor | None,  # [..., N, D]; None: a
     scale: torch.Tensor,  # []
-    hardness: float = 0.0,
+    hardness: float,
     *,
     extrema: bool = False,
     **arguments,
@@ -22,8 +22,6 @@ def negatives(
     The scale is ``scale + hardness`` in the forward pass, and `scale` in the backward pass. With
     `extrema`, the largest logits are those without hardness, from a pass of their own.
     """
-    if not hardness:
-        return similarity(a, b, scale, extrema=extrema, **arguments)
     if is_transformed() or torch.compiler.is_exporting():
         result = hardened(a, b, scale, hardness, arguments)
     else:
