@@ -6,24 +6,16 @@ Small in full (along one random direction in the interpreter), and ragged across
 import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
-from support import cases, uses
+from support import uses
+from support.functions import LOSSES, loss_of, outputs_of, small_inputs
 
 from fused_contrastive.backends.panels import _panel as panels
-
-LOSSES = [
-    case for case in cases.LOSSES if case.function != "dclw_loss"
-]  # its weights are constants of the inputs
 
 
 def check(function, inputs, fast):
     assert torch.autograd.gradcheck(
         function, inputs, fast_mode=fast, eps=1e-6, atol=1e-6, rtol=1e-5
     )
-
-
-def loss_of(case, backend, inputs):
-    names = list(inputs)
-    return lambda *values: case.loss(dict(zip(names, values, strict=True)), backend)
 
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
@@ -45,29 +37,6 @@ def test_loss_across_tiles(case, backend, device, monkeypatch):
     n, d = (35, 5) if is_interpreted(backend) else (131, 5)
     inputs = case.draw(n, d, device=device)
     check(loss_of(case, backend, inputs), tuple(inputs.values()), fast=True)
-
-
-def outputs_of(use, backend, named):
-    names = [name for name, x in named.items() if x.requires_grad]
-    return names, lambda *values: use.apply(named | dict(zip(names, values, strict=True)), backend)
-
-
-def small_inputs(use, device) -> dict:
-    """A few rows, with candidates in every row and column.
-
-    An empty one is -inf, tested elsewhere.
-    """
-    named = use.draw(4, 4 if use.kind == "not_pair" else 3, 2, device=device)
-    if use.kind in ("other_key", "same_key"):
-        named["key_a"] = torch.tensor([0, 0, 1, 1], device=device).expand(named["key_a"].shape)
-        if not use.one_set:
-            named["key_b"] = torch.tensor(
-                [0, 1, 1] if use.self_offset is None else [1, 0, 1], device=device
-            )
-    if use.kind == "same_key" and use.self_offset is not None:
-        named["key_a"] = torch.tensor([0, 0, 1, 1], device=device)
-        named["key_b"] = torch.tensor([0, 1, 0], device=device)
-    return named
 
 
 @pytest.mark.parametrize("use", uses.USES, ids=str)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
 from support import cases, sigmoid_cases, uses
+from support.functions import LOSSES, loss_of, outputs_of, small_inputs
 from support.yardstick import assert_within_yardstick
-from test_gradcheck import LOSSES, loss_of, outputs_of, small_inputs
 
 import fused_contrastive as fc
 from fused_contrastive import reference
