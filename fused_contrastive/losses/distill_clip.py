@@ -98,7 +98,7 @@ def teacher_sums(
 
 
 class TeacherRows(torch.autograd.Function):
-    """The products ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` of all pairs, ``[N]``.
+    """The products ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` of all pairs.
 
     The sums are over j ≠ i, and p and q are the teacher's shares of these j. The shares follow, and
     then the two log-sum-exps. The mean of the features under a row's softmax comes from the same
