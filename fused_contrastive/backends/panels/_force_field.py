@@ -13,13 +13,8 @@ import torch
 from torch import Tensor
 
 from ...problem import ForceProblem
+from ._panel import PANEL
 from ._running_sum import finite
-
-PANEL = 1 << 19
-"""Pairs per panel on a CPU. Other devices get 32 times that.
-
-The temporaries of one temperature are a few tensors of this size.
-"""
 
 
 def row_panels(G: int, P: int, device: torch.device) -> list[tuple[slice, list[slice]]]:
