@@ -21,7 +21,7 @@ PLUS, MINUS = USES[0], USES[2]
 
 
 @pytest.fixture
-def way(precision):  # noqa: F811
+def way(precision):
     """(dtype, tolerance) of every way matrices are multiplied."""
     return precision[1], TOLERANCE[precision[0]]
 
