@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.native_calls import isa, poisoned  # noqa: F401
 from support.sigmoid_cases import TOLERANCE, USES, Use, check, run
-from test_cpu_similarity import isa, poisoned  # noqa: F401
 
 from fused_contrastive.backends import cpu as native
 

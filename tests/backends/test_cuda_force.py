@@ -11,7 +11,7 @@ from dataclasses import replace
 import cuda_host
 import pytest
 import torch
-from support.cuda_calls import Call, backend, move, operators  # noqa: F401
+from support.cuda_calls import Call, Launches, backend, move, operators  # noqa: F401
 from support.force_contract import (
     CASES,
     DRIFT,
@@ -23,7 +23,6 @@ from support.force_contract import (
     close,
     way,  # noqa: F401
 )
-from test_cuda_backend import Launches
 
 import fused_contrastive
 from fused_contrastive.backends import cuda

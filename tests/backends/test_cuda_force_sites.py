@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.cuda_calls import backend, operators  # noqa: F401
-from test_cuda_force import Force, way  # noqa: F401
+from support.force_contract import Force, way  # noqa: F401
 
 
 @pytest.mark.parametrize("weight", [False, True])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_force import draw
+from support.force_cases import draw
 
 import fused_contrastive as fc
 

@@ -18,7 +18,6 @@ from support.force_cases import (
     oracle_force,
     upstream_of,
 )
-from test_force import draw, upstream_of
 
 import fused_contrastive as fc
 from fused_contrastive.backends.panels import _force_field
