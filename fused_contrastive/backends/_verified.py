@@ -1,7 +1,4 @@
-"""What a GPU has verified.
-
-this checkout's kernel sources against the runs recorded in ``bench/results``.
-"""
+"""What a GPU has verified: the kernel sources here, compared with the runs in ``bench/results``."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.native_calls import isa, poisoned  # noqa: F401
 from support.sigmoid_cases import TOLERANCE, USES, Use, check, run
-from test_cpu_similarity import isa, poisoned  # noqa: F401
 
 from fused_contrastive.backends import cpu as native
 
@@ -19,14 +19,14 @@ SIZES = ((1, 1), (2, 3), (33, 31), (64, 64), (129, 65), (70, 200), (7, 700), (70
 
 
 @pytest.mark.parametrize("use", USES, ids=str)
-def test_sizes(use, poisoned):  # noqa: F811
+def test_sizes(use, poisoned):
     """One element, whole and ragged blocks, many rows by few columns and the other way round."""
     for m, n in SIZES:
         check(use, "cpu", m, n, 9)
 
 
 @pytest.mark.parametrize("d", (1, 2, 15, 16, 17, 33, 70))
-def test_widths_and_groups(d, poisoned):  # noqa: F811
+def test_widths_and_groups(d, poisoned):
     for dtype in TOLERANCE:
         for use in USES[:4]:
             check(replace(use, lead=(3,)), "cpu", 33, 45, d, dtype)
@@ -34,7 +34,7 @@ def test_widths_and_groups(d, poisoned):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("use", (USES[0], USES[2], USES[5]), ids=str)
-def test_isas(use, dtype, isa):  # noqa: F811
+def test_isas(use, dtype, isa):
     check(use, "cpu", 83, 131, 40, dtype)
 
 
@@ -57,7 +57,7 @@ def test_any_thread_count(use, dtype):
 
 
 @pytest.mark.parametrize("sign", (1, -1))
-def test_terms(sign, isa):  # noqa: F811
+def test_terms(sign, isa):
     """softplus and sigmoid, one term a row, from -120 to 1e6.
 
     To 3 ulp and the logit's own rounding, zero below the smallest number.

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.native_calls import TOLERANCE, Call, assert_close, check, dense, oracle_gradients
+from support.native_calls import (
+    TOLERANCE,
+    Call,
+    assert_close,
+    check,
+    dense,
+    isa,  # noqa: F401
+    oracle_gradients,
+    poisoned,  # noqa: F401
+)
 
 from fused_contrastive import problem as candidates
 from fused_contrastive import similarity_logsumexp
@@ -16,31 +25,6 @@ from fused_contrastive.backends import cpu as native
 pytestmark = pytest.mark.skipif(
     native.refusal(torch.device("cpu"), torch.float32) is not None, reason=native.status()
 )
-
-ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
-
-
-def available_isas() -> tuple[str, ...]:
-    if native.refusal(torch.device("cpu"), torch.float32) is not None:
-        return ()
-    best = torch.ops.fused_contrastive_cpu.isa()
-    return ISAS[: ISAS.index(best) + 1]
-
-
-@pytest.fixture(params=available_isas())
-def isa(request):
-    best = torch.ops.fused_contrastive_cpu.isa()
-    torch.ops.fused_contrastive_cpu.set_isa(request.param)
-    yield request.param
-    torch.ops.fused_contrastive_cpu.set_isa(best)
-
-
-@pytest.fixture
-def poisoned():
-    """Uninitialised memory, the kernels' workspaces included, is NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 SIZES = [(1, 1), (2, 3), (31, 33), (64, 64), (65, 129), (200, 70), (7, 700), (700, 5)]

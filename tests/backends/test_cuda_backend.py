@@ -11,8 +11,7 @@ import types
 
 import pytest
 import torch
-from support.cuda_calls import Call, backend, operators  # noqa: F401
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.cuda_calls import Call, Launches, backend, operators  # noqa: F401
 
 import fused_contrastive
 from fused_contrastive.backends import cuda
@@ -111,26 +110,6 @@ def test_converged_float16(margin, size):
             )
         for expected, found in zip(gradients["eager"], gradients["cuda"], strict=True):
             assert torch.allclose(found, expected, rtol=2e-2, atol=1e-6), (expected, found)
-
-
-class Launches(TorchDispatchMode):
-    """Names of the operators that do work on the device, in order."""
-
-    def __init__(self, names):
-        super().__init__()
-        self.names = names
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        poison = name == "fill_" and args[1] != args[1]
-        out = func(*args, **(kwargs or {}))
-        if name == "to" and out is not args[0]:  # below autograd a conversion arrives whole
-            self.names.append("_to_copy")
-        elif not (
-            func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison
-        ):
-            self.names.append(name)
-        return out
 
 
 FORWARD = ["prepare", "pair_reduce", "finish_forward"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.cuda_calls import backend, operators  # noqa: F401
-from test_cuda_force import Force, way  # noqa: F401
+from support.force_contract import Force, way  # noqa: F401
 
 
 @pytest.mark.parametrize("weight", [False, True])
@@ -16,7 +16,7 @@ from test_cuda_force import Force, way  # noqa: F401
     [{}, {"mask": True}, {"separate": True}, {"separate": True, "mask": True}, {"rms": True}],
     ids=str,
 )
-def test_rows_that_equal_points_of_either_side(options, weight, way):  # noqa: F811
+def test_rows_that_equal_points_of_either_side(options, weight, way):
     """Sites of many equal points, 60 or 120 temperatures apart, or one such site far from points
     that are spread: the forces of the former are exact relative to themselves, also where float32
     does not hold the ratio of an affinity to that of equal points.

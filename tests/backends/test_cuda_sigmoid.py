@@ -11,8 +11,8 @@ import cuda_host
 import pytest
 import torch
 from support.cuda_calls import backend, operators  # noqa: F401
+from support.cuda_cases import TOLERANCE, precision  # noqa: F401
 from support.sigmoid_cases import USES, Use, check, run
-from test_cuda_similarity import TOLERANCE, precision  # noqa: F401
 
 from fused_contrastive.backends.cuda import _tiles
 from fused_contrastive.backends.tiled import plan as tiling
@@ -21,7 +21,7 @@ PLUS, MINUS = USES[0], USES[2]
 
 
 @pytest.fixture
-def way(precision):  # noqa: F811
+def way(precision):
     """(dtype, tolerance) of every way matrices are multiplied."""
     return precision[1], TOLERANCE[precision[0]]
 

@@ -9,7 +9,6 @@ GPU checks.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import cuda_host
@@ -17,59 +16,19 @@ import pytest
 import torch
 from support import native_calls as contract
 from support.cuda_calls import Call, backend, operators  # noqa: F401
+from support.cuda_cases import (
+    CASES,
+    ORDERED,
+    POSITIVES,
+    SYMMETRIC,
+    TOLERANCE,
+    precision,  # noqa: F401
+)
 
-from fused_contrastive import problem as candidates
 from fused_contrastive.backends.cuda import _tiles
 from fused_contrastive.backends.tiled import plan as tiling
 
-PRECISIONS = {
-    "bf16": (torch.bfloat16, None),
-    "fp16": (torch.float16, None),
-    "tf32": (torch.float32, _tiles.TF32),
-    "tf32x3": (torch.float32, _tiles.TF32X3),
-    "fma": (torch.float32, _tiles.FMA),
-    "fp64": (torch.float64, None),
-}
-TOLERANCE = {"bf16": 2e-2, "fp16": 3e-3, "tf32": 4e-3, "tf32x3": 2e-5, "fma": 2e-5, "fp64": 1e-12}
-
-CASES = {
-    "all": Call(kind="all"),
-    "not_self": Call(),
-    "not_self_offset": Call(offset=3),
-    "not_pair": Call(kind="not_pair", stride=20),
-    "not_pair_short": Call(kind="not_pair", stride=3, offset=1),
-    "other_key": Call(kind="other_key"),
-    "same_key": Call(kind="same_key"),
-    "no_self": Call(kind="same_key", offset=candidates.NO_SELF),
-}
-SYMMETRIC = [name for name, call in CASES.items() if call.offset in (0, candidates.NO_SELF)]
-POSITIVES = {
-    "nt_xent": Call(M=130, kind="not_pair", stride=65, positive=65),
-    "clip": Call(M=150, N=150, positive=0, columns=True, normalize=False, scale=0.5),
-    "in_batch": Call(M=90, N=200, offset=3, positive=3),
-    "cpc": Call(G=3, M=64, N=64, D=40, positive=0, normalize=False, scale=0.3),
-    "keyed": Call(M=100, N=100, kind="other_key", positive=0, columns=True),
-}
-ORDERED = {"clip": "bf16-sm90", "keyed": "tf32x3"}
 check = contract.check
-
-
-@pytest.fixture(params=[*PRECISIONS, "bf16-sm90", "fp16-sm90"])
-def precision(request, device, monkeypatch):
-    """(name, dtype) of every way matrices are multiplied."""
-    name, _, architecture = request.param.partition("-")
-    dtype, float32 = PRECISIONS[name]
-    if float32 is not None:
-        monkeypatch.setattr(_tiles, "float32_products", lambda _: float32)
-    if not architecture:
-        yield name, dtype
-    elif device.type == "cuda":
-        pytest.skip("a GPU has one way of its own")
-    else:
-        cuda_host.load().capability(9)
-        monkeypatch.setattr(_tiles, "super_unit", lambda _: _tiles.TILE_SM90)
-        yield name, dtype
-        cuda_host.load().capability(8)
 
 
 @pytest.mark.parametrize("M", [1, 65, 200])
@@ -326,102 +285,6 @@ def test_converged_training(precision):
     assert (got.double() - want).norm() < {"bf16": 1e-2, "fp16": 1e-3, "tf32x3": 2e-5}[
         name
     ] * want.norm()
-
-
-@pytest.mark.parametrize("D", [8, 24, 64])
-@pytest.mark.parametrize("precision", ["tf32x3", "fma"], indirect=True)
-def test_no_bias_of_float32_logits(D, precision):
-    """Truncated sums are put right on average.
-
-    Of a row's one candidate, whose logit is its log-sum-exp, in units of 2^-24 of it.
-    """
-    call = Call(M=4096, N=1, D=D, kind="all", normalize=False, scale=1.0, dtype=torch.float32)
-    noise, b = call.inputs[:2]
-    a = b + noise
-    rows = call.forward((a, *call.inputs[1:]))[0].double().sum(0)[0]
-    want = (
-        (a.double() @ b.double().mT)[0, :, 0] * torch.tensor(1 / math.log(2)).double() * math.log(2)
-    )
-    assert abs((rows - want) @ want / (want @ want)) < 0.25 * 2**-24
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
-def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
-    """With plain multiply-adds exactly where eager.
-
-    Three tf32 products make NaN of every product with an infinity.
-    """
-    monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
-    call = replace(POSITIVES[case], normalize=normalize, dtype=torch.float32)
-    a = call.inputs[0].clone()
-    a[0, 7, 3] = value
-    inputs = (a, *call.inputs[1:])
-    want = contract.dense(call, *inputs)
-    outputs = call.forward(inputs)
-    for name, index in (("rows", 0), ("loss", 3)):
-        got = outputs[index][0] if name == "rows" else outputs[index]
-        assert not torch.isfinite(got[~torch.isfinite(want[name])]).any(), name
-        assert torch.isfinite(got[torch.isfinite(want[name])]).all(), name
-    assert not torch.isfinite(call.backward(outputs, inputs=inputs)[0][0, 7]).all()
-
-
-@pytest.mark.parametrize("value", [math.inf, -math.inf])
-@pytest.mark.parametrize("case", ["in_batch", "clip"])
-def test_infinite_logits(case, value, monkeypatch):
-    """NaN, as cross entropy, where a row's positive or its log-sum-exp is infinite (nothing is
-    where it is -inf), and in its gradient.
-    """
-    monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
-    for dtype in (torch.float32, torch.float64):
-        call = replace(POSITIVES[case], dtype=dtype, bias="values")
-        bias = call.inputs[3].clone()
-        bias[0, 17] = value  # the positive of row 17 - positive, a candidate of the others
-        inputs = (*call.inputs[:3], bias, None, None)
-        want = contract.dense(call, *inputs)["loss"]
-        bad = torch.full_like(want, value > 0, dtype=torch.bool)
-        bad[0, 17 - call.positive] = True
-        outputs = call.forward(inputs)
-        loss, da = outputs[3], call.backward(outputs, inputs=inputs)[0]
-        assert torch.equal(loss.isnan(), bad)
-        assert torch.allclose(loss[~bad].double(), want[~bad], rtol=1e-5)
-        assert da[bad].isnan().all()
-        if case == "in_batch":  # clip has a softmax of the column, too
-            assert da[~bad].isfinite().all()
-
-
-@pytest.mark.parametrize("place", [0, 3, 8, 31, 40])
-def test_the_norm_of_one_row_overflows(place, monkeypatch):
-    """Its square is infinite, its logits are not.
-
-    No bound, so the sums are shifted, whichever thread had the row.
-    """
-    monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
-    call = Call(
-        M=64, N=48, D=8, kind="all", columns=True, normalize=False, scale=2.0, dtype=torch.float32
-    )
-    a = torch.ones(1, 64, 8)
-    a[0, place] = 1e20
-    b = torch.full((1, 48, 8), 1e-19)
-    for first, second in ((a, b), (b, a)):
-        inputs = (first, second, *call.inputs[2:])
-        want = contract.dense(call, *inputs)
-        outputs = call.forward(inputs)
-        contract.assert_close("rows", outputs[0][0], want["rows"], 1e-5)
-        contract.assert_close("cols", outputs[1][0], want["cols"], 1e-5)
-
-
-def test_zero_rows():
-    call = Call(M=70, N=80, kind="not_self", columns=True, positive=-1)
-    a = call.inputs[0].clone()
-    a[0, 3] = 0
-    inputs = (a, *call.inputs[1:])
-    outputs = call.forward(inputs)
-    da = call.backward(outputs, inputs=inputs)[0]
-    assert (
-        outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6
-    )  # not projected: G / 1e-12
 
 
 @pytest.mark.everyday(

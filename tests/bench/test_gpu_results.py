@@ -184,3 +184,15 @@ def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch
 def test_gpu_status_runs_without_a_gpu(capsys):
     assert gpu_status.main() == 0
     assert capsys.readouterr().out.strip()
+
+
+def test_gpu_status_covers_the_cuda_kernels(capsys):
+    assert gpu_status.main() == 0
+    names = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {
+        "cuda/prepare",
+        "cuda/finish",
+        "cuda/similarity_bf16",
+        "cuda/similarity_sm90",
+        "pair_reduce",
+    } <= names

@@ -11,12 +11,17 @@ import torch
 from conftest import is_interpreted, skip_unless_served
 from oracles import similarity as oracle
 from support import cases, uses
-from support.yardstick import assert_within_yardstick
+from support.cases import WITH_OPTIONS
+from support.yardstick import (
+    MORE_SEEDS,
+    SEEDS,
+    assert_within_yardstick,
+    size,
+    small_size,
+)
 
 import fused_contrastive
 
-SEEDS = range(5)
-MORE_SEEDS = range(9)  # where single errors vary widely
 MOST_SEEDS = range(25)
 """At the lowest temperatures, where few pairs carry a gradient.
 
@@ -26,9 +31,6 @@ by 25.
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COLD = {torch.float32: 0.02, torch.bfloat16: 0.05, torch.float16: 0.1}
-WITH_OPTIONS = [
-    case.name for case in cases.LOSSES if case.name.split("-")[-1] in ("options", "all", "distill")
-]
 WITH_TEMPERATURE = [
     case.name
     for case in cases.LOSSES
@@ -36,16 +38,6 @@ WITH_TEMPERATURE = [
     in ("nt_xent", "info_nce", "clip", "siglip", "sup_con", "dcl", "ranking")
     and case.name != "sup_con-weights"
 ]
-
-
-def size(backend) -> tuple[int, int]:
-    """Rows and dimensions: ragged across the tile borders of every backend."""
-    return (19, 20) if is_interpreted(backend) else (70, 40)
-
-
-def small_size(backend) -> tuple[int, int]:
-    """Where the numbers matter, not the tiles."""
-    return (11, 16) if is_interpreted(backend) else (40, 24)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -13,7 +13,7 @@ import textwrap
 
 import pytest
 import torch
-from test_correlation import NAMES, error, truth, views
+from support.correlation_cases import NAMES, error, truth, views
 
 import fused_contrastive as fc
 from fused_contrastive import reference

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from oracles import correlation as oracle
+from support.correlation_cases import NAMES, views
 from support.processes import on_ranks
-from test_correlation import NAMES, views
 from torch.nn.parallel import DistributedDataParallel
 
 import fused_contrastive as fc

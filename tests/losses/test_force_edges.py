@@ -10,7 +10,14 @@ import textwrap
 import pytest
 import torch
 from conftest import is_interpreted
-from test_force import draw, upstream_of
+from oracles.force import array
+from support.force_cases import (
+    draw,
+    error,
+    exact_distances,  # noqa: F401
+    oracle_force,
+    upstream_of,
+)
 
 import fused_contrastive as fc
 from fused_contrastive.backends.panels import _force_field
@@ -190,71 +197,6 @@ def test_threads_do_not_change_the_bits(device):
             assert all(torch.equal(x, y) for x, y in zip(other, results[0], strict=True))
 
 
-ERRORS = {
-    "positive": (lambda p, n: fc.contrastive_force([1], n, 0.5), TypeError),
-    "negative": (lambda p, n: fc.contrastive_force(p, n[..., :2], 0.5), ValueError),
-    "negative ": (lambda p, n: fc.contrastive_force(p, n.double(), 0.5), TypeError),
-    "temperature": (lambda p, n: fc.contrastive_force(p, n, 0.0), ValueError),
-    "mask_self": (lambda p, n: fc.contrastive_force(p, n, 0.5, mask_self="none"), ValueError),
-    "normalizer": (lambda p, n: fc.contrastive_force(p, n, 0.5, normalizer="rms"), ValueError),
-    "affinity_floor": (
-        lambda p, n: fc.contrastive_force(p, n, 0.5, affinity_floor=-1.0),
-        ValueError,
-    ),
-    "temperatures": (lambda p, n: fc.contrastive_force_loss(p, n, ()), ValueError),
-    "temperatures ": (lambda p, n: fc.contrastive_force_loss(p, n, 0.5), TypeError),
-    "temperatures  ": (
-        lambda p, n: fc.contrastive_force_loss(p, n, (0.1, float("nan"))),
-        ValueError,
-    ),
-    "scale": (lambda p, n: fc.contrastive_force_loss(p, n, scale=torch.ones(7)), ValueError),
-    "scale ": (lambda p, n: fc.contrastive_force_loss(p, n, scale=-1.0), ValueError),
-    "detach_scale": (lambda p, n: fc.contrastive_force_loss(p, n, detach_scale="yes"), ValueError),
-    "reduction": (lambda p, n: fc.contrastive_force_loss(p, n, reduction="max"), ValueError),
-    "backend": (lambda p, n: fc.contrastive_force_loss(p, n, backend="fast"), ValueError),
-    "gen": (lambda p, n: fc.drift_loss(n[0], p), ValueError),
-    "positive ": (lambda p, n: fc.drift_loss(n, p[:1]), ValueError),
-    "weight_gen": (lambda p, n: fc.drift_loss(n, p, weight_gen=torch.ones(2, 9)), ValueError),
-    "weight_negative": (
-        lambda p, n: fc.drift_loss(n, p, weight_negative=torch.ones(2, 4)),
-        ValueError,
-    ),
-    "temperatures   ": (
-        lambda p, n: fc.drift_loss(n, p, temperatures=(torch.tensor(0.1),)),
-        TypeError,
-    ),
-    "positive  ": (lambda p, n: fc.drift_field(n, p.long()), TypeError),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors_name_the_argument(name):
-    call, kind = ERRORS[name]
-    with pytest.raises(kind, match=name.strip()):
-        call(torch.randn(2, 5, 3), torch.randn(2, 4, 3))
-
-
-def test_modules(device):
-    positive, negative = draw((2, 6, 5, 3), device=device)
-    module = fc.ContrastiveForceLoss((0.1, 0.3), normalizer="force_rms", reduction="sum")
-    expected = fc.contrastive_force_loss(
-        positive, negative, (0.1, 0.3), normalizer="force_rms", reduction="sum"
-    )
-    torch.testing.assert_close(module(positive, negative), expected)
-    assert "force_rms" in repr(module) and not list(module.parameters())
-    weight = torch.rand(2, 6, dtype=torch.float64, device=device)
-    loss, info = fc.DriftLoss((0.1,))(negative, positive, weight_positive=weight)
-    torch.testing.assert_close(
-        loss, fc.drift_loss(negative, positive, weight_positive=weight, temperatures=(0.1,))[0]
-    )
-    assert set(info) == {"scale", "loss_0.1"}
-    with pytest.raises(ValueError, match="normalizer"):
-        fc.ContrastiveForceLoss(normalizer="rms")
-    for module in (fc.ContrastiveForceLoss, fc.DriftLoss):
-        with pytest.raises(ValueError, match="temperatures"):
-            module(temperatures=())
-
-
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_half_precision_and_autocast(dtype, backend, device):
     positive, negative = (x.detach() for x in draw((2, 6, 5, 3), dtype=dtype, device=device))
@@ -406,3 +348,22 @@ def test_memory_of_a_large_set():
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 100e6, f"{int(done.stdout) / 1e6:.0f} MB"
+
+
+def test_finite_where_eager_is_not(backend, device):
+    """Self pairs in the softmax leave no affinity whose square float32 could hold."""
+    positive, negative = draw((1, 16, 16, 64), "normal", torch.float32, device)
+    temperature = float(torch.cdist(positive.detach(), negative.detach()).mean()) / 100
+    options = {"normalizer": "dist_affinity_rms"}
+    eager = fc.contrastive_force(positive, negative, temperature, backend="eager", **options)
+    assert not torch.isfinite(eager).all()
+    force = fc.contrastive_force(positive, negative, temperature, backend=backend, **options)
+    upstream = upstream_of(force.shape).to(force)
+    gradients = torch.autograd.grad(force, (positive, negative), upstream)
+    wide = [x.detach().double().requires_grad_() for x in (positive, negative)]
+    exact = fc.contrastive_force(*wide, temperature, backend="panels", **options)
+    assert error(force, oracle_force(positive, negative, temperature, **options)) < 1e-4
+    for ours, expected in zip(
+        gradients, torch.autograd.grad(exact, wide, upstream.double()), strict=True
+    ):
+        assert error(ours, array(expected)) < 1e-4

@@ -13,6 +13,7 @@ from conftest import is_interpreted, skip_unless_served
 from oracles import labels as label_oracle
 from oracles import similarity as oracle
 from support import cases
+from support.label_cases import above_the_kernels, draw
 from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
@@ -21,22 +22,10 @@ from fused_contrastive import reference
 LABELS = torch.tensor([4, -1, 4, 7, -1, 4, 0, 3, 4, 7, 7])
 """Classes of 4, 2, 3, 1 and 1 samples."""
 FORMS = ("out", "in", "pairs")
-above_the_kernels = pytest.mark.interpreter(backend=(), any_backend=())
-"""The kernels are those of the tests that the interpreter runs."""
 
 
 def call(backend, features, labels, temperature=0.3, **options):
     return fc.sup_con_loss(features, labels, temperature, backend=backend, **options)
-
-
-def draw(device, views=0, n=11, d=5, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n, views, d) if views else (n, d)
-    return (
-        (0.7 * torch.randn(shape, generator=generator, dtype=torch.float64))
-        .to(device, dtype)
-        .requires_grad_()
-    )
 
 
 @pytest.mark.interpreter(kind=("labels-3",))
@@ -385,107 +374,3 @@ def test_collapsed_classes(dtype, spread, size, backend, device):
             }
             found.append({key: cases.relative_error(*pair) for key, pair in pairs.items()})
     assert_within_yardstick(errors[backend], errors["reference"], dtype)
-
-
-def test_dclw_weights(any_backend, device):
-    """Two minus B times the softmax of the pairs' similarities, without a gradient.
-
-    Sigma to infinity is DCL.
-    """
-    z1, z2 = (draw(device, seed=seed) for seed in (0, 1))
-    plain, flat = (
-        fc.dcl_loss(z1, z2, reduction="none", backend=any_backend),
-        fc.dclw_loss(z1, z2, sigma=1e9, reduction="none", backend=any_backend),
-    )
-    torch.testing.assert_close(flat, plain)
-    sigma = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    loss = fc.dclw_loss(z1, z2, 0.1, sigma, reduction="none", backend=any_backend)
-    cosine = torch.nn.functional.cosine_similarity(z1, z2)
-    weight = 2 - len(z1) * (cosine / 0.5).softmax(0)
-    torch.testing.assert_close(loss, plain + (1 - weight).repeat(2) * cosine.repeat(2) / 0.1)
-    loss.sum().backward()
-    assert sigma.grad is None
-
-
-@above_the_kernels
-def test_decoupled_pair_alone(any_backend, device):
-    """B = 1: no negatives, whose log-sum-exp is −inf; the gradient is the positive's."""
-    z1, z2 = (draw(device, n=1, seed=seed) for seed in (0, 1))
-    loss = fc.dcl_loss(z1, z2, reduction="none", backend=any_backend)
-    assert loss.isneginf().all()
-    gradient = torch.autograd.grad(loss.sum(), z1)[0]
-    cosine = torch.nn.functional.cosine_similarity(z1, z2).sum()
-    torch.testing.assert_close(gradient, torch.autograd.grad(-2 * cosine / 0.1, z1)[0])
-
-
-Z = torch.randn(4, 3)
-WRONG = (
-    ({"features": Z[0]}, ValueError, r"features must have shape \[N, D\] or \[N, V, D\]"),
-    ({"features": Z[None, None]}, ValueError, "features must have shape"),
-    ({"features": Z[:, None][:, :0]}, ValueError, "features must have shape"),
-    ({"features": Z.long()}, TypeError, "features must be a floating-point"),
-    ({"labels": None}, ValueError, r"labels must be given with features \[N, D\]"),
-    ({"labels": torch.arange(3)}, ValueError, r"labels must be broadcastable to shape \(4,\)"),
-    ({"labels": Z[:, 0]}, TypeError, "labels must be an integer tensor"),
-    ({"labels": [0, 1, 2, 3]}, TypeError, "labels must be an integer tensor"),
-    ({"labels": torch.arange(4, device="meta")}, ValueError, "labels must be on"),
-    ({"temperature": 0.0}, ValueError, "temperature must not be smaller"),
-    ({"temperature": "1"}, TypeError, "temperature must be a number"),
-    ({"positives": "all"}, ValueError, "positives must be one of 'out', 'in', 'pairs'"),
-    ({"contrast_mode": "two"}, ValueError, "contrast_mode must be one of 'all', 'one'"),
-    ({"normalize": "l2"}, ValueError, "normalize must be one of"),
-    ({"skip_unmatched": None}, ValueError, "skip_unmatched must be one of"),
-    ({"reduction": "average"}, ValueError, "reduction must be one of"),
-    ({"weights": torch.ones(3)}, ValueError, r"weights must have shape \(4,\)"),
-    ({"weights": torch.ones(4, dtype=torch.int64)}, TypeError, "weights must be a floating-point"),
-    ({"weights": torch.ones(4, device="meta")}, ValueError, "weights must be on"),
-    (
-        {"positive_weights": torch.ones(4, 4)},
-        ValueError,
-        "labels must be None where positive_weights",
-    ),
-    (
-        {"labels": None, "positive_weights": torch.ones(4)},
-        ValueError,
-        r"positive_weights must have shape \(4, 4\)",
-    ),
-    (
-        {"labels": None, "positive_weights": Z.tolist()},
-        TypeError,
-        "positive_weights must be a real tensor",
-    ),
-    (
-        {"labels": None, "positive_weights": torch.ones(4, 4, device="meta")},
-        ValueError,
-        "positive_weights must be on",
-    ),
-    (
-        {"labels": None, "positive_weights": torch.ones(4, 4), "positives": "in"},
-        ValueError,
-        "need positives='out'",
-    ),
-    (
-        {"labels": None, "positive_weights": torch.ones(4, 4), "metrics": True},
-        ValueError,
-        "metrics=True needs labels",
-    ),
-    ({"backend": "gpu"}, ValueError, "backend must be one of"),
-)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    WRONG,
-    ids=lambda v: str(list(v)) if isinstance(v, dict) else "",
-)
-def test_wrong_arguments(arguments, error, message):
-    with pytest.raises(error, match=message):
-        fc.sup_con_loss(**{"features": Z, "labels": torch.arange(4)} | arguments)
-
-
-@pytest.mark.parametrize("loss", (fc.dclw_loss, fc.DCLWLoss), ids=lambda f: f.__name__)
-def test_wrong_sigma(loss):
-    sets = () if isinstance(loss, type) else (Z, Z)
-    for sigma, error in ((0.0, ValueError), ("1", TypeError)):
-        with pytest.raises(error, match="sigma must"):
-            loss(*sets, sigma=sigma)

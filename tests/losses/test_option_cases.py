@@ -9,7 +9,14 @@ import torch
 from conftest import skip_unless_served
 from oracles import similarity as oracle
 from support import cases
-from test_accuracy import MORE_SEEDS, SEEDS, WITH_OPTIONS, assert_within_yardstick, size, small_size
+from support.cases import WITH_OPTIONS
+from support.yardstick import (
+    MORE_SEEDS,
+    SEEDS,
+    assert_within_yardstick,
+    size,
+    small_size,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)

@@ -3,47 +3,15 @@
 import copy
 import gc
 import weakref
-from itertools import pairwise
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from support.processes import on_ranks
+from support.encoders import Momentum, assert_same, chunked, gradients, mlp
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import fused_contrastive as fc
 from fused_contrastive import cached_step
-
-
-def mlp(*sizes, dropout=0.0):
-    layers = []
-    for a, b in pairwise(sizes):
-        layers += [nn.Linear(a, b), nn.Tanh(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
-
-
-def chunked(encoder, x, size):
-    """What the step must be the same as: the chunks encoded with their graphs and put together."""
-    return torch.cat([encoder(part) for part in x.split(size)])
-
-
-def gradients(*modules):
-    return {
-        f"{i}.{name}": p.grad
-        for i, module in enumerate(modules)
-        for name, p in module.named_parameters()
-    }
-
-
-def assert_same(found, expected, **tolerance):
-    assert found.keys() == expected.keys()
-    for name, x in found.items():
-        assert x is not None and x.abs().max() > 0, name
-        torch.testing.assert_close(
-            x, expected[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance
-        )
 
 
 def test_one_encoder_for_two_views(device):
@@ -168,23 +136,6 @@ def test_dropout_and_autocast(autocast, device):
     assert torch.equal(loss, expected.detach())
     tolerance = {"rtol": 2e-2, "atol": 1e-3} if autocast else {}
     assert_same(gradients(encoder), gradients(twin), **tolerance)
-
-
-class Momentum(nn.Module):
-    """An encoder whose buffer changes at every call and enters the next."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear, self.returned = nn.Linear(4, 4), []
-        self.register_buffer("calls", torch.zeros(()))
-        self.register_buffer("mean", torch.zeros(4))
-
-    def forward(self, x):
-        self.calls += 1
-        self.mean = 0.5 * self.mean + x.detach().mean(0)  # a new tensor in the buffer's place
-        out = self.linear(x) * self.calls.clone() + self.mean
-        self.returned.append(out.detach())
-        return out
 
 
 def test_buffers_change_once(device):
@@ -374,77 +325,3 @@ def test_errors(arguments, error, message):
     } | arguments
     with pytest.raises(error, match=message):
         cached_step(**given)
-
-
-class Normalized(nn.Module):
-    """Holds a DistributedDataParallel module."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x):
-        return F.normalize(self.module(x), dim=1)
-
-
-def on_one_rank(rank, world):
-    """A cached and a plain step of a model that is used twice and one used once.
-
-    How often each was reduced.
-    """
-    torch.manual_seed(0)
-    first, second = mlp(4, 5).double(), mlp(3, 5).double()
-    x, y, t = (
-        torch.randn(8, d, generator=torch.Generator().manual_seed(rank)).double() for d in (4, 4, 3)
-    )
-
-    def loss_fn(a, b, c):
-        return fc.info_nce_loss(a, b) + fc.info_nce_loss(b, c, normalize=False)
-
-    results = []
-    for cached in (True, False):
-        counts = [0, 0]
-
-        def hook(index, bucket, counts=counts):
-            counts[index] += 1
-            return (
-                dist.all_reduce(bucket.buffer().div_(world), async_op=True)
-                .get_future()
-                .then(lambda f: f.value()[0])
-            )
-
-        models = [DistributedDataParallel(copy.deepcopy(m)) for m in (first, second)]
-        for index, model in enumerate(models):
-            model.register_comm_hook(index, hook)
-        encoders = [models[0], models[0], Normalized(models[1])]
-        for _ in range(2):
-            if cached:
-                loss = cached_step(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))
-            else:  # twice the same model in one step needs one call
-                a, b = encoders[0](torch.cat([x, y])).chunk(2)
-                loss = loss_fn(a, b, encoders[2](t))
-                loss.backward()
-        results.append((loss.detach(), counts, [p.grad for m in models for p in m.parameters()]))
-    model = DistributedDataParallel(Momentum())
-    for _ in range(3):
-        cached_step(model, (x.float(), y.float()), fc.NTXentLoss(), chunk_size=4)
-    return results, model.module.returned
-
-
-def test_distributed_data_parallel():
-    """Gradients are those of the plain step, on every rank, and each model is reduced once per
-    step.
-
-    Rank 0's buffers are sent at the start of both encodings, which return the same.
-    """
-    for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(
-        2, on_one_rank
-    ):
-        torch.testing.assert_close(loss, expected)
-        assert counts == wanted == [2, 2]
-        for x, y in zip(grads, gradients, strict=True):
-            torch.testing.assert_close(x, y)
-        assert len(returned) == 3 * 8
-        for step in range(3):
-            first, second = (torch.stack(returned[k : k + 4]) for k in (8 * step, 8 * step + 4))
-            assert torch.equal(first, second), step

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import is_interpreted, skip_unless_served
 from support import cases, sigmoid_cases, uses
+from support.derivatives import derivatives, edge_inputs, nt_xent
 from support.functions import LOSSES, loss_of, outputs_of, small_inputs
 from support.yardstick import assert_within_yardstick
 
 import fused_contrastive as fc
-from fused_contrastive import reference
 from fused_contrastive.backends.panels import _panel as panels
 
 FEW = {
@@ -101,27 +101,6 @@ def test_sums_of_softplus(use, backend, device):
         check(rows, leaves, fast=backend != "panels")
 
 
-def upstream(tensors, seed):
-    """Numbers in [0.5, 1.5], exact in every dtype."""
-    return [
-        cases.positive_weights(x.shape, seed + n).to(x.device, x.dtype).requires_grad_()
-        for n, x in enumerate(tensors)
-    ]
-
-
-def derivatives(function, leaves, seed=0):
-    """Gradients of ``<t, gradients of <g, outputs>>`` with respect to g and the leaves, g and t
-    random.
-    """
-    out = function(*leaves)
-    out = out if isinstance(out, tuple) else (out,)
-    g = upstream(out, seed)
-    first = torch.autograd.grad(out, leaves, g, create_graph=True)
-    return torch.autograd.grad(
-        first, [*g, *leaves], upstream(first, seed + 10), materialize_grads=True
-    )
-
-
 def errors(case, backend, n, d, dtype, device, seed, spread):
     """Relative errors against the dense double backward in float64."""
     inputs = case.draw(n, d, dtype, device, seed, spread=spread, temperature=0.05)
@@ -183,106 +162,6 @@ def test_each_argument_alone(name, backend, device):
             if leaves:
                 found.append(derivatives(lambda *_, i=inputs, b=label: case.loss(i, b), leaves))
         for x, y in zip(*found, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
-
-
-def nt_xent(backend):
-    function = reference.nt_xent_loss if backend == "reference" else fc.nt_xent_loss
-    more = {} if backend == "reference" else {"backend": backend}
-    return lambda z1, z2, temperature: function(z1, z2, temperature, reduction="none", **more)
-
-
-def clip(backend):
-    function = reference.clip_loss if backend == "reference" else fc.clip_loss
-    more = {} if backend == "reference" else {"backend": backend}
-    return lambda z1, z2, temperature: function(z1, z2, 1 / temperature, reduction="none", **more)
-
-
-def edge_inputs(name, device):
-    z1, z2 = (torch.randn(6, 4, dtype=torch.float64, device=device) for _ in range(2))
-    temperature = {"cold": 1e-3, "repelling": -0.1, "hot": 1e3}.get(name, 0.3)
-    if name in ("one row", "two rows"):
-        rows = 1 if name == "one row" else 2
-        z1, z2 = z1[:rows], z2[:rows]
-    elif name == "below the norm floor":
-        z1[2] *= 1e-13
-    elif name == "short row":
-        z1[2] *= 1e-11
-    elif name == "equal rows":
-        z1 = z1[:1].expand(6, 4)
-    elif name == "strides":
-        z1, z2 = torch.randn(4, 6, dtype=torch.float64, device=device).T, z2.repeat(2, 1)[::2]
-    return [
-        x.detach().requires_grad_()
-        for x in (z1, z2, torch.tensor(temperature, dtype=torch.float64, device=device))
-    ]
-
-
-EDGES = (
-    "one row",
-    "two rows",
-    "cold",
-    "hot",
-    "repelling",
-    "below the norm floor",
-    "short row",
-    "equal rows",
-    "strides",
-)
-
-
-@pytest.mark.parametrize("loss", (nt_xent, clip))
-@pytest.mark.parametrize("name", EDGES)
-def test_edges(name, loss, backend, device):
-    if is_interpreted(backend) and loss is clip:
-        pytest.skip("one loss in the interpreter and the host shim")
-    leaves = edge_inputs(name, device)
-    expected = derivatives(loss("reference"), leaves)
-    for x, y in zip(derivatives(loss(backend), leaves), expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10 * max(1.0, y.abs().max().item()))
-
-
-def test_a_zero_row(backend, device):
-    """Finite, where eager is NaN (the norm's second derivative at 0).
-
-    The row is divided by a constant there.
-    """
-    leaves = edge_inputs("", device)
-    with torch.no_grad():
-        leaves[0][2] = 0
-    found, eager = derivatives(nt_xent(backend), leaves), derivatives(nt_xent("reference"), leaves)
-    assert all(x.isfinite().all() for x in found) and not eager[1].isfinite().all()
-    for x, y in zip(found, eager, strict=True):
-        finite = y.isfinite()
-        torch.testing.assert_close(x[finite], y[finite], rtol=1e-8, atol=1e-10)
-
-
-def test_columns_without_weight_and_rows_without_candidates(backend, device):
-    """A bias of -inf, and keys that nobody shares: their derivatives are 0, the others eager's."""
-    a, b = (
-        torch.randn(6, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
-    )
-    scale = torch.tensor(0.7, dtype=torch.float64, device=device, requires_grad=True)
-    bias = torch.randn(6, dtype=torch.float64, device=device)
-    bias[2] = float("-inf")
-    keys = {"key_a": torch.tensor([0, 1, 2, 3, 4, 5], device=device)}
-    keys |= {"key_b": torch.tensor([0, 1, 1, 1, 9, 9], device=device), "candidates": "same_key"}
-    for options, leaves in (({}, [a, b, scale, bias.requires_grad_()]), (keys, [a, b, scale])):
-        results = []
-        for function, more in (
-            (fc.similarity_logsumexp, {"backend": backend}),
-            (reference.similarity_logsumexp, {}),
-        ):
-
-            def rows_and_columns(
-                a, b, scale, bias=None, function=function, more=more, options=options
-            ):
-                return function(
-                    a, b, scale=scale, bias=bias, return_columns=True, **options, **more
-                )
-
-            results.append(derivatives(rows_and_columns, leaves))
-        for x, y in zip(*results, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
 
 

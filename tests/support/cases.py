@@ -278,3 +278,8 @@ def loss_errors(
     out.backward(g.to(out.device, out.dtype))
     errors = {name: relative_error(x.grad, grads[name]) for name, x in inputs.items()}
     return {"loss": relative_error(out, loss)} | errors
+
+
+WITH_OPTIONS = [
+    case.name for case in LOSSES if case.name.split("-")[-1] in ("options", "all", "distill")
+]

@@ -12,6 +12,7 @@ import cuda_host
 import pytest
 import torch
 from conftest import skip_unless_served
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_contrastive.backends import cuda
 from fused_contrastive.backends.cuda import force as cuda_force
@@ -126,3 +127,23 @@ def backend(operators, device, monkeypatch):
     monkeypatch.setattr(Call, "device", device)
     yield
     fence.check()
+
+
+class Launches(TorchDispatchMode):
+    """Names of the operators that do work on the device, in order."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        poison = name == "fill_" and args[1] != args[1]
+        out = func(*args, **(kwargs or {}))
+        if name == "to" and out is not args[0]:  # below autograd a conversion arrives whole
+            self.names.append("_to_copy")
+        elif not (
+            func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison
+        ):
+            self.names.append(name)
+        return out

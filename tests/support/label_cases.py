@@ -4,8 +4,23 @@ test matrix (cases.py).
 
 from __future__ import annotations
 
+import pytest
 import torch
 from oracles import labels as label_oracle
+
+above_the_kernels = pytest.mark.interpreter(backend=(), any_backend=())
+"""The kernels are those of the tests that the interpreter runs."""
+
+
+def draw(device, views=0, n=11, d=5, dtype=torch.float64, seed=0):
+    """Leaf features ``[n, d]``, or ``[n, views, d]``."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, views, d) if views else (n, d)
+    return (
+        (0.7 * torch.randn(shape, generator=generator, dtype=torch.float64))
+        .to(device, dtype)
+        .requires_grad_()
+    )
 
 
 def labels(n) -> torch.Tensor:

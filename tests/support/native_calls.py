@@ -9,6 +9,7 @@ import functools
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from fused_contrastive import problem as candidates
@@ -260,3 +261,29 @@ def check(call: Call, tolerance=None):
         else:
             assert_close(name, got, want, tolerance)
     return outputs, gradients
+
+
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
+
+
+def available_isas() -> tuple[str, ...]:
+    if native.refusal(torch.device("cpu"), torch.float32) is not None:
+        return ()
+    best = torch.ops.fused_contrastive_cpu.isa()
+    return ISAS[: ISAS.index(best) + 1]
+
+
+@pytest.fixture(params=available_isas())
+def isa(request):
+    best = torch.ops.fused_contrastive_cpu.isa()
+    torch.ops.fused_contrastive_cpu.set_isa(request.param)
+    yield request.param
+    torch.ops.fused_contrastive_cpu.set_isa(best)
+
+
+@pytest.fixture
+def poisoned():
+    """Uninitialised memory, the kernels' workspaces included, is NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from conftest import is_interpreted
 from oracles import similarity as oracle
 
 
@@ -49,3 +50,18 @@ def assert_within_yardstick(
             assert error <= bound or ratio <= 1.5, (
                 f"{name}: error {error:.2e}, allowed {bound:.2e}, ratio to eager {ratio:.2f}"
             )
+
+
+SEEDS = range(5)
+MORE_SEEDS = range(9)
+"""Where single errors vary widely."""
+
+
+def size(backend) -> tuple[int, int]:
+    """Rows and dimensions: ragged across the tile borders of every backend."""
+    return (19, 20) if is_interpreted(backend) else (70, 40)
+
+
+def small_size(backend) -> tuple[int, int]:
+    """Where the numbers matter, not the tiles."""
+    return (11, 16) if is_interpreted(backend) else (40, 24)

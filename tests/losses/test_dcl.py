@@ -1,0 +1,37 @@
+"""The decoupled losses where a textbook form or a value is known."""
+
+import torch
+from support.label_cases import above_the_kernels, draw
+
+import fused_contrastive as fc
+
+
+def test_dclw_weights(any_backend, device):
+    """Two minus B times the softmax of the pairs' similarities, without a gradient.
+
+    Sigma to infinity is DCL.
+    """
+    z1, z2 = (draw(device, seed=seed) for seed in (0, 1))
+    plain, flat = (
+        fc.dcl_loss(z1, z2, reduction="none", backend=any_backend),
+        fc.dclw_loss(z1, z2, sigma=1e9, reduction="none", backend=any_backend),
+    )
+    torch.testing.assert_close(flat, plain)
+    sigma = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    loss = fc.dclw_loss(z1, z2, 0.1, sigma, reduction="none", backend=any_backend)
+    cosine = torch.nn.functional.cosine_similarity(z1, z2)
+    weight = 2 - len(z1) * (cosine / 0.5).softmax(0)
+    torch.testing.assert_close(loss, plain + (1 - weight).repeat(2) * cosine.repeat(2) / 0.1)
+    loss.sum().backward()
+    assert sigma.grad is None
+
+
+@above_the_kernels
+def test_decoupled_pair_alone(any_backend, device):
+    """B = 1: no negatives, whose log-sum-exp is −inf; the gradient is the positive's."""
+    z1, z2 = (draw(device, n=1, seed=seed) for seed in (0, 1))
+    loss = fc.dcl_loss(z1, z2, reduction="none", backend=any_backend)
+    assert loss.isneginf().all()
+    gradient = torch.autograd.grad(loss.sum(), z1)[0]
+    cosine = torch.nn.functional.cosine_similarity(z1, z2).sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(-2 * cosine / 0.1, z1)[0])

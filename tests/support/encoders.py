@@ -1,0 +1,52 @@
+"""Small encoders, and the gradients of a step with them."""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+def mlp(*sizes, dropout=0.0):
+    layers = []
+    for a, b in pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.Tanh(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def chunked(encoder, x, size):
+    """What the step must be the same as: the chunks encoded with their graphs and put together."""
+    return torch.cat([encoder(part) for part in x.split(size)])
+
+
+def gradients(*modules):
+    return {
+        f"{i}.{name}": p.grad
+        for i, module in enumerate(modules)
+        for name, p in module.named_parameters()
+    }
+
+
+def assert_same(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, x in found.items():
+        assert x is not None and x.abs().max() > 0, name
+        torch.testing.assert_close(
+            x, expected[name], msg=lambda m, name=name: f"{name}: {m}", **tolerance
+        )
+
+
+class Momentum(nn.Module):
+    """An encoder whose buffer changes at every call and enters the next."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.returned = nn.Linear(4, 4), []
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.calls += 1
+        self.mean = 0.5 * self.mean + x.detach().mean(0)  # a new tensor in the buffer's place
+        out = self.linear(x) * self.calls.clone() + self.mean
+        self.returned.append(out.detach())
+        return out
