@@ -67,7 +67,8 @@ def run(*command: str) -> str:
 def readable(symbol: str) -> str:
     """``pair_reduce Half bf16 128x128`` of a mangled kernel name."""
     name = re.search(
-        r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|(?:force|sigmoid)_\w+?)I",
+        r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|"
+        r"(?:force|sigmoid)_\w+?)I",
         symbol,
     )
     policy = re.search(

@@ -28,7 +28,8 @@ They hold for the CUDA backend (backends/cuda/force.py) and up to 8 temperatures
 are rows. A block per group takes distances once for (i, j) and (j, i).
 """
 OWN = re.compile(
-    r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+|(?:force|sigmoid)_\w+|distance_(?:group|rows|pull))\b"
+    r"\b(prepare_backward|prepare|terms|pair_reduce|pair_weight|fused_rows|finish_\w+"
+    r"|(?:force|sigmoid)_\w+|distance_(?:group|rows|pull))\b"
 )
 PRODUCT = re.compile(r"gemm|cutlass|nvjet|cublas", re.IGNORECASE)
 BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}

@@ -143,11 +143,11 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
 @pytest.mark.parametrize(
     "file, family",
     [
-        ("csrc/cuda/library.cpp", "similarity"),
-        ("fused_contrastive/backends/cuda/__init__.py", "similarity"),
-        ("csrc/cuda/force_library.cpp", "force"),
+        ("csrc/cuda/similarity_ops.cpp", "similarity"),
+        ("fused_contrastive/backends/tiled/similarity.py", "similarity"),
+        ("csrc/cuda/force_ops.cpp", "force"),
         ("fused_contrastive/backends/cuda/force.py", "force"),
-        ("csrc/cuda/sigmoid_library.cpp", "sigmoid"),
+        ("csrc/cuda/sigmoid_ops.cpp", "sigmoid"),
         ("fused_contrastive/backends/cuda/sigmoid.py", "sigmoid"),
     ],
 )
