@@ -25,8 +25,8 @@ import fused_contrastive
 MOST_SEEDS = range(25)
 """The lowest temperatures take this many seeds, because few pairs carry a gradient there.
 
-The yardstick refuses some float32 results that are as accurate as eager's. It refuses 3 to 16 in
-100 of them by 9 seeds, and 0.1 to 6 in 100 by 25 seeds.
+The yardstick refuses some float32 results that are as accurate as eager's. With 9 seeds it refuses
+3 to 16 in 100 of them, and with 25 seeds 0.1 to 6.
 """
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -108,9 +108,9 @@ def test_converged_gradient_under_1e_4(name, backend, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ("nt_xent", "info_nce-symmetric", "info_nce-queue"))
 def test_temperature_range(name, dtype, temperature, backend, device):
-    """Errors are at most eager's at any temperature.
+    """Errors are at most eager's at very low, very high and negative temperatures.
 
-    The temperatures lead from a one-hot to a uniform softmax, and a negative one repels positives.
+    The softmax goes from one-hot to uniform, and a negative temperature repels positives.
     """
     skip_unless_served(backend, device, dtype)
     n, d = size(backend)

@@ -25,7 +25,8 @@ SHAPES = (
 )
 """The shapes lie on both sides of F = 2 K.
 
-Where F is smaller, the loss takes the correlation matrix itself, and else the products of the rows.
+Where F is smaller, the loss takes the correlation matrix itself. Elsewhere it takes the products of
+the rows.
 """
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -82,7 +82,7 @@ def test_strides(name, how, dtype, backend, device):
 @pytest.mark.parametrize("n", (1, 2))
 @pytest.mark.parametrize("name", NAMES)
 def test_small(name, n, d, any_backend, device):
-    """The oracle's values hold for one row, one dimension, one candidate or none."""
+    """Losses and gradients are the oracle's for one row, one dimension, one candidate or none."""
     case = cases.BY_NAME[name]
     assert_same_as_oracle(case, case.draw(n, d, device=device), any_backend)
 
@@ -142,9 +142,10 @@ def test_one_row_with_queue(any_backend, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", ("zero", "tiny", "duplicate", "all_equal"))
 def test_degenerate_rows(name, which, any_backend, device):
-    """Zero rows, rows under the norm floor, equal rows and rows that are all equal are right.
+    """Zero, tiny and equal rows have the losses and gradients of the oracle.
 
-    The gradient of a row under the norm floor is G / 1e-12, as F.normalize has it.
+    Tiny rows are under the norm floor. Their gradient is G / 1e-12, as in F.normalize. All rows may
+    be equal too.
     """
     case = cases.BY_NAME[name]
     inputs = case.draw(5, 4, device=device)
@@ -182,7 +183,7 @@ def test_zero_rows_in_half_precision(backend, device):
 def test_rows_without_candidates(use, columns, any_backend, device):
     """An empty candidate set has lse = -inf and gradient 0, whatever its upstream gradient.
 
-    The other sets are as without it.
+    The other rows are the same as without it.
     """
     use = uses.Use(
         use.kind, use.one_set, columns, use.self_offset, use.bias, use.normalize, use.lead

@@ -39,7 +39,7 @@ WITH_TEMPERATURE = (
     "MultipleNegativesRankingLoss",
 )
 OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
-"""The constructor takes these arguments where they are learned, and else forward takes them."""
+"""The constructor takes these arguments where they are learned. Elsewhere forward takes them."""
 PER_CALL = {"keys", "weights", "bias", "positive_weights"}
 """Both the function and forward take these tensors as keyword-only arguments."""
 

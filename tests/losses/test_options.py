@@ -211,7 +211,7 @@ def test_hardness(any_backend, device):
 
 
 def test_exported_hardness():
-    """The traced program has the gradients of the loss, and their gradients."""
+    """The traced program has the gradients of the loss, and the gradients of these gradients."""
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), Hard())
     x, results = torch.randn(8, 5), []
     for m in (torch.export.export(model, (x,)).module(), model):

@@ -199,7 +199,7 @@ MEMORY = """
 def test_memory(name, n, backend_name):
     """Forward and backward take less than 64 MB.
 
-    The similarities would take 1.07 GB (NT-Xent) and 268 MB in float32.
+    In float32 the similarities would take 1.07 GB for NT-Xent and 268 MB for the other losses.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("peak memory is read from Linux's /proc")
