@@ -96,10 +96,7 @@ def test_no_features(name, any_backend, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_empty_batch(name, any_backend, device):
-    """An empty batch (N = 0) has no losses, a sum of 0 and a mean of NaN.
-
-    The backward pass works.
-    """
+    """An empty batch has no losses, a sum of 0, a mean of NaN and a working backward pass."""
     case = cases.BY_NAME[name]
     for reduction, expected in (("none", None), ("sum", 0.0), ("mean", math.nan)):
         inputs = case.draw(0, 4, torch.float32, device)
@@ -142,10 +139,9 @@ def test_one_row_with_queue(any_backend, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", ("zero", "tiny", "duplicate", "all_equal"))
 def test_degenerate_rows(name, which, any_backend, device):
-    """Zero, tiny and equal rows have the losses and gradients of the oracle.
+    """Zero rows, equal rows and rows under the norm floor are as in the oracle.
 
-    Tiny rows are under the norm floor. Their gradient is G / 1e-12, as in F.normalize. All rows may
-    be equal too.
+    The gradient of rows under the floor is G / 1e-12, as in F.normalize. All rows may be equal too.
     """
     case = cases.BY_NAME[name]
     inputs = case.draw(5, 4, device=device)
