@@ -1,8 +1,8 @@
-"""Devices, backends, the choice of cases, and poisoned memory for the whole suite.
+"""This file gives the suite its devices, its backends, its choice of cases and poisoned memory.
 
-`--device` says where inputs live: by default cuda where there is one, else cpu. Without a GPU the
-Triton backend runs in Triton's interpreter, and the CUDA backend runs by the host shim (cuda_host).
-The interpreter must be chosen before anything imports triton.
+`--device` says where inputs live. The default is cuda where there is a GPU, and cpu elsewhere.
+Without a GPU, Triton's interpreter runs the Triton backend, and the host shim (cuda_host) runs the
+CUDA backend. The interpreter must be chosen before anything imports triton.
 """
 
 from __future__ import annotations
@@ -63,10 +63,9 @@ MARKERS = (
 def pytest_configure(config):
     compiled = tempfile.TemporaryDirectory()
     config.add_cleanup(compiled.cleanup)
-    # A folder of our own, so that graphs compiled for another version's ops are not found.
+    # The folder is new, so that graphs compiled for another version's ops are not found.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled.name
-    # Precompiling torch's headers takes 40 seconds, and the few graphs of this suite never regain
-    # it.
+    # Precompiling torch's headers takes 40 seconds, which the suite's few graphs never regain.
     os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
@@ -86,14 +85,14 @@ INTERPRETED = {
         "same_key-two-offset1-columns-bias",
     ),
 }
-"""What the interpreter and the host shim run of each parameter; a GPU runs everything.
+"""The interpreter and the host shim run these values of each parameter; a GPU runs all values.
 
-A training step takes a tenth of a second there. The marker `interpreter` may choose other values.
+A training step takes them a tenth of a second. The marker `interpreter` may choose other values.
 """
 
 
 def needs_a_gpu(item, params: dict) -> bool:
-    """Whether this case is one of those that only a GPU runs, by `INTERPRETED` and its marker."""
+    """Return whether only a GPU runs this case, by `INTERPRETED` and the case's marker."""
     if not is_interpreted(params.get("backend", params.get("any_backend"))):
         return False
     marker = item.get_closest_marker("interpreter")
@@ -108,7 +107,7 @@ def needs_a_gpu(item, params: dict) -> bool:
 
 
 class LeftOut:
-    """Deselects what is not run here, and says at the end how many cases these were."""
+    """This plugin deselects what is not run here, and says at the end how many cases these were."""
 
     def __init__(self):
         self.gpu = self.nightly = 0
@@ -174,14 +173,14 @@ def device(request) -> torch.device:
 
 
 def skip_unless_served(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-    """Skip, with the backend's own reason, where it cannot serve this device and dtype."""
+    """Skip the test, with the backend's own reason, where it cannot serve this device and dtype."""
     reason = dispatch.refusal(name, device, dtype)
     if reason is not None:
         pytest.skip(f"backend {name} cannot serve {dtype} on {device}: {reason}")
 
 
 def host_kernels(name: str, device: torch.device, monkeypatch) -> None:
-    """Let the CUDA backend serve CPU tensors during this test, by the host shim, without a GPU."""
+    """Let the host shim run the CUDA backend on CPU tensors during this test, without a GPU."""
     if (
         name == "cuda"
         and is_interpreted(name)
@@ -193,7 +192,7 @@ def host_kernels(name: str, device: torch.device, monkeypatch) -> None:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, device, monkeypatch) -> str:
-    """Every streaming backend, skipped with its reason where it is not available."""
+    """Return each streaming backend in turn, and skip with its reason one that is not available."""
     host_kernels(request.param, device, monkeypatch)
     skip_unless_served(request.param, device)
     return request.param
@@ -201,14 +200,17 @@ def backend(request, device, monkeypatch) -> str:
 
 @pytest.fixture(params=("eager", *BACKENDS))
 def any_backend(request, device, monkeypatch) -> str:
-    """Every backend, the dense reference included."""
+    """Return each backend in turn, the dense reference included."""
     host_kernels(request.param, device, monkeypatch)
     skip_unless_served(request.param, device)
     return request.param
 
 
 def is_interpreted(name: str) -> bool:
-    """Whether Triton's interpreter or the host shim runs this backend, which want small sizes."""
+    """Return whether Triton's interpreter or the host shim runs this backend.
+
+    Both want small sizes.
+    """
     if name == "triton":
         return os.environ.get("TRITON_INTERPRET") == "1"
     return name == "cuda" and not torch.cuda.is_available()
@@ -238,7 +240,7 @@ def seeded():
 def poison(request, monkeypatch):
     """Fill uninitialised memory that the package allocates, so that unwritten outputs show.
 
-    Floating-point memory becomes NaN, integers become the smallest one.
+    Floating-point memory becomes NaN, and integers become the smallest of their type.
     """
     if "no_poison" in request.keywords:
         return

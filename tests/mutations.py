@@ -1,14 +1,14 @@
 """Checks that the tests notice errors.
 
-`make mutations`, or `python tests/mutations.py panels loss`.
+Run it by `make mutations`, or choose some mutations by `python tests/mutations.py panels loss`.
 
-Every mutation below is one error that a colleague could make. The command copies the repository,
-makes one error at a time in the copy, and runs the tests that should notice it. It prints "caught"
-or "MISSED" for each, and ends with an exit status of 1 where one was missed.
+Every mutation in the list is one error that a colleague could make. The command copies the
+repository, makes one error at a time in the copy, and runs the tests that should notice it. It
+prints "caught" or "MISSED" for each, and ends with an exit status of 1 where one was missed.
 
 Words given on the command line choose the mutations whose place or meaning contains one of them. A
-mutation of `csrc/cpu` compiles the extension again, one of `csrc/cuda` the host library of the CUDA
-kernels; each takes minutes.
+mutation of `csrc/cpu` compiles the extension again. One of `csrc/cuda` compiles the host library of
+the CUDA kernels again. Each takes minutes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FILES = ("pyproject.toml", "setup.py", "Makefile")
 
 
 def place_of(mutation: Mutation, root: Path) -> Path:
-    """The one file that holds the text, once.
+    """Return the one file that holds the mutation's text once.
 
     Raises:
-        ValueError: where none does, or more than one, or more than once.
+        ValueError: The text stands in no file, in several files, or several times in one.
     """
     place = root / mutation.place
     files = [place] if place.is_file() else sorted(x for x in place.rglob("*") if x.is_file())
@@ -47,7 +47,7 @@ def place_of(mutation: Mutation, root: Path) -> Path:
 
 
 def copy_of_repository(folder: str) -> Path:
-    """A copy of the sources in which Python finds this package, Triton's kernels among it."""
+    """Copy the sources to where Python finds this package, Triton's kernels among it."""
     root = Path(folder)
     ignored = shutil.ignore_patterns("__pycache__", "results")
     for name in COPIED:
@@ -80,7 +80,7 @@ def build_extension(root: Path) -> None:
 
 
 def is_caught(mutation: Mutation, root: Path) -> bool:
-    """Whether the tests fail with this error in the copy, which is whole again afterwards."""
+    """Return whether the tests fail with this error in the copy, which is made whole again."""
     path = place_of(mutation, root)
     whole = path.read_text(encoding="utf-8")
     compiled = mutation.place.startswith("csrc/cpu")

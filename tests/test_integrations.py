@@ -1,6 +1,6 @@
-"""The integrations where their packages are not installed, and the one that needs none.
+"""An integration names its package where that is not installed, and one integration needs none.
 
-Against the installed packages: tests/peers.
+tests/peers holds the tests against the installed packages.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def test_a_missing_package_is_named(name, monkeypatch):
 
 
 def dense(features, weights, temperature, base_temperature, anchors):
-    """Khosla et al.
+    """Compute eq. 2 of Khosla et al. (2020), row by row.
 
-    2020, eq. 2, row by row: weights ``[N, N]`` of samples as each other's positives, views of the
-    same samples.
+    The weights ``[N, N]`` say how much two samples count as each other's positives. They hold for
+    all views of these samples.
     """
     N, V = features.shape[:2]
     rows = [(view, sample) for view in range(V) for sample in range(N)]

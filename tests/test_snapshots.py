@@ -1,8 +1,9 @@
-"""What users and compiled programs rely on, compared with snapshots.json, which is under review.
+"""What users and compiled programs rely on is still what snapshots.json holds.
 
-It holds the schemas of the ops, public names and signatures, the errors of wrong arguments, and the
-kernels that one step of each loss launches on the CUDA backend. Where a change is intended, run
-`python tests/test_snapshots.py --update`, and look at the difference before committing it.
+That file is under review. It holds the schemas of the ops, the public names and signatures, and the
+errors of wrong arguments. It also holds the kernels that one step of each loss launches on the CUDA
+backend. Where a change is intended, run `python tests/test_snapshots.py --update`, and look at the
+difference before committing it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ RECORD = Path(__file__).resolve().parent / "snapshots.json"
 
 
 def examples() -> dict[str, dict]:
-    """A valid call of every public function of tensors: its required arguments."""
+    """Return the required arguments of a valid call of every public function of tensors."""
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(4, 3, generator=generator) for _ in range(2))
     steps = torch.stack([x, y])
@@ -80,7 +81,10 @@ def schemas() -> list[str]:
 
 
 def parameters(function) -> list[str]:
-    """Name, kind and default of each parameter; how a type is spelled does not matter."""
+    """Return the name, kind and default of each parameter.
+
+    How a type is spelled does not matter.
+    """
     found = inspect.signature(function).parameters.values()
     return [
         f"{p.kind.name.lower()} {p.name}" + ("" if p.default is p.empty else f" = {p.default!r}")
@@ -102,7 +106,11 @@ def signatures() -> dict[str, list[str]]:
 
 
 def outcome(function, arguments: dict) -> str:
-    """The error of a call, in its own words where they are the package's; else "accepted"."""
+    """Return the error of a call, or "accepted" where there is none.
+
+    The error is in its own words where they are the package's. Of any other error only the type is
+    returned.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -115,7 +123,10 @@ def outcome(function, arguments: dict) -> str:
 
 
 def errors() -> dict[str, dict[str, dict[str, str]]]:
-    """By function and argument: what each outcome comes of, the other arguments being right."""
+    """Return, by function and argument, each outcome and the wrong values that it comes of.
+
+    The other arguments are right.
+    """
     found = {}
     for name, arguments in examples().items():
         function = getattr(fc, name)
@@ -129,7 +140,7 @@ def errors() -> dict[str, dict[str, dict[str, str]]]:
 
 
 class Recorder:
-    """The operators of the CUDA backend, which note their names as they are called."""
+    """This object calls the operators of the CUDA backend, and notes their names."""
 
     def __init__(self, operators, names: list[str]):
         self.operators, self.names = operators, names
@@ -145,7 +156,7 @@ class Recorder:
 
 
 def cuda_backend():
-    """The module of the CUDA backend, whose place in the package may change."""
+    """Return the module of the CUDA backend, whose place in the package may change."""
     try:
         return importlib.import_module("fused_contrastive.backends.cuda")
     except ModuleNotFoundError:
@@ -153,7 +164,10 @@ def cuda_backend():
 
 
 def launches() -> dict[str, list[str]]:
-    """By loss: the operators of one training step on the CUDA backend, run by the host shim."""
+    """Return, by loss, the operators of one training step on the CUDA backend.
+
+    The host shim runs them.
+    """
     import cuda_host
 
     libraries, found = cuda_backend().LIBRARIES, {}
@@ -193,7 +207,7 @@ PARTS = {
 
 
 def differences(found, expected, place="") -> list[str]:
-    """Every place where two parts of a record differ, with what is there in each."""
+    """Return every place where two parts of a record differ, with what is there in each."""
     if isinstance(found, dict) and isinstance(expected, dict):
         return [
             line

@@ -1,4 +1,7 @@
-"""Rules of the house that a program can check: imports, names, sizes, calls and docstrings."""
+"""The sources keep the rules of the house that a program can check.
+
+The rules concern imports, names, sizes, calls and docstrings.
+"""
 
 import ast
 import inspect
@@ -22,7 +25,7 @@ LEVELS = (
     {"losses", "grad_cache"},
     {"integrations", "__init__"},
 )
-"""What each entry of the package may import: itself, and entries of the lines above its own."""
+"""Each entry of the package may import itself, and entries of the lines above its own."""
 
 SOURCES = ("fused_contrastive", "triton_kernels")
 FOLDERS = (*SOURCES, "csrc", "tests", "bench", "examples")
@@ -30,7 +33,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 
 
 def sources() -> dict[str, list[Path]]:
-    """Files by the module of the package they belong to."""
+    """Return the files by the module of the package that they belong to."""
     found = {path.stem: [path] for path in ROOT.glob("*.py")}
     for package in (*ROOT.glob("*/__init__.py"), REPOSITORY / "triton_kernels/__init__.py"):
         found.setdefault(package.parent.name, []).extend(sorted(package.parent.rglob("*.py")))
@@ -38,7 +41,7 @@ def sources() -> dict[str, list[Path]]:
 
 
 def depth_of(path: Path) -> int:
-    """How many folders lie between the package and a file."""
+    """Return how many folders lie between the package and a file."""
     below = path.relative_to(ROOT if path.is_relative_to(ROOT) else REPOSITORY)
     return len(below.parts) - 1
 
@@ -53,7 +56,7 @@ def place(path: Path, line: int) -> str:
 
 
 def imported_modules(path: Path, depth: int) -> set[str]:
-    """Modules of the package that a file imports anywhere, also inside functions.
+    """Return the modules of the package that a file imports anywhere, also inside functions.
 
     `depth` is the number of folders between the package and the file.
     """
@@ -95,7 +98,7 @@ def test_backends_have_identical_signatures():
     """A backend is a module with `refusal`, `status` and one function per op.
 
     A function takes the named tuples that the function of panels takes. Where the module lists it
-    in FLAT, it takes the op's arguments less the backend.
+    in FLAT, it takes the op's arguments without the backend.
     """
     from fused_contrastive.backends import dispatch, panels
     from fused_contrastive.ops import _codec
@@ -138,7 +141,7 @@ def test_public_names():
 
 
 def test_reference_has_the_signatures_of_the_losses():
-    """The specification takes the same arguments with the same defaults, less backend."""
+    """The specification takes the same arguments with the same defaults, except for the backend."""
     from fused_contrastive import reference
     from fused_contrastive.losses import drift, force
     from fused_contrastive.reference import drift as drift_reference
@@ -165,7 +168,7 @@ def test_reference_has_the_signatures_of_the_losses():
 
 
 def test_the_package_is_small_to_look_at():
-    """At most 16 entries on at most 6 levels of imports."""
+    """The package has at most 16 entries, on at most 6 levels of imports."""
     entries = {path for path in ROOT.glob("*") if path.suffix == ".py" or path.is_dir()}
     names = sorted(path.stem for path in entries if path.name != "__pycache__")
     assert len(names) <= 16, names
@@ -176,7 +179,7 @@ def test_the_package_is_small_to_look_at():
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_files_are_short_and_narrow(folder):
-    """Under 400 lines each, of at most 100 characters."""
+    """Every file has fewer than 400 lines, and each line has at most 100 characters."""
     wrong = []
     for path in files(folder, kinds=(".py", ".h", ".cpp", ".cu", ".cuh")):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -191,7 +194,7 @@ def test_files_are_short_and_narrow(folder):
 
 
 def test_formatting_is_left_alone_in_data_only():
-    """`fmt: skip` may stand behind a table of a test module, nowhere else."""
+    """`fmt: skip` may stand behind a table of a test module, and nowhere else."""
     wrong = []
     for path in files(*(folder for folder in FOLDERS if folder != "csrc")):
         text = path.read_text(encoding="utf-8")
@@ -209,11 +212,11 @@ def test_formatting_is_left_alone_in_data_only():
 
 
 def is_boundary(call: ast.Call) -> bool:
-    """Whether a call crosses into torch's dispatcher or a kernel, which take positions only.
+    """Return whether a call crosses into torch's dispatcher or a kernel, which take positions only.
 
-    These are `launch(kernel, grid, ...)`, the operators of a compiled library, registered ops
-    (`ops.name(...)`, `OPS.name(...)`) and the `apply` of an autograd Function. `call` is what
-    autograd names the one of the last two that it has chosen.
+    Such calls are `launch(kernel, grid, ...)`, the operators of a compiled library, registered ops
+    (`ops.name(...)`, `OPS.name(...)`) and the `apply` of an autograd Function. The modules of
+    autograd choose between the last two, and name their choice `call`.
     """
     name = last_name(call.func)
     owner = last_name(call.func.value) if isinstance(call.func, ast.Attribute) else ""
@@ -221,14 +224,20 @@ def is_boundary(call: ast.Call) -> bool:
 
 
 def last_name(node: ast.expr) -> str:
-    """The last name of what is called or looked into: "operators" of `tiles.operators(x)`."""
+    """Return the last name of what is called or looked into.
+
+    For `tiles.operators(x)` this is "operators".
+    """
     if isinstance(node, ast.Call):
         node = node.func
     return getattr(node, "attr", getattr(node, "id", ""))
 
 
 def calls_outside_kernels(node: ast.AST):
-    """All calls but those inside Triton's jitted functions, which know no keyword arguments."""
+    """Yield all calls but those inside Triton's jitted functions.
+
+    These know no keyword arguments.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef) and any(
             "jit" in ast.unparse(decorator) for decorator in child.decorator_list
@@ -240,7 +249,10 @@ def calls_outside_kernels(node: ast.AST):
 
 
 def test_calls_name_their_arguments():
-    """At most six arguments by position, except where an op's flat arguments are packed."""
+    """A call has at most six arguments by position.
+
+    The file that packs an op's flat arguments is the exception.
+    """
     wrong = []
     for path in files(*SOURCES):
         if path.name == "_codec.py":
@@ -253,7 +265,7 @@ def test_calls_name_their_arguments():
 
 
 def test_docstrings_say_something():
-    """None only sends the reader to another place."""
+    """No docstring only sends the reader to another place."""
     wrong = []
     for path in files(*SOURCES):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""Values and gradients against the float64 oracle.
+"""Values and gradients are as accurate as eager's, measured against the float64 oracle.
 
 The median error of at least five seeds is at most eager's in the same dtype, or 4 ulp.
 """
@@ -23,10 +23,10 @@ from support.yardstick import (
 import fused_contrastive
 
 MOST_SEEDS = range(25)
-"""At the lowest temperatures, where few pairs carry a gradient.
+"""The lowest temperatures take this many seeds, because few pairs carry a gradient there.
 
-Of float32 results as accurate as eager's the yardstick refuses 3 to 16 in 100 by 9 seeds, 0.1 to 6
-by 25.
+The yardstick refuses some float32 results that are as accurate as eager's. With 9 seeds it refuses
+3 to 16 in 100 of them, and with 25 seeds 0.1 to 6.
 """
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -71,7 +71,10 @@ def test_primitive(use, dtype, backend, device):
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("name", WITH_TEMPERATURE)
 def test_converged(name, dtype, temperature, backend, device):
-    """Views 0.3 standard deviations apart: the positive takes nearly all of the softmax."""
+    """Errors are at most eager's where the positive takes nearly all of the softmax.
+
+    The views are 0.3 standard deviations apart.
+    """
     skip_unless_served(backend, device, dtype)
     n, d = small_size(backend)
     settings = {"spread": 0.3, "temperature": temperature}
@@ -87,9 +90,10 @@ def test_converged(name, dtype, temperature, backend, device):
     "name", ("nt_xent", "info_nce", "info_nce-symmetric", "clip", "info_nce-queue")
 )
 def test_converged_gradient_under_1e_4(name, backend, device):
-    """The stated case.
+    """The relative errors of a converged loss and its gradients stay under 1e-4 in float32.
 
-    N = 1024, D = 64, T = 0.02, float32, views 0.3 sigma apart (eager's gradient is off by 0.4).
+    The stated case has N = 1024, D = 64, T = 0.02 and views 0.3 sigma apart. Eager's gradient is
+    off by 0.4 there.
     """
     n = 48 if is_interpreted(backend) else 1024
     errors = cases.loss_errors(
@@ -104,7 +108,10 @@ def test_converged_gradient_under_1e_4(name, backend, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ("nt_xent", "info_nce-symmetric", "info_nce-queue"))
 def test_temperature_range(name, dtype, temperature, backend, device):
-    """From one-hot to uniform softmax, and repelling positives."""
+    """Errors are at most eager's at very low, very high and negative temperatures.
+
+    The softmax goes from one-hot to uniform, and a negative temperature repels positives.
+    """
     skip_unless_served(backend, device, dtype)
     n, d = size(backend)
     settings = {"spread": 3.0, "temperature": temperature}
@@ -118,7 +125,10 @@ def test_temperature_range(name, dtype, temperature, backend, device):
 
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_logits_of_1e4(dtype, backend, device):
-    """logit_scale 1e4 on unit vectors: the losses are thousands, the softmax nearly one-hot."""
+    """Errors are at most eager's for a logit_scale of 1e4 on unit vectors.
+
+    The losses are thousands there, and the softmax is nearly one-hot.
+    """
     skip_unless_served(backend, device, dtype)
     n, d = small_size(backend)
     settings = {"spread": 3.0, "temperature": 1e-4}
@@ -133,7 +143,7 @@ def test_logits_of_1e4(dtype, backend, device):
 
 
 def test_reductions(backend, device):
-    """mean and sum are those of the vector, and so are their gradients."""
+    """The mean and the sum are those of the vector of losses, and so are their gradients."""
     case = cases.BY_NAME["nt_xent"]
     n, d = size(backend)
     inputs = case.draw(n, d, torch.float64, device)
@@ -152,8 +162,9 @@ def test_reductions(backend, device):
 
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
 def test_dtypes_and_shapes(case, backend, device):
-    """Losses are float32 (float64 for float64), gradients have the dtype and shape
-    of their inputs.
+    """Losses are float64 for float64 inputs, and float32 for all others.
+
+    Gradients have the dtype and shape of their inputs.
     """
     n, d = 5, 4
     for dtype in DTYPES:
@@ -170,7 +181,10 @@ def test_dtypes_and_shapes(case, backend, device):
     "case", [c for c in cases.ONE_POSITIVE if c.name not in WITH_OPTIONS], ids=lambda c: c.name
 )
 def test_metrics(case, any_backend, device):
-    """Top-1 accuracy and the mean positive cosine or logit, from dense similarities; detached."""
+    """Metrics are the top-1 accuracy and the mean positive cosine or logit of dense similarities.
+
+    They are detached.
+    """
     n, d = (9, 6) if is_interpreted(any_backend) else (50, 12)
     inputs = case.draw(n, d, torch.float64, device, spread=1.5)
     if case.function == "cpc_loss":

@@ -1,6 +1,6 @@
-"""The correlation losses.
+"""The correlation losses agree with the oracle and with the documents that they come from.
 
-Values and gradients against the oracle, precision, the documents they come from, dtypes.
+The tests compare values, gradients, precision and dtypes.
 """
 
 import numpy as np
@@ -23,12 +23,16 @@ SHAPES = (
     (9, 2),
     (3, 3),
 )
-"""Both sides of F = 2 K: the correlation matrix itself, and the products of the rows."""
+"""The shapes lie on both sides of F = 2 K.
+
+Where F is smaller, the loss takes the correlation matrix itself. Elsewhere it takes the products of
+the rows.
+"""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def errors(name, module, dtype, device, n, d, lamb=5e-3, scale_loss=0.3, g=0.75, **draw):
-    """Relative errors of the loss and both gradients of the fused or the reference function."""
+    """Return the relative errors of the loss and both gradients, fused or of the reference."""
     z1, z2 = views(n, d, dtype, device, **draw)
     loss = getattr(module, name)(z1, z2, lamb, scale_loss)
     loss.backward(torch.full_like(loss, g))
@@ -55,7 +59,7 @@ def test_float64(name, shape, lamb, device):
 def test_accuracy(name, dtype, shape, draw, device):
     """The median error over five seeds is at most eager's in the same dtype, or 4 ulp.
 
-    Far from and next to the identity.
+    Some correlations are far from the identity, and some are next to it.
     """
     n, d = shape
     if draw.get("white") and n < d:
@@ -75,9 +79,9 @@ def test_accuracy(name, dtype, shape, draw, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_converged(name, device):
-    """Views a thousandth apart and correlations next to the identity, in float32.
+    """Gradients of converged views keep 4 digits in float32, where eager's keep 2.
 
-    Gradients to 4 digits where eager has 2.
+    The views are thousandths apart or equal, and the correlations are next to the identity.
     """
     shape = (400, 24) if name == "barlow_twins_loss" else (24, 24)
     draw = {"spread": 0.0 if name == "correlation_loss" else 3e-3, "lamb": 0.0}
@@ -92,9 +96,9 @@ def test_converged(name, device):
 
 
 def test_equal_views(device):
-    """c_ii - 1 is -eps / (v + eps) exactly.
+    """The difference c_ii - 1 is exactly -eps / (v + eps).
 
-    The loss is known to float32's last digits although 1 - 1e-5 is not.
+    The loss is therefore known to float32's last digits, although 1 - 1e-5 is not.
     """
     (z,) = views(300, 16, torch.float32, device)[:1]
     loss = fc.barlow_twins_loss(z, z.clone(), 0.0)
@@ -105,7 +109,7 @@ def test_equal_views(device):
 
 
 def test_a_feature_that_is_nearly_constant(device):
-    """Next to an ordinary one in the other view.
+    """A nearly constant feature beside an ordinary one in the other view has an accurate gradient.
 
     Its correlation is small, and the gradient is not the difference of larger numbers.
     """
@@ -124,7 +128,7 @@ def test_a_feature_that_is_nearly_constant(device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_far_from_the_origin(name, device):
-    """Features at 1e4 with a spread of 1: what float32 holds of them is not lost further."""
+    """Features at 1e4 with a spread of 1 lose nothing beyond what float32 holds of them."""
     z1, z2 = (z.detach() + 1e4 for z in views(60, 50, device=device))
     z1, z2 = (z.float().requires_grad_() for z in (z1, z2))
     loss = getattr(fc, name)(z1, z2)
@@ -138,7 +142,7 @@ def test_far_from_the_origin(name, device):
 @pytest.mark.parametrize("backend", (None, "eager"))
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name, backend, shape, device):
-    """Every element of both views, and lamb and scale_loss."""
+    """gradcheck accepts every element of both views, lamb and scale_loss."""
     z1, z2 = views(*shape, device=device)
     lamb, scale_loss = (
         torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.3, 0.7)
@@ -150,7 +154,7 @@ def test_gradcheck(name, backend, shape, device):
 
 
 def seed_loss(z1, z2, lamb=5e-3, scale_loss=0.025):
-    """The document's code, one process."""
+    """Compute the loss by the document's code, for one process."""
     N = len(z1)
     bn = torch.nn.BatchNorm1d(N, affine=False).to(z1.device)
     z1 = bn(z1.T).T
@@ -163,7 +167,7 @@ def seed_loss(z1, z2, lamb=5e-3, scale_loss=0.025):
 
 
 def barlow_loss(z1, z2, lamb=5e-3, scale_loss=1.0):
-    """Algorithm 1 of the paper, with batch_norm's biased variance and eps."""
+    """Compute Algorithm 1 of the paper, with batch_norm's biased variance and eps."""
     N, D = z1.shape
     z1_norm = (z1 - z1.mean(0)) / (z1.var(0, correction=0) + 1e-5).sqrt()
     z2_norm = (z2 - z2.mean(0)) / (z2.var(0, correction=0) + 1e-5).sqrt()
@@ -179,7 +183,8 @@ def barlow_loss(z1, z2, lamb=5e-3, scale_loss=1.0):
     ("name", "published"), tuple(zip(NAMES, (seed_loss, barlow_loss), strict=True))
 )
 def test_as_published(name, published, shape, arguments, device):
-    torch.set_default_dtype(torch.float64)  # the document's identity has the default dtype
+    # The document's identity has the default dtype.
+    torch.set_default_dtype(torch.float64)
     try:
         z1, z2 = views(*shape, device=device)
         expected = published(z1, z2, *arguments)
@@ -198,9 +203,9 @@ def test_as_published(name, published, shape, arguments, device):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_dtypes(name, dtype, device):
-    """float32 losses (float64 for float64).
+    """Losses are float64 for float64 inputs, and float32 for all others.
 
-    Of half-precision inputs the factors of products are rounded; gradients in the inputs' dtype.
+    For half-precision inputs the factors of products are rounded. Gradients have the inputs' dtype.
     """
     z1, z2 = views(9, 7, dtype, device)
     loss = getattr(fc, name)(z1, z2)
@@ -220,9 +225,9 @@ def test_dtypes(name, dtype, device):
 @pytest.mark.parametrize("shape", ((12, 30), (30, 12)), ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast(name, shape, device):
-    """Products in its dtype, wherever the backward pass runs.
+    """Autocast computes the products in its dtype, wherever the backward pass runs.
 
-    The rest, and float64, as without; views of different dtypes are allowed there.
+    The rest, and float64, are computed as without it. Views of different dtypes are allowed there.
     """
     results = []
     for mixed, inside in ((False, False), (True, False), (True, True)):

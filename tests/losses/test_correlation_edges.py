@@ -1,6 +1,6 @@
-"""The correlation losses at their edges.
+"""The correlation losses are right at their edges.
 
-Odd inputs, PyTorch's own tools, modules, errors, memory.
+The edges are odd inputs, PyTorch's own tools, modules, errors and memory.
 """
 
 import copy
@@ -23,7 +23,7 @@ MODULES = {"CorrelationLoss": "correlation_loss", "BarlowTwinsLoss": "barlow_twi
 
 @pytest.mark.parametrize("name", NAMES)
 def test_strides(name, device):
-    """Transposed, sliced and expanded views, and one tensor as both."""
+    """Transposed and sliced views give the same gradients, and one tensor may be both views."""
     z1, z2 = views(8, 12, device=device)
     expected = torch.autograd.grad(getattr(fc, name)(z1, z2), (z1, z2))
     wide = torch.randn(8, 24, dtype=torch.float64, device=device)
@@ -36,7 +36,8 @@ def test_strides(name, device):
     apart = torch.autograd.grad(
         getattr(fc, name)(z1, z2.detach().copy_(z1.detach()).requires_grad_()), z1
     )[0]
-    torch.testing.assert_close(both, 2 * apart)  # of equal views both have the same gradient
+    # Two equal views have the same gradient.
+    torch.testing.assert_close(both, 2 * apart)
 
 
 @pytest.mark.parametrize("backend", (None, "eager"))
@@ -50,9 +51,8 @@ def test_empty_and_single(backend, device):
 
     assert loss("correlation_loss", 0, 4) == 0 and loss("barlow_twins_loss", 4, 0) == 0
     assert loss("barlow_twins_loss", 0, 4).isnan()
-    assert loss("correlation_loss", 3, 0) == torch.tensor(
-        0.025 * 3
-    )  # nothing correlates with nothing
+    # Rows without features correlate with nothing.
+    assert loss("correlation_loss", 3, 0) == torch.tensor(0.025 * 3)
     assert loss("correlation_loss", 1, 4).isfinite() and loss("barlow_twins_loss", 4, 1).isfinite()
     for name, shape in (("correlation_loss", (4, 1)), ("barlow_twins_loss", (1, 4))):
         with pytest.raises(ValueError, match=r"z1 must have more than one .* to have a variance"):
@@ -85,7 +85,10 @@ def test_constant_duplicate_and_zero(name, device):
 @pytest.mark.parametrize("value", (math.nan, math.inf))
 @pytest.mark.parametrize("name", NAMES)
 def test_not_finite(name, value, shape, device):
-    """NaN or infinity in, NaN out, as eager."""
+    """NaN or infinity in an input makes the loss NaN, as in eager.
+
+    Some of the gradient is NaN too.
+    """
     z1, z2 = views(*shape, torch.float32, device)
     with torch.no_grad():
         z2[1, 1] = value
@@ -109,7 +112,10 @@ def test_only_one_gradient(name, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_derivatives_of_derivatives(name, device):
-    """create_graph changes no gradient; differentiating it raises; eager differentiates twice."""
+    """create_graph changes no gradient, and differentiating such a gradient raises.
+
+    Eager can be differentiated twice.
+    """
     z1, z2 = views(6, 4, device=device)
     plain = torch.autograd.grad(getattr(fc, name)(z1, z2), (z1, z2))
     graph = torch.autograd.grad(getattr(fc, name)(z1, z2), (z1, z2), create_graph=True)
@@ -132,9 +138,9 @@ def test_derivatives_of_derivatives(name, device):
 @pytest.mark.no_poison
 @pytest.mark.parametrize("name", NAMES)
 def test_compile(name, device):
-    """One graph, also under autocast.
+    """The losses compile as one graph, also under autocast.
 
-    With a dynamic batch none is recompiled on the same side of F = 2 K.
+    With a dynamic batch no graph is recompiled on the same side of F = 2 K.
     """
     torch.compiler.reset()
     function = getattr(fc, name)
@@ -151,7 +157,8 @@ def test_compile(name, device):
         ):
             torch.testing.assert_close(x, y, **tolerance)
 
-    flat = (3, 20) if name == "barlow_twins_loss" else (20, 3)  # F >= 2 K
+    # This shape has F >= 2 K.
+    flat = (3, 20) if name == "barlow_twins_loss" else (20, 3)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert_same(compiled, loss, *views(*flat, torch.float32, device), rtol=2e-2, atol=2e-3)
     dynamic = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -163,8 +170,9 @@ def test_compile(name, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_other_tools(name, device):
-    """torch.func.grad, no_grad, inference_mode, meta tensors, the same bits again, inputs left
-    alone.
+    """The losses work with torch.func.grad, no_grad, inference_mode and meta tensors.
+
+    They give the same bits again, and leave their inputs alone.
     """
     z1, z2 = views(6, 14, device=device)
     function = getattr(fc, name)
@@ -188,7 +196,10 @@ def test_other_tools(name, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_may_be_tensors(name, device):
-    """Of any float dtype, here or on the CPU; their values are not read and they get gradients."""
+    """lamb and scale_loss may be tensors of any float dtype, on the inputs' device or the CPU.
+
+    Their values are not read, and they get gradients.
+    """
     z1, z2 = views(6, 4, torch.float32, device)
     expected = getattr(fc, name)(z1, z2, 0.25, 0.5)
     for dtype in (torch.float64, torch.bfloat16):
@@ -289,7 +300,7 @@ MEMORY = """
     ("name", "n", "d"), (("barlow_twins_loss", 24, 12000), ("correlation_loss", 12000, 24))
 )
 def test_memory(name, n, d):
-    """Forward and backward in 32 MB where the correlation matrix takes 576 MB."""
+    """Forward and backward take less than 32 MB, where the correlation matrix takes 576 MB."""
     if not sys.platform.startswith("linux"):
         pytest.skip("peak memory is read from Linux's /proc")
     done = subprocess.run(

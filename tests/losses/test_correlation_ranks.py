@@ -1,6 +1,6 @@
-"""The correlation losses over several ranks.
+"""The correlation losses over several ranks are those of the averaged correlation matrix.
 
-The loss and every rank's gradients are those of the averaged correlation matrix.
+This holds for the loss and for every rank's gradients.
 """
 
 import numpy as np
@@ -15,7 +15,10 @@ import fused_contrastive as fc
 from fused_contrastive.reference.correlation import against_identity
 
 SHAPES = ((8, 5), (5, 8), (3, 20), (20, 3), (2, 9))
-"""Correlation matrices both below and above twice the rows, a rank's own and those of all ranks."""
+"""Correlation matrices are both below and above twice the rows.
+
+The rows are a rank's own, and those of all ranks.
+"""
 SCALE = 0.5
 
 
@@ -37,8 +40,9 @@ def batch(rank):
 
 
 def on_one_rank(rank, world):
-    """Loss and gradients of every case, fused and eager, and of a model that
-    DistributedDataParallel averages.
+    """Return the loss and gradients of every case, fused and eager.
+
+    The gradient of a model that DistributedDataParallel averages is returned too.
     """
     found = {}
     for name in NAMES:
@@ -71,9 +75,8 @@ def on_one_rank(rank, world):
 def test_ranks():
     world = 3
     results = on_ranks(world, on_one_rank)
-    g = sum(
-        upstream(rank) for rank in range(world)
-    )  # inputs receive the gradient of the sum of the ranks' losses
+    # Inputs receive the gradient of the sum of the ranks' losses.
+    g = sum(upstream(rank) for rank in range(world))
     for name in NAMES:
         samples = name == "correlation_loss"
         for shape in SHAPES:

@@ -1,4 +1,4 @@
-"""The decoupled losses where a textbook form or a value is known."""
+"""The decoupled losses have their textbook form or value where one is known."""
 
 import torch
 from support.label_cases import above_the_kernels, draw
@@ -7,9 +7,9 @@ import fused_contrastive as fc
 
 
 def test_dclw_weights(any_backend, device):
-    """Two minus B times the softmax of the pairs' similarities, without a gradient.
+    """The weight is two minus B times the softmax of the pairs' similarities, without a gradient.
 
-    Sigma to infinity is DCL.
+    As sigma goes to infinity, the loss becomes DCL.
     """
     z1, z2 = (draw(device, seed=seed) for seed in (0, 1))
     plain, flat = (
@@ -28,7 +28,10 @@ def test_dclw_weights(any_backend, device):
 
 @above_the_kernels
 def test_decoupled_pair_alone(any_backend, device):
-    """B = 1: no negatives, whose log-sum-exp is −inf; the gradient is the positive's."""
+    """A single pair has a loss of −inf, and its gradient is that of the positive.
+
+    With B = 1 there are no negatives, and their log-sum-exp is −inf.
+    """
     z1, z2 = (draw(device, n=1, seed=seed) for seed in (0, 1))
     loss = fc.dcl_loss(z1, z2, reduction="none", backend=any_backend)
     assert loss.isneginf().all()

@@ -1,4 +1,4 @@
-"""The distillation loss where its value is known."""
+"""The distillation loss has its value where that is known."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import fused_contrastive as fc
 
 
 def test_distillation_of_itself(backend, device):
-    """Teacher and student alike: the entropy of the softmax, and no gradient."""
+    """Teacher and student alike give the entropy of the softmax, and no gradient."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         skip_unless_served(backend, device, dtype)
         a, b = pair(17, 6, device, dtype)
@@ -27,9 +27,9 @@ def test_distillation_of_itself(backend, device):
 
 @pytest.mark.parametrize("reduction", ("mean", "none"))
 def test_distillation_when_both_have_converged(reduction, backend, device):
-    """A loss of 1e-7 in float32, all but the pair itself being tiny in both softmaxes.
+    """A loss of 1e-7 in float32 is accurate relative to itself.
 
-    Accurate relative to itself (eager's gradient is off by a tenth).
+    All but the pair itself are tiny in both softmaxes. Eager's gradient is off by a tenth.
     """
     generator = torch.Generator().manual_seed(0)
     n = 40 if is_interpreted(backend) else 300
@@ -50,7 +50,7 @@ def test_distillation_when_both_have_converged(reduction, backend, device):
 
 
 def test_distillation_by_a_teacher_without_features(any_backend, device):
-    """Its softmax is uniform."""
+    """The softmax of a teacher without features is uniform."""
     image, text = pair(device=device)
     nothing = image.detach()[:, :0]
     loss = fc.distill_clip_loss(image, text, 2.0, nothing, nothing, 3.0, backend=any_backend)

@@ -1,4 +1,7 @@
-"""The corners: strides, sizes of one and none, zero and equal rows, -inf biases, NaN and inf."""
+"""The losses are right at the corners of what they accept.
+
+The corners are strides, sizes of one and none, zero and equal rows, -inf biases, NaN and inf.
+"""
 
 import math
 
@@ -17,7 +20,7 @@ EMBEDDINGS = ("temperature", "logit_scale")
 
 
 def gradients(case, inputs, backend, reduction="none"):
-    """Loss and gradients by name, upstream gradient one."""
+    """Return the loss and the gradients by name, with an upstream gradient of one."""
     loss = case.loss(inputs, backend, reduction=reduction)
     return loss, dict(zip(inputs, torch.autograd.grad(loss.sum(), inputs.values()), strict=True))
 
@@ -33,7 +36,7 @@ def assert_same_as_oracle(case, inputs, backend, rtol=1e-9):
 
 
 def reshaped(x, how):
-    """The values of x, or of one row of it, behind other strides."""
+    """Return the values of x, or of one row of it, behind other strides."""
     if how == "transposed":
         return x.detach().transpose(0, -1).contiguous().transpose(0, -1)
     if how == "sliced":
@@ -53,8 +56,9 @@ def reshaped(x, how):
 @pytest.mark.parametrize("how", ("transposed", "sliced", "offset", "expanded"))
 @pytest.mark.parametrize("name", NAMES)
 def test_strides(name, how, dtype, backend, device):
-    """Any strides in, the same numbers out as from contiguous copies, gradients included, and
-    upstream gradients of any stride.
+    """Inputs of any strides give the same numbers and gradients as contiguous copies.
+
+    Upstream gradients may have any strides too.
     """
     case, n, d = cases.BY_NAME[name], 6, 5
     inputs = case.draw(n, d, dtype, device)
@@ -70,28 +74,29 @@ def test_strides(name, how, dtype, backend, device):
     expected.backward(upstream.contiguous())
     for k in inputs:
         torch.testing.assert_close(strided[k].grad, plain[k].grad)
-    torch.autograd.backward(case.loss(plain, backend).sum())  # an expanded upstream gradient
+    # The sum gives the loss an expanded upstream gradient.
+    torch.autograd.backward(case.loss(plain, backend).sum())
 
 
 @pytest.mark.parametrize("d", (1, 2, 5))
 @pytest.mark.parametrize("n", (1, 2))
 @pytest.mark.parametrize("name", NAMES)
 def test_small(name, n, d, any_backend, device):
-    """One row, one dimension, one candidate, none."""
+    """Losses and gradients are the oracle's for one row, one dimension, one candidate or none."""
     case = cases.BY_NAME[name]
     assert_same_as_oracle(case, case.draw(n, d, device=device), any_backend)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_features(name, any_backend, device):
-    """D = 0: every similarity is 0."""
+    """Without features (D = 0) every similarity is 0."""
     case = cases.BY_NAME[name]
     assert_same_as_oracle(case, case.draw(3, 0, device=device), any_backend)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_empty_batch(name, any_backend, device):
-    """N = 0: none is empty, sum is 0, mean is NaN, and the backward pass works."""
+    """An empty batch has no losses, a sum of 0, a mean of NaN and a working backward pass."""
     case = cases.BY_NAME[name]
     for reduction, expected in (("none", None), ("sum", 0.0), ("mean", math.nan)):
         inputs = case.draw(0, 4, torch.float32, device)
@@ -107,7 +112,7 @@ def test_empty_batch(name, any_backend, device):
 
 @pytest.mark.parametrize("mode", ("unpaired", "paired"))
 def test_no_negatives(mode, any_backend, device):
-    """K = 0: the positive is alone, the loss and every gradient are 0."""
+    """Without negatives (K = 0) the positive is alone, and the loss and every gradient are 0."""
     shape = (3, 0, 4) if mode == "paired" else (0, 4)
     query, key = (torch.randn(3, 4, device=device, requires_grad=True) for _ in range(2))
     negatives = torch.randn(shape, device=device, requires_grad=True)
@@ -134,8 +139,9 @@ def test_one_row_with_queue(any_backend, device):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("which", ("zero", "tiny", "duplicate", "all_equal"))
 def test_degenerate_rows(name, which, any_backend, device):
-    """Zero rows and rows under the norm floor (gradient G / 1e-12, as F.normalize), equal rows, all
-    rows equal.
+    """Zero rows, equal rows and rows under the norm floor are as in the oracle.
+
+    The gradient of rows under the floor is G / 1e-12, as in F.normalize. All rows may be equal too.
     """
     case = cases.BY_NAME[name]
     inputs = case.draw(5, 4, device=device)
@@ -156,7 +162,10 @@ def test_degenerate_rows(name, which, any_backend, device):
 
 
 def test_zero_rows_in_half_precision(backend, device):
-    """The norm floor is 1e-12 in float32, not 0 in float16: zero rows give finite losses."""
+    """Zero rows give finite losses.
+
+    The norm floor is 1e-12 in float32, and not 0 in float16.
+    """
     for dtype in cases.HALF:
         z = torch.randn(6, 4, device=device, dtype=dtype)
         z[2] = 0
@@ -170,7 +179,7 @@ def test_zero_rows_in_half_precision(backend, device):
 def test_rows_without_candidates(use, columns, any_backend, device):
     """An empty candidate set has lse = -inf and gradient 0, whatever its upstream gradient.
 
-    The others are as without it.
+    The other rows are the same as without it.
     """
     use = uses.Use(
         use.kind, use.one_set, columns, use.self_offset, use.bias, use.normalize, use.lead
@@ -182,7 +191,8 @@ def test_rows_without_candidates(use, columns, any_backend, device):
     elif use.kind == "same_key":
         named["key_a"][..., 2] = 77
     else:
-        named = use.draw(1, 1, 3, device=device)  # one row: itself is its pair
+        # A single row is its own pair.
+        named = use.draw(1, 1, 3, device=device)
     out = use.apply(named, any_backend)
     rows, cols, grads = use.truth(named, *(np.ones(tuple(o.shape)) for o in out))
     assert np.isneginf(rows).any()
@@ -198,7 +208,8 @@ def test_rows_without_candidates(use, columns, any_backend, device):
 def test_bias_of_minus_infinity(any_backend, device):
     """A bias of -inf removes its column.
 
-    The values and gradients of the shorter problem; all columns removed: -inf and 0.
+    Values and gradients are those of the shorter problem. With all columns removed they are -inf
+    and 0.
     """
     a, b = (torch.randn(n, 3, dtype=torch.float64, device=device) for n in (5, 6))
     bias = torch.tensor(
@@ -236,9 +247,9 @@ BAD = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", NAMES)
 def test_nan_and_inf(name, bad, backend, device):
-    """Wherever eager's loss or gradients are NaN or infinite, ours are.
+    """Wherever eager's loss or gradients are NaN or infinite, ours are too.
 
-    Nothing crashes, nothing is silently zeroed.
+    Nothing crashes, and nothing is silently zeroed.
     """
     case = cases.BY_NAME[name]
     for n in (1, 2, 6):
@@ -248,7 +259,8 @@ def test_nan_and_inf(name, bad, backend, device):
             inputs[victim].view(-1)[inputs[victim].numel() // 3] = BAD[bad]
             inputs = {k: x.requires_grad_() for k, x in inputs.items()}
             if inputs[victim].dim() == 0 and bad != "nan":
-                continue  # an infinite temperature is a number with a limit, not data
+                # An infinite temperature is a number with a limit, not data.
+                continue
             ours, eager = gradients(case, inputs, backend), gradients(case, inputs, "reference")
             found = {"loss": (ours[0], eager[0])} | {k: (ours[1][k], eager[1][k]) for k in inputs}
             for key, (x, y) in found.items():
@@ -262,8 +274,10 @@ def test_nan_and_inf(name, bad, backend, device):
 @pytest.mark.parametrize("kind", ("all", "not_self", "not_pair", "other_key", "same_key"))
 @pytest.mark.parametrize("bad", ("nan", "inf"))
 def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
-    """Rows that do not see the bad row keep their values; those that do are as eager's (float64 on
-    GPUs: a float32 product in three tf32 parts is NaN where one factor is infinite).
+    """Rows that do not see the bad row keep their values, and those that do are as eager's.
+
+    GPU backends are tested in float64. A float32 product in three tf32 parts is NaN where one
+    factor is infinite.
     """
     dtype = torch.float64 if backend in ("triton", "cuda") else torch.float32
     for one_set in (True, False):
@@ -280,7 +294,7 @@ def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
 
 
 def test_reference_reduces_an_empty_batch_as_cross_entropy(device):
-    """The convention tested above is torch's own."""
+    """The convention for empty batches that is tested above is torch's own."""
     logits, target = (
         torch.zeros(0, 3, device=device),
         torch.zeros(0, dtype=torch.long, device=device),
@@ -291,7 +305,7 @@ def test_reference_reduces_an_empty_batch_as_cross_entropy(device):
 
 
 def test_column_gradients_of_a_repeated_target(any_backend, device):
-    """n_pairs with an index vector that names one positive several times."""
+    """n_pairs_loss takes an index vector that names one positive several times."""
     a, p = (
         torch.randn(6, 3, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
     )
@@ -305,9 +319,9 @@ def test_column_gradients_of_a_repeated_target(any_backend, device):
 
 
 def test_ties_are_hits(backend, device):
-    """All embeddings equal.
+    """Every positive is a hit where all embeddings are equal.
 
-    Every positive is at least the largest other candidate, however the sums were ordered.
+    It is at least the largest other candidate, however the sums were ordered.
     """
     v = torch.randn(1, 37, device=device).repeat(40, 1)
     target = torch.arange(40, device=device).flip(0)
@@ -327,7 +341,10 @@ def test_ties_are_hits(backend, device):
     "name", [case.name for case in cases.LOSSES if case.function not in cases.WITHOUT_METRICS]
 )
 def test_metrics_of_corners(name, n, d, backend, device):
-    """NaN over nothing, every positive a hit where nothing can be larger: as eager."""
+    """Metrics of corners are as eager's.
+
+    They are NaN over nothing, and every positive is a hit where nothing can be larger.
+    """
     case = cases.BY_NAME[name]
     inputs = case.draw(n, d, torch.float64, device)
     found, expected = (
@@ -338,7 +355,7 @@ def test_metrics_of_corners(name, n, d, backend, device):
 
 @pytest.mark.parametrize("margin", (70, 80, 90))
 def test_half_gradients_when_every_row_has_converged(margin, backend, device):
-    """Losses down to 1e-39.
+    """float16 gradients are finite for losses down to 1e-39.
 
     Weights that all but vanish neither overflow relative to the largest nor turn into NaN.
     """
@@ -356,9 +373,9 @@ def test_half_gradients_when_every_row_has_converged(margin, backend, device):
     ids=("nt_xent", "clip"),
 )
 def test_gradients_that_are_subnormal(loss, margin, backend, device):
-    """Every row has converged as far as float64 goes, and further.
+    """Gradients stay tiny where every row has converged as far as float64 goes, and further.
 
-    E^-margin is barely a number, and nothing is divided by it.
+    The number e^-margin is barely a number, and nothing is divided by it.
     """
     for dtype in (torch.float64, torch.float32):
         a, b = (torch.eye(4, dtype=dtype, device=device, requires_grad=True) for _ in range(2))
@@ -367,9 +384,9 @@ def test_gradients_that_are_subnormal(loss, margin, backend, device):
 
 
 def test_norms_whose_squares_overflow(backend, device):
-    """Such rows have no usable bound on their logits.
+    """Rows whose squared norms overflow have the right log-sum-exp.
 
-    These are summed relative to their maximum.
+    Their logits have no usable bound, and are summed relative to their maximum.
     """
     a, b = torch.ones(4, 8, device=device), torch.full((5, 8), 1e-19, device=device)
     a[3] = 1e20

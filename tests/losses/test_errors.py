@@ -1,4 +1,4 @@
-"""Wrong arguments: a clear error that names the argument, what was given and what is expected."""
+"""Wrong arguments raise an error that names the argument, what was given and what is expected."""
 
 import math
 
@@ -295,8 +295,9 @@ def test_unknown_backend_elsewhere():
 
 
 def test_backend_that_cannot_serve():
-    """Naming a backend that cannot serve this device is a RuntimeError with the reason, inside
-    use_backend as well.
+    """Naming a backend that cannot serve this device raises a RuntimeError with the reason.
+
+    This holds inside use_backend as well.
     """
     z = torch.empty(4, 3, device="meta")
     for name in ("cpu", "triton"):

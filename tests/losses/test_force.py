@@ -1,6 +1,7 @@
-"""The force family against its oracle.
+"""The force family agrees with its oracle.
 
-Values and gradients in float64, errors in lower precision against eager's; gradcheck.
+Values and gradients are compared in float64. In lower precision the errors are compared with
+eager's. gradcheck tests the gradients too.
 """
 
 import numpy as np
@@ -30,7 +31,7 @@ MASKS, NORMALIZERS, FLOORS = (
     (0.0, 1e-6, 0.01),
 )
 SCALES = ("mean", "detached", "given")
-# groups, positives, negatives, features
+# A size is the number of groups, positives, negatives and features.
 SIZES = ((1, 5, 7, 3), (3, 9, 4, 2), (2, 1, 6, 3), (2, 6, 1, 3), (1, 1, 1, 1), (2, 20, 17, 35))
 LARGE = ((300, 3, 2, 2), (5, 64, 64, 33), (1, 600, 533, 3))
 DATA = ("normal", "clustered", "duplicated", "far")
@@ -62,9 +63,10 @@ def test_force(mask_self, normalizer, affinity_floor, any_backend, device, exact
 def test_force_loss(
     mask_self, normalizer, affinity_floor, scale, any_backend, device, exact_distances
 ):
-    """Both versions of the source.
+    """The loss and its gradients are the oracle's in both versions of the source.
 
-    Without the normaliser, and with it and the scale; gradients with random upstream gradients.
+    One version is without the normaliser, and the other has it and the scale. Upstream gradients
+    are random.
     """
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     temperatures = (0.05, 0.2, 0.6)
@@ -108,7 +110,10 @@ def test_force_loss(
 )
 @pytest.mark.parametrize("size", LARGE, ids=str)
 def test_many_groups_and_large_ones(size, mask_self, normalizer, affinity_floor, backend, device):
-    """Dozens of tiles, several panels, more groups than threads or multiprocessors."""
+    """The loss is the oracle's with many groups and with large ones.
+
+    They take dozens of tiles, several panels, and more groups than threads or multiprocessors.
+    """
     if is_interpreted(backend):
         pytest.skip(
             "minutes in the interpreter and the host shim, whose own tests cross their tiles"
@@ -125,10 +130,10 @@ def test_many_groups_and_large_ones(size, mask_self, normalizer, affinity_floor,
 
 @pytest.mark.parametrize("data", ("clustered", "duplicated", "far"))
 def test_float64_of_difficult_data(data, backend, device):
-    """Clusters a hundredth of their distance wide, every other point a copy, a thousand from the
-    origin.
+    """The loss of difficult data is the oracle's in float64, at the temperatures of the source.
 
-    The temperatures of the source.
+    Clusters are a hundredth of their distance wide, every other point is a copy, or points are a
+    thousand from the origin.
     """
     for size in ((2, 6, 5, 3), (1, 13, 12, 4)):
         positive, negative = draw(size, data, device=device)
@@ -153,9 +158,8 @@ def test_drift_loss(with_negative, weighted, any_backend, device, exact_distance
         sets = [x for x in (gen, negative, positive) if x is not None]
         weights = [torch.ones(x.shape[:2], dtype=torch.float64) for x in sets]
         if weighted:
-            weights = [
-                (upstream_of(w.shape, i) + 0.5) for i, w in enumerate(weights)
-            ]  # some are negative
+            # Some of these weights are negative.
+            weights = [(upstream_of(w.shape, i) + 0.5) for i, w in enumerate(weights)]
         given = {"weight_gen": weights[0], "weight_positive": weights[-1]} if weighted else {}
         if weighted and with_negative:
             given["weight_negative"] = weights[1]
@@ -200,7 +204,7 @@ def test_drift_field(temperature, any_backend, device, exact_distances):
 
 
 def seeds_for(backend):
-    """More where sets are small and single errors vary widely."""
+    """Return more seeds where sets are small and single errors vary widely."""
     return range(11 if is_interpreted(backend) else 5)
 
 
@@ -211,9 +215,10 @@ LOW = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_errors_of_the_force(dtype, data, backend, device):
-    """At temperatures where eager is finite; scaled to a mean distance of 1.
+    """Errors of the force are at most eager's, at temperatures where eager is finite.
 
-    Eager computes half-precision inputs in float32, as we do.
+    Temperatures are scaled to a mean distance of 1. Eager computes half-precision inputs in
+    float32, as we do.
     """
     skip_unless_served(backend, device, dtype)
     for normalizer in NORMALIZERS:
@@ -237,8 +242,9 @@ def test_errors_of_the_force(dtype, data, backend, device):
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_errors_of_the_loss(dtype, data, backend, device):
-    """With the published and the default options, also where eager's float32 underflows to NaN and
-    float64 is the truth.
+    """Errors of the loss are at most eager's, with the published and with the default options.
+
+    This holds also where eager's float32 underflows to NaN and float64 is the truth.
     """
     skip_unless_served(backend, device, dtype)
     size = (2, 9, 8, 5) if is_interpreted(backend) else (1, 40, 40, 64)
@@ -284,7 +290,8 @@ def test_errors_of_the_drift(data, backend, device):
 def test_gradcheck_of_the_force(
     mask_self, normalizer, affinity_floor, any_backend, device, monkeypatch
 ):
-    monkeypatch.setattr(_force_field, "PANEL", 50)  # several row panels
+    # The rows then take several panels.
+    monkeypatch.setattr(_force_field, "PANEL", 50)
     options = {"mask_self": mask_self, "normalizer": normalizer, "affinity_floor": affinity_floor}
     for size in ((2, 3, 4, 2), (1, 7, 5, 3), (1, 1, 3, 2)):
         positive, negative = draw(size, device=device)
@@ -303,7 +310,10 @@ def test_gradcheck_of_the_force(
 
 
 def test_gradient_of_the_force_against_eager(backend, device, exact_distances):
-    """Ragged across tiles, several groups, random upstream gradients."""
+    """The gradient of the force is eager's for sizes that are ragged across tiles.
+
+    There are several groups, and upstream gradients are random.
+    """
     size = (2, 21, 17, 6) if is_interpreted(backend) else (2, 150, 131, 20)
     for normalizer in NORMALIZERS:
         results = []
@@ -321,9 +331,9 @@ def test_gradient_of_the_force_against_eager(backend, device, exact_distances):
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_gradcheck_of_the_loss(scale, normalizer, any_backend, device):
-    """Finite differences of the dense form with its target (and a detached scale) frozen.
+    """The loss's own derivative is that of the dense form with its target frozen.
 
-    The derivative is the loss's own.
+    A detached scale is frozen too. The derivative of the dense form is taken by finite differences.
     """
     positive, negative = draw((2, 4, 3, 2), device=device)
     given = torch.tensor([1.3, 0.8], dtype=torch.float64, device=device, requires_grad=True)
@@ -366,7 +376,7 @@ def test_gradcheck_of_the_loss(scale, normalizer, any_backend, device):
 
 
 def _signed_root(loss, positive, negative, base, settings):
-    """The force whose squares are the loss."""
+    """Return the force whose squares are the loss."""
     x = torch.cat([negative, positive], 1)
     scale = base[2] if len(base) > 2 else torch.cdist(x, x).mean((1, 2))
     scaled = [p / scale[:, None, None] for p in (positive, negative)]

@@ -1,4 +1,4 @@
-"""The arguments of the force losses: errors that name them, and modules that pass them on."""
+"""Errors of the force losses name the argument, and modules pass their arguments on."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
-"""The force family at its edges.
+"""The force family is right at its edges.
 
-Degenerate sets, odd inputs, errors, torch's own tools, many panels, threads, memory.
+The edges are degenerate sets, odd inputs, errors, torch's own tools, many panels, threads and
+memory.
 """
 
 import subprocess
@@ -24,7 +25,7 @@ from fused_contrastive.backends.panels import _force_field
 
 
 def train(function, positive, negative, **options):
-    """Value and gradients of a loss or force, upstream gradients random."""
+    """Return the value and gradients of a loss or force, with random upstream gradients."""
     inputs = [x.detach().requires_grad_() for x in (positive, negative)]
     out = function(*inputs, **options)
     gradients = torch.autograd.grad(out, inputs, upstream_of(out.shape).to(out), allow_unused=True)
@@ -34,13 +35,17 @@ def train(function, positive, negative, **options):
 @pytest.mark.parametrize("normalizer", (None, "dist_affinity_rms", "force_rms"))
 @pytest.mark.parametrize("mask_self", ("sum", "softmax"))
 def test_all_points_equal(mask_self, normalizer, any_backend, device):
-    """Force 0, loss 0, no gradient through them, whatever the point."""
+    """Where all points are equal, the force and the loss are 0, whatever the point.
+
+    No gradient passes through them.
+    """
     for dtype in (torch.float64, torch.float32):
         x = torch.tensor([0.1, -1e3, 7.0], dtype=dtype, device=device)
         positive, negative = x.expand(2, 5, 3).clone(), x.expand(2, 4, 3).clone()
         options = {"mask_self": mask_self, "normalizer": normalizer, "backend": any_backend}
         force = fc.contrastive_force(positive, negative, 0.5, **options)
-        if any_backend == "eager":  # its sums round
+        # Eager's sums round, so that its force need not be exactly 0.
+        if any_backend == "eager":
             assert torch.isfinite(force).all()
             continue
         assert (force == 0).all()
@@ -74,7 +79,7 @@ def test_empty(shapes, any_backend, device):
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 0)], ids=str)
 def test_empty_drift(shape, any_backend, device):
-    """The mean over nothing."""
+    """The drift loss of empty sets is NaN, because it is a mean over nothing."""
     gen = torch.randn(shape, device=device, requires_grad=True)
     loss, info = fc.drift_loss(gen, gen.detach(), backend=any_backend)
     assert loss.shape == shape[:1] and loss.isnan().all()
@@ -86,9 +91,9 @@ def test_empty_drift(shape, any_backend, device):
 
 @pytest.mark.parametrize("mask_self", ("sum", "softmax"))
 def test_a_point_that_equals_one_of_either_side(mask_self, backend, device):
-    """Its affinities to both exceed all others by more than float32 holds.
+    """A point that equals one of either side feels the force of the others alone.
 
-    The force is made of the others alone.
+    Its affinities to these two exceed all others by more than float32 holds.
     """
     negative = torch.zeros(2, 8, device=device)
     positive = torch.zeros(2, 8, device=device)
@@ -110,7 +115,10 @@ def test_a_point_that_equals_one_of_either_side(mask_self, backend, device):
 
 
 def test_one_negative_feels_nothing(any_backend, device):
-    """There is no other negative to weigh: k != j leaves none."""
+    """A single negative feels no force, because there is no other negative to weigh.
+
+    The condition k != j leaves none.
+    """
     positive, negative = draw((2, 5, 1, 3), device=device)
     assert (fc.contrastive_force(positive, negative, 0.5, backend=any_backend) == 0).all()
 
@@ -135,7 +143,7 @@ def test_strides_and_leading_dimensions(backend, device):
 
 @pytest.mark.parametrize("bad", (float("nan"), float("inf")))
 def test_not_finite_in_not_finite_out(bad, any_backend, device):
-    """In the group that holds it, and only there."""
+    """NaN or infinity makes the force NaN in the group that holds it, and only there."""
     positive, negative = (x.detach() for x in draw((2, 6, 5, 3), device=device))
     positive[0, 2, 1] = bad
     for normalizer in (None, "dist_affinity_rms", "force_rms"):
@@ -147,7 +155,10 @@ def test_not_finite_in_not_finite_out(bad, any_backend, device):
 
 
 def test_far_apart_groups_do_not_mix(backend, device):
-    """Coordinates up to 1e18, whose squares float32 still holds, beside others of 1e-12."""
+    """Groups with coordinates up to 1e18 and of 1e-12 do not change each other's loss.
+
+    float32 still holds the squares of 1e18.
+    """
     positive, negative = (x.detach().float() for x in draw((2, 6, 5, 3), device=device))
     for x in (positive, negative):
         x[0] *= 1e18
@@ -206,7 +217,8 @@ def test_half_precision_and_autocast(dtype, backend, device):
     torch.testing.assert_close(loss, wide, rtol=1e-5, atol=1e-7)
     force = fc.contrastive_force(positive, negative, 0.5, backend=backend)
     assert force.dtype == dtype
-    with torch.autocast(device.type, dtype=dtype):  # the loss computes in float32 all the same
+    # Under autocast the loss computes in float32 all the same.
+    with torch.autocast(device.type, dtype=dtype):
         mixed = fc.contrastive_force_loss(positive.float(), negative, backend=backend)
     torch.testing.assert_close(mixed, wide, rtol=1e-5, atol=1e-7)
 
@@ -322,9 +334,9 @@ def test_compile(backend, device):
 
 
 def test_memory_of_a_large_set():
-    """N = M = 4096, D = 128.
+    """A set of N = M = 4096 and D = 128 takes less than 100 MB beyond the inputs.
 
-    Under 100 MB beyond the inputs, forward and backward; the (N + M)^2 distances alone are 268 MB.
+    This counts forward and backward. The (N + M)^2 distances alone are 268 MB.
     """
     from bench import memory
 
@@ -352,7 +364,10 @@ def test_memory_of_a_large_set():
 
 
 def test_finite_where_eager_is_not(backend, device):
-    """Self pairs in the softmax leave no affinity whose square float32 could hold."""
+    """The force and its gradients are finite and accurate where eager's are not.
+
+    Self pairs in the softmax leave no affinity whose square float32 could hold.
+    """
     positive, negative = draw((1, 16, 16, 64), "normal", torch.float32, device)
     temperature = float(torch.cdist(positive.detach(), negative.detach()).mean()) / 100
     options = {"normalizer": "dist_affinity_rms"}

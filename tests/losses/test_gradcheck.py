@@ -1,6 +1,7 @@
-"""gradcheck in float64 of every loss and every use of the primitive.
+"""gradcheck accepts every loss and every use of the primitive in float64.
 
-Small in full (along one random direction in the interpreter), and ragged across tile borders.
+Small inputs are checked in full, or along one random direction in the interpreter. Larger inputs
+are ragged across tile borders.
 """
 
 import pytest
@@ -20,7 +21,7 @@ def check(function, inputs, fast):
 
 @pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
 def test_loss(case, any_backend, device):
-    """Every element of every argument, temperature and logit_scale included."""
+    """gradcheck accepts every element of every argument, temperature and logit_scale included."""
     skip_unless_served(any_backend, device, torch.float64)
     n, d = (3, 2) if is_interpreted(any_backend) else (5, 3)
     inputs = case.draw(n, d, device=device)
@@ -41,9 +42,10 @@ def test_loss_across_tiles(case, backend, device, monkeypatch):
 
 @pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_primitive(use, any_backend, device):
-    """Gradients of a, b, scale and bias, from the rows and, where returned, the columns.
+    """gradcheck accepts the gradients of a, b, scale and bias.
 
-    Each undefined in turn.
+    They come from the rows and, where returned, the columns. Each upstream gradient is undefined in
+    turn.
     """
     skip_unless_served(any_backend, device, torch.float64)
     named = small_inputs(use, device)
@@ -67,7 +69,8 @@ def test_primitive_across_tiles(use, backend, device, monkeypatch):
     m, n = (35, 19) if is_interpreted(backend) else (131, 70)
     named = use.draw(m, n, 3, device=device)
     if use.kind == "same_key":
-        named["key_a"] %= 4  # key_b has no 4, and a row without candidates is -inf
+        # key_b has no 4, and a row without candidates is -inf.
+        named["key_a"] %= 4
     names, function = outputs_of(use, backend, named)
     check(function, tuple(named[name] for name in names), fast=True)
 
@@ -77,7 +80,7 @@ def test_primitive_across_tiles(use, backend, device, monkeypatch):
 )
 @pytest.mark.parametrize("columns", (False, True))
 def test_only_some_gradients(needed, columns, backend, device):
-    """Whatever subset of a, b, scale and bias needs a gradient gets the same one."""
+    """Whatever subset of a, b, scale and bias needs gradients gets the same ones."""
     use = uses.Use("not_self", False, columns=columns, self_offset=1, bias=True, normalize=True)
     named = use.draw(9, 7, 4, device=device)
     _, function = outputs_of(use, backend, named)
@@ -99,7 +102,7 @@ def test_only_some_gradients(needed, columns, backend, device):
 
 
 def test_one_direction_unused(backend, device):
-    """return_columns with only one of the two outputs in the graph."""
+    """Gradients are right with only one of the two outputs of return_columns in the graph."""
     use = uses.Use("all", False, columns=True)
     for index in (0, 1):
         named = use.draw(6, 5, 3, device=device)
@@ -111,8 +114,9 @@ def test_one_direction_unused(backend, device):
 
 
 def test_negative_and_learned_scale(backend, device):
-    """A scale of either sign, as a 0-d tensor of float64 or float32 on the inputs' device or the
-    CPU.
+    """A scale may have either sign, and may be a 0-d tensor of float64 or float32.
+
+    It may live on the inputs' device or on the CPU.
     """
     for value in (-1.3, 2.0):
         for dtype in (torch.float64, torch.float32):

@@ -1,4 +1,4 @@
-"""Wrong arguments of the losses with labels."""
+"""Wrong arguments of the losses with labels raise errors that name them."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""Losses with several positives and decoupled losses.
+"""Losses with several positives and decoupled losses agree with their formulas.
 
-Forms, views, unmatched rows, weights, metrics, arguments.
+The tests cover forms, views, unmatched rows, weights, metrics and arguments.
 """
 
 import itertools
@@ -20,7 +20,7 @@ import fused_contrastive as fc
 from fused_contrastive import reference
 
 LABELS = torch.tensor([4, -1, 4, 7, -1, 4, 0, 3, 4, 7, 7])
-"""Classes of 4, 2, 3, 1 and 1 samples."""
+"""The classes have 4, 2, 3, 1 and 1 samples."""
 FORMS = ("out", "in", "pairs")
 
 
@@ -33,9 +33,9 @@ def call(backend, features, labels, temperature=0.3, **options):
 @pytest.mark.parametrize("kind", ("labels-0", "labels-1", "labels-3", "none-1", "none-2", "none-4"))
 @pytest.mark.parametrize("positives", FORMS)
 def test_against_the_oracle(positives, kind, mode, any_backend, device):
-    """Values and gradients for any number of views, with and without labels, normalised and not.
+    """Values and gradients are the oracle's for any number of views, with and without labels.
 
-    Rows without positives included.
+    Features are normalised or not, and some rows have no positives.
     """
     kind, views = kind.split("-")
     labels = LABELS.to(device) if kind == "labels" else None
@@ -60,9 +60,9 @@ def test_against_the_oracle(positives, kind, mode, any_backend, device):
 
 
 def double_loop(z, label, temperature, positives):
-    """Equations 2 and 3 of the paper, and the terms of single pairs, as written.
+    """Compute equations 2 and 3 of the paper, and the terms of single pairs, as written.
 
-    No vector, no logarithm of sums that is not there.
+    There is no vector, and no logarithm of sums that is not in the equations.
     """
     z, total, terms = z / np.linalg.norm(z, axis=1, keepdims=True), [], 0
     for i in range(len(z)):
@@ -83,10 +83,10 @@ def double_loop(z, label, temperature, positives):
 @above_the_kernels
 @pytest.mark.parametrize("positives", FORMS)
 def test_double_loop(positives, any_backend, device):
-    """The formulas as loops.
+    """The losses are those of the formulas as loops.
 
-    The mean of pairs is over pairs, that of rows over rows; the loops' differences are the oracle's
-    gradients.
+    The mean of pairs is over pairs, and that of rows over rows. The loops' differences are the
+    oracle's gradients.
     """
     features = draw(device)
     loss = call(any_backend, features, LABELS.to(device), positives=positives, reduction="none")
@@ -117,9 +117,10 @@ def test_double_loop(positives, any_backend, device):
 
 @above_the_kernels
 def test_two_views_without_labels_are_nt_xent(backend, device):
-    """In every form, and with a label of its own for every sample.
+    """Two views without labels have the loss of NT-Xent in every form.
 
-    So is the decoupled loss with the positive put back.
+    So do two views with a label of its own for every sample. So does the decoupled loss with the
+    positive put back.
     """
     features = draw(device, 2)
     z1, z2 = features.unbind(1)
@@ -139,7 +140,7 @@ def test_two_views_without_labels_are_nt_xent(backend, device):
 @above_the_kernels
 @pytest.mark.parametrize("dtype", (torch.int64, torch.int32, torch.uint8, torch.int16), ids=str)
 def test_any_labels(dtype, backend, device):
-    """Only which labels are equal matters: not their values, order or integer type."""
+    """Only which labels are equal matters, and not their values, order or integer type."""
     features, labels = draw(device), (LABELS + 1).to(device, dtype)
     expected = call(backend, features, LABELS.to(device), reduction="none")
     torch.testing.assert_close(call(backend, features, labels, reduction="none"), expected)
@@ -151,9 +152,10 @@ def test_any_labels(dtype, backend, device):
 
 @above_the_kernels
 def test_one_class_and_none_shared(backend, device):
-    """All rows of one class.
+    """Losses are eager's where all rows are of one class, and where each has its own.
 
-    The mean of N - 1 log-probabilities, and no negatives; all alone: no positives.
+    With one class the loss is the mean of N - 1 log-probabilities, and there are no negatives. With
+    all rows alone there are no positives.
     """
     features, n = draw(device), len(LABELS)
     same, alone = torch.zeros(n, dtype=torch.int64, device=device), torch.arange(n, device=device)
@@ -171,9 +173,9 @@ def test_one_class_and_none_shared(backend, device):
 @above_the_kernels
 @pytest.mark.parametrize("positives", FORMS)
 def test_rows_without_positives(positives, any_backend, device):
-    """They get no gradient of their own.
+    """Rows without positives get no gradient of their own.
 
-    They count in the mean, or not, as asked; a mean over no rows is NaN with gradient 0.
+    They count in the mean, or not, as asked. A mean over no rows is NaN with gradient 0.
     """
     labels = LABELS.to(device)
     matched = torch.tensor([LABELS.eq(x).sum() > 1 for x in LABELS], device=device)
@@ -198,10 +200,10 @@ def test_rows_without_positives(positives, any_backend, device):
 @pytest.mark.parametrize("views", (0, 2))
 @pytest.mark.parametrize("positives", FORMS)
 def test_weights_of_samples(positives, views, any_backend, device):
-    """Losses times weights.
+    """Each loss is multiplied by the weight of its sample.
 
-    The mean over the sum of the weights, of each pair's where the mean is over pairs; 0 removes a
-    row, inf included.
+    The mean is divided by the sum of the weights. Where the mean is over pairs, each pair's weight
+    counts in the sum. A weight of 0 removes a row, even one whose loss is inf.
     """
     labels, features = LABELS.to(device), draw(device, views)
     weights = torch.tensor([1.0, 0.5, 2, 0, 1, 1, 0, 0, 3, 1, 0.25], device=device)
@@ -238,9 +240,10 @@ def test_weights_of_samples(positives, views, any_backend, device):
 @pytest.mark.parametrize("mode", ("all", "one"))
 @pytest.mark.parametrize("views", (0, 1, 3))
 def test_positive_weights(views, mode, any_backend, device):
-    """Any non-negative matrix of any dtype, gradients included.
+    """Any non-negative matrix of any dtype may weigh the positives, gradients included.
 
-    A heavy diagonal drowns nothing; of labels' equality it is labels.
+    A heavy diagonal drowns nothing. The matrix of which labels are equal gives the loss of these
+    labels.
     """
     generator = torch.Generator().manual_seed(2)
     n = len(LABELS)
@@ -289,15 +292,16 @@ def test_positive_weights(views, mode, any_backend, device):
 )
 @above_the_kernels
 def test_metrics(form, any_backend, device):
-    """By the oracle's similarities, weighted where there are weights.
+    """Metrics are those of the oracle's similarities, weighted where there are weights.
 
-    Detached; not where nothing has a positive.
+    They are detached. They are NaN where nothing has a positive.
     """
     positives, kind, views = form.split("-")
     labels = LABELS.to(device) if kind == "labels" else None
     for mode, normalize in itertools.product(("all", "one"), (True, False)):
         features = draw(device, int(views), seed=3)
-        if views != "0":  # views of a sample near one another
+        # This sum puts the views of a sample near one another.
+        if views != "0":
             features = (features + draw(device, seed=4).unsqueeze(1)).detach().requires_grad_()
         options = {"positives": positives, "contrast_mode": mode, "normalize": normalize}
         loss, metrics = call(
@@ -326,9 +330,9 @@ def test_metrics(form, any_backend, device):
 
 @above_the_kernels
 def test_ties_are_hits(backend, device):
-    """Equal embeddings of several classes.
+    """Every row is a hit where embeddings of several classes are equal.
 
-    The largest is a positive's as well, however the sums were ordered.
+    The largest similarity is a positive's as well, however the sums were ordered.
     """
     same = torch.randn(1, 37, device=device).repeat(40, 1)
     labels = torch.arange(40, device=device) % 7
@@ -342,9 +346,9 @@ def test_ties_are_hits(backend, device):
 @pytest.mark.parametrize("spread", (0.3, 0.03, 0.003))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_collapsed_classes(dtype, spread, size, backend, device):
-    """Late in training: samples next to their class centre.
+    """Errors are at most eager's where samples lie next to their class centre.
 
-    What is left of the gradient is a difference of nearly equal means.
+    They do so late in training. What is left of the gradient is a difference of nearly equal means.
     """
     skip_unless_served(backend, device, dtype)
     n, errors = 96, {backend: [], "reference": []}

@@ -1,7 +1,7 @@
-"""The modules.
+"""The modules have the options and defaults of their functions.
 
-The functions' options and defaults, learnable temperatures, copies and saved states; numbers and
-tensors as temperature.
+Other tests cover learnable temperatures, copies and saved states, and numbers and tensors as
+temperature.
 """
 
 import copy
@@ -39,9 +39,9 @@ WITH_TEMPERATURE = (
     "MultipleNegativesRankingLoss",
 )
 OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
-"""Arguments of the constructor when learned, else of forward."""
+"""The constructor takes these arguments where they are learned. Elsewhere forward takes them."""
 PER_CALL = {"keys", "weights", "bias", "positive_weights"}
-"""Keyword-only tensors, of the function and of forward."""
+"""Both the function and forward take these tensors as keyword-only arguments."""
 
 
 def arguments(name, device="cpu"):
@@ -66,7 +66,7 @@ def loss_of(out):
 def test_signature_mirrors_the_function(name):
     """Every option of the function is a constructor argument of the same name and default.
 
-    Tensors are forward's.
+    The tensors are arguments of forward.
     """
     function = inspect.signature(getattr(fc, PAIRS[name])).parameters
     constructor = dict(inspect.signature(getattr(fc, name)).parameters)
@@ -158,7 +158,7 @@ def test_options_reach_the_function(backend, device):
 
 @pytest.mark.parametrize("name", WITH_TEMPERATURE)
 def test_learnable_temperature(name, backend, device):
-    """Learned as its logarithm.
+    """A learnable temperature is learned as its logarithm.
 
     The gradient is T times that of T, a step changes the temperature, and it stays positive.
     """
@@ -179,7 +179,7 @@ def test_learnable_temperature(name, backend, device):
 
 
 def learning(name, value, **options):
-    """The module with a temperature or scale that it learns."""
+    """Return the module with a temperature or scale that it learns."""
     return getattr(fc, name)(
         **{"logit_scale" if name == "ClipLoss" else "temperature": value}, learnable=True, **options
     )
@@ -187,7 +187,7 @@ def learning(name, value, **options):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_copies(name, device):
-    """deepcopy, pickle and torch.save keep the options; nothing is saved in a state."""
+    """deepcopy, pickle and torch.save keep the options, and nothing is saved in a state."""
     module = getattr(fc, name)(reduction="sum")
     expected = loss_of(module(*arguments(name, device)))
     for twin in copies(module):
@@ -208,7 +208,7 @@ def copies(module):
 
 @pytest.mark.parametrize("name", (*WITH_TEMPERATURE, "ClipLoss"))
 def test_copies_and_states_of_learned_temperatures(name, device):
-    """A copy learns for itself; the state has the learned value alone."""
+    """A copy learns for itself, and the state has the learned value alone."""
     views = arguments(name, device)[:2]
     module = learning(name, 0.3, reduction="sum").to(device)
     expected = module(*views)
@@ -240,9 +240,9 @@ def test_repr_shows_the_options(name):
     "dtype", (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str
 )
 def test_number_and_tensor_temperatures_agree(dtype, backend, device):
-    """A number, a 0-d tensor here, and a 0-d tensor on the CPU.
+    """A number and a 0-d tensor on the inputs' device or the CPU give the same loss.
 
-    Of any float dtype, which the gradient keeps.
+    The tensor may have any float dtype, which its gradient keeps.
     """
     z1, z2 = arguments("NTXentLoss", device)
     expected = fc.nt_xent_loss(z1, z2, 0.25, backend=backend)
@@ -254,9 +254,8 @@ def test_number_and_tensor_temperatures_agree(dtype, backend, device):
         assert temperature.grad.dtype == dtype and temperature.grad.device.type == where.type
         truth = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
         reference.nt_xent_loss(z1.cpu().double(), z2.cpu().double(), truth).backward()
-        in_float32 = (
-            {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float64 else {}
-        )  # as the embeddings are
+        # The embeddings are float32, so a float64 gradient is only as accurate as float32.
+        in_float32 = {"rtol": 1.3e-6, "atol": 1e-5} if dtype == torch.float64 else {}
         torch.testing.assert_close(temperature.grad.cpu(), truth.grad.to(dtype), **in_float32)
     scale = torch.tensor(4.0, dtype=dtype, requires_grad=True)
     torch.testing.assert_close(

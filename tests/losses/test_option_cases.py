@@ -1,6 +1,7 @@
-"""Losses with options as rows of a matrix.
+"""Losses with options are rows of a matrix of tests.
 
-Errors, gradcheck, few rows, metrics, memory, and that defaults cost nothing.
+Its columns are errors, gradcheck, few rows, metrics and memory. Another test shows that defaults
+cost nothing.
 """
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 WITH_ANY = [c for c in cases.BY_NAME.values() if c in cases.OPTIONS or c.name in WITH_OPTIONS]
 FEW = ("nt_xent-keys", "info_nce-bias", "info_nce-hardness", "distill-weights")
-"""What the interpreter and the host shim run."""
+"""The interpreter and the host shim run these cases."""
 
 
 @pytest.mark.interpreter(case=FEW, dtype=(torch.float32,))
@@ -44,9 +45,9 @@ def test_error(case, dtype, backend, device):
 @pytest.mark.parametrize("temperature", (0.05, 1e-2))
 @pytest.mark.parametrize("case", cases.OPTIONS, ids=lambda c: c.name)
 def test_error_when_converged(case, temperature, backend, device):
-    """Views 0.3 standard deviations apart, float32.
+    """Errors are at most eager's where the positive takes nearly all of the softmax.
 
-    The positive takes nearly all of the softmax.
+    The views are 0.3 standard deviations apart, in float32.
     """
     n, d = small_size(backend)
     settings = {"spread": 0.3, "temperature": temperature}
@@ -65,8 +66,9 @@ def test_error_when_converged(case, temperature, backend, device):
     "case", [c for c in cases.OPTIONS if not c.constant_parts], ids=lambda c: c.name
 )
 def test_gradcheck(case, any_backend, device):
-    """Every element of every argument, weights and biases included (less those whose gradient is
-    not the loss's own).
+    """gradcheck accepts every element of every argument, weights and biases included.
+
+    The cases whose gradient is not the loss's own are left out.
     """
     skip_unless_served(any_backend, device, torch.float64)
     inputs = case.draw(6, 3, device=device)
@@ -82,7 +84,10 @@ def test_gradcheck(case, any_backend, device):
 @pytest.mark.parametrize("n", (1, 2))
 @pytest.mark.parametrize("case", cases.OPTIONS, ids=lambda c: c.name)
 def test_small(case, n, any_backend, device):
-    """One row, or two with equal keys: often no negative at all."""
+    """Losses and gradients are the oracle's for one row, and for two with equal keys.
+
+    Often such rows have no negative at all.
+    """
     inputs = case.draw(n, 3, device=device)
     loss = case.loss(inputs, any_backend)
     expected, truth = case.truth(inputs, np.ones(tuple(loss.shape)))
@@ -97,7 +102,7 @@ def test_small(case, n, any_backend, device):
 @pytest.mark.interpreter(case=())
 @pytest.mark.parametrize("case", WITH_ANY, ids=lambda c: c.name)
 def test_metrics(case, backend, device):
-    """Accuracy and mean similarity are those of the dense logits, weighted as the loss."""
+    """Accuracy and mean similarity are those of the dense logits, weighted as the loss is."""
     if case.function in cases.WITHOUT_METRICS:
         pytest.skip("this loss has no metrics")
     inputs = case.draw(40, 6, device=device, spread=0.7)
@@ -110,7 +115,7 @@ def test_metrics(case, backend, device):
 
 
 class Largest(TorchDispatchMode):
-    """The largest tensor that any torch operation outside our own ops returns."""
+    """This mode notes the largest tensor that a torch operation outside our own ops returns."""
 
     size = 0
 
@@ -139,7 +144,7 @@ def test_memory(case):
 )
 @pytest.mark.parametrize("options", ({}, {"keys": torch.arange(8) // 2}), ids=("plain", "keys"))
 def test_one_op_each_way(name, options):
-    """Without options, and with keys among a batch, nothing but a forward and a backward op."""
+    """A loss without options, or with keys among a batch, runs only a forward and a backward op."""
     if options and name == "info_nce-queue":
         options = {"keys": torch.arange(8 + 8 // 2 + 1)}
     case, counts = cases.BY_NAME[name], []

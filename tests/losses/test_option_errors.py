@@ -1,4 +1,4 @@
-"""Wrong options: an error that names the argument."""
+"""Wrong options raise an error that names the argument."""
 
 import math
 

@@ -1,6 +1,6 @@
-"""What each option of the losses means, against the formula as it is written elsewhere.
+"""Each option of the losses means what its formula says, as that is written elsewhere.
 
-The ranking loss and distillation.
+The ranking loss and distillation are tested too.
 """
 
 import math
@@ -17,9 +17,9 @@ from fused_contrastive import losses, reference
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_keys(name, any_backend, device):
-    """Distinct keys change nothing; equal keys leave no negatives: loss and gradients 0.
+    """Distinct keys change nothing, and equal keys leave no negatives.
 
-    Any integer dtype and any values.
+    Loss and gradients are then 0. Keys may have any integer dtype and any values.
     """
     first, second = pair(device=device)
     plain = call(name, first, second, any_backend, reduction="none")
@@ -37,9 +37,10 @@ def test_keys(name, any_backend, device):
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_weights(name, backend, device):
-    """none.
+    """Each reduction weighs the losses.
 
-    W l, sum: Σ w l, mean: Σ w l / Σ w; gradients go to the weights too, where they ask for it.
+    With losses l and weights w, "none" gives w l, "sum" gives Σ w l, and "mean" gives Σ w l / Σ w.
+    Gradients go to the weights too, where they ask for it.
     """
     first, second = pair(device=device)
     weights = torch.linspace(0, 2, 9, dtype=torch.float64, device=device).requires_grad_()
@@ -65,9 +66,10 @@ def test_weights(name, backend, device):
 )
 @pytest.mark.parametrize("name", WITH_BIAS)
 def test_padding(name, options, any_backend, device):
-    """Biases of -inf and weights of 0 at padded pairs.
+    """Biases of -inf and weights of 0 leave padded pairs out.
 
-    Value and gradients of the batch without them, 0 at the padding.
+    The value and gradients are those of the batch without them, and the gradient at the padding is
+    0.
     """
     first, second = pair(device=device)
     bias = torch.zeros(9, dtype=torch.float64, device=device)
@@ -92,7 +94,7 @@ def test_padding(name, options, any_backend, device):
 def test_bias(name, backend, device):
     """A constant bias changes nothing.
 
-    -log q repeats a column 1 / q times, as sampling correction must.
+    A bias of -log q repeats a column 1 / q times, as sampling correction must.
     """
     first, second = pair(device=device)
     plain = call(name, first, second, backend, reduction="none")
@@ -109,7 +111,7 @@ def test_bias(name, backend, device):
 
 
 def test_bias_counts_a_column(backend, device):
-    """log 3 at one column of the queue: as if it stood there three times."""
+    """A bias of log 3 at one column of the queue counts as if it stood there three times."""
     query, key = pair(device=device)
     negatives = pair(4, device=device, seed=1)[0].detach()
     bias = torch.zeros(13, dtype=torch.float64, device=device)
@@ -122,7 +124,10 @@ def test_bias_counts_a_column(backend, device):
 
 
 def test_biases_of_either_set(any_backend, device):
-    """clip: a text's bias where texts are the candidates, an image's where images are."""
+    """In clip_loss a text's bias counts where texts are the candidates.
+
+    An image's bias counts where images are.
+    """
     image, text = pair(device=device)
     of_image, of_text = (
         torch.randn(9, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
@@ -160,7 +165,7 @@ def test_label_smoothing_is_that_of_cross_entropy(any_backend, device):
 
 
 def test_label_smoothing_beside_a_large_class(backend, device):
-    """float32, all rows but two of one class.
+    """Label smoothing is accurate in float32 where all rows but two are of one class.
 
     The sum over the others is not what rounding leaves of the class's own.
     """
@@ -178,7 +183,7 @@ def test_label_smoothing_beside_a_large_class(backend, device):
 
 
 def test_margin(any_backend, device):
-    """The positive's cosine less the margin, before the temperature."""
+    """The margin is subtracted from the positive's cosine, before the temperature."""
     query, key = pair(device=device)
     s = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T
     target = torch.arange(9, device=device)
@@ -189,7 +194,7 @@ def test_margin(any_backend, device):
 
 
 def test_hardness(any_backend, device):
-    """Negatives weighted by exp(hardness * cosine), the weights constants."""
+    """Negatives are weighted by exp(hardness * cosine), and the weights are constants."""
     query, key = pair(device=device)
     temperature = torch.tensor(0.4, dtype=torch.float64, device=device, requires_grad=True)
     found = fc.info_nce_loss(query, key, None, temperature, hardness=3.0, backend=any_backend)
@@ -206,7 +211,7 @@ def test_hardness(any_backend, device):
 
 
 def test_exported_hardness():
-    """The traced program has the gradients of the loss, and their gradients."""
+    """The traced program has the gradients of the loss, and the gradients of these gradients."""
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), Hard())
     x, results = torch.randn(8, 5), []
     for m in (torch.export.export(model, (x,)).module(), model):
@@ -225,9 +230,10 @@ class Hard(torch.nn.Module):
 
 @pytest.mark.parametrize("tau_plus", (0.01, 0.3, 0.6))
 def test_tau_plus_is_the_debiased_loss(tau_plus, any_backend, device):
-    """As its authors write it.
+    """tau_plus gives the debiased loss as its authors write it.
 
-    Exponentials, a clamp, log of a quotient; with rows on either side of the clamp.
+    They use exponentials, a clamp, and the logarithm of a quotient. Rows lie on either side of the
+    clamp.
     """
     z1, z2 = pair(12, device=device)
     temperature = 0.5
@@ -251,7 +257,10 @@ def test_tau_plus_is_the_debiased_loss(tau_plus, any_backend, device):
 
 
 def test_tau_plus_at_large_logits(backend, device):
-    """Where the exponentials overflow: finite, and the plain loss as tau_plus vanishes."""
+    """With tau_plus the loss is finite where the exponentials overflow.
+
+    It is the plain loss as tau_plus vanishes.
+    """
     z1, z2 = pair(12, device=device, dtype=torch.float32)
     for tau_plus in (1e-30, 0.1):
         loss = fc.nt_xent_loss(z1, z2, 1e-3, tau_plus=tau_plus, backend=backend)
@@ -262,9 +271,9 @@ def test_tau_plus_at_large_logits(backend, device):
 
 
 def test_in_batch_and_shared_negatives(any_backend, device):
-    """negative_mode="in_batch".
+    """The mode "in_batch" puts two kinds of negatives in one softmax.
 
-    The other rows' positives and the shared negatives in one softmax.
+    These are the other rows' positives and the shared negatives.
     """
     query, key = pair(device=device)
     negatives = pair(4, device=device, seed=1)[0]
@@ -280,10 +289,9 @@ def test_in_batch_and_shared_negatives(any_backend, device):
 
 
 def test_ranking_is_info_nce(backend, device):
-    """Pairs alone.
+    """The ranking loss of pairs alone is in-batch InfoNCE.
 
-    In-batch InfoNCE; both directions, each its own softmax: the symmetric one; hard negatives are
-    shared.
+    Both directions with a softmax each give the symmetric InfoNCE. Hard negatives are shared.
     """
     query, key = pair(device=device)
     loss = fc.multiple_negatives_ranking_loss
@@ -304,7 +312,7 @@ def test_ranking_is_info_nce(backend, device):
 
 
 def test_modules_pass_everything_on(device):
-    """Options from the constructor, tensors from forward."""
+    """Modules pass on options from the constructor and tensors from forward."""
     first, second = pair(device=device)
     keys, weights = (
         torch.arange(9, device=device) % 4,

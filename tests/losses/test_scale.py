@@ -1,4 +1,4 @@
-"""Many panels, determinism, memory."""
+"""Large inputs take many panels and little memory, and give the same bits in every run."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ NAMES = [case.name for case in cases.LOSSES]
 
 
 def run(case, backend, n, d, dtype, device, seed=0):
-    """Loss and gradients, upstream gradients random."""
+    """Return the loss and gradients, with random upstream gradients."""
     inputs = case.draw(n, d, dtype, device, seed)
     loss = case.loss(inputs, backend)
     loss.backward(torch.randn(loss.shape, generator=torch.Generator().manual_seed(seed)).to(loss))
@@ -28,7 +28,10 @@ def run(case, backend, n, d, dtype, device, seed=0):
 @pytest.mark.parametrize("panel", (1, 7, 64, 1000))
 @pytest.mark.parametrize("name", NAMES)
 def test_panels_of_any_size(name, panel, device, monkeypatch):
-    """One row per panel, ragged panels, several groups per panel: the same numbers."""
+    """Panels of any size give the same numbers.
+
+    There may be one row or several groups in a panel, and panels may be ragged.
+    """
     case = cases.BY_NAME[name]
     expected = run(case, "panels", 23, 5, torch.float64, device)
     monkeypatch.setattr(panels, "PANEL", panel)
@@ -60,10 +63,10 @@ def test_panels_of_any_size_in_the_primitive(use, device, monkeypatch):
 
 @pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue"))
 def test_several_natural_panels(name, backend, device):
-    """N = 3000.
+    """Errors are at most eager's for N = 3000.
 
-    The panels backend needs several of its own panels, the kernels dozens of tiles in both
-    directions.
+    The panels backend needs several of its own panels there. The kernels need dozens of tiles in
+    both directions.
     """
     if is_interpreted(backend):
         pytest.skip("minutes in the interpreter; its tiles are crossed in test_gradcheck.py")
@@ -80,7 +83,7 @@ def test_several_natural_panels(name, backend, device):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_same_bits_across_runs(name, dtype, backend, device):
-    """Three runs, the same bits, also under use_deterministic_algorithms."""
+    """Three runs give the same bits, also under use_deterministic_algorithms."""
     n, d = (19, 20) if is_interpreted(backend) else (300, 33)
     case = cases.BY_NAME[name]
     first = run(case, backend, n, d, dtype, device)
@@ -117,9 +120,9 @@ def threads():
     ),
 )
 def test_any_thread_count(name, dtype, backend_name, threads):
-    """1, 2, 3 and 8 threads on the CPU.
+    """The native kernels give the same bits with 1, 2, 3 and 8 threads on the CPU.
 
-    The same bits from the native kernels; panels rounds as the library's products do.
+    The panels backend rounds as the library's products do.
     """
     cpu = torch.device("cpu")
     skip_unless_served(backend_name, cpu, dtype)
@@ -140,8 +143,9 @@ def test_any_thread_count(name, dtype, backend_name, threads):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_uninitialised_memory_is_never_read(name, backend, device):
-    """With every new CPU tensor filled with NaN by torch itself (C++ allocations included) nothing
-    changes.
+    """Nothing changes where torch itself fills every new CPU tensor with NaN.
+
+    It fills C++ allocations too.
     """
     if device.type != "cpu":
         pytest.skip(
@@ -193,8 +197,9 @@ MEMORY = """
 @pytest.mark.parametrize("n", (8192,))
 @pytest.mark.parametrize("name", ("nt_xent_loss", "clip_loss", "siglip_loss", "sup_con_loss"))
 def test_memory(name, n, backend_name):
-    """Forward and backward in 64 MB where the similarities would take 1.07 GB (NT-Xent) and 268 MB
-    in float32.
+    """Forward and backward take less than 64 MB.
+
+    In float32 the similarities would take 1.07 GB for NT-Xent and 268 MB for the other losses.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("peak memory is read from Linux's /proc")
@@ -212,7 +217,7 @@ def test_memory(name, n, backend_name):
 
 
 def test_memory_of_the_gpu(device):
-    """Peak device memory of forward and backward at N = 32768, D = 64.
+    """Forward and backward at N = 32768 and D = 64 take less than 1 GB of device memory.
 
     The matrix would take 17 GB.
     """

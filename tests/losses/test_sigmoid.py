@@ -1,7 +1,6 @@
-"""The sigmoid family.
+"""Sums of softplus, their gradients and SigLIP agree with the float64 oracle.
 
-Sums of softplus, their gradients and SigLIP against the float64 oracle; corners; citizens of
-PyTorch.
+Other tests of the sigmoid family cover its corners and PyTorch's own tools.
 """
 
 import functools
@@ -34,8 +33,9 @@ OPS = ("sigmoid_forward", "sigmoid_backward")
 
 @functools.lru_cache(maxsize=256)
 def truth(use, m, n, d, dtype, seed):
-    """``(upstream gradient, rows, gradients by name)`` of the oracle, computed once for all
-    backends.
+    """Return ``(upstream gradient, rows, gradients by name)`` of the oracle.
+
+    They are computed once for all backends.
     """
     g = positive_weights((*use.lead, m), seed)
     rows, _, _, grads = use.truth(use.draw(m, n, d, dtype, seed=seed), g)
@@ -44,24 +44,23 @@ def truth(use, m, n, d, dtype, seed):
 
 @functools.lru_cache(maxsize=1024)
 def errors(use, backend, m, n, d, dtype, device, seed) -> dict:
-    """Relative errors of rows and of every gradient."""
+    """Return the relative errors of the rows and of every gradient."""
     g, rows, grads = truth(use, m, n, d, dtype, seed)
     named = use.draw(m, n, d, dtype, device, seed=seed)
     out = use.apply(named, backend)
     out.rows.backward(g.to(out.rows))
     found = {"rows": (out.rows, rows)} | {k: (named[k].grad, v) for k, v in grads.items()}
-    return {
-        k: max(relative_error(x, y), 1e-18) for k, (x, y) in found.items()
-    }  # never 0: ratios are taken
+    # No error is 0, because ratios of errors are taken.
+    return {k: max(relative_error(x, y), 1e-18) for k, (x, y) in found.items()}
 
 
 @pytest.mark.interpreter(use=FEW, dtype=(torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("use", USES, ids=str)
 def test_errors(use, dtype, backend, device, monkeypatch):
-    """Rows and every gradient.
+    """Errors of the rows and of every gradient are at most those of the dense form.
 
-    At most the dense form's error, which computes half precision in float32.
+    The dense form computes half precision in float32.
     """
     skip_unless_served(backend, device, dtype)
     monkeypatch.setattr(panels, "PANEL", 1000)
@@ -127,9 +126,10 @@ def test_only_one_gradient(needed, backend, device):
 
 @pytest.mark.parametrize("sign", (1, -1))
 def test_large_logits(sign, backend, device):
-    """|x| of 1e4 and beyond, biases of both infinities, rows without candidates.
+    """Softplus and sigmoid are right at their limits.
 
-    Softplus and sigmoid at their limits.
+    Logits are 1e4 and beyond in size, biases are infinite of either sign, and some rows have no
+    candidates.
     """
     x = torch.tensor([0.0, 50.0, -50.0, 1e4, -1e4, 90.0, -90.0], dtype=torch.float32, device=device)
     row_bias = torch.tensor(
@@ -168,7 +168,7 @@ def test_large_logits(sign, backend, device):
 
 @pytest.mark.parametrize("sign", (1, -1))
 def test_terms_far_below_one(sign, backend, device):
-    """softplus(-60) and softplus(-80) relative to themselves, and their derivatives."""
+    """softplus(-60), softplus(-80) and their derivatives are accurate relative to themselves."""
     for bias in (-60.0, -80.0):
         a = torch.ones(1, 1, device=device, requires_grad=True)
         row_bias = torch.tensor([sign * bias], device=device, requires_grad=True)
@@ -187,9 +187,9 @@ def test_terms_far_below_one(sign, backend, device):
 
 
 def test_many_tiny_terms(backend, device):
-    """N = 20000 softplus terms near 4.5e-5.
+    """The error of a long sum is at most eager's, or half an ulp of float32.
 
-    The sum's error is at most eager's, or half an ulp of float32.
+    The sum has N = 20000 softplus terms near 4.5e-5.
     """
     if is_interpreted(backend):
         pytest.skip("minutes in the interpreter")
@@ -246,9 +246,9 @@ def test_empty(backend, device):
 @pytest.mark.interpreter(use=FEW[:1])
 @pytest.mark.parametrize("use", [use for use in USES if not use.lead][::2], ids=str)
 def test_opcheck(use, backend, device, monkeypatch):
-    """Schemas, fakes and aliasing of the ops, as the autograd function calls them.
+    """The ops have the right schemas, fakes and aliasing, as the autograd function calls them.
 
-    The second one is the same for all backends.
+    The op of second derivatives is the same for all backends.
     """
     calls = {}
     for op in OPS:
@@ -288,9 +288,9 @@ def test_func_grad(backend, device):
 
 
 def test_siglip(backend, device):
-    """Learnable scale and bias.
+    """SigLIP with a learnable scale and bias has the loss and gradients of the oracle.
 
-    The mean is over images, the metrics those of finding an image's text.
+    The mean is over images, and the metrics are those of finding an image's text.
     """
     generator = torch.Generator().manual_seed(0)
     image, text = (torch.randn(12, 5, generator=generator, dtype=torch.float64) for _ in range(2))

@@ -1,6 +1,6 @@
-"""The documents the project started from.
+"""Every backend reproduces the documents that the project started from.
 
-Printed numbers and double loops, reproduced by every backend.
+The documents have printed numbers and double loops.
 """
 
 import math
@@ -26,9 +26,9 @@ MEAN = 1.6420
 
 
 def printed_views() -> tuple[torch.Tensor, torch.Tensor]:
-    """Six unit vectors whose cosines are the printed matrix.
+    """Return six unit vectors whose cosines are the printed matrix.
 
-    Its eigenvectors times the roots of its eigenvalues.
+    They are its eigenvectors times the roots of its eigenvalues.
     """
     values, vectors = np.linalg.eigh(np.array(SIMILARITIES))
     assert values.min() > 0, "the printed matrix is positive definite, so the embedding is exact"
@@ -38,8 +38,9 @@ def printed_views() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
 def test_printed_numbers(dtype, any_backend, device):
-    """The notebook's similarities, losses and mean, all to their four printed digits (similarities
-    are off by up to 5e-5).
+    """The notebook's similarities, losses and mean are right to their four printed digits.
+
+    The printed similarities are off by up to 5e-5.
     """
     z1, z2 = (z.to(device, dtype) for z in printed_views())
     z = torch.cat([z1, z2])
@@ -59,9 +60,9 @@ def cosine(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def double_loop_nt_xent(zi: np.ndarray, zj: np.ndarray, tau: float) -> float:
-    """Pairs (k, k + B) in both directions, each against every other sample.
+    """Compute NT-Xent with no vectorisation at all.
 
-    No vectorisation at all.
+    The pairs (k, k + B) count in both directions, each against every other sample.
     """
     z = np.concatenate([zi, zj])
     total = 0.0
@@ -77,7 +78,7 @@ def double_loop_nt_xent(zi: np.ndarray, zj: np.ndarray, tau: float) -> float:
 @pytest.mark.parametrize("shape", ((5, 4), (4, 3, 2), (3, 2, 3, 2), (1, 7)))
 @pytest.mark.parametrize("tau", (1, 0.3))
 def test_numpy_double_loop(shape, tau, any_backend, device):
-    """`[B, f1, ..., fn]` features, flattened."""
+    """The loss flattens features of shape `[B, f1, ..., fn]`."""
     rng = np.random.default_rng(0)
     zi, zj = rng.standard_normal(shape), rng.standard_normal(shape)
     fused = fused_contrastive.nt_xent_loss(
@@ -89,7 +90,7 @@ def test_numpy_double_loop(shape, tau, any_backend, device):
 
 
 def double_loop_cpc(predictions: np.ndarray, latents: np.ndarray) -> tuple[float, float]:
-    """Batch by batch and step by step.
+    """Compute CPC batch by batch and step by step.
 
     The term is added after the sum over j, as the vectorised form does.
     """
@@ -121,9 +122,9 @@ def test_cpc_double_loop(shape, any_backend, device):
 
 
 def test_n_pairs_double_loop(any_backend, device):
-    """Cosine of every anchor with every positive, cross entropy of the rows.
+    """The loss is the cross entropy of the rows of cosines of every anchor with every positive.
 
-    Index vector and identity agree.
+    An index vector and the identity agree.
     """
     rng = np.random.default_rng(2)
     anchors, positives = rng.standard_normal((6, 5)), rng.standard_normal((6, 5))
@@ -143,8 +144,9 @@ def test_n_pairs_double_loop(any_backend, device):
 
 
 def test_oracle_agrees_with_the_double_loops():
-    """The oracle's vectors, averaged, are the loops' numbers, and its gradients are the loops'
-    finite differences.
+    """The oracle's vectors, averaged, are the numbers of the loops.
+
+    Its gradients are the finite differences of the loops.
     """
     rng = np.random.default_rng(3)
     zi, zj, h = rng.standard_normal((4, 3)), rng.standard_normal((4, 3)), 1e-6
@@ -166,9 +168,9 @@ def test_oracle_agrees_with_the_double_loops():
 
 
 def test_mathematics_of_simple_batches(backend, device):
-    """Closed forms.
+    """Simple batches have the losses of their closed forms.
 
-    All rows equal gives log(2B - 1); orthogonal pairs give log(1 + (2B - 2) exp(-1 / T)).
+    All rows equal give log(2B - 1), and orthogonal pairs give log(1 + (2B - 2) exp(-1 / T)).
     """
     n = 4 if is_interpreted(backend) else 40
     same = torch.ones(n, 3, device=device, dtype=torch.float64)
