@@ -118,7 +118,7 @@ def test_bias(case, bias, poisoned):
 @pytest.mark.parametrize("D", [1, 2, 15, 16, 17, 31, 33, 64, 70])
 def test_widths_and_groups(M, D, columns, poisoned):
     for dtype, tolerance in TOLERANCE.items():
-        # Rounding moves so few coordinates off the unit circle that no common tolerance holds.
+        # Rounding moves rows this short off the unit circle, so no common tolerance holds.
         if D < 15 and dtype.itemsize == 2:
             continue
         check(

@@ -60,7 +60,7 @@ def test_sizes(sizes, columns, way):
     P, D, rows, negatives = sizes
     for G in (1, 3):
         for options in ({}, {"mask": True}, {"separate": True}):
-            # More float32 numbers fit into shared memory.
+            # More points fit into shared memory in float32.
             dtype = torch.float32 if "separate" in options else torch.float64
             check(
                 Force(

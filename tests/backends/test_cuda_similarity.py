@@ -99,7 +99,7 @@ def test_precisions(case, precision):
 def test_widths_and_groups(D, precision):
     name, dtype = precision
     if D < 15 and name in ("bf16", "fp16", "tf32"):
-        # Rounding moves so few coordinates off the unit circle that no common tolerance holds.
+        # Rounding moves rows this short off the unit circle, so no common tolerance holds.
         dtype = torch.float64
     tolerance = TOLERANCE[name] if dtype != torch.float64 else 1e-12
     check(Call(G=2, M=45, N=70, D=D, kind="not_self", columns=True, dtype=dtype), 2 * tolerance)
