@@ -1,4 +1,4 @@
-"""Which backend serves a call, and what is said when one does not."""
+"""These tests check which backend serves a call, and what is said when one does not."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from fused_contrastive.backends import dispatch
 
 
 def in_a_fresh_process(code: str, **environment) -> str:
-    """Output of `code` in a new interpreter."""
+    """Return what `code` prints in a new interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env=os.environ | environment,
@@ -37,9 +37,9 @@ def test_every_backend_is_reported_with_a_reason():
 
 
 def test_cpu_backend_where_there_is_a_compiler():
-    """A machine that can build the native kernels must have them.
+    """A machine that can build the native kernels has them.
 
-    FUSED_CONTRASTIVE_BUILD=none says otherwise.
+    FUSED_CONTRASTIVE_BUILD=none is the exception.
     """
     compiler = next(
         filter(None, map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))),
@@ -55,9 +55,9 @@ def test_cpu_backend_where_there_is_a_compiler():
 
 
 def test_triton_backend_where_there_is_triton():
-    """With Triton installed its kernels run.
+    """The kernels of Triton run wherever Triton is installed.
 
-    On the GPU, else in the interpreter that conftest.py chose.
+    They run on the GPU, or else in the interpreter that conftest.py chose.
     """
     try:
         import triton  # noqa: F401
@@ -80,8 +80,9 @@ def test_triton_serves_cpu_tensors_only_in_the_interpreter():
 
 
 def test_default_choice():
-    """The native kernels on the CPU, Triton on the GPU, panels elsewhere and wherever the first
-    choice cannot serve.
+    """The default is the native kernels on the CPU and Triton on the GPU.
+
+    Panels serve other devices. They also serve wherever the first choice cannot.
     """
     native = dispatch.refusal("cpu", torch.device("cpu"), torch.float32) is None
     assert dispatch.select(None, torch.device("cpu"), torch.float32) == (
@@ -94,7 +95,10 @@ def test_default_choice():
 
 @pytest.mark.no_poison
 def test_the_choice_compiles_for_a_dynamic_dimension():
-    """The choice is a constant of the graph: no graph break, no recompilation for each D."""
+    """The choice of the backend is a constant of the compiled graph.
+
+    It breaks no graph, and a new D causes no recompilation.
+    """
     seen = []
     compiled = torch.compile(
         lambda x: fc.nt_xent_loss(x, x + 1, backend=None), fullgraph=True, backend="aot_eager"
@@ -115,9 +119,9 @@ def test_the_choice_compiles_for_a_dynamic_dimension():
 
 
 def test_use_backend(monkeypatch, device):
-    """Inside the block it serves every call that names none.
+    """Inside the block, the backend serves every call that names none.
 
-    Blocks nest; it ends with an exception, too.
+    Blocks nest. A block ends with an exception, too.
     """
     served = []
     choose = dispatch.select
@@ -136,7 +140,7 @@ def test_use_backend(monkeypatch, device):
 
 
 def test_use_eager(monkeypatch, device):
-    """The dense reference, in every public function."""
+    """The dense reference serves every public function inside `use_backend("eager")`."""
     monkeypatch.setattr(
         dispatch, "select", lambda *a: pytest.fail("eager must not reach a streaming backend")
     )
@@ -155,7 +159,7 @@ def test_use_eager(monkeypatch, device):
 
 
 def test_import_takes_nothing_with_it():
-    """No triton, no matplotlib, no scikit-learn: importing costs torch and the package."""
+    """Importing the package loads torch, but not triton, matplotlib or scikit-learn."""
     code = """
         import sys, torch
         before = set(sys.modules)
@@ -186,8 +190,9 @@ def test_without_triton():
 
 
 def test_without_the_extension():
-    """An installation without the compiled library works on the panels backend, and backends()
-    gives the reason.
+    """An installation without the compiled library works on the panels backend.
+
+    Then backends() gives the reason.
     """
     code = """
         import sys

@@ -1,5 +1,6 @@
-"""The native CPU kernels of the sigmoid family against the dense form in float64 (which
-test_sigmoid.py holds against the oracle).
+"""The CPU kernels of the sigmoid family agree with the dense form in float64.
+
+The dense form itself is checked against the oracle in test_sigmoid.py.
 """
 
 from dataclasses import replace
@@ -20,7 +21,11 @@ SIZES = ((1, 1), (2, 3), (33, 31), (64, 64), (129, 65), (70, 200), (7, 700), (70
 
 @pytest.mark.parametrize("use", USES, ids=str)
 def test_sizes(use, poisoned):
-    """One element, whole and ragged blocks, many rows by few columns and the other way round."""
+    """The sums and gradients are right at every size.
+
+    The sizes are one element, whole and ragged blocks, many rows by few columns, and few rows by
+    many columns.
+    """
     for m, n in SIZES:
         check(use, "cpu", m, n, 9)
 
@@ -41,7 +46,7 @@ def test_isas(use, dtype, isa):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("use", (USES[0], USES[2], Use("all", normalize=True)), ids=str)
 def test_any_thread_count(use, dtype):
-    """1, 2, 3 and 8 threads: the same bits."""
+    """The results have the same bits with 1, 2, 3 and 8 threads."""
     before, results = torch.get_num_threads(), []
     for m, n in ((300, 333), (9, 700)):
         named = use.draw(m, n, 33, dtype)
@@ -58,9 +63,10 @@ def test_any_thread_count(use, dtype):
 
 @pytest.mark.parametrize("sign", (1, -1))
 def test_terms(sign, isa):
-    """softplus and sigmoid, one term a row, from -120 to 1e6.
+    """softplus and sigmoid are accurate for logits from -1e6 to 1e6.
 
-    To 3 ulp and the logit's own rounding, zero below the smallest number.
+    Each row has one term. Its relative error is at most 8 units of rounding, and the logit's own
+    rounding. A term below the smallest normal number may be 0.
     """
     x = torch.cat(
         [torch.linspace(-85, 85, 4001), torch.tensor([-1e6, -120.0, 0.0, 1e-8, -1e-8, 120.0, 1e6])]

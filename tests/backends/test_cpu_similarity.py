@@ -1,4 +1,4 @@
-"""The native CPU kernels against the dense float64 oracle of native_calls.py."""
+"""The native CPU kernels agree with the dense float64 oracle of native_calls.py."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ def test_two_sets(case, sizes, columns, poisoned):
 @pytest.mark.parametrize("scale", [5.0, 300.0])
 @pytest.mark.parametrize("sizes", [(600, None), (400, 300), (60, 700), (700, 60)], ids=str)
 def test_tiles_without_equal_keys(sizes, scale, poisoned):
-    """Sorted keys.
+    """With sorted keys, tiles without candidates are left out and the results are right.
 
-    Most tiles have no candidate and are left out, whichever sums they would be the first to write.
+    Most tiles have no candidate then. A tile that is left out may be the one that would have been
+    the first to write some sums.
     """
     call = Call(G=2, M=sizes[0], N=sizes[1], kind="same_key", scale=scale, sorted_keys=True)
     check(call, 1e-10)
@@ -117,8 +118,9 @@ def test_bias(case, bias, poisoned):
 @pytest.mark.parametrize("D", [1, 2, 15, 16, 17, 31, 33, 64, 70])
 def test_widths_and_groups(M, D, columns, poisoned):
     for dtype, tolerance in TOLERANCE.items():
+        # Rounding moves rows this short off the unit circle, so no common tolerance holds.
         if D < 15 and dtype.itemsize == 2:
-            continue  # rounding moves the few coordinates off the unit circle: no common tolerance
+            continue
         check(
             Call(G=3, M=M, N=45, D=D, kind="not_self", columns=columns, dtype=dtype), 2 * tolerance
         )
@@ -239,9 +241,9 @@ def test_extreme_scales(case, scale, dtype, poisoned):
 
 
 def test_converged_training():
-    """Views 0.3 sigma apart, N = 1024, D = 64, T = 0.02, float32.
+    """The gradient keeps its relative accuracy when training has converged.
 
-    The gradient keeps its relative accuracy.
+    The views are 0.3 sigma apart, with N = 1024, D = 64 and T = 0.02 in float32.
     """
     call = Call(
         M=1024, D=64, kind="not_pair", stride=512, positive=512, scale=50.0, dtype=torch.float32
@@ -309,7 +311,7 @@ def test_strides_and_input_types(poisoned):
 
 
 def test_zero_rows():
-    """Below the norm floor the gradient is G / 1e-12, as F.normalize has it."""
+    """Below the norm floor the gradient is G / 1e-12, as it is for F.normalize."""
     call = Call(M=20, kind="not_self", dtype=torch.float64)
     a = call.inputs[0].clone()
     a[0, 3] = 0.0
@@ -347,9 +349,10 @@ def test_refusals():
 
 @pytest.mark.parametrize("upstream", (5e-314, 1e-308))
 def test_subnormal_upstream_gradients(upstream):
-    """As a loss has where it has all but vanished.
+    """Subnormal upstream gradients give the right gradients.
 
-    Their largest is brought near 1 only as far as the factor is finite.
+    A loss that has all but vanished sends such gradients. The kernels bring the largest of them
+    near 1, but only as far as the factor is finite.
     """
     gradients = []
     for backend in ("cpu", "eager"):

@@ -1,7 +1,7 @@
-"""Losses and the primitive through the CUDA backend, in float64: values against the dense
-reference, gradients against finite differences.
+"""The losses and the primitive are right through the CUDA backend in float64.
 
-On a GPU with ``--device cuda``, else by the host shim.
+Values are compared with the dense reference, and gradients with finite differences. The kernels run
+on a GPU with ``--device cuda``, and else by the host shim.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ LOSSES = {
 @pytest.mark.parametrize("n", [4, 67])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(loss, n):
-    """The whole path of a loss.
+    """Each loss is right through the whole path, in float64.
 
-    Values against the dense reference, gradients against finite differences, in float64.
+    Values are compared with the dense reference, and gradients with finite differences.
     """
     a, b, c, t = points(n, 5), points(n, 5, seed=1), points(n + 3, 5, seed=2), scalar()
     function = LOSSES[loss]
@@ -93,9 +93,10 @@ def test_primitive(kind, columns):
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1024.0])
 @pytest.mark.parametrize("margin", [10.0, 60.0, 85.0, 90.0, 200.0])
 def test_converged_float16(margin, size):
-    """Every row's weights vanish, down to below float32's range.
+    """The gradient is right where the weights of every row all but vanish.
 
-    So does the gradient, which float16 panels hold relative to them.
+    The weights fall below float32's range, and the gradient falls with them. Panels in float16 hold
+    the gradient relative to the weights.
     """
     z = torch.eye(4, 16, dtype=torch.float16, device=Call.device)
     for symmetric in (False, True):
@@ -119,7 +120,7 @@ BACKWARD = ["terms", "pair_weight", "bmm", "finish_backward"]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("learnable", [False, True])
 def test_launches_of_nt_xent(learnable, dtype, monkeypatch):
-    """What one step of the loss, a mean, starts on the device."""
+    """One step of the mean loss starts only these operations on the device."""
     found = {"similarity_forward": [], "similarity_backward": []}
 
     def counted(original, names):
@@ -141,7 +142,11 @@ def test_launches_of_nt_xent(learnable, dtype, monkeypatch):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_of_one_element(loss):
-    """The upstream gradient of a mean is one element for all rows, that of the others one each."""
+    """An upstream gradient of one shared element gives the same gradients as one for each row.
+
+    The upstream gradient of a mean is one element for all rows. Other reductions give each row its
+    own.
+    """
     inputs = points(9, 5), points(9, 5, seed=1), points(4, 5, seed=2), scalar()
     gradients = []
     for upstream in (
@@ -187,7 +192,7 @@ def test_a_library_that_cannot_run_here_is_not_used(monkeypatch):
 
 
 def test_more_blocks_than_a_launch_takes():
-    """Said so, not cut to 32 bits."""
+    """More blocks than a launch takes raise an error. Their number is not cut to 32 bits."""
     x = torch.zeros(1, device=Call.device).expand(1 << 30, 65, 1)
     none = x.new_empty(0)
     with pytest.raises(RuntimeError, match="2\\^31 - 1 blocks"):
@@ -198,7 +203,7 @@ def test_more_blocks_than_a_launch_takes():
 
 @pytest.fixture
 def precision_settings():
-    """Both ways to set torch's precision of float32 products, put back at the end."""
+    """Give both ways to set torch's precision of float32 products, and reset them at the end."""
     matmul = torch.backends.cuda.matmul
     if not hasattr(matmul, "fp32_precision"):
         pytest.skip("this torch has one setting only")
@@ -210,7 +215,10 @@ def precision_settings():
 
 
 def test_matrix_precision_is_torchs(precision_settings):
-    """By either setting; float32 alone asks for it."""
+    """The precision of float32 products follows either of torch's two settings.
+
+    Only float32 asks for it.
+    """
     x = torch.zeros(2, 2, device=Call.device)
     highest = _tiles.float32_products(x)
     assert highest in (_tiles.FMA, _tiles.TF32X3)

@@ -1,6 +1,7 @@
-"""The CUDA kernels of the force family against the torch implementation of the contract
-(force_panels.py) in float64: on a GPU with ``--device cuda``, else executed on the CPU by the host
-shim (cuda_host).
+"""The CUDA kernels of the force family agree with the panels in float64.
+
+The panels (panels/force.py) implement the contract in torch. The kernels run on a GPU with
+``--device cuda``. Otherwise the host shim (cuda_host) executes them on the CPU.
 """
 
 from __future__ import annotations
@@ -55,13 +56,12 @@ def test_forward(case, dtype, way):
 )
 @pytest.mark.parametrize("columns", [False, True])
 def test_sizes(sizes, columns, way):
-    """A point alone, one row, no positive, a tile and one point more."""
+    """Forces are right for a point alone, one row, no positive, and a tile and one point more."""
     P, D, rows, negatives = sizes
     for G in (1, 3):
         for options in ({}, {"mask": True}, {"separate": True}):
-            dtype = (
-                torch.float32 if "separate" in options else torch.float64
-            )  # more of it fits into shared memory
+            # More points fit into shared memory in float32.
+            dtype = torch.float32 if "separate" in options else torch.float64
             check(
                 Force(
                     G,
@@ -81,7 +81,7 @@ def test_sizes(sizes, columns, way):
 
 @pytest.mark.parametrize("K", [1, 2, 3, 4, 5, 6, 7, 8, 9, 33])
 def test_temperatures(K, way):
-    """More than are held at a time; those of any sign."""
+    """Temperatures of any sign are right, and so are more of them than are held at a time."""
     for dtype in (torch.float64, torch.float32):
         for options in ({"rms": True}, {"separate": True, "all_rows": False}):
             check(Force(1, 50, 5, K, 9, 20, 2.0, options=options, dtype=dtype))
@@ -95,14 +95,18 @@ def test_many_columns(way, monkeypatch):
     choose(monkeypatch, way)
     check(Force(1, 330, 7, 2, 70, 200, options={"rms": True}))
     check(Force(1, 330, 7, 2, 129, 130, 1.0, weight=True, options=DRIFT))
-    for blocks in (9, 18, 30):  # parts of several tiles, that begin on either side
+    # These give parts of several tiles, which begin on either side.
+    for blocks in (9, 18, 30):
         monkeypatch.setattr(cuda_force, "BLOCKS", blocks)
         check(Force(1, 330, 7, 2, 129, 130, 1.0, weight=True, options=DRIFT))
 
 
 @pytest.mark.parametrize("P", [127, 128])
 def test_largest_groups(P, monkeypatch):
-    """As many points as fit into 99 KiB as float32; which ways are taken."""
+    """Groups of as many float32 points as fit into 99 KiB take the way by groups.
+
+    Larger ones do not.
+    """
     choose(monkeypatch, "groups")
     x = torch.zeros(1, P, 4)
     assert cuda_force.by_groups(x) and not cuda_force.by_groups(torch.zeros(1, 300, 4))
@@ -111,13 +115,12 @@ def test_largest_groups(P, monkeypatch):
 
 
 def test_more_points_than_lanes_hold(monkeypatch):
-    """Groups beyond 128 points."""
+    """Groups beyond 128 points are right, too."""
     choose(monkeypatch, "groups")
     check(Force(2, 135, 5, 2, 70, 80, dtype=torch.float32))
     check(Force(1, 132, 5, 2, 132, 132, 1.0, dtype=torch.bfloat16, options={"all_rows": False}))
-    check(
-        Force(2, 90, 5, 3, 70, 80, 3.0, weight=True, options=DRIFT, dtype=torch.float32)
-    )  # two panels of each
+    # Each group has two panels of rows here.
+    check(Force(2, 90, 5, 3, 70, 80, 3.0, weight=True, options=DRIFT, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("case", ["rms", "drift_weighted", "columns_mean"])
@@ -171,8 +174,10 @@ def test_distance_gradient(dtype, way):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_duplicated_points(dtype, way):
-    """Pairs at distance 0 have the largest affinity and no share in the mean of (d A)^2, which is
-    far below theirs.
+    """Duplicated points leave the results right.
+
+    Pairs at distance 0 have the largest affinity and no share in the mean of (d A)^2. That mean is
+    far below their affinity.
     """
     call = Force(1, 48, 6, 2, 20, 24, options={"rms": True}, dtype=dtype)
     x, inverse, *rest = call.inputs
@@ -182,12 +187,13 @@ def test_duplicated_points(dtype, way):
             call, 1e-10 if dtype == torch.float64 else 3e-4, (x, inverse * factor, *rest)
         )[1]
         assert log_norm.isfinite().all()
-    assert log_norm.max() < -1000  # no exponential of it: exp(-1000) is 0
+    # Nothing takes the exponential of this, because exp(-1000) is 0.
+    assert log_norm.max() < -1000
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_points(dtype, way):
-    """No force, exactly, whatever the options; no distance."""
+    """Equal points have exactly no force and no distance, whatever the options."""
     x = torch.full((2, 40, 7), 1234.567).to(dtype)
     for options in ({"rms": True}, {"separate": True}, {}, {"rms": True, "mask": True}):
         call = Force(2, 40, 7, 2, 20, 20, options=options, dtype=dtype)
@@ -199,7 +205,7 @@ def test_equal_points(dtype, way):
 
 
 def test_far_from_the_origin(way):
-    """Differences are exact however large the coordinates."""
+    """Differences are exact however large the coordinates are."""
     for dtype, place in ((torch.float32, 1e4), (torch.bfloat16, 1e3)):
         call = Force(options={"rms": True}, dtype=dtype)
         x, *rest = call.inputs
@@ -207,9 +213,9 @@ def test_far_from_the_origin(way):
 
 
 def test_first_point_far_away(way):
-    """Which leaves the others without its rounding errors.
+    """A first point far away leaves the others free of its rounding errors.
 
-    Differences are of neighbours, or of coordinates less their mean.
+    The kernels take differences of neighbours, or of coordinates less their mean.
     """
     call = Force(1, 70, 19, 2, 30, 45, 1.0, dtype=torch.float32)
     x, *rest = call.inputs
@@ -248,7 +254,7 @@ def test_not_a_number_in_not_a_number_out(where, way):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_strides(dtype, way):
-    """Transposed, expanded and unaligned inputs."""
+    """Transposed, expanded and unaligned inputs give the right results."""
     call = replace(CASES["drift_weighted"], dtype=dtype, D=20)
     x, inverse, scale, weight = call.inputs
     transposed = x.transpose(0, 2).contiguous().transpose(0, 2)
@@ -262,9 +268,9 @@ def test_any_strides(dtype, way):
 
 @pytest.mark.parametrize("case", ["rms_masked_floor", "drift_weighted", "more_rows_than_a_tile"])
 def test_the_order_of_threads_does_not_matter(case, way, device):
-    """Bitwise equal for every order of threads between barriers: no race.
+    """Every order of threads between barriers gives the same bits, so there is no race.
 
-    On a GPU: the same bits in every run.
+    On a GPU, every run gives the same bits.
     """
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     results = []
@@ -296,7 +302,7 @@ CENTRED = ["sub", "mean", "sub_"]
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_launches(dtype, monkeypatch):
-    """What each way starts on the device."""
+    """Each way starts only these operations on the device."""
     choose(monkeypatch, "groups")
     for case in CASES.values():
         assert launches(replace(case, dtype=dtype)) == ["force_group"]
@@ -331,7 +337,10 @@ def test_launches(dtype, monkeypatch):
 
 
 def test_which_way_is_taken():
-    """One block per group where there are many groups or little work; nothing that does not fit."""
+    """One block computes a group where there are many groups or there is little work.
+
+    A group that does not fit goes another way.
+    """
     assert cuda_force.by_groups(torch.zeros(64, 96, 256))
     assert not cuda_force.by_groups(torch.zeros(1, 120, 1024))
     assert not cuda_force.by_groups(torch.zeros(64, 300, 4))
@@ -340,7 +349,7 @@ def test_which_way_is_taken():
 
 @pytest.mark.parametrize("normalizer", [None, "dist_affinity_rms", "force_rms"])
 def test_losses(normalizer, way):
-    """The public functions: values of the dense reference, gradients of finite differences."""
+    """The public functions have the values and gradients of the dense reference."""
     generator = torch.Generator().manual_seed(5)
     a, b = (
         torch.randn(2, n, 3, generator=generator, dtype=torch.float64).to(Call.device)

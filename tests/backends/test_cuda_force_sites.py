@@ -1,5 +1,6 @@
-"""The CUDA kernels of the force family on sites of many equal points far from all others, as
-test_cuda_force.py runs them.
+"""The force kernels of CUDA are right on sites of many equal points far from all others.
+
+They run as those of test_cuda_force.py do.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from support.force_contract import Force, way  # noqa: F401
     ids=str,
 )
 def test_rows_that_equal_points_of_either_side(options, weight, way):
-    """Sites of many equal points, 60 or 120 temperatures apart, or one such site far from points
-    that are spread: the forces of the former are exact relative to themselves, also where float32
-    does not hold the ratio of an affinity to that of equal points.
+    """Forces on sites of many equal points are exact relative to themselves.
+
+    Such sites are 60 or 120 temperatures apart, or one of them is far from points that are spread.
+    The forces are exact even where float32 does not hold the ratio of an affinity to that of equal
+    points.
     """
     weight = weight and not options.get("rms")
     negative, positive = (
@@ -34,8 +37,9 @@ def test_rows_that_equal_points_of_either_side(options, weight, way):
         1
     )
     for distance, apart in ((60.0, 0.0), (60.0, 1.0), (120.0, 0.0)):
+        # The forces themselves are less than float32 holds.
         if distance > 100 and not options.keys() & {"separate", "rms"}:
-            continue  # the forces themselves are less than float32 holds
+            continue
         sites = torch.zeros(3, 5)
         sites[1, 0], sites[2, 1] = distance, distance + 5
         x = sites[place] + apart * spread

@@ -1,10 +1,10 @@
-"""The CUDA library.
+"""The CUDA library is compiled by nvcc against the stable ABI and loads without a GPU.
 
-Compiled by nvcc against the stable ABI, loaded where there is no GPU and by a CPU-only torch.
+A CPU-only torch loads it, too.
 
-Compiling everything takes about 900 seconds of one core, so tests build the library with three of
-its 21 kernel sources for one architecture and tables of null pointers for the others. What
-FUSED_CONTRASTIVE_BUILD=cuda made, where it was asked for, is checked too.
+Compiling everything takes about 900 seconds of one core. So the tests build the library with three
+of its 21 kernel sources, for one architecture. Tables of null pointers stand for the other sources.
+If FUSED_CONTRASTIVE_BUILD=cuda was asked for, the library that it made is checked, too.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ print(library.SOURCES, *library.versions() if hasattr(library, "versions") else 
 
 
 def loaded(library: Path) -> list[str]:
-    """Hash of the sources that a library says it is made of, versions of CUDA that the driver and
-    its runtime are.
+    """Return the hash of a library's sources, and the CUDA versions of its driver and runtime.
 
-    Loaded in a process of its own, which checks its operators.
+    The library says what it is made of. It is loaded in a process of its own, which checks its
+    operators.
     """
     done = subprocess.run(
         [sys.executable, "-c", LOAD, str(library), *OPERATORS], capture_output=True, text=True
@@ -78,9 +78,9 @@ def loaded(library: Path) -> list[str]:
 
 
 def check_symbols(library: Path) -> None:
-    """Nothing of torch's C++ interface, which changes from release to release.
+    """Assert that the library uses only the stable C functions of torch.
 
-    Only the stable C functions.
+    Torch's C++ interface changes from release to release.
     """
     if shutil.which("nm") is None:
         return
@@ -98,9 +98,9 @@ def check_symbols(library: Path) -> None:
 
 
 def test_the_compile_gate_has_passed():
-    """Every kernel source, as it is, for every architecture.
+    """Every kernel source has passed the gate as it is now, for every architecture.
 
-    Else run ``python -m bench.gates.cuda``.
+    If this fails, run ``python -m bench.gates.cuda``.
     """
     record = json.loads(compile_gate_cuda.RECORD.read_text())
     places = {

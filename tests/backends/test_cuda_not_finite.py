@@ -1,4 +1,7 @@
-"""The CUDA similarity kernels on numbers that are not finite, or whose norms are not."""
+"""The CUDA similarity kernels are right on numbers that are not finite.
+
+Some of these numbers are finite themselves, but their norms are not.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ from fused_contrastive.backends.cuda import _tiles
 @pytest.mark.parametrize("D", [8, 24, 64])
 @pytest.mark.parametrize("precision", ["tf32x3", "fma"], indirect=True)
 def test_no_bias_of_float32_logits(D, precision):
-    """Truncated sums are put right on average.
+    """Float32 logits have no bias, because truncated sums are put right on average.
 
-    Of a row's one candidate, whose logit is its log-sum-exp, in units of 2^-24 of it.
+    Each row has one candidate, whose logit is the row's log-sum-exp. The bias is measured in units
+    of 2^-24 of that logit.
     """
     call = Call(M=4096, N=1, D=D, kind="all", normalize=False, scale=1.0, dtype=torch.float32)
     noise, b = call.inputs[:2]
@@ -38,9 +42,9 @@ def test_no_bias_of_float32_logits(D, precision):
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch"])
 def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
-    """With plain multiply-adds exactly where eager.
+    """With plain multiply-adds, results are not finite exactly where eager's are not.
 
-    Three tf32 products make NaN of every product with an infinity.
+    Three tf32 products are left out. They make NaN of every product with an infinity.
     """
     monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     call = replace(POSITIVES[case], normalize=normalize, dtype=torch.float32)
@@ -59,14 +63,16 @@ def test_not_finite_in_not_finite_out(case, normalize, value, monkeypatch):
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 @pytest.mark.parametrize("case", ["in_batch", "clip"])
 def test_infinite_logits(case, value, monkeypatch):
-    """NaN, as cross entropy, where a row's positive or its log-sum-exp is infinite (nothing is
-    where it is -inf), and in its gradient.
+    """A row whose positive or log-sum-exp is infinite has a loss and a gradient of NaN.
+
+    Cross entropy gives NaN there, too. A logit of -inf makes no log-sum-exp infinite.
     """
     monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     for dtype in (torch.float32, torch.float64):
         call = replace(POSITIVES[case], dtype=dtype, bias="values")
         bias = call.inputs[3].clone()
-        bias[0, 17] = value  # the positive of row 17 - positive, a candidate of the others
+        # This column is the positive of row 17 - positive, and a candidate of the other rows.
+        bias[0, 17] = value
         inputs = (*call.inputs[:3], bias, None, None)
         want = contract.dense(call, *inputs)["loss"]
         bad = torch.full_like(want, value > 0, dtype=torch.bool)
@@ -76,15 +82,17 @@ def test_infinite_logits(case, value, monkeypatch):
         assert torch.equal(loss.isnan(), bad)
         assert torch.allclose(loss[~bad].double(), want[~bad], rtol=1e-5)
         assert da[bad].isnan().all()
-        if case == "in_batch":  # clip has a softmax of the column, too
+        # The loss clip has a softmax of the column, too.
+        if case == "in_batch":
             assert da[~bad].isfinite().all()
 
 
 @pytest.mark.parametrize("place", [0, 3, 8, 31, 40])
 def test_the_norm_of_one_row_overflows(place, monkeypatch):
-    """Its square is infinite, its logits are not.
+    """A row whose squared norm overflows has the right log-sum-exp.
 
-    No bound, so the sums are shifted, whichever thread had the row.
+    Its square is infinite, but its logits are not. The logits then have no bound, so the sums are
+    shifted, whichever thread had the row.
     """
     monkeypatch.setattr(_tiles, "float32_products", lambda _: _tiles.FMA)
     call = Call(
@@ -108,6 +116,5 @@ def test_zero_rows():
     inputs = (a, *call.inputs[1:])
     outputs = call.forward(inputs)
     da = call.backward(outputs, inputs=inputs)[0]
-    assert (
-        outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6
-    )  # not projected: G / 1e-12
+    # The gradient of the zero row is not projected: it is G / 1e-12.
+    assert outputs[0].isfinite().all() and da.isfinite().all() and da[0, 3].norm() > 1e6

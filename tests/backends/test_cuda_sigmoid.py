@@ -1,6 +1,6 @@
-"""The CUDA kernels of the sigmoid family against the dense form in float64.
+"""The CUDA kernels of the sigmoid family agree with the dense form in float64.
 
-On a GPU with ``--device cuda``, else by the host shim.
+They run on a GPU with ``--device cuda``, and else by the host shim.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ PLUS, MINUS = USES[0], USES[2]
 
 @pytest.fixture
 def way(precision):
-    """(dtype, tolerance) of every way matrices are multiplied."""
+    """Give (dtype, tolerance) of every way in which matrices are multiplied."""
     return precision[1], TOLERANCE[precision[0]]
 
 
 @pytest.mark.parametrize("use", USES, ids=str)
 def test_sizes(use, device):
-    """Tiles are 64 wide.
+    """The sums and gradients are right at every size.
 
-    One element, whole and ragged tiles, many rows by few columns and the other way round.
+    Tiles are 64 wide. The sizes are one element, whole and ragged tiles, many rows by few columns,
+    and few rows by many columns.
     """
     for m, n in ((1, 1), (65, 129), (7, 200), (150, 5)):
         check(use, "cuda", m, n, 9, device=device)
@@ -45,7 +46,7 @@ def test_precisions(use, way, device):
 
 @pytest.mark.parametrize("tiles", (2, 5), ids=lambda n: f"{n}-tiles")
 def test_strips_of_tiles(tiles, way, device, monkeypatch):
-    """Super-tiles of several tiles, the last one cut in both directions."""
+    """Super-tiles of several tiles are right where the last one is cut in both directions."""
     dtype, tolerance = way
     unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
     monkeypatch.setattr(tiling, "super_tile", lambda M, N, symmetric, unit: tiles * unit)
@@ -70,10 +71,10 @@ def test_panels_of_a_small_workspace(use, device, monkeypatch):
 
 @pytest.mark.parametrize("use", (PLUS, MINUS), ids=str)
 def test_the_order_of_threads_does_not_matter(use, way, device, monkeypatch):
-    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products
-    done at once or when waited for: no race.
+    """Every order of threads between barriers gives the same bits, so there is no race.
 
-    On a GPU: the same bits in every run.
+    Copies and warpgroup products are done at once, or when they are waited for. On a GPU, every run
+    gives the same bits.
     """
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype, _ = way

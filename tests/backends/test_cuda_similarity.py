@@ -1,10 +1,11 @@
-"""The CUDA kernels against the dense float64 oracle of the contract in ops.py.
+"""The CUDA kernels agree with the dense float64 oracle of the contract in ops.py.
 
-On a GPU with ``--device cuda``, else executed on the CPU by the host shim (cuda_host).
+They run on a GPU with ``--device cuda``. Otherwise the host shim (cuda_host) executes them on the
+CPU.
 
-Of the warpgroup products and tensor copies of sm_90a the shim replaces the instructions,
-descriptors, tensor maps and fences (cuda_host/warpgroup_host.h, tensor_copy_host.h): those only a
-GPU checks.
+The shim replaces the instructions, descriptors, tensor maps and fences of warpgroup products and
+tensor copies on sm_90a. See cuda_host/warpgroup_host.h and tensor_copy_host.h. Only a GPU checks
+what it replaces.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def test_two_sets(case, sizes, columns):
 @pytest.mark.parametrize("offset", [1, -1, 63, 64, -64, 127, -127])
 @pytest.mark.parametrize("kind", ["not_self", "not_pair"])
 def test_diagonals_through_corners_of_tiles(kind, offset):
-    """One pair of a tile is masked, or none is: tiles are 64 wide in float64, 128 in float16."""
+    """A diagonal through the corner of a tile masks one pair of that tile, or none.
+
+    Tiles are 64 wide in float64 and 128 wide in float16.
+    """
     for dtype in (torch.float64, torch.float16):
         stride = 200 if kind == "not_pair" else 1
         check(
@@ -84,7 +88,7 @@ def test_bias(case, bias):
 
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "in_batch", "keyed"])
 def test_precisions(case, precision):
-    """Both regimes: direct sums and running maxima."""
+    """Every precision is right in both regimes: with direct sums and with running maxima."""
     name, dtype = precision
     call = replace(POSITIVES[case], dtype=dtype)
     check(call, TOLERANCE[name])
@@ -95,9 +99,8 @@ def test_precisions(case, precision):
 def test_widths_and_groups(D, precision):
     name, dtype = precision
     if D < 15 and name in ("bf16", "fp16", "tf32"):
-        dtype = (
-            torch.float64
-        )  # rounding moves the few coordinates off the unit circle: no common tolerance
+        # Rounding moves rows this short off the unit circle, so no common tolerance holds.
+        dtype = torch.float64
     tolerance = TOLERANCE[name] if dtype != torch.float64 else 1e-12
     check(Call(G=2, M=45, N=70, D=D, kind="not_self", columns=True, dtype=dtype), 2 * tolerance)
     check(Call(G=3, M=45, D=D, kind="not_self", dtype=dtype), 2 * tolerance)
@@ -105,9 +108,9 @@ def test_widths_and_groups(D, precision):
 
 @pytest.mark.parametrize("D", [24, 36])
 def test_rows_at_any_address(D, precision):
-    """Tensor copies want multiples of 16 bytes.
+    """Rows at any address give the same results.
 
-    Other matrices go another way, to the same results.
+    Tensor copies need addresses at multiples of 16 bytes. Other matrices go another way.
     """
     name, dtype = precision
     call = Call(M=70, D=D, kind="not_self", normalize=False, scale=0.5, dtype=dtype)
@@ -124,7 +127,10 @@ def test_rows_at_any_address(D, precision):
 @pytest.mark.parametrize("scale", [4.0, 300.0])
 @pytest.mark.parametrize("D", [33, 64, 100, 150])
 def test_weighted(D, scale, precision):
-    """`fused_rows` up to D = 128 (float64: 64), panels above."""
+    """Weighted means are right in both ways of computing them.
+
+    `fused_rows` serves up to D = 128 (in float64, D = 64), and panels serve a larger D.
+    """
     name, dtype = precision
     call = Call(
         G=2,
@@ -155,8 +161,9 @@ def test_weighted_kinds(kind):
 @pytest.mark.parametrize("tiles", [2, 5, 6], ids=lambda n: f"{n}-tiles")
 @pytest.mark.parametrize("scale", [5.0, 150.0])
 def test_strips_of_tiles(tiles, scale, precision, device, monkeypatch):
-    """Super-tiles of several tiles, more columns than have statistics in shared memory
-    at a time.
+    """Super-tiles of several tiles are right.
+
+    Some have more columns than have statistics in shared memory at a time.
     """
     name, dtype = precision
     unit = _tiles.super_unit(torch.empty(0, dtype=dtype, device=device))
@@ -198,9 +205,9 @@ def test_extrema(case, precision):
 
 
 def test_mixed_dtypes():
-    """What autocast asks for.
+    """Matrices may have another dtype than the inputs, as autocast asks for.
 
-    Matrices of another dtype than the inputs, gradients in the inputs'.
+    The gradients have the dtype of the inputs.
     """
     for given, dtype in (
         (torch.float32, torch.bfloat16),
@@ -223,9 +230,9 @@ def test_extreme_scales(case, scale):
 @pytest.mark.parametrize("scale", [20.0, 1e4])
 @pytest.mark.parametrize("columns", [False, True])
 def test_weights_sum_to_one(columns, scale, precision):
-    """However large the logits.
+    """The weights of a row sum to 1, however large the logits are.
 
-    What rounding a log-sum-exp loses is not lost, and levels of weights are exact.
+    Nothing is lost by rounding a log-sum-exp, and levels of weights are exact.
     """
     name, dtype = precision
     call = Call(
@@ -242,7 +249,10 @@ def test_weights_sum_to_one(columns, scale, precision):
 
 @pytest.mark.parametrize("scale", [20.0, 1e4])
 def test_derivatives_by_the_logits_sum_to_zero(scale, precision):
-    """With a positive, however large the logits: its pull is the sum of the weights."""
+    """With a positive, the derivatives by the logits sum to 0, however large the logits are.
+
+    The pull of the positive is the sum of the weights.
+    """
     name, dtype = precision
     call = Call(G=40, M=1, N=90, positive=0, bias="values", scale=scale, dtype=dtype)
     sums = call.backward(
@@ -253,9 +263,9 @@ def test_derivatives_by_the_logits_sum_to_zero(scale, precision):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32x3"], indirect=True)
 def test_converged_training(precision):
-    """Views 0.3 sigma apart at T = 0.02.
+    """The gradient keeps its relative accuracy for views 0.3 sigma apart at T = 0.02.
 
-    The gradient keeps its relative accuracy (against the oracle on the same rounded rows).
+    It is compared with the oracle on the same rounded rows.
     """
     name, dtype = precision
     call = Call(
@@ -292,10 +302,10 @@ def test_converged_training(precision):
 )
 @pytest.mark.parametrize("case", ["nt_xent", "clip", "keyed", "weighted"])
 def test_the_order_of_threads_does_not_matter(case, precision, device, monkeypatch):
-    """Bitwise equal for every order of threads between barriers, with copies and warpgroup products
-    done at once or when waited for: no race.
+    """Every order of threads between barriers gives the same bits, so there is no race.
 
-    On a GPU: the same bits in every run.
+    Copies and warpgroup products are done at once, or when they are waited for. On a GPU, every run
+    gives the same bits.
     """
     options = cuda_host.load().options if device.type == "cpu" else lambda *options: None
     dtype = precision[1]

@@ -1,7 +1,8 @@
-"""Panels against the dense float64 oracle of the contract, by the registered ops.
+"""Panels agree with the dense float64 oracle of the contract, by the registered ops.
 
-The losses of the other tests use a part of what the ops offer. A bias beside a positive is such a
-combination: the kernels of the CPU and of GPUs are tested with it, and so must panels be.
+The losses of the other tests use only a part of what the ops offer. For example, none has a bias
+beside a positive. The kernels of the CPU and of GPUs are tested with such combinations, so panels
+must be, too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ OPS = torch.ops.fused_contrastive
 
 
 class Call(contract.Call):
-    """`contract.Call` on panels."""
+    """This call is `contract.Call` on panels."""
 
     def forward(self, inputs=None):
         inputs = self.inputs if inputs is None else inputs

@@ -1,6 +1,6 @@
-"""The Triton backend around its kernels.
+"""These tests check what the Triton backend does around its kernels.
 
-Launches, offsets, panels, refusals, precision, source hashes.
+They check launches, offsets, panels, refusals, precision and hashes of the sources.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fused_contrastive.triton_kernels import configs, launch, similarity
 
 
 class Operations(TorchDispatchMode):
-    """Tensor operations that are products or passes over data.
+    """This mode records the tensor operations that are products or passes over data.
 
-    Views, allocations and fills are not counted.
+    It does not count views, allocations and fills.
     """
 
     FREE = (
@@ -63,7 +63,10 @@ class Operations(TorchDispatchMode):
 
 
 def test_launches_of_one_nt_xent_step(device):
-    """Three launches forward; backward three, one product and, for the temperature, one sum."""
+    """One step starts three kernels forward, and three backward with one product.
+
+    The gradient of the temperature takes one sum more.
+    """
     call = Call(64, kind="not_pair", stride=32, positive=32, dtype=F32)
     skip_unless_served("triton", device, F32)
     operands = call.draw(device)
@@ -90,7 +93,7 @@ def test_launches_of_one_nt_xent_step(device):
 
 
 def test_kernels_have_few_arguments(device):
-    """At most 15 runtime arguments each."""
+    """Every kernel has at most 15 runtime arguments."""
     skip_unless_served("triton", device, F32)
     with launch.recording(run=False) as launches:
         for call in (
@@ -117,8 +120,9 @@ def test_kernels_have_few_arguments(device):
 
 @pytest.mark.parametrize("kind", ["not_self", "not_pair"])
 def test_resolved_offsets_mean_the_same(kind):
-    """The offset and stride that the kernels get describe the same candidates,
-    within 32-bit range.
+    """The offset and stride that the kernels get describe the same candidates.
+
+    They are within the range of 32 bits.
     """
     offsets = (0, 3, -4, 11, -9, 1000, -(2**31) + 7, 2**31 - 3)
     strides = (1, 4, 9, 1000, 2**31 - 1) if kind == "not_pair" else (1,)
@@ -151,7 +155,10 @@ def test_panels_cover_the_matrix_once(G, M, N, symmetric, budget):
 
 
 def test_autotune_times_once_and_only_on_request(monkeypatch):
-    """The fastest neighbour is used inside the block; outside it, and without it, the table is."""
+    """Inside the block, autotune uses the fastest neighbour of the table's entry.
+
+    Outside the block, and without it, the entry of the table is used.
+    """
     timed, used = [], []
     monkeypatch.setattr(configs, "_fastest", {})
     monkeypatch.setattr(
@@ -189,7 +196,7 @@ def test_refusals_say_why(monkeypatch):
 
 
 def test_products_from_registers_wait_for_a_safe_assembler(monkeypatch, device):
-    """kernels.md 4.1: on sm_90 an older ptxas gets neither fused_rows nor three-term tf32."""
+    """On sm_90 an older ptxas gets neither fused_rows nor three-term tf32 (kernels.md 4.1)."""
     monkeypatch.setattr(guard, "ptxas_version", lambda capability: (12, 9))
     assert not guard.register_operands_are_safe("sm_90") and guard.register_operands_are_safe(
         "sm_80"
@@ -218,7 +225,10 @@ def test_matrix_precision_is_torchs(monkeypatch):
 
 
 def test_hashes_follow_the_code_only(tmp_path):
-    """A changed helper changes the kernels that call it; comments and docstrings change nothing."""
+    """A changed helper changes the hashes of the kernels that call it.
+
+    Comments and docstrings change no hash.
+    """
     package = Path(hashes.__file__).parent
 
     def hashes_of(edit):

@@ -1,5 +1,6 @@
-"""The Triton kernels of the force family against the panels' torch operations in float64, small
-groups and tiles alike.
+"""The Triton kernels of the force family agree with the panels in float64.
+
+This holds for small groups and for tiles alike.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ TEMPERATURES = (0.3, 0.05, 1.0, 0.1, 0.02)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of force_forward.
+    """This is one call of force_forward.
 
-    Sizes that are off every border of a tile unless they say otherwise.
+    The sizes are off every border of a tile, unless they say otherwise.
     """
 
     G: int = 1
@@ -73,7 +74,7 @@ class Call:
         return x, inverse, scale if self.scale else None, weight if self.weight else None
 
     def problem(self, x, inverse_temperatures, scale, weight):
-        """The call on tensors as `draw` returns them."""
+        """Return the call on tensors as `draw` returns them."""
         names = "rows negatives all_rows mask self_logit floor denominator clip rms separate"
         options = {name: getattr(self, name) for name in names.split()}
         return ForceProblem(x, inverse_temperatures, scale, weight, **options)
@@ -119,7 +120,7 @@ CALLS = (
 
 @pytest.fixture(params=["group", "tiles"])
 def regime(request, monkeypatch):
-    """Both ways of computing; each serves any size."""
+    """Choose one of the two ways of computing. Each serves any size."""
     monkeypatch.setattr(force, "is_small", lambda x: request.param == "group")
     return request.param
 
@@ -155,7 +156,7 @@ def test_forward(call, regime, device):
 @pytest.mark.parametrize("dtype", [F32, torch.bfloat16])
 @pytest.mark.parametrize("call", [CALLS[1], DRIFT], ids=["loss", "drift"])
 def test_dtypes(call, dtype, regime, device):
-    """Sums are float32 whatever the coordinates are rounded to."""
+    """Sums are float32, whatever dtype the coordinates are rounded to."""
     skip_unless_served("triton", device, dtype)
     call = replace(call, K=2)
     operands = call.draw(device, dtype)
@@ -165,7 +166,10 @@ def test_dtypes(call, dtype, regime, device):
 
 
 def test_far_from_the_origin(regime, device):
-    """1e4 standard deviations away: distances and forces of the same rounded points are right."""
+    """Distances and forces are right 1e4 standard deviations away from the origin.
+
+    The reference takes the same rounded points.
+    """
     skip_unless_served("triton", device, F32)
     call = Call(scale=False, rms=True)
     x, *rest = call.draw(device, F32)
@@ -175,8 +179,10 @@ def test_far_from_the_origin(regime, device):
 
 @pytest.mark.parametrize("mask", [False, True])
 def test_duplicates_and_cold_temperatures(mask, regime, device):
-    """Pairs at distance 0 have affinities e^200 times those of the pairs that the mean of (d A)^2
-    is made of.
+    """Duplicated points at cold temperatures leave the results right.
+
+    Pairs at distance 0 have affinities that are e^200 times those of other pairs. The mean of (d
+    A)^2 is made of those other pairs.
     """
     skip_unless_served("triton", device, F32)
     call = Call(scale=False, rms=True, mask=mask, K=1, D=16)
@@ -198,9 +204,9 @@ def test_duplicates_and_cold_temperatures(mask, regime, device):
     "options", [{"rms": True}, {"separate": True}, {"separate": True, "mask": True}], ids=str
 )
 def test_points_equal_to_both_sides(options, regime, device):
-    """Every row equals points of either side; all others are 70 temperatures away or more.
+    """Each row's force is right where every row equals points of either side.
 
-    Each row's force is right.
+    All other points are 70 temperatures away or more.
     """
     skip_unless_served("triton", device, F32)
     call = Call(K=1, D=16, **options)
@@ -276,7 +282,7 @@ def test_distances(G, P, D, rows, dtype, regime, device):
 
 
 def test_one_launch_for_small_groups(device):
-    """The loss' forward op is one kernel for all groups, its gradient another."""
+    """The forward op of the loss is one kernel for all groups, and its gradient is another."""
     skip_unless_served("triton", device, F32)
     negative, positive = (torch.randn(3, 9, 4, device=device, requires_grad=True) for _ in range(2))
     with launch.recording() as launches:
@@ -297,7 +303,7 @@ def test_same_bits_every_time(regime, device):
 
 
 def test_splits_of_the_columns(device, monkeypatch):
-    """One split, two, and one per tile, where the last is smaller."""
+    """The columns may have one split, two, or one for each tile, where the last is smaller."""
     skip_unless_served("triton", device, F64)
     monkeypatch.setattr(force, "is_small", lambda x: False)
     for options in ({"rms": True}, {"rms": False, "separate": True}):

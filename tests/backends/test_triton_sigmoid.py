@@ -1,5 +1,6 @@
-"""The Triton kernels of the sigmoid family against the dense form in float64, with tiles small
-enough for a few dozen rows to cross.
+"""The Triton kernels of the sigmoid family agree with the dense form in float64.
+
+The tiles are so small that a few dozen rows cross several of them.
 """
 
 from __future__ import annotations
@@ -42,19 +43,22 @@ def small_tiles(device, request):
     ),
 )
 def test_ragged_tiles(name, device):
-    """Several tiles and super-tiles in both directions, the last ones cut; D beyond one step."""
+    """Several tiles and super-tiles in both directions are right where the last ones are cut.
+
+    D takes more than one step.
+    """
     check(BY_NAME[name], "triton", 37, 50, 21, F64, device)
 
 
 @pytest.mark.parametrize("dtype", (F32, BF16, F16), ids=str)
 def test_precisions(dtype, device):
-    """One operand resident (D = 13) and not (D = 40)."""
+    """Every precision is right with one operand resident (D = 13) and without (D = 40)."""
     for d in (13, 40):
         check(USES[0], "triton", 20, 35, d, dtype, device, 3 * TOLERANCE[dtype])
 
 
 def test_many_slots(device):
-    """More super-tiles of columns than are merged at a time."""
+    """There may be more super-tiles of columns than are merged at a time."""
     check(Use("all"), "triton", 5, 16 * 33 + 3, 4, F64, device)
 
 
@@ -67,7 +71,7 @@ def test_panels_of_a_small_workspace(dtype, device, monkeypatch):
 
 @pytest.mark.parametrize("scale", (1e-30, 1e20))
 def test_half_weights_of_any_upstream_gradient(scale, device):
-    """float16 panels hold the weights relative to the largest upstream gradient."""
+    """Panels in float16 hold the weights relative to the largest upstream gradient."""
     named = USES[0].draw(20, 20, 6, F16, device)
     named = {name: x.detach().requires_grad_(name == "row_bias") for name, x in named.items()}
     gradients = []
@@ -78,7 +82,10 @@ def test_half_weights_of_any_upstream_gradient(scale, device):
 
 
 def test_launches(device):
-    """Two forward; backward two, two products and one for each set's gradient."""
+    """Forward starts two kernels. Backward starts two, and one for the gradient of each set.
+
+    Backward also takes two products.
+    """
     named = USES[0].draw(20, 20, 6, F32, device)
     with launch.recording() as launches:
         out = USES[0].apply(named, "triton")

@@ -1,5 +1,6 @@
-"""The Triton kernels against a dense float64 autograd oracle, with tiles small enough for a few
-dozen rows to cross.
+"""The Triton kernels agree with a dense float64 autograd oracle.
+
+The tiles are so small that a few dozen rows cross several of them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def check(
 
 @contextlib.contextmanager
 def small_tiles(device):
-    """Tiles that a few dozen rows cross, in the interpreter; on a GPU the shipped ones."""
+    """Use tiles that a few dozen rows cross in the interpreter, and the shipped ones on a GPU."""
     if device.type == "cuda":
         yield
     else:
@@ -111,9 +112,10 @@ def test_shapes_at_and_off_the_tile_borders(M, N, D, device):
     ids=str,
 )
 def test_dtypes(call, dtype, device):
-    """Sums are float32.
+    """Sums are float32 for every dtype of the matrices.
 
-    Values to its precision for the same rounded rows; gradients to that of the matrix dtype.
+    Values have float32's precision for the same rounded rows. Gradients have the precision of the
+    matrix dtype.
     """
     call = replace(call, dtype=dtype)
     with small_tiles(device):
@@ -130,7 +132,7 @@ def test_dtypes(call, dtype, device):
 
 @pytest.mark.parametrize("scale", [1e4, -1e4, 1000.0, 1e-3])
 def test_any_size_of_logits(scale, device):
-    """Logits of 1e4 in float32: the error of lse is that of rounding the logits."""
+    """For float32 logits of 1e4, the log-sum-exp has only the error of rounding the logits."""
     for call in (
         Call(kind="not_pair", stride=25, scale=scale),
         Call(N=40, columns=True, extrema=True, scale=scale),
@@ -150,9 +152,9 @@ def test_any_size_of_logits(scale, device):
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
 @pytest.mark.parametrize("columns", [False, True])
 def test_accurate_relative_to_itself_when_converged(temperature, columns, device):
-    """Views 0.3 sigma apart.
+    """Losses and gradients are right to 1e-5 of themselves for views 0.3 sigma apart.
 
-    Losses down to 1e-16 and gradients that eager float32 loses are right to 1e-5.
+    These are losses down to 1e-16, and gradients that eager loses in float32.
     """
     one = Call(96, D=64, kind="not_pair", stride=48, positive=48, scale=1 / temperature, dtype=F32)
     two = Call(
@@ -167,9 +169,10 @@ def test_accurate_relative_to_itself_when_converged(temperature, columns, device
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])
 def test_upstream_gradients_of_any_size(dtype, device):
-    """Loss scaling by 65536 and gradients of 1e-8.
+    """Upstream gradients of any size give the right gradients.
 
-    The weights neither overflow nor vanish in 16 bits.
+    The sizes are 65536, as for loss scaling, and 1e-8. The weights neither overflow nor vanish in
+    16 bits.
     """
     call = Call(kind="not_pair", stride=25, positive=25, dtype=dtype)
     skip_unless_served("triton", device, dtype)
@@ -219,9 +222,9 @@ def test_super_tiles_of_several_tiles(super_rows, scale, device, monkeypatch):
 
 
 def test_fused_rows_in_float64_over_several_splits(device):
-    """fused_rows serves 16-bit elements.
+    """The arithmetic of fused_rows is right in float64, with more columns than one split.
 
-    Its arithmetic is checked in float64, with more columns than one split.
+    The kernel itself serves elements of 16 bits.
     """
     call = Call(40, 90, weighted=True, bias=True, kind="not_self", offset=4, scale=40.0)
     skip_unless_served("triton", device, F64)
@@ -240,7 +243,10 @@ def test_fused_rows_in_float64_over_several_splits(device):
 
 
 def test_mean_spares_the_backward_pass(device):
-    """Fixed columns: with the weighted mean in hand the gradient of the rows needs no tile."""
+    """With the weighted mean in hand, the gradient of the rows needs no tile.
+
+    This holds where the columns are fixed.
+    """
     call = Call(30, 70, weighted=True)
     skip_unless_served("triton", device, F64)
     with small_tiles(device), launch.recording() as launches:
@@ -258,7 +264,7 @@ def test_mean_spares_the_backward_pass(device):
     ids=lambda n: "".join("FT"[x] for x in n),
 )
 def test_only_what_is_needed(need, device):
-    """Any subset of the gradients, each the same as all together."""
+    """Any subset of the gradients can be asked for. Each is the same as among all of them."""
     call = Call(30, 30, D=8, kind="not_self", positive=0, columns=True, bias=True)
     skip_unless_served("triton", device, F64)
     operands = call.draw(device)
@@ -284,7 +290,7 @@ def test_rows_without_candidates(device):
 
 
 def test_a_positive_alone_costs_nothing(device):
-    """No negatives at all: loss 0, gradient 0."""
+    """Without any negatives, the loss and the gradient are 0."""
     call = Call(2, kind="not_pair", stride=1, positive=1)
     skip_unless_served("triton", device, F64)
     results = run(call, call.draw(device))

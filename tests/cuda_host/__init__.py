@@ -1,4 +1,4 @@
-"""The CUDA kernels as a library for CPU tensors.
+"""The CUDA kernels become a library for CPU tensors here.
 
 The host compiler compiles csrc/cuda with the shim of this folder.
 """
@@ -52,11 +52,12 @@ def fingerprint() -> str:
 
 
 def build() -> Path:
-    """The library, compiled unless these sources have been compiled before.
+    """Return the library, compiled unless these sources have been compiled before.
 
-    Of several processes the first one compiles it.
+    Of several processes, the first one compiles it.
     """
-    import fcntl  # not on Windows
+    # Windows has no such module.
+    import fcntl
 
     library = ROOT / "build/cuda_host" / f"_C_cuda_host-{fingerprint()}.so"
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -97,10 +98,10 @@ def run(command: list[str]) -> None:
 
 @functools.cache
 def load() -> types.SimpleNamespace:
-    """The loaded library.
+    """Load the library.
 
-    ``operators`` is the namespace of torch operators. Two functions come from shim.cpp:
-    ``options(order, copies_at_once, products_at_once)`` sets how threads take turns, and
+    ``operators`` is the namespace of torch operators. Two functions come from shim.cpp.
+    ``options(order, copies_at_once, products_at_once)`` sets how threads take turns.
     ``capability(major)`` sets that of the device.
     """
     path = build()

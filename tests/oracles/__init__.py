@@ -1,1 +1,1 @@
-"""Independent float64 oracles in NumPy."""
+"""The oracles are independent of the package. They compute in float64 with NumPy."""

@@ -1,6 +1,6 @@
-"""The correlation losses and their gradients by explicit formulas in NumPy's longest floats.
+"""This is the oracle of the correlation losses and their gradients.
 
-Nothing here comes from the package.
+It has explicit formulas in NumPy's longest floats. Nothing here comes from the package.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ LONG = np.longdouble
 
 
 def standardize(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns with mean 0 over the rows and variance next to 1, and the factors."""
+    """Return columns with mean 0 over the rows and variance next to 1, and the factors."""
     z = z - z.mean(0)
     factor = 1 / np.sqrt((z * z).mean(0) + LONG("1e-5"))
     return z * factor, factor
@@ -22,8 +22,9 @@ def standardize_backward(x: np.ndarray, factor: np.ndarray, flow: np.ndarray) ->
 
 
 def correlation(shards, lamb, scale_loss, g, samples):
-    """``(loss, gradients [(dz1, dz2), ...])`` of c, the mean of the correlation matrices of the
-    shards ``[(z1, z2), ...]``, times g.
+    """Return ``(loss, gradients [(dz1, dz2), ...])``, the gradients times g.
+
+    The loss is that of c, the mean of the correlation matrices of the shards ``[(z1, z2), ...]``.
     """
     W = len(shards)
     parts, c = [], 0

@@ -1,8 +1,7 @@
-"""The oracle of the force family, in NumPy: from the formulas of the sources, group by group and
-row by row.
+"""This is the oracle of the force family, in NumPy.
 
-Nothing here comes from the package. Numbers are long doubles where the platform has them, so that
-no affinity underflows.
+It follows the formulas of the sources, group by group and row by row. Nothing here comes from the
+package. Numbers are long doubles where the platform has them, so that no affinity underflows.
 
 Gradients of the losses have closed forms, since everything but the scaled negatives is a constant.
 """
@@ -15,7 +14,7 @@ WIDE = np.longdouble
 
 
 def array(x) -> np.ndarray:
-    """Tensor, array or number, exactly."""
+    """Return a tensor, array or number as an array, exactly."""
     return np.asarray(x.detach().cpu().double().numpy() if hasattr(x, "detach") else x, dtype=WIDE)
 
 
@@ -24,9 +23,9 @@ def distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def softmaxes(s: np.ndarray) -> np.ndarray:
-    """Product of the softmax of the rows and that of the columns.
+    """Return the product of the softmax of the rows and that of the columns.
 
-    A row or column of -inf has softmax 0.
+    A row or column of -inf has a softmax of 0.
     """
 
     def softmax(s, axis):
@@ -40,7 +39,7 @@ def softmaxes(s: np.ndarray) -> np.ndarray:
 def force(
     positive, negative, temperature, mask_self="sum", normalizer=None, affinity_floor=0.0
 ) -> np.ndarray:
-    """`[M, D]` of one group: the double sum over positives i and negatives k != j."""
+    """Return `[M, D]` of one group: the double sum over positives i and negatives k != j."""
     M, points = len(negative), np.concatenate([negative, positive])
     d = distances(points, points)
     s = -d / WIDE(temperature)
@@ -51,17 +50,17 @@ def force(
         product = np.maximum(product, WIDE(affinity_floor))
     A = np.sqrt(product)
     total = np.zeros_like(negative)
-    if M < 10:  # as it is written
+    # A few points are summed as the formula is written.
+    if M < 10:
         for j in range(M):
             for k in range(M):
                 if k != j:
                     total[j] += A[j, k] * (A[j, M:, None] * (positive - negative[k])).sum(0)
-    np.fill_diagonal(A, 0)  # self pairs, whose distance is 0
-    if (
-        M >= 10
-        # The sum over i and that over k, as seen from j: equal points would leave nothing of the
-        # others' digits.
-    ):
+    # This leaves out self pairs, whose distance is 0.
+    np.fill_diagonal(A, 0)
+    # The sums over i and k are taken as seen from j. Otherwise, equal points would leave nothing of
+    # the others' digits.
+    if M >= 10:
         for j in range(M):
             near, far = A[j, :M, None], A[j, M:, None]
             total[j] = near.sum() * (far * (positive - negative[j])).sum(0)
@@ -88,7 +87,10 @@ def force_loss(
     detach_scale=False,
     **options,
 ) -> dict[str, np.ndarray]:
-    """Loss `[M, D]` of one group and the gradients of positive, negative and a given scale."""
+    """Return the loss `[M, D]` of one group and its gradients.
+
+    The gradients are those of positive, negative and a given scale.
+    """
     M, points = len(negative), np.concatenate([negative, positive])
     d = distances(points, points)
     s = d.mean() if scale is None else WIDE(scale)
@@ -111,9 +113,9 @@ def force_loss(
 
 
 def drift(gen, positive, negative, weights, temperatures, upstream) -> dict[str, np.ndarray]:
-    """The published training code for all groups.
+    """Compute the published training code for all groups.
 
-    Loss `[G]`, gradient of gen, scale and mean squares.
+    It returns the loss `[G]`, the gradient of gen, the scale and the mean squares.
     """
     G, n, S = gen.shape
     sets = [gen, positive] if negative is None else [gen, negative, positive]
@@ -147,7 +149,7 @@ def drift(gen, positive, negative, weights, temperatures, upstream) -> dict[str,
 
 
 def drift_field(gen, positive, temperature) -> np.ndarray:
-    """The published toy notebook, one group."""
+    """Compute the published toy notebook for one group."""
     n, columns = len(gen), np.concatenate([gen, positive])
     d = distances(gen, columns)
     d[np.arange(n), np.arange(n)] = 1e6

@@ -1,7 +1,6 @@
-"""Losses with several positives and the decoupled losses by explicit formulas in NumPy float64, row
-by row.
+"""This is the oracle of the losses with several positives and of the decoupled losses.
 
-Nothing here from the package.
+It has explicit formulas in NumPy float64, row by row. Nothing here comes from the package.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from oracles.similarity import Pairs, array, log_sum_exp, softmax
 
 
 def softplus(gap: float) -> tuple[float, float]:
-    """``log(1 + exp(gap))`` and its derivative."""
+    """Return ``log(1 + exp(gap))`` and its derivative."""
     value = np.log1p(np.exp(gap)) if gap < 0 else gap + np.log1p(np.exp(-gap))
     return value, 1 / (1 + np.exp(-gap)) if gap > -700 else np.exp(gap)
 
@@ -20,8 +19,9 @@ def softplus(gap: float) -> tuple[float, float]:
 def positives_row(
     s: np.ndarray, weight: np.ndarray, itself: int, form: str
 ) -> tuple[float, np.ndarray]:
-    """The loss of one row whose positives are the columns of positive weight, and its derivative by
-    every similarity.
+    """Return the loss of one row and its derivative by every similarity.
+
+    The positives of the row are the columns of positive weight.
     """
     ds = np.zeros_like(s)
     positive, negative = weight > 0, weight == 0
@@ -41,7 +41,8 @@ def positives_row(
     value, slope = softplus(lse_neg - lse_pos)
     ds[negative] = slope * share_neg
     ds[positive] = -slope * share_pos
-    if form == "out":  # lse_pos - mean: nothing is left of it for one positive
+    # This adds lse_pos less the mean. For one positive, nothing is left of it.
+    if form == "out":
         share = weight[positive] / weight[positive].sum()
         top = s[positive].max()
         value += np.log(np.exp(s[positive] - top).sum()) - (share * (s[positive] - top)).sum()
@@ -50,7 +51,7 @@ def positives_row(
 
 
 def row_weights(samples: int, views: int, labels=None, positive_weights=None) -> np.ndarray:
-    """Weights ``[N V, N V]`` of rows ``i V + v`` as positives of one another."""
+    """Return the weights ``[N V, N V]`` of rows ``i V + v`` as positives of one another."""
     if positive_weights is not None:
         weight = array(positive_weights)
     else:
@@ -69,7 +70,7 @@ def sup_con(
     contrast_mode="all",
     normalize=True,
 ):
-    """``(loss [N] or [N, V], {features, temperature})``."""
+    """Return ``(loss [N] or [N, V], {features, temperature})``."""
     features, temperature = array(features), float(array(temperature))
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
     pairs = Pairs(
@@ -93,7 +94,7 @@ def sup_con(
 
 
 def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=None):
-    """``(loss [2B], {z1, z2, temperature, weights})``; with `sigma` DCLW."""
+    """Return ``(loss [2B], {z1, z2, temperature, weights})``. With `sigma` it is DCLW."""
     z1, z2, temperature = array(z1), array(z2), float(array(temperature))
     B = len(z1)
     pairs = Pairs(np.concatenate([z1, z2]), scale=1 / temperature, normalize=normalize)
@@ -123,8 +124,10 @@ def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=N
 def metrics(
     features, labels, temperature, contrast_mode="all", normalize=True
 ) -> tuple[float, float]:
-    """Share of the rows with positives whose largest other similarity is a positive's, and the mean
-    over all pairs.
+    """Return two metrics: a share of the rows, and a mean over all pairs.
+
+    The first counts the rows whose largest other similarity is a positive's, among the rows with
+    positives. The second is the mean similarity of all pairs of positives.
     """
     features = array(features)
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1

@@ -1,6 +1,6 @@
-"""The float64 oracle of the options of the losses with one positive.
+"""This is the float64 oracle of the options of the losses with one positive.
 
-Rows by explicit formulas in NumPy, nothing from the package.
+It computes rows by explicit formulas in NumPy. Nothing here comes from the package.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from oracles.similarity import Pairs, array, log_sum_exp, softmax
 
 
 def row(c, scale, target, keep, bias, label_smoothing=0.0, margin=0.0, hardness=0.0, tau_plus=0.0):
-    """``(loss, derivative by every logit, derivative by scale)`` of one row of similarities c.
+    """Return ``(loss, derivative by every logit, by scale)`` of one row of similarities c.
 
-    `hardness` a number or one per column.
+    `hardness` is a number, or one for each column.
 
-    The derivative by a logit is that by ``bias_j``, and by ``scale c_j``, of which `hardness` times
-    c is no part.
+    The derivative by a logit is also that by ``bias_j`` and by ``scale c_j``. `hardness` times c is
+    no part of the latter.
     """
     hardness = np.broadcast_to(hardness, c.shape)
     logits = (scale + hardness) * c + bias
@@ -53,9 +53,10 @@ def row(c, scale, target, keep, bias, label_smoothing=0.0, margin=0.0, hardness=
 
 
 def rows(c, scale, target, keep, g, bias=None, hardness=0.0, **options):
-    """``(losses, derivatives by logits, by scale)`` of all rows, upstream gradients `g`.
+    """Return ``(losses, derivatives by logits, by scale)`` of all rows.
 
-    The bias and `hardness` of the columns, or of each row's columns.
+    The upstream gradients are `g`. The bias and `hardness` are those of the columns, or of each
+    row's columns.
     """
     bias = np.broadcast_to(np.zeros(c.shape[1]) if bias is None else bias, c.shape)
     hardness = np.broadcast_to(hardness, c.shape)
@@ -69,14 +70,14 @@ def rows(c, scale, target, keep, g, bias=None, hardness=0.0, **options):
 
 
 def weighted(losses, weights, g):
-    """``(w l, upstream gradient of l, gradient of w)``."""
+    """Return ``(w l, upstream gradient of l, gradient of w)``."""
     if weights is None:
         return losses, g, {}
     return weights * losses, weights * g, {"weights": g * losses}
 
 
 def different(rows, columns):
-    """Booleans: the column's key is not the row's."""
+    """Return booleans that tell where the column's key is not the row's."""
     return np.array([[i != j for j in columns] for i in rows], dtype=bool).reshape(
         len(rows), len(columns)
     )
@@ -87,7 +88,7 @@ def optional(x):
 
 
 def nt_xent(z1, z2, temperature, g, normalize=True, keys=None, weights=None, bias=None, **options):
-    """``(loss [2B], gradients by argument name)``."""
+    """Return ``(loss [2B], gradients by argument name)``."""
     z1, z2, temperature, bias, weights = (
         array(z1),
         array(z2),
@@ -129,8 +130,9 @@ def two_sets(
     bias=None,
     **options,
 ):
-    """``(losses, gradients a, b, scale, weights, bias)``: rows of a against rows of b; `bias` of
-    the columns, with `both` of either set.
+    """Return ``(losses, gradients a, b, scale, weights, bias)`` of rows of a against rows of b.
+
+    The bias is that of the columns. With `both` it is that of either set.
     """
     M, N, scale, bias, weights = len(a), len(b), float(scale), optional(bias), optional(weights)
     pairs = Pairs(a, b, scale, normalize=normalize)
@@ -179,7 +181,7 @@ def info_nce(
     bias=None,
     **options,
 ):
-    """``(loss [N], gradients by argument name)``."""
+    """Return ``(loss [N], gradients by argument name)``."""
     temperature, N = float(temperature), len(query)
     if negative_keys is None or negative_mode == "in_batch":
         columns = (
@@ -254,13 +256,13 @@ def info_nce(
 
 
 def clip(image_features, text_features, logit_scale, g, **options):
-    """``(loss [N], gradients by argument name)``; a bias is that of the pairs."""
+    """Return ``(loss [N], gradients by argument name)``. A bias is that of the pairs."""
     found = two_sets(image_features, text_features, logit_scale, g, False, both=True, **options)
     return renamed(found, "image_features", "text_features", "logit_scale")
 
 
 def n_pairs(anchors, positives, g, normalize=True, **options):
-    """``(loss [B], gradients by argument name)``."""
+    """Return ``(loss [B], gradients by argument name)``."""
     return renamed(
         two_sets(anchors, positives, 1.0, g, normalize, **options), "anchors", "positives"
     )
@@ -280,8 +282,9 @@ def ranking(
     hardness=0.0,
     hardness_mode="all_negatives",
 ):
-    """``(loss [N], gradients by argument name)``: each direction's similarities by explicit pairs,
-    joined or averaged.
+    """Return ``(loss [N], gradients by argument name)``.
+
+    Each direction's similarities come from explicit pairs. The directions are joined or averaged.
     """
     query, positive_key, temperature, N = (
         array(query),
@@ -352,7 +355,10 @@ def distill(
     g,
     weights=None,
 ):
-    """``(loss [N], gradients of the student's arguments)``: soft targets in both directions."""
+    """Return ``(loss [N], gradients of the student's arguments)``.
+
+    The targets are soft, in both directions.
+    """
     pairs, weights = Pairs(image_features, text_features, logit_scale), optional(weights)
     teacher = (
         float(teacher_logit_scale) * array(teacher_image_features) @ array(teacher_text_features).T

@@ -1,11 +1,12 @@
-"""The float64 oracle: values and gradients by explicit formulas in NumPy, row by row.
+"""This is the float64 oracle of the similarity family.
 
-Nothing here comes from the package.
+It has explicit formulas in NumPy for values and gradients, row by row. Nothing here comes from the
+package.
 
 Similarities are ``s[i, j] = scale * <a_i, b_j> + bias_j``. Each row of a loss gives its value and
-its derivative by every similarity; `Pairs.gradients` carries those to the embeddings, the scale and
-the bias. The rows are written so that nothing cancels when training has converged: the derivative
-at the positive is minus the sum of the others, never ``p - 1``.
+its derivative by every similarity. `Pairs.gradients` carries those derivatives to the embeddings,
+the scale and the bias. The rows are written so that nothing cancels when training has converged.
+The derivative at the positive is minus the sum of the others, never ``p - 1``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 
 def array(x) -> np.ndarray:
-    """Tensor, array or number as float64, exactly."""
+    """Return a tensor, array or number as float64, exactly."""
     return np.asarray(
         x.detach().cpu().double().numpy() if hasattr(x, "detach") else x, dtype=np.float64
     )
@@ -23,9 +24,9 @@ def array(x) -> np.ndarray:
 def candidate_matrix(
     kind, M, N, self_offset=None, pair_stride=None, key_a=None, key_b=None
 ) -> np.ndarray:
-    """``[M, N]`` booleans from the definition of each kind; `self_offset` None.
+    """Return ``[M, N]`` booleans from the definition of each kind.
 
-    There is no self.
+    If `self_offset` is None, there is no self.
     """
     key_a, key_b = (None if key is None else key.tolist() for key in (key_a, key_b))
 
@@ -48,13 +49,13 @@ def candidate_matrix(
 
 
 def log_sum_exp(values: np.ndarray) -> float:
-    """log of the sum of exp(values); -inf over nothing or over -inf only."""
+    """Return the log of the sum of exp(values). It is -inf over nothing or over -inf only."""
     top = values.max(initial=-np.inf)
     return top if np.isneginf(top) else top + np.log(np.exp(values - top).sum())
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
-    """Softmax; zeros where every value is -inf."""
+    """Return the softmax, or zeros where every value is -inf."""
     top = values.max(initial=-np.inf)
     if np.isneginf(top):
         return np.zeros_like(values)
@@ -63,15 +64,16 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 
 def lse_row(s: np.ndarray, keep: np.ndarray) -> tuple[float, np.ndarray]:
-    """Log-sum-exp of one row over its candidates, and its derivative by every similarity."""
+    """Return the log-sum-exp of a row's candidates, and its derivative by every similarity."""
     ds = np.zeros_like(s)
     ds[keep] = softmax(s[keep])
     return log_sum_exp(s[keep]), ds
 
 
 def cross_entropy_row(s: np.ndarray, target: int, keep: np.ndarray) -> tuple[float, np.ndarray]:
-    """``-log(exp(s_t) / (exp(s_t) + sum of exp over the kept others))`` and its derivative by every
-    similarity.
+    """Return the cross entropy of one row, and its derivative by every similarity.
+
+    The value is ``-log(exp(s_t) / (exp(s_t) + sum of exp over the kept others))``.
     """
     others = keep.copy()
     others[target] = False
@@ -85,9 +87,9 @@ def cross_entropy_row(s: np.ndarray, target: int, keep: np.ndarray) -> tuple[flo
 
 
 class Pairs:
-    """Similarities of the rows of a with those of b (b=None.
+    """The pairs hold the similarities of the rows of a with those of b.
 
-    Of a), and the chain rule back to a, b, scale and bias.
+    If b is None, both are rows of a. The chain rule leads back to a, b, scale and bias.
     """
 
     def __init__(self, a, b=None, scale=1.0, bias=None, normalize=False):
@@ -102,8 +104,9 @@ class Pairs:
         self.s = self.scale * self.dots + (0.0 if bias is None else array(bias)[None, :])
 
     def gradients(self, ds: np.ndarray) -> dict[str, np.ndarray]:
-        """Gradients ``a``, ``b`` (absent for one set), ``scale`` and ``bias`` for the derivative
-        `ds` by every similarity.
+        """Return the gradients ``a``, ``b``, ``scale`` and ``bias``.
+
+        They belong to the derivative `ds` by every similarity. For one set, ``b`` is absent.
         """
         flows = [self.scale * ds @ self.b, self.scale * ds.T @ self.a]
         if len(self.raw) == 1:
@@ -116,7 +119,7 @@ class Pairs:
 
 
 def normalize_backward(x, norm, flow):
-    """Gradient of x for the gradient `flow` of ``x / max(|x|, 1e-12)``."""
+    """Return the gradient of x for the gradient `flow` of ``x / max(|x|, 1e-12)``."""
     out = flow / norm[:, None]
     above = (norm > 1e-12)[:, None]
     unit = x / norm[:, None]
@@ -124,7 +127,7 @@ def normalize_backward(x, norm, flow):
 
 
 def logsumexp(pairs: Pairs, keep, g_rows, g_cols=None):
-    """``(rows, cols, gradients)`` of the primitive.
+    """Return ``(rows, cols, gradients)`` of the primitive.
 
     `g_rows` and `g_cols` are upstream gradients.
     """
@@ -142,9 +145,9 @@ def logsumexp(pairs: Pairs, keep, g_rows, g_cols=None):
 
 
 def cross_entropy(pairs: Pairs, target, keep, g, both=False):
-    """``(loss [M], gradients)`` of row-wise cross entropy against `target`.
+    """Return ``(loss [M], gradients)`` of row-wise cross entropy against `target`.
 
-    With `both` the mean of rows and columns.
+    With `both`, the loss is the mean of rows and columns.
     """
     ds, loss = np.zeros_like(pairs.s), np.zeros(len(pairs.s))
     share = 0.5 if both else 1.0
@@ -161,7 +164,7 @@ def cross_entropy(pairs: Pairs, target, keep, g, both=False):
 
 
 def nt_xent(z1, z2, temperature, g, normalize=True):
-    """``(loss [2B], {z1, z2, temperature})``; trailing dimensions are features."""
+    """Return ``(loss [2B], {z1, z2, temperature})``. Trailing dimensions are features."""
     z1, z2, temperature = array(z1), array(z2), float(temperature)
     B = len(z1)
     z = np.concatenate(
@@ -187,7 +190,7 @@ def info_nce(
     normalize=True,
     symmetric=False,
 ):
-    """``(loss [N], gradients by argument name)``."""
+    """Return ``(loss [N], gradients by argument name)``."""
     temperature, N = float(temperature), len(query)
     if negative_keys is None:
         pairs = Pairs(query, positive_key, 1 / temperature, normalize=normalize)
@@ -232,9 +235,9 @@ def info_nce(
 
 
 def clip(image_features, text_features, logit_scale, g):
-    """``(loss [N], gradients by argument name)``.
+    """Return ``(loss [N], gradients by argument name)``.
 
-    The mean of both directions, nothing normalised.
+    The loss is the mean of both directions. Nothing is normalised.
     """
     N = len(image_features)
     pairs = Pairs(image_features, text_features, logit_scale)
@@ -247,8 +250,9 @@ def clip(image_features, text_features, logit_scale, g):
 
 
 def n_pairs(anchors, positives, target, g, normalize=True):
-    """``(loss [B], gradients by argument name)``: cross entropy of each anchor against the
-    positives, rows only.
+    """Return ``(loss [B], gradients by argument name)``.
+
+    The loss is the cross entropy of each anchor against the positives, by rows only.
     """
     B = len(anchors)
     pairs = Pairs(anchors, positives, normalize=normalize)
@@ -258,8 +262,9 @@ def n_pairs(anchors, positives, target, g, normalize=True):
 
 
 def cpc(predictions, latents, g, keys=None, weights=None):
-    """``(loss [K, B], accuracy, gradients)``: the loop over batch and step, candidates of the same
-    step.
+    """Return ``(loss [K, B], accuracy, gradients)``.
+
+    The loop goes over batch and step. Candidates belong to the same step.
     """
     predictions, latents = array(predictions), array(latents)
     K, B, _ = predictions.shape
@@ -282,7 +287,7 @@ def cpc(predictions, latents, g, keys=None, weights=None):
 
 
 def top1(s: np.ndarray, target, keep: np.ndarray) -> float:
-    """Share of rows whose positive is at least their largest other candidate."""
+    """Return the share of rows whose positive is at least their largest other candidate."""
     hits = 0
     for i, row in enumerate(s):
         others = keep[i].copy()

@@ -1,1 +1,1 @@
-"""What the tests share: cases, calls of the backends' contract, and processes."""
+"""The tests share these cases, calls of the backends' contract, and processes."""

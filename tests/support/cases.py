@@ -1,7 +1,4 @@
-"""Every loss and every use of the primitive once, with its inputs and its oracle.
-
-The rows of the test matrix.
-"""
+"""The rows of the test matrix: every loss once, with its inputs and its oracle."""
 
 from __future__ import annotations
 
@@ -25,16 +22,16 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def views(n, d, spread, generator):
-    """Two views of n standard normal points, `spread` standard deviations apart."""
+    """Draw two views of n standard normal points, `spread` standard deviations apart."""
     z = torch.randn(n, d, generator=generator, dtype=torch.float64)
     return z, z + spread * torch.randn(n, d, generator=generator, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One loss with fixed options.
+    """A case is one loss with fixed options.
 
-    `inputs` draws its differentiable float64 arguments, `oracle` gives ``(loss, gradients by
+    `inputs` draws its differentiable float64 arguments. `oracle` gives ``(loss, gradients by
     name)``.
     """
 
@@ -49,9 +46,9 @@ class Case:
     def draw(
         self, n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, temperature=0.5
     ) -> dict:
-        """Leaf tensors by argument name.
+        """Return leaf tensors by argument name.
 
-        0-d ones (temperature, logit_scale, logit_bias) stay at least float32.
+        Tensors without dimensions (temperature, logit_scale, logit_bias) stay at least float32.
         """
         generator = torch.Generator().manual_seed(seed)
         inputs = self.inputs(n, d, spread, temperature, generator)
@@ -63,24 +60,24 @@ class Case:
 
     @property
     def constant_parts(self) -> bool:
-        """Whether parts of the loss that depend on its inputs count as constants.
+        """Tell whether parts of the loss that depend on its inputs count as constants.
 
-        The gradient is not that of the loss.
+        Then the gradient is not that of the loss.
         """
         return bool(self.options.get("hardness")) or self.function == "dclw_loss"
 
     def rows(self, first: torch.Tensor) -> int:
-        """What `draw` was given as n."""
+        """Return the n that `draw` was given."""
         return first.shape[1] if self.function == "cpc_loss" else len(first)
 
     def extra(self, n, device="cpu") -> dict:
-        """The arguments that are not differentiable."""
+        """Return the arguments that are not differentiable."""
         constants = {} if self.constants is None else self.constants(n)
         constants |= {} if self.target is None else {"target": self.target(n)}
         return self.options | {name: x.to(device) for name, x in constants.items()}
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
-        """The fused loss; `backend` "reference" is the eager code itself."""
+        """Return the fused loss, or that of the eager code itself if `backend` is "reference"."""
         first = next(iter(inputs.values()))
         options = self.extra(self.rows(first), first.device) | {"reduction": reduction} | more
         options |= {
@@ -95,7 +92,7 @@ class Case:
         return out[0] if self.function == "cpc_loss" else out
 
     def truth(self, inputs: dict, g) -> tuple[np.ndarray, dict]:
-        """The oracle's loss vector and gradients for the upstream gradient `g`."""
+        """Return the oracle's loss vector and gradients for the upstream gradient `g`."""
         arrays = {name: oracle.array(x) for name, x in inputs.items()}
         extra = self.extra(self.rows(next(iter(inputs.values()))))
         return self.oracle(**arrays, **extra, g=oracle.array(g))
@@ -117,7 +114,7 @@ def _two_views(first, second, temperature="temperature", unit=False):
 
 
 def _raw(inputs):
-    """The same embeddings scaled so that raw dot products are of order one."""
+    """Scale the same embeddings so that raw dot products are of order one."""
 
     def scaled(n, d, *rest):
         return {
@@ -244,18 +241,18 @@ OPTIONS = (
 ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
 WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
 ONE_OF_EACH = tuple({case.function: case.name for case in reversed(LOSSES)}.values())
-"""The plainest case of every function: what is traced hardly differs with the options."""
+"""These are the plainest cases of all functions, as options hardly change what is traced."""
 
 BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
 
-@functools.lru_cache(maxsize=4096)  # all of a file's cases, as backends come one after another
+# The backends come one after another, so all cases of a file are kept.
+@functools.lru_cache(maxsize=4096)
 def loss_truth(name, n, d, dtype, seed, spread, temperature):
-    """``(upstream g, loss, gradients)`` of the oracle for one drawn case, computed once for all
-    backends.
+    """Return ``(upstream g, loss, gradients)`` of the oracle for one drawn case.
 
-    The weights g are random but positive, so that the sums which temperature and scale receive do
-    not cancel.
+    They are computed once for all backends. The weights g are random but positive, so that the sums
+    which temperature and scale receive do not cancel.
     """
     case = BY_NAME[name]
     inputs = case.draw(n, d, dtype, seed=seed, spread=spread, temperature=temperature)
@@ -268,8 +265,9 @@ def loss_truth(name, n, d, dtype, seed, spread, temperature):
 def loss_errors(
     name, backend, n, d, dtype, device="cpu", seed=0, spread=1.0, temperature=0.5
 ) -> dict[str, float]:
-    """Relative errors of the loss vector and of every gradient against the oracle, upstream
-    gradients random.
+    """Return the relative errors of the loss vector and of every gradient against the oracle.
+
+    The upstream gradients are random.
     """
     case = BY_NAME[name]
     g, loss, grads = loss_truth(name, n, d, dtype, seed, spread, temperature)

@@ -1,4 +1,4 @@
-"""Inputs, oracles and errors of the tests of the correlation losses."""
+"""The tests of the correlation losses use these inputs, oracles and errors."""
 
 import math
 
@@ -10,7 +10,10 @@ NAMES = ("correlation_loss", "barlow_twins_loss")
 
 
 def views(n, d, dtype=torch.float64, device="cpu", seed=0, spread=1.0, white=False):
-    """Two leaves; `white`: the features of the first are orthogonal to each other."""
+    """Draw two leaves.
+
+    With `white`, the features of the first one are orthogonal to each other.
+    """
     generator = torch.Generator().manual_seed(seed)
     z1 = torch.randn(n, d, generator=generator, dtype=torch.float64)
     if white:

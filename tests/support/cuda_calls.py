@@ -1,6 +1,6 @@
-"""Calls of the CUDA backend and the fixtures under which its tests run.
+"""The tests of the CUDA backend use these calls and fixtures.
 
-On a GPU with ``--device cuda``, else by the host shim.
+They run on a GPU with ``--device cuda``, and else by the host shim.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def move(tensors, device):
 
 
 class Call(contract.Call):
-    """`contract.Call` on the CUDA backend; tensors come from and go back to the CPU."""
+    """This is `contract.Call` on the CUDA backend. Tensors come from the CPU and go back to it."""
 
     device = torch.device("cpu")
 
@@ -64,7 +64,7 @@ class Call(contract.Call):
 
 @pytest.fixture(scope="session")
 def operators(device):
-    """Those of the built library on a GPU, else those of the shim."""
+    """Give the operators of the built library on a GPU, and else those of the shim."""
     if device.type == "cuda":
         skip_unless_served("cuda", device)
         return cuda.LIBRARIES["cuda"]
@@ -74,8 +74,9 @@ def operators(device):
 
 
 class Fence:
-    """Allocations of the backend, filled with NaN and between margins that must stay
-    as they were.
+    """The fence fills the backend's allocations with NaN and puts margins around them.
+
+    The margins must stay as they were.
     """
 
     MARGIN = 64
@@ -98,7 +99,7 @@ class Fence:
 
 @pytest.fixture(autouse=True)
 def backend(operators, device, monkeypatch):
-    """The operators serve the device's tensors.
+    """Let the operators serve the device's tensors.
 
     Every output and workspace is poisoned and fenced.
     """
@@ -130,7 +131,7 @@ def backend(operators, device, monkeypatch):
 
 
 class Launches(TorchDispatchMode):
-    """Names of the operators that do work on the device, in order."""
+    """This mode records, in order, the names of the operators that do work on the device."""
 
     def __init__(self, names):
         super().__init__()
@@ -140,7 +141,8 @@ class Launches(TorchDispatchMode):
         name = func.overloadpacket.__name__
         poison = name == "fill_" and args[1] != args[1]
         out = func(*args, **(kwargs or {}))
-        if name == "to" and out is not args[0]:  # below autograd a conversion arrives whole
+        # Below autograd a conversion arrives here as one operator.
+        if name == "to" and out is not args[0]:
             self.names.append("_to_copy")
         elif not (
             func.is_view or name in ("empty", "new_empty", "empty_like", "_unsafe_view") or poison

@@ -1,4 +1,4 @@
-"""Cases and precisions of the tests of the CUDA similarity kernels."""
+"""The tests of the CUDA similarity kernels use these cases and precisions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ORDERED = {"clip": "bf16-sm90", "keyed": "tf32x3"}
 
 @pytest.fixture(params=[*PRECISIONS, "bf16-sm90", "fp16-sm90"])
 def precision(request, device, monkeypatch):
-    """(name, dtype) of every way matrices are multiplied."""
+    """Give (name, dtype) of every way in which matrices are multiplied."""
     name, _, architecture = request.param.partition("-")
     dtype, float32 = PRECISIONS[name]
     if float32 is not None:

@@ -1,5 +1,6 @@
-"""Calls of a backend's two functions, and the same by autograd over the whole matrix in float64
-(nothing here from the backends).
+"""These are calls of a backend's two functions, and the same by autograd in float64.
+
+Autograd works over the whole matrix. Nothing of it comes from the backends.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ NO_SELF = candidates.NO_SELF
 
 @dataclass(frozen=True)
 class Call:
-    """One use of the backend; dimensions and options as in fused_contrastive/ops.py, N=None: one
-    set.
+    """This is one use of the backend.
+
+    Dimensions and options are those of fused_contrastive/ops.py. N=None means one set.
     """
 
     M: int = 50
@@ -45,9 +47,10 @@ class Call:
         return " ".join(named).replace("torch.", "") or "plain"
 
     def draw(self, device, spread=1.0, seed=0):
-        """(a, b, scale, bias, key_a, key_b).
+        """Return (a, b, scale, bias, key_a, key_b).
 
-        The second half of one set, or b, is the first plus `spread` times noise.
+        Of one set, the second half is the first half plus `spread` times noise. Of two sets, b is a
+        plus such noise.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -111,7 +114,7 @@ def upstream(call, rows, cols):
 
 
 def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torch.Tensor]:
-    """Forward and backward of the backend by name; absent results are left out."""
+    """Return the results of the backend's forward and backward by name, without absent ones."""
     a, b, _scale, bias, _, _ = operands
     flags = (call.columns, call.extrema, call.weighted)
     forward = call_flat(
@@ -141,8 +144,9 @@ def run(call, operands, g=None, need=(True, True, True, True)) -> dict[str, torc
 
 
 def dense(call, operands, g=None) -> dict[str, torch.Tensor]:
-    """The same by autograd over the whole matrix in float64, from the rounded rows that the backend
-    sees.
+    """Return the same by autograd over the whole matrix in float64.
+
+    It starts from the rounded rows that the backend sees.
     """
     a, b, scale, bias, key_a, key_b = (None if x is None else x.detach().cpu() for x in operands)
     leaves = [None if x is None else x.to(F64).requires_grad_() for x in (a, b, scale, bias)]
@@ -200,14 +204,14 @@ def dense(call, operands, g=None) -> dict[str, torch.Tensor]:
 
 
 def safe_logsumexp(s, dim):
-    """Log-sum-exp whose gradient is 0, not NaN, where every element is -inf."""
+    """Return a log-sum-exp whose gradient is 0, not NaN, where every element is -inf."""
     empty = (s == float("-inf")).all(dim, keepdim=True)
     value = torch.where(empty, 0.0, s).logsumexp(dim)
     return torch.where(empty.squeeze(dim), float("-inf"), value)
 
 
 def error(value, truth) -> float:
-    """Relative error by norm over the finite entries; the others must be the same."""
+    """Return the relative error by norm over the finite entries. The others must be the same."""
     value, truth = value.detach().cpu().to(F64), truth.to(F64)
     assert value.shape == truth.shape
     finite = truth.isfinite()

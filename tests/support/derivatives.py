@@ -1,4 +1,4 @@
-"""Losses and inputs of the tests of second derivatives, and all their derivatives."""
+"""The tests of second derivatives use these losses, inputs and derivatives."""
 
 import torch
 
@@ -8,7 +8,7 @@ from support import cases
 
 
 def upstream(tensors, seed):
-    """Numbers in [0.5, 1.5], exact in every dtype."""
+    """Draw numbers in [0.5, 1.5] that are exact in every dtype."""
     return [
         cases.positive_weights(x.shape, seed + n).to(x.device, x.dtype).requires_grad_()
         for n, x in enumerate(tensors)
@@ -16,8 +16,9 @@ def upstream(tensors, seed):
 
 
 def derivatives(function, leaves, seed=0):
-    """Gradients of ``<t, gradients of <g, outputs>>`` with respect to g and the leaves, g and t
-    random.
+    """Return the gradients of ``<t, gradients of <g, outputs>>`` by g and the leaves.
+
+    Both g and t are random.
     """
     out = function(*leaves)
     out = out if isinstance(out, tuple) else (out,)

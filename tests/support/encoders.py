@@ -1,4 +1,4 @@
-"""Small encoders, and the gradients of a step with them."""
+"""These are small encoders, and the gradients of a step with them."""
 
 from itertools import pairwise
 
@@ -14,7 +14,10 @@ def mlp(*sizes, dropout=0.0):
 
 
 def chunked(encoder, x, size):
-    """What the step must be the same as: the chunks encoded with their graphs and put together."""
+    """Encode the chunks with their graphs and put them together.
+
+    The cached step must give the same.
+    """
     return torch.cat([encoder(part) for part in x.split(size)])
 
 
@@ -36,7 +39,7 @@ def assert_same(found, expected, **tolerance):
 
 
 class Momentum(nn.Module):
-    """An encoder whose buffer changes at every call and enters the next."""
+    """This encoder has a buffer that changes at every call and enters the next one."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +49,8 @@ class Momentum(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        self.mean = 0.5 * self.mean + x.detach().mean(0)  # a new tensor in the buffer's place
+        # A new tensor takes the buffer's place.
+        self.mean = 0.5 * self.mean + x.detach().mean(0)
         out = self.linear(x) * self.calls.clone() + self.mean
         self.returned.append(out.detach())
         return out

@@ -1,4 +1,4 @@
-"""Points, oracles and errors of the tests of the force losses."""
+"""The tests of the force losses use these points, oracles and errors."""
 
 import functools
 
@@ -14,16 +14,16 @@ from support.selection import one_in
 
 @pytest.fixture
 def exact_distances(monkeypatch):
-    """Eager from differences.
+    """Let eager compute distances from differences.
 
-    By default torch.cdist loses half the digits of more than 25 points.
+    By default torch.cdist loses half the digits for more than 25 points.
     """
     exact = functools.partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
     monkeypatch.setattr(torch, "cdist", exact)
 
 
 def draw(size, data="normal", dtype=torch.float64, device="cpu", seed=0):
-    """Positives `[G, N, D]` and negatives `[G, M, D]`, exact in `dtype`."""
+    """Draw positives `[G, N, D]` and negatives `[G, M, D]` that are exact in `dtype`."""
     G, N, M, D = size
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((G, N + M, D), generator=generator, dtype=torch.float64)
@@ -46,7 +46,7 @@ def upstream_of(shape, seed=0):
 
 
 def error(x, expected) -> float:
-    """Relative error (norm); absolute where all is 0."""
+    """Return the relative error by norm, or the absolute one where all is 0."""
     x, expected = array(x), np.asarray(expected, dtype=np.longdouble)
     assert x.shape == expected.shape, (x.shape, expected.shape)
     return float(np.linalg.norm((x - expected).ravel()) / (np.linalg.norm(expected.ravel()) or 1))
@@ -56,7 +56,7 @@ _known = {}
 
 
 def known(function):
-    """The oracle's answers, kept for the other backends."""
+    """Keep the oracle's answers for the other backends."""
 
     def call(*arguments, **options):
         flat = [
@@ -92,11 +92,11 @@ def oracle_loss(positive, negative, temperatures, upstream, scale=None, **option
 
 
 def interpreted(params) -> bool:
-    """Whether Triton's interpreter runs these parameters; the other backends are fast."""
+    """Tell whether Triton's interpreter runs these parameters. The other backends are fast."""
     name = params.get("any_backend", params.get("backend"))
     return name == "triton" and is_interpreted(name)
 
 
 def some_of(step, **values):
-    """In Triton's interpreter one combination in `step`."""
+    """Keep one combination in `step` where Triton's interpreter runs it."""
     return pytest.mark.everyday(keep=lambda p: not interpreted(p) or one_in(step, p, **values))

@@ -1,4 +1,4 @@
-"""Calls of the force op's contract on the CUDA backend, and their cases."""
+"""These are calls of the force op's contract on the CUDA backend, and their cases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ WAYS = ("groups", "rows", "parts")
 
 @dataclass(frozen=True)
 class Force:
-    """A call of force_forward: sizes, options, and inputs drawn from them, on the CPU."""
+    """This is a call of force_forward: its sizes and options.
+
+    The inputs are drawn from them on the CPU.
+    """
 
     G: int = 2
     P: int = 70
@@ -43,7 +46,7 @@ class Force:
     seed: int = 0
 
     def problem(self, inputs):
-        """The call on tensors as `inputs` draws them."""
+        """Return the call on tensors as `inputs` draws them."""
         return ForceProblem(*inputs, rows=self.rows, negatives=self.negatives, **self.options)
 
     @property
@@ -128,7 +131,10 @@ def check(call, tolerance=None, inputs=None):
 
 
 def choose(monkeypatch, way, *, blocks=None):
-    """Everything by groups, or in passes over the pairs with the columns whole or in parts."""
+    """Choose how everything is computed: by groups, or in passes over the pairs.
+
+    The passes have the columns whole or in parts.
+    """
     monkeypatch.setattr(cuda_force, "MANY_GROUPS", 1 if way == "groups" else 1 << 40)
     monkeypatch.setattr(cuda_force, "SMALL_WORK", 0)
     monkeypatch.setattr(cuda_force, "BLOCKS", 512 if way == "parts" else 1)

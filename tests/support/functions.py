@@ -1,4 +1,4 @@
-"""Losses and uses of the primitive as functions of their differentiable arguments alone."""
+"""Here losses and uses of the primitive are functions of their differentiable arguments."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import torch
 
 from support import cases
 
-LOSSES = [
-    case for case in cases.LOSSES if case.function != "dclw_loss"
-]  # its weights are constants of the inputs
+# The weights of DCLW depend on the inputs and count as constants.
+LOSSES = [case for case in cases.LOSSES if case.function != "dclw_loss"]
 
 
 def loss_of(case, backend, inputs):
@@ -22,9 +21,9 @@ def outputs_of(use, backend, named):
 
 
 def small_inputs(use, device) -> dict:
-    """A few rows, with candidates in every row and column.
+    """Draw a few rows, with candidates in every row and column.
 
-    An empty one is -inf, tested elsewhere.
+    A row or column without candidates has the value -inf, which other tests check.
     """
     named = use.draw(4, 4 if use.kind == "not_pair" else 3, 2, device=device)
     if use.kind in ("other_key", "same_key"):

@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter faster for the whole suite, without changing what it computes."""
+"""This makes Triton's interpreter faster for all tests, without changing what it computes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from __future__ import annotations
 def patch_language_once_per_launch() -> None:
     """Skip the interpreter's repeated patching of `triton.language` inside one launch.
 
-    The interpreter replaces the builtins that a jitted function sees, at every call of one.
-    Inside a launch they are replaced already, and looking for them again took 40 % of the time.
+    The interpreter replaces the builtins that a jitted function sees, at every call of such a
+    function. Inside a launch they are replaced already. Looking for them again took 40 % of the
+    time.
     """
     try:
         from triton import language
         from triton.runtime import interpreter
     except ImportError:
         return
+    # An older Triton patches in another way.
     if not hasattr(interpreter, "_LangPatchScope"):
-        return  # an older Triton, which patches in another way
+        return
     patch = interpreter._patch_lang
-    patched = {}  # during a launch: its scope by the modules that are patched
+    # During a launch, this holds the scope of the patch by the modules that it patches.
+    patched = {}
 
     def patch_once(function):
         seen = function.__globals__.values()

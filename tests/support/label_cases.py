@@ -1,5 +1,6 @@
-"""The losses with several positives and the decoupled losses as rows of the
-test matrix (cases.py).
+"""These rows of the test matrix (cases.py) are losses with several positives.
+
+The decoupled losses are here, too.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import torch
 from oracles import labels as label_oracle
 
 above_the_kernels = pytest.mark.interpreter(backend=(), any_backend=())
-"""The kernels are those of the tests that the interpreter runs."""
+"""The interpreter skips these tests, because others that it runs use the same kernels."""
 
 
 def draw(device, views=0, n=11, d=5, dtype=torch.float64, seed=0):
-    """Leaf features ``[n, d]``, or ``[n, views, d]``."""
+    """Draw leaf features ``[n, d]``, or ``[n, views, d]``."""
     generator = torch.Generator().manual_seed(seed)
     shape = (n, views, d) if views else (n, d)
     return (
@@ -24,7 +25,10 @@ def draw(device, views=0, n=11, d=5, dtype=torch.float64, seed=0):
 
 
 def labels(n) -> torch.Tensor:
-    """Classes of four, three, two and one samples in turn, with negative and falling names."""
+    """Return classes of four, three, two and one samples in turn.
+
+    Their names fall and become negative.
+    """
     index = torch.arange(n)
     within = index % 10
     return (
@@ -33,14 +37,18 @@ def labels(n) -> torch.Tensor:
 
 
 def positive_weights(n) -> torch.Tensor:
-    """Eighths up to a half, not symmetric, more than half of them 0."""
+    """Return a matrix of eighths up to a half.
+
+    It is not symmetric, and more than half of it is 0.
+    """
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     return ((3 * i + 5 * j + i * j) % 11 - 6).clamp_min(0) / 8
 
 
 def features(views: int = 0):
-    """A standard normal centre for every class, `spread` standard deviations around it; `views` of
-    each sample (0: no such dimension).
+    """Draw `views` of each sample around the standard normal centre of its class.
+
+    They are `spread` standard deviations from the centre. With 0 views there is no such dimension.
     """
 
     def inputs(n, d, spread, t, generator):
@@ -64,7 +72,7 @@ def _by_weight(n):
 
 
 def losses(two_views) -> list[dict]:
-    """Arguments of cases.Case; `two_views` draws z1, z2 and the temperature."""
+    """Return arguments of cases.Case. `two_views` draws z1, z2 and the temperature."""
 
     def sup_con(name, views, constants, **options):
         return {

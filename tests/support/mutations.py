@@ -1,16 +1,19 @@
-"""The errors that the tests must notice, one by one: tests/mutations.py makes them."""
+"""The tests must notice these errors. tests/mutations.py makes them one by one."""
 
 from typing import NamedTuple
 
 
 class Mutation(NamedTuple):
-    """One error, and the tests that should fail by it."""
+    """A mutation is one error, with the tests that should fail by it."""
 
     meaning: str
-    place: str  # a file, or a folder of which exactly one file holds the text
-    text: str  # occurs exactly once there
+    # This is a file, or a folder of which exactly one file holds the text.
+    place: str
+    # The text occurs exactly once there.
+    text: str
     instead: str
-    tests: str  # arguments of pytest
+    # These are arguments of pytest.
+    tests: str
 
 
 PANELS = "fused_contrastive/backends/panels"
@@ -21,7 +24,7 @@ CUDA = "tests/backends/test_cuda_similarity.py"
 TRITON = "tests/backends/test_triton_similarity.py"
 
 MUTATIONS = (
-    # Panels: the similarity family.
+    # These are errors of the similarity family on panels.
     Mutation(
         "The gradient of the rows misses the factor 1/2 where both directions are averaged.",
         PANELS,
@@ -106,7 +109,7 @@ MUTATIONS = (
         "self.total[place]",
         "tests/losses/test_scale.py -k test_panels_of_any_size",
     ),
-    # Panels: the other families.
+    # These are errors of the other families on panels.
     Mutation(
         "The weights of the sigmoid family forget the upstream gradient.",
         PANELS,
@@ -142,7 +145,7 @@ MUTATIONS = (
         "pass",
         f"{FORCE} -k 'test_drift_field and panels'",
     ),
-    # Autograd and the losses.
+    # These are errors of autograd and of the losses.
     Mutation(
         "The backward pass forgets the upstream gradient of the paired loss.",
         "fused_contrastive/autograd",
@@ -192,7 +195,7 @@ MUTATIONS = (
         "loss",
         "tests/test_integrations.py -k supcontrast",
     ),
-    # Triton.
+    # These are errors of the Triton kernels.
     Mutation(
         "A row is compared with itself where a tile crosses the diagonal.",
         "triton_kernels",
@@ -235,7 +238,7 @@ MUTATIONS = (
         "other_total",
         "tests/backends/test_triton_force.py -k test_forward",
     ),
-    # The CPU extension.
+    # These are errors of the CPU extension.
     Mutation(
         "The pair of a row with itself is looked for one column too far.",
         "csrc/cpu/tile.h",
@@ -264,7 +267,7 @@ MUTATIONS = (
         "",
         f"{GRADIENTS} -k 'test_primitive and cpu and bias'",
     ),
-    # The CUDA kernels, by the host shim.
+    # These are errors of the CUDA kernels, which the host shim runs.
     Mutation(
         "The loss of both directions is their sum, not their mean.",
         "csrc/cuda",

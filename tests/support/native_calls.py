@@ -1,6 +1,6 @@
-"""Calls of the native CPU kernels and their dense float64 oracle, from the contract in ops.py.
+"""These are calls of the native CPU kernels, and their dense float64 oracle.
 
-Gradients by autograd.
+The oracle follows the contract in ops.py. Its gradients come from autograd.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, to
 
 @dataclass(frozen=True)
 class Call:
-    """One call of both ops: sizes, candidates, options; N=None is one set."""
+    """This is one call of both ops: sizes, candidates and options. N=None means one set."""
 
     M: int = 40
     N: int | None = None
@@ -43,7 +43,7 @@ class Call:
 
     @functools.cached_property
     def inputs(self):
-        """a, b, scale, bias, key_a, key_b."""
+        """Draw a, b, scale, bias, key_a and key_b."""
         generator = torch.Generator().manual_seed(self.seed)
         accumulate = torch.float64 if self.dtype == torch.float64 else torch.float32
         columns = self.M if self.N is None else self.N
@@ -119,9 +119,9 @@ def softplus(x):
 
 
 def dense(call: Call, a, b, scale, bias, key_a, key_b):
-    """The contract's quantities, dense and in float64, of tensors that may require gradients.
+    """Return the contract's quantities by name, dense and in float64.
 
-    A dict by name.
+    The tensors may require gradients.
     """
     x, y = a.double(), (a if b is None else b).double()
 
@@ -133,7 +133,8 @@ def dense(call: Call, a, b, scale, bias, key_a, key_b):
             if call.dtype != torch.float64
             else x.detach()
         )
-        return x + (rounded - x.detach()).nan_to_num()  # straight through, as the kernels do
+        # The gradient passes straight through the rounding, as it does in the kernels.
+        return x + (rounded - x.detach()).nan_to_num()
 
     x, y = prepare(x), prepare(y)
     M, N = x.shape[1], y.shape[1]
@@ -168,7 +169,8 @@ def dense(call: Call, a, b, scale, bias, key_a, key_b):
         loss = softplus(out["rows"] - out["pos"])
         if call.columns:
             loss = 0.5 * (loss + softplus(out["cols"][:, partner] - out["pos"]))
-        out["loss"] = loss + 0 * out["pos"]  # NaN where it is infinite
+        # The loss is NaN where the positive is infinite.
+        out["loss"] = loss + 0 * out["pos"]
     if call.weighted:
         weights = torch.exp(
             masked - out["rows"].masked_fill(out["rows"] == -math.inf, 0.0).unsqueeze(2)
@@ -193,7 +195,7 @@ NAMES = (
 
 
 def oracle_gradients(call: Call):
-    """Gradients of the oracle for the call's upstream gradients: a, b, scale, bias."""
+    """Return the oracle's gradients of a, b, scale and bias for the call's upstream gradients."""
     leaves = [
         x.detach().double().requires_grad_() if x is not None and x.is_floating_point() else x
         for x in call.inputs
@@ -214,8 +216,9 @@ def oracle_gradients(call: Call):
 
 
 def assert_close(name, got, want, tolerance):
-    """Equal infinities and an error of at most `tolerance` relative to the largest finite entry (at
-    least to 1).
+    """Assert equal infinities and an error of at most `tolerance`.
+
+    The error is relative to the largest finite entry, but at least to 1.
     """
     assert got.shape == want.shape, name
     infinite = torch.isinf(want)
@@ -228,9 +231,9 @@ def assert_close(name, got, want, tolerance):
 
 
 def assert_rounded(name, lse):
-    """A log-sum-exp in two parts.
+    """Assert that the second part of a log-sum-exp is a rounding error of the first.
 
-    The second is no more than what rounding to the first can lose.
+    It is no more than what rounding to the first part can lose.
     """
     rounded, lost = lse.double()
     assert (
@@ -283,7 +286,7 @@ def isa(request):
 
 @pytest.fixture
 def poisoned():
-    """Uninitialised memory, the kernels' workspaces included, is NaN."""
+    """Fill uninitialised memory, the kernels' workspaces included, with NaN."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""Calls of the losses with options on small inputs."""
+"""These are calls of the losses with options on small inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def call(name, first, second, backend=None, **options):
 
 
 def pair(n=9, d=5, device="cpu", dtype=torch.float64, seed=0):
-    """Two leaf tensors, correlated."""
+    """Draw two leaf tensors that are correlated."""
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.randn(n, d, generator=generator, dtype=torch.float64) for _ in range(2))
     return [x.to(device, dtype).requires_grad_() for x in (first, first + second)]

@@ -1,4 +1,4 @@
-"""Losses with options as rows of the test matrix (cases.py)."""
+"""These rows of the test matrix (cases.py) are losses with options."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from oracles import options as options_oracle
 
 
 def vectors(inputs, weights=None, bias=None):
-    """`inputs` with differentiable weights in (0.5, 1.5) and biases around 0, of the shapes these
-    give for n rows.
+    """Add differentiable weights in (0.5, 1.5) and biases around 0 to `inputs`.
+
+    `weights` and `bias` give their shapes for n rows.
     """
 
     def drawn(n, d, spread, t, generator):
@@ -27,7 +28,7 @@ def vectors(inputs, weights=None, bias=None):
 
 
 def keys(shape):
-    """Integer keys of the given shape for n rows, some of them equal."""
+    """Draw integer keys of the given shape for n rows, some of them equal."""
 
     def drawn(n):
         place = torch.arange(math.prod(shape(n))).reshape(shape(n))
@@ -37,7 +38,7 @@ def keys(shape):
 
 
 def negatives(inputs, count, shared=False):
-    """`inputs` with differentiable negatives: `count` of each row, or for all of them."""
+    """Add differentiable negatives to `inputs`: `count` for each row, or for all rows together."""
 
     def drawn(n, d, spread, t, generator):
         shape = (count, d) if shared else (n, count, d)
@@ -50,7 +51,7 @@ def negatives(inputs, count, shared=False):
 
 
 def teacher(n):
-    """Features of another width for both sets, exact in every dtype, and their scale."""
+    """Return features of another width for both sets, exact in every dtype, and their scale."""
     place = torch.arange(5 * n).reshape(n, 5)
     first = (place * place + 3 * place) % 11 - 5
     second = first + (place * place + place) % 7 - 3
@@ -78,8 +79,9 @@ ALL_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc"
 
 
 def option_cases(two_views):
-    """Arguments of `Case`: ``(standard, more)``, those for the whole matrix and those for
-    test_options.py.
+    """Return arguments of `Case` as ``(standard, more)``.
+
+    The first are for the whole matrix, and the second for test_options.py.
     """
     views, nce = two_views("z1", "z2"), two_views("query", "positive_key")
     clip = two_views("image_features", "text_features", "logit_scale", unit=True)

@@ -1,4 +1,4 @@
-"""Several processes on this machine, joined by gloo."""
+"""This runs several processes on this machine, joined by gloo."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _worker(rank, world, folder, function, arguments):
 
 
 def on_ranks(world: int, function, *arguments) -> list:
-    """What ``function(rank, world, *arguments)`` returns on each rank.
+    """Return what ``function(rank, world, *arguments)`` returns on each rank.
 
     The function must belong to a module, so that another process finds it.
     """

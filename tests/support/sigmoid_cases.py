@@ -1,5 +1,6 @@
-"""Uses of `sigmoid_sum` with their float64 oracle: explicit formulas in NumPy, nothing here from
-the package.
+"""These are uses of `sigmoid_sum` with their float64 oracle.
+
+The oracle has explicit formulas in NumPy. Nothing of it comes from the package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fused_contrastive.problem import NO_SELF
 
 @dataclass(frozen=True)
 class Use:
-    """One use: candidates, sign, positive, one or two sets, with a bias of the rows, groups."""
+    """A use has candidates, a sign, a positive, one or two sets, a bias of the rows, and groups."""
 
     kind: str = "all"
     one_set: bool = False
@@ -43,7 +44,7 @@ class Use:
     def draw(
         self, m, n, d, dtype=torch.float64, device="cpu", seed=0, scale=0.7, center=-1.0
     ) -> dict:
-        """Leaf tensors by argument name, and the keys (integers)."""
+        """Return leaf tensors by argument name, and the keys, which are integers."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape):
@@ -68,7 +69,7 @@ class Use:
         return max(1, m // 2)
 
     def apply(self, named: dict, backend: str, **more):
-        """The result of `sigmoid_sum`; backend "eager" is the dense form."""
+        """Return the result of `sigmoid_sum`. The backend "eager" is the dense form."""
         operands = {"b": None} | named
         offset = self.offset if self.offset is not None else 0 if self.one_set else NO_SELF
         if self.kind == "not_pair" and self.offset is None:
@@ -86,7 +87,7 @@ class Use:
         )
 
     def truth(self, named: dict, g):
-        """The oracle's ``(rows, pos, row_max, gradients by name)``, group by group."""
+        """Return the oracle's ``(rows, pos, row_max, gradients by name)``, group by group."""
         arrays = {name: oracle.array(x) for name, x in named.items() if not name.startswith("key")}
         a, b, g = arrays["a"], arrays.get("b"), oracle.array(g)
         m = a.shape[-2]
@@ -129,12 +130,12 @@ class Use:
 
 
 def softplus(x):
-    """``log(1 + e^x)`` without overflow or cancellation."""
+    """Return ``log(1 + e^x)`` without overflow or cancellation."""
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
 
 
 def logistic(x):
-    """``1 / (1 + e^-x)``, accurate relative to itself on both sides."""
+    """Return ``1 / (1 + e^-x)``, accurate relative to itself on both sides."""
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, e) / (1 + e)
 
@@ -143,7 +144,10 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-2, to
 
 
 def run(use: Use, named: dict, backend: str) -> dict:
-    """Rows, maxima and gradients by name, on the CPU; upstream gradients from 0.5 to 2."""
+    """Return rows, maxima and gradients by name, on the CPU.
+
+    The upstream gradients go from 0.5 to 2.
+    """
     leaves = {k: x.detach().requires_grad_(x.is_floating_point()) for k, x in named.items()}
     out = use.apply(leaves, backend, extrema=True)
     weights = torch.linspace(
@@ -158,7 +162,7 @@ def run(use: Use, named: dict, backend: str) -> dict:
 def check(
     use: Use, backend: str, m, n, d, dtype=torch.float64, device="cpu", tolerance=None, **drawn
 ) -> dict:
-    """`run` against the dense form in float64."""
+    """Compare `run` with the dense form in float64."""
     if use.positive >= 0 and not use.one_set:
         n = max(n, m)
     named = use.draw(m, n, d, dtype, **drawn)
@@ -168,16 +172,16 @@ def check(
         run(use, wide, "eager"),
     )
     for name, x in expected.items():
-        error = (found[name].double() - x).norm() / x.norm().clamp_min(
-            1.0
-        )  # gradients of order 1 may cancel to 0
+        # Gradients of order 1 may cancel to 0, so the error is relative to at least 1.
+        error = (found[name].double() - x).norm() / x.norm().clamp_min(1.0)
         assert error <= (tolerance or TOLERANCE[dtype]), (name, m, n, d, dtype, error)
     return found
 
 
 def siglip(image_features, text_features, logit_scale, logit_bias, g, keys=None, weights=None):
-    """``(loss [N], gradients by argument name)``: the double loop over images and texts, each pair
-    a logistic regression.
+    """Return ``(loss [N], gradients by argument name)`` of the SigLIP loss.
+
+    A double loop goes over images and texts. Each pair is a logistic regression.
     """
     image, text = oracle.array(image_features), oracle.array(text_features)
     scale, bias = float(oracle.array(logit_scale)), float(oracle.array(logit_bias))

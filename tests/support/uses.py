@@ -1,4 +1,4 @@
-"""Every use of the primitive once, with its inputs and its oracle; errors against oracles."""
+"""Every use of the primitive is here once, with its inputs, its oracle and its errors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from support.yardstick import positive_weights, relative_error
 
 @dataclass(frozen=True)
 class Use:
-    """One use of `similarity_logsumexp`: candidate kind, one or two sets, offsets, bias, both
-    directions, groups.
+    """This is one use of `similarity_logsumexp`.
+
+    It has a kind of candidates, one or two sets, an offset, a bias, one or both directions, and
+    groups.
     """
 
     kind: str
@@ -42,7 +44,7 @@ class Use:
         )
 
     def draw(self, m, n, d, dtype=torch.float64, device="cpu", seed=0) -> dict:
-        """Leaf tensors by argument name, and the keys (integers)."""
+        """Return leaf tensors by argument name, and the keys, which are integers."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape):
@@ -73,7 +75,7 @@ class Use:
         }
 
     def apply(self, named: dict, backend: str):
-        """``(rows,)`` or ``(rows, cols)``."""
+        """Return ``(rows,)`` or ``(rows, cols)``."""
         function = (
             reference.similarity_logsumexp
             if backend == "reference"
@@ -84,7 +86,7 @@ class Use:
         return out if self.columns else (out,)
 
     def truth(self, named: dict, g_rows, g_cols=None):
-        """The oracle's ``(rows, cols, gradients by name)``, group by group."""
+        """Return the oracle's ``(rows, cols, gradients by name)``, group by group."""
         a = oracle.array(named["a"])
         b = None if self.one_set else oracle.array(named["b"])
         m, n = a.shape[-2], a.shape[-2] if b is None else b.shape[-2]
@@ -168,8 +170,9 @@ USES = tuple(
 
 @functools.lru_cache(maxsize=2048)
 def use_truth(use, m, n, d, dtype, seed):
-    """``(upstream gradients, rows, cols, gradients)`` of the oracle for one drawn use of the
-    primitive.
+    """Return ``(upstream gradients, rows, cols, gradients)`` of the oracle.
+
+    They belong to one drawn use of the primitive.
     """
     named = use.draw(m, n, d, dtype, seed=seed)
     upstream = [positive_weights(o.shape, seed) for o in use.apply(named, "reference")]
@@ -178,7 +181,10 @@ def use_truth(use, m, n, d, dtype, seed):
 
 @functools.lru_cache(maxsize=4096)
 def use_errors(use, backend, m, n, d, dtype, device, seed) -> dict[str, float]:
-    """Relative errors of rows, columns and every gradient; -inf must be where the oracle has it."""
+    """Return the relative errors of rows, columns and every gradient.
+
+    The value -inf must be where the oracle has it.
+    """
     upstream, rows, cols, grads = use_truth(use, m, n, d, dtype, seed)
     named = use.draw(m, n, d, dtype, device, seed)
     out = use.apply(named, backend)

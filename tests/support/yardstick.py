@@ -1,4 +1,4 @@
-"""Errors against an oracle, and how large they may be: no larger than those of eager."""
+"""Errors against an oracle may be no larger than those of eager."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from oracles import similarity as oracle
 
 
 def relative_error(x, truth) -> float:
-    """``|x - truth| / |truth|`` in the Euclidean norm over the whole tensor.
+    """Return ``|x - truth| / |truth|`` in the Euclidean norm over the whole tensor.
 
     A truth that underflows counts as the smallest float32.
     """
@@ -20,7 +20,7 @@ def relative_error(x, truth) -> float:
 
 
 def positive_weights(shape, seed) -> torch.Tensor:
-    """Random upstream gradients in [0.5, 1.5], exact in every dtype."""
+    """Draw random upstream gradients in [0.5, 1.5] that are exact in every dtype."""
     return (
         torch.randint(4, 13, shape, generator=torch.Generator().manual_seed(seed + 1)).double() / 8
     )
@@ -29,14 +29,19 @@ def positive_weights(shape, seed) -> torch.Tensor:
 def assert_within_yardstick(
     ours: list[dict], eager: list[dict], dtype: torch.dtype, logit: float = 0.0
 ):
-    """The median over the seeds is at most eager's, or 4 ulp.
+    """Assert that our errors are typically no larger than those of eager.
 
-    Or seed by seed typically no more than 1.5 times eager's.
+    One of two conditions must hold. Either the median of our errors over the seeds is at most
+    eager's, or 4 ulp. Or the median over the seeds of the ratio of our error to eager's is at most
+    1.5.
 
-    (Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike: which
-    median is smaller is chance.) In float64 the oracle rounds too and is granted as much: 4 ulp, or
-    2 of its logits where these, of size `logit`, are extreme. Where eager is not finite, ours must
-    be.
+    Where the logits' rounding dominates, errors vary tenfold with the seed, for both alike. It is
+    then chance which median is smaller.
+
+    In float64 the oracle rounds too and is granted as much. That is 4 ulp, or 2 ulp of its logits
+    where these, of size `logit`, are extreme.
+
+    Where eager is not finite, ours must be.
     """
     ulps = max(8, 2 * logit) if dtype == torch.float64 else 4
     for name in ours[0]:
@@ -54,14 +59,17 @@ def assert_within_yardstick(
 
 SEEDS = range(5)
 MORE_SEEDS = range(9)
-"""Where single errors vary widely."""
+"""More seeds are needed where single errors vary widely."""
 
 
 def size(backend) -> tuple[int, int]:
-    """Rows and dimensions: ragged across the tile borders of every backend."""
+    """Return numbers of rows and dimensions that cross the tile borders of every backend.
+
+    The last tiles are not full.
+    """
     return (19, 20) if is_interpreted(backend) else (70, 40)
 
 
 def small_size(backend) -> tuple[int, int]:
-    """Where the numbers matter, not the tiles."""
+    """Return a smaller size, for tests where the numbers matter, not the tiles."""
     return (11, 16) if is_interpreted(backend) else (40, 24)
