@@ -161,7 +161,7 @@ def test_compiled(name, inside, device):
         found = compiled(*inputs.values())
     expected = loss_in_autocast(*inputs.values())
     tolerance = {}
-    # torch 2.11 traces operations as if they were inside autocast when they are not.
+    # torch 2.11 traces more operations inside autocast than are really inside it.
     if torch.__version__ < "2.12" and name in ("distill", "sup_con-weights"):
         tolerance = {"rtol": 2e-2, "atol": 1e-3}
     torch.testing.assert_close(found, expected, **tolerance)

@@ -26,7 +26,7 @@ def batches(D=4, sizes=BATCHES, device="cpu"):
 
 
 def lightly_rule(rows, ptr, batch):
-    """Writes a batch by the published rule: where the batch reaches the end, the tail is dropped."""
+    """Writes a batch by the published rule, which drops the tail where the batch reaches the end."""
     if ptr + len(batch) >= len(rows):
         rows[ptr:] = batch[: len(rows) - ptr]
         return 0
