@@ -26,7 +26,7 @@ def batches(D=4, sizes=BATCHES, device="cpu"):
 
 
 def lightly_rule(rows, ptr, batch):
-    """Writes a batch by the published rule, which drops the tail where the batch reaches the end."""
+    """Writes a batch by the published rule: a batch that reaches the end loses its tail."""
     if ptr + len(batch) >= len(rows):
         rows[ptr:] = batch[: len(rows) - ptr]
         return 0
