@@ -1,4 +1,4 @@
-"""What the packages of the integrations need before they are imported: `prepare()`."""
+"""`prepare()` does what the packages of the integrations need before they are imported."""
 
 from __future__ import annotations
 
