@@ -1,9 +1,9 @@
-"""``python -m bench.accuracy``: relative gradient error against float64 as training converges.
+"""``python -m bench.accuracy`` measures gradient errors against float64 as training converges.
 
 The loss is NT-Xent of two views that are 0.3 standard deviations apart. The lower the temperature,
-the closer the positive's probability is to 1. The results are medians over seeds of ``|g - g64| /
-|g64|``. Here g64 is the gradient of the dense loss in float64 on the same (rounded) inputs. The
-command writes one JSON into bench/results.
+the closer the positive's probability is to 1. The errors are relative: medians over seeds of
+``|g - g64| / |g64|``. Here g64 is the gradient of the dense loss in float64 on the same (rounded)
+inputs. The command writes one JSON into bench/results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""``python -m bench compare BASE HEAD``: are two revisions equally fast, and equal in their bits?
+"""``python -m bench compare BASE HEAD`` says whether two revisions are equally fast.
+
+It also says whether they compute the same bits.
 
 Both revisions (any name git knows, or ``.`` for the working tree) are built into folders of their
 own and measured in one run. There is one process for each. They take turns sample by sample (A B, B

@@ -172,7 +172,7 @@ def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
 
 
 def _order(row: dict) -> tuple:
-    """Sorts the largest size first, then the full pass first, then the slowest first."""
+    """Returns a sort key: the largest size first, then the full pass first, then the slowest first."""
     dtype, which = row["dtype"], row["pass"]
     return (
         row["loss"],

@@ -1,4 +1,4 @@
-"""SimCLR on scikit-learn's digits, once with the eager NT-Xent loss and once with the fused one.
+"""SimCLR learns scikit-learn's digits, once with the eager NT-Xent loss and once with the fused.
 
 SimCLR is from Chen et al. 2020, arXiv:2002.05709. 1797 real images of 8 x 8 pixels ship with
 scikit-learn, so that nothing is downloaded. Two copies of one network start from the same weights

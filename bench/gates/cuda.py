@@ -1,4 +1,4 @@
-"""The compile gate of the CUDA kernels: csrc/cuda compiled for GPUs that are not here.
+"""The compile gate of the CUDA kernels compiles csrc/cuda for GPUs that are not here.
 
 ``python -m bench.gates.cuda`` compiles every kernel and fails where one does not pass. A kernel
 must not spill, and it must contain the matrix and copy instructions that it is built on. Its

@@ -1,4 +1,4 @@
-"""The compile gate of the Triton kernels, compiled for GPUs that are not here.
+"""The compile gate of the Triton kernels compiles them for GPUs that are not here.
 
 ``python -m bench.gates.triton`` runs the backend's own launch code on tensors without storage. It
 takes the launches that this would make and compiles each for sm_80, sm_90, sm_100 and gfx942. It

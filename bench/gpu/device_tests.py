@@ -1,4 +1,4 @@
-"""A pytest plugin (``-p bench.gpu.device_tests``) that records the tests with device inputs.
+"""This pytest plugin (``-p bench.gpu.device_tests``) records the tests with device inputs.
 
 The tests of GPU kernels come first. A line is written when a test starts, before each kernel's
 first launch, and when a phase of the test ends. When a test kills its process, the first two kinds
