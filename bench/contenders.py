@@ -1,4 +1,4 @@
-"""The contenders of a row are the dense eager code, torch.compile of it, and every backend."""
+"""A row's contenders are the dense eager code, torch.compile of it, and the package's backends."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
 
 
 def _order(row: dict) -> tuple:
-    """Returns a sort key: the largest size first, then the full pass first, then the slowest first."""
+    """Returns a sort key: the largest size first, then the full pass, then the slowest row."""
     dtype, which = row["dtype"], row["pass"]
     return (
         row["loss"],
