@@ -2,10 +2,10 @@
 
 The environment variable FUSED_CONTRASTIVE_BUILD chooses what to build:
 
-- ``auto``, the default: the CPU kernels where torch and a C++ compiler are present.
-- ``cpu``: the CPU kernels must build.
-- ``cuda``: the CUDA kernels must build, too.
-- ``none``: nothing is built.
+- ``auto``, the default, builds the CPU kernels where torch and a C++ compiler are present.
+- ``cpu`` means that the CPU kernels must build.
+- ``cuda`` means that the CUDA kernels must build, too.
+- ``none`` builds nothing.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ def say(message):
 
 
 def compiler():
-    """The C++ compiler setuptools will call, or None."""
+    """Returns the C++ compiler setuptools will call, or None."""
     if os.name == "nt":
         return "cl"
     command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
@@ -48,7 +48,7 @@ def compiler():
 
 
 def decide():
-    """What to build, and whether a failure to build it is an error.
+    """Returns what to build, and whether a failure to build it is an error.
 
     What to build is "cuda" (which includes the CPU kernels), "cpu" or "none".
     """
@@ -88,7 +88,7 @@ def decide():
 
 
 def cuda_build():
-    """The module csrc/cuda/build.py, which the compile gate uses, too."""
+    """Returns the module csrc/cuda/build.py, which the compile gate uses, too."""
     spec = importlib.util.spec_from_file_location("fused_contrastive_cuda_build", CUDA / "build.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -96,13 +96,13 @@ def cuda_build():
 
 
 def supports(flags):
-    """Whether the compiler takes these flags."""
+    """Says whether the compiler takes these flags."""
     command = [compiler(), *flags, "-x", "c++", "-fsyntax-only", os.devnull]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def isas():
-    """The instruction sets that this compiler can target here.
+    """Returns the instruction sets that this compiler can target here.
 
     The library chooses among them at run time.
     """
@@ -114,9 +114,10 @@ def isas():
 
 
 class BuildKernels(build_ext):
-    """Compiles isa_kernels.cpp once for each instruction set and the other files against torch.
+    """This compiles the kernels.
 
-    All compilations run at once; then one library is linked.
+    isa_kernels.cpp is compiled once for each instruction set, and the other files against torch.
+    All compilations run at once. Then one library is linked.
     """
 
     def build_extension(self, extension):

@@ -50,19 +50,20 @@ OTHER_SIZES = {
 }
 QUICK_LOSSES = ["nt_xent", "contrastive_force"]
 LARGE_D = 256
-"""From this D on the default dtypes include bf16."""
+"""From this D on, the default dtypes include bf16."""
 COMPILED_FROM = 2048
-"""With --quick, torch.compile (10 s for each size) runs in fp32 from this N on, and its memory is
-not measured.
+"""With --quick, torch.compile runs in fp32 from this N on, because it takes 10 s for each size.
+
+Its memory is not measured then.
 """
 MEMORY_FROM = 2048
-"""Resident memory is measured from this N (or K) on. Below it would be noise."""
+"""Resident memory is measured from this N (or K) on. Below, it would be noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
 SUBCOMMANDS = {"compare": compare.main, "digest": digest.main}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
     p.add_argument(
         "--losses",
@@ -109,7 +110,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def groups(options: argparse.Namespace) -> list[rows.Group]:
-    """The groups that the options ask for. Raises ValueError naming an unknown choice."""
+    """Returns the groups that the options ask for.
+
+    Raises ValueError naming an unknown choice.
+    """
     device = torch.device(options.device)
     losses = _choices(
         "--losses", options.losses, LOSSES, QUICK_LOSSES if options.quick else list(LOSSES)
@@ -166,7 +170,7 @@ def _choices(option: str, given: str | None, known, default: list[str]) -> list[
 
 
 def default_stem(device: torch.device) -> str:
-    """``cpu-<model>-<date>`` or ``gpu-<model>-<date>``, as committed results are named."""
+    """Returns ``cpu-<model>-<date>`` or ``gpu-<model>-<date>``, as committed results are named."""
     kind, model = (
         ("gpu", torch.cuda.get_device_name())
         if device.type == "cuda"
@@ -176,7 +180,7 @@ def default_stem(device: torch.device) -> str:
 
 
 def run(options: argparse.Namespace, planned: list[rows.Group], stem: Path) -> dict:
-    """Measures every group, flushing the JSON after each; returns the result."""
+    """Measures every group, writes the JSON after each, and returns the result."""
     device = torch.device(options.device)
     passes = tuple(_choices("--passes", options.passes, PASSES, list(PASSES)))
     plan = rows.Plan(device, passes, memory=not options.no_memory, most=15 if options.quick else 40)
@@ -211,7 +215,7 @@ def run(options: argparse.Namespace, planned: list[rows.Group], stem: Path) -> d
 
 
 def headline(measured: list[dict]) -> str:
-    """Each contender's ratio to eager of the full pass."""
+    """Returns each contender's ratio to eager of the full pass."""
     full = [r for r in measured if r["pass"] == "full" and r["backend"] != "eager" and r["x_eager"]]
     return ", ".join(
         f"{r['backend']} {r['dtype']} {report.cell('x_eager', r['x_eager'])}x" for r in full

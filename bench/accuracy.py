@@ -1,8 +1,9 @@
-"""``python -m bench.accuracy``: relative gradient error against float64 as training converges.
+"""``python -m bench.accuracy`` measures gradient errors against float64 as training converges.
 
-NT-Xent of two views 0.3 standard deviations apart: the lower the temperature, the closer the
-positive's probability is to 1. Medians over seeds of ``|g - g64| / |g64|``, g64 the dense loss in
-float64 on the same (rounded) inputs. Writes one JSON into bench/results.
+The loss is NT-Xent of two views that are 0.3 standard deviations apart. The lower the temperature,
+the closer the positive's probability is to 1. The errors are relative: medians over seeds of
+``|g - g64| / |g64|``. Here g64 is the gradient of the dense loss in float64 on the same (rounded)
+inputs. The command writes one JSON into bench/results.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def gradient(loss, views, temperature: float, dtype: torch.dtype) -> torch.Tenso
 
 
 def errors(dtype: torch.dtype, temperature: float) -> dict[str, float]:
-    """Median relative gradient errors of the eager loss and of the default backend."""
+    """Returns median relative gradient errors of the eager loss and of the default backend."""
     found = {"eager": [], "fused": []}
     for seed in range(SEEDS):
         generator = torch.Generator().manual_seed(seed)

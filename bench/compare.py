@@ -1,10 +1,11 @@
-"""``python -m bench compare BASE HEAD``: are two revisions equally fast, and do they compute the
-same bits?
+"""``python -m bench compare BASE HEAD`` says whether two revisions are equally fast.
+
+It also says whether they compute the same bits.
 
 Both revisions (any name git knows, or ``.`` for the working tree) are built into folders of their
-own and measured in one run. Two processes, one for each, take turns sample by sample (A B, B A, A
-B, ...), so that whatever disturbs the machine meets both alike. The ratio HEAD / BASE is the
-result, not the times.
+own and measured in one run. There is one process for each. They take turns sample by sample (A B, B
+A, A B, ...), so that whatever disturbs the machine meets both alike. The result is the ratio HEAD /
+BASE, not the times.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from .source_tree import ROOT
 DEFAULT_LOSSES = "nt_xent,info_nce,clip"
 DEFAULT_SIZES = "64x128,256x128,8192x128"
 SHOWN = 40
-"""Differing cases printed; the file of ``--out`` holds them all."""
+"""At most so many differing cases are printed. The file of ``--out`` holds them all."""
 
 
 class Process:
-    """A worker process that measures one revision."""
+    """This worker process measures one revision."""
 
     def __init__(self, package: Path, threads: int):
         self.process = subprocess.Popen(
@@ -50,7 +51,7 @@ class Process:
             raise RuntimeError(f"the worker of {package} imported {file}")
 
     def ask(self, what: str, **arguments) -> dict:
-        """The answer to one request. Raises RuntimeError where the worker has died."""
+        """Returns the answer to one request. Raises RuntimeError where the worker has died."""
         self.process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -64,7 +65,7 @@ class Process:
 
 
 def rounds(base: Process, head: Process, repeats: int, number: int) -> tuple[list, list]:
-    """``number`` rounds of one sample of each, which of them goes first alternating."""
+    """Takes ``number`` rounds of one sample of each, where the one that goes first alternates."""
     samples = {base: [], head: []}
     for done in range(number):
         for process in (base, head) if done % 2 == 0 else (head, base):
@@ -74,8 +75,9 @@ def rounds(base: Process, head: Process, repeats: int, number: int) -> tuple[lis
 
 
 def row(place: dict, which: str, base: list, head: list) -> dict:
-    """One line of the result: medians in milliseconds, their ratio, the quartiles of the rounds'
-    ratios.
+    """Returns one line of the result.
+
+    It has medians in milliseconds, their ratio, and the quartiles of the rounds' ratios.
     """
     before, after = seconds_of(base, which), seconds_of(head, which)
     low, middle, high = quartiles([b / a for a, b in zip(before, after, strict=True)])
@@ -92,7 +94,10 @@ def row(place: dict, which: str, base: list, head: list) -> dict:
 
 
 def time_both(packages: list[Path], options: argparse.Namespace) -> list[dict]:
-    """The rows of every loss, size, dtype and pass; prints each as it is done."""
+    """Measures every loss, size, dtype and pass, and returns the rows.
+
+    Each row is printed as it is done.
+    """
     processes: list[Process] = []
     found = []
     try:
@@ -116,7 +121,7 @@ def time_both(packages: list[Path], options: argparse.Namespace) -> list[dict]:
 
 
 def text(rows: list[dict], heading: bool) -> str:
-    """The rows as aligned lines."""
+    """Returns the rows as aligned lines."""
     lines = []
     if heading:
         lines.append(
@@ -133,7 +138,7 @@ def text(rows: list[dict], heading: bool) -> str:
 
 
 def digests(packages: list[Path], match: str) -> list[dict[str, str]]:
-    """The table of `bench.digest` of each package; both are made at the same time."""
+    """Returns the table of `bench.digest` of each package. Both are made at the same time."""
     with tempfile.TemporaryDirectory() as name:
         files = [Path(name) / f"{k}.json" for k in range(len(packages))]
         running = [
@@ -149,7 +154,7 @@ def digests(packages: list[Path], match: str) -> list[dict[str, str]]:
 
 
 def compare_digests(packages: list[Path], match: str) -> dict:
-    """How many cases there are and which of them differ; prints both."""
+    """Returns how many cases there are and which of them differ, and prints both."""
     base, head = digests(packages, match)
     lines = differing(base, head)
     cases = len(base.keys() | head.keys())
@@ -162,7 +167,7 @@ def compare_digests(packages: list[Path], match: str) -> dict:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line. Exits with a message that names an unknown choice."""
+    """Reads the command line. Exits with a message that names an unknown choice."""
     p = argparse.ArgumentParser(prog="python -m bench compare", description=__doc__)
     p.add_argument("base", help="a revision, or . for the working tree")
     p.add_argument("head", help="a revision, or . for the working tree")
@@ -194,7 +199,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 where results differ."""
+    """Compares the revisions. Returns 1 where results differ."""
     options = parse(arguments)
     built = [build(revision) for revision in (options.base, options.head)]
     packages = [folder for _, folder in built]

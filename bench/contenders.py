@@ -1,6 +1,4 @@
-"""The contenders of a row: the dense eager code, torch.compile of it, and every backend of the
-package.
-"""
+"""A row's contenders are the dense eager code, torch.compile of it, and the package's backends."""
 
 from __future__ import annotations
 
@@ -16,21 +14,24 @@ from .losses import DTYPES, LOSSES, Size
 
 BASELINES = ("eager", "compile")
 KNOWN = tuple(name for name in dispatch.NAMES if name != "eager")
-"""The package's streaming backends."""
+"""These are the package's streaming backends."""
 
 
 def names(device: torch.device) -> list[str]:
-    """Contenders that can run on `device`: the baselines, then the available backends."""
+    """Returns the contenders that can run on `device`.
+
+    The baselines come first, then the available backends.
+    """
     return [*BASELINES, *(name for name in KNOWN if refusal(name, device, "fp32") is None)]
 
 
 def default(device: torch.device) -> str:
-    """The backend that serves this device when none is named."""
+    """Returns the backend that serves this device when none is named."""
     return dispatch.select(None, device, torch.float32)
 
 
 def refusal(name: str, device: torch.device, dtype: str) -> str | None:
-    """Why contender `name` cannot run here, or None."""
+    """Returns why contender `name` cannot run here, or None."""
     if dtype == "tf32" and device.type != "cuda":
         return "tf32 needs a CUDA device"
     if name in BASELINES:
@@ -39,9 +40,9 @@ def refusal(name: str, device: torch.device, dtype: str) -> str | None:
 
 
 def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
-    """Why the dense form would exhaust this machine's main memory, or None.
+    """Returns why the dense form would exhaust this machine's main memory, or None.
 
-    It was measured to hold four matrices at once.
+    The dense form was measured to hold four matrices at once.
     """
     if name not in BASELINES:
         return None
@@ -54,7 +55,10 @@ def too_large(loss: str, name: str, size: Size, dtype: str) -> str | None:
 
 
 def available_bytes() -> int | None:
-    """Main memory that can be had without swapping, or None where the system does not say."""
+    """Returns the main memory that can be had without swapping.
+
+    The result is None where the system does not say.
+    """
     path = Path("/proc/meminfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next(
@@ -63,7 +67,7 @@ def available_bytes() -> int | None:
 
 
 def function(loss: str, name: str) -> Callable:
-    """The loss as contender `name` computes it.
+    """Returns the loss as contender `name` computes it.
 
     "compile" is compiled for static shapes at its first call.
     """

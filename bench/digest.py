@@ -1,9 +1,8 @@
-"""``python -m bench digest``: SHA-256 digests of the losses and of all their gradients, as a table
-of cases.
+"""``python -m bench digest`` prints SHA-256 digests of the losses and of all their gradients.
 
-Two revisions whose tables agree compute the same bits. The table is for one machine and one torch:
-other instruction sets and other libraries round differently. ``python -m bench compare`` makes the
-table of two revisions and lists the cases that differ.
+They form a table of cases. Two revisions whose tables agree compute the same bits. The table is for
+one machine and one torch, because other instruction sets and other libraries round differently.
+``python -m bench compare`` makes the table of two revisions and lists the cases that differ.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from .digest_inputs import Draw
 
 BACKENDS = ("cpu", "panels", "eager")
 PARALLEL = ("cpu",)
-"""Backends that also run with two threads, where each has a way of its own to divide the work."""
+"""These backends also run with two threads. Each divides the work in its own way."""
 
 
 def tensors(value) -> list[torch.Tensor]:
-    """The tensors of an output, of nested tuples and dicts (by sorted key)."""
+    """Returns the tensors of an output, of nested tuples and dicts (by sorted key)."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -38,7 +37,10 @@ def tensors(value) -> list[torch.Tensor]:
 
 
 def digest(values: list[torch.Tensor | None]) -> str:
-    """Hash of dtypes, shapes and bits; None is an absent gradient. Every NaN counts as the same."""
+    """Hashes dtypes, shapes and bits.
+
+    None stands for an absent gradient. Every NaN counts as the same.
+    """
     found = hashlib.sha256()
     for value in values:
         if value is None:
@@ -54,7 +56,10 @@ def digest(values: list[torch.Tensor | None]) -> str:
 
 
 def compute(case: Case) -> list[torch.Tensor | None]:
-    """The outputs of a case, and the gradients of a random weighted sum of those that have one."""
+    """Returns the outputs of a case and the gradients.
+
+    The gradients are those of a random weighted sum of the outputs that have one.
+    """
     draw = Draw(zlib.crc32(f"{case.inputs.__name__} {case.size}".encode()), case.size, case.dtype)
     inputs = case.inputs(draw)
     options = {
@@ -79,7 +84,7 @@ def compute(case: Case) -> list[torch.Tensor | None]:
 
 
 def outcome(case: Case) -> str:
-    """The digest of a case, or the error it raises, whose text must not change either."""
+    """Returns the digest of a case, or the error it raises, whose text must not change either."""
     try:
         return digest(compute(case))
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
@@ -87,7 +92,10 @@ def outcome(case: Case) -> str:
 
 
 def table(match: str = "", backends: tuple[str, ...] = BACKENDS) -> dict[str, str]:
-    """``{case: digest}`` of the cases whose names contain `match`, with one thread and with two."""
+    """Returns ``{case: digest}`` of the cases whose names contain `match`.
+
+    The cases run with one thread and with two.
+    """
     found = {}
     parallel = tuple(name for name in backends if name in PARALLEL)
     for threads, served in ((1, backends), (2, parallel)):
@@ -99,7 +107,7 @@ def table(match: str = "", backends: tuple[str, ...] = BACKENDS) -> dict[str, st
 
 
 def differing(base: dict[str, str], head: dict[str, str]) -> list[str]:
-    """One line per case that is not in both tables with the same digest."""
+    """Returns one line per case that is not in both tables with the same digest."""
     lines = []
     for name in sorted(base.keys() | head.keys()):
         before, after = base.get(name, "absent"), head.get(name, "absent")

@@ -1,4 +1,4 @@
-"""The cases of ``python -m bench digest``: every loss with its options, by public names only.
+"""The cases of ``python -m bench digest`` are every loss with its options, by public names only.
 
 The list knows nothing of the tests and nothing of the package's inside. So it runs unchanged on any
 revision that has the public functions.
@@ -56,7 +56,10 @@ from .digest_inputs import (
 
 
 class Loss(NamedTuple):
-    """A function, its inputs, and the options to try; the first options are the plain ones."""
+    """A loss has a function, its inputs, and the options to try.
+
+    The first options are the plain ones.
+    """
 
     call: Callable
     inputs: Callable[[Draw], list]
@@ -264,7 +267,7 @@ MORE_DTYPES = {**DTYPES, "fp16": torch.float16}
 
 
 class Case(NamedTuple):
-    """One call: ``call(*inputs(draw), **options)`` with the values of the options drawn, too.
+    """A case is one call: ``call(*inputs(draw), **options)``, with values of options drawn, too.
 
     With `second` the gradients are differentiated once more.
     """
@@ -279,7 +282,7 @@ class Case(NamedTuple):
 
 
 def written(options: dict) -> str:
-    """The options of a case as part of its name."""
+    """Returns the options of a case as part of its name."""
     parts = (
         f"{name}={getattr(value, '__name__', value)}" for name, value in sorted(options.items())
     )
@@ -287,7 +290,7 @@ def written(options: dict) -> str:
 
 
 def cases(backends: tuple[str, ...]) -> Iterator[Case]:
-    """Every case, in a fixed order."""
+    """Yields every case, in a fixed order."""
     for label, loss in LOSSES.items():
         for place, options in enumerate(loss.options):
             plain = place == 0
@@ -313,7 +316,7 @@ def cases(backends: tuple[str, ...]) -> Iterator[Case]:
 
 
 class Module:
-    """A module as a function of its inputs, which shows its parameters to the digest."""
+    """This wraps a module as a function of its inputs and shows its parameters to the digest."""
 
     def __init__(self, build: Callable):
         self.build = build

@@ -1,4 +1,4 @@
-"""The inputs of the cases of ``python -m bench digest``, drawn from generators of fixed seeds."""
+"""The inputs of the cases of ``python -m bench digest`` come from generators of fixed seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import torch
 
 
 class Size(NamedTuple):
-    """``B`` rows of each set, ``D`` dimensions, ``K`` groups, queued keys or hard negatives."""
+    """A size is ``B`` rows of each set, ``D`` dimensions, and ``K``.
+
+    ``K`` counts groups, queued keys or hard negatives.
+    """
 
     B: int
     D: int
@@ -20,11 +23,11 @@ class Size(NamedTuple):
 
 RAGGED, EVEN, ONE = Size(37, 19, 3), Size(64, 32, 5), Size(1, 5, 2)
 LARGE = Size(611, 70, 2)
-"""Several tiles and panels in each direction, all of them with a remainder."""
+"""This size has several tiles and panels in each direction, all of them with a remainder."""
 
 
 class Draw:
-    """Random inputs of one case, all from one generator of a fixed seed."""
+    """This draws the random inputs of one case, all from one generator of a fixed seed."""
 
     def __init__(self, seed: int, size: Size, dtype: torch.dtype):
         self.generator = torch.Generator().manual_seed(seed)
@@ -34,14 +37,14 @@ class Draw:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def embeddings(self, *shape: int) -> torch.Tensor:
-        """An input that gets a gradient."""
+        """Draws an input that gets a gradient."""
         return self.normal(*shape).to(self.dtype).requires_grad_()
 
     def constants(self, *shape: int) -> torch.Tensor:
         return self.normal(*shape).to(self.dtype)
 
     def near(self, other: torch.Tensor) -> torch.Tensor:
-        """An input that gets a gradient, close to `other`."""
+        """Draws an input that gets a gradient and is close to `other`."""
         near = other.detach().double() + 0.5 * self.normal(*other.shape)
         return near.to(self.dtype).requires_grad_()
 
@@ -49,7 +52,7 @@ class Draw:
         return torch.randint(0, 9, shape, generator=self.generator)
 
     def weights(self, *shape: int) -> torch.Tensor:
-        """Positive numbers, some of them 0."""
+        """Draws numbers that are positive, except for some that are 0."""
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         return torch.where(drawn < 0.2, 0.0, drawn).to(self.working)
 
@@ -57,7 +60,7 @@ class Draw:
         return self.normal(*shape).to(self.working).requires_grad_()
 
     def number(self, value: float) -> torch.Tensor:
-        """A 0-d tensor that gets a gradient."""
+        """Returns a 0-d tensor that gets a gradient."""
         return torch.tensor(value, dtype=self.working, requires_grad=True)
 
     @property
@@ -75,13 +78,13 @@ def one(draw: Draw) -> list[torch.Tensor]:
 
 
 def steps(draw: Draw) -> list[torch.Tensor]:
-    """``[K, B, D]`` twice."""
+    """Draws ``[K, B, D]`` twice."""
     first = draw.embeddings(draw.size.K, draw.size.B, draw.size.D)
     return [first, draw.near(first)]
 
 
 def points(draw: Draw) -> list[torch.Tensor]:
-    """Two sets of points with the same groups and different numbers of points."""
+    """Draws two sets of points with the same groups and different numbers of points."""
     B, D, K = draw.size
     return [draw.embeddings(K, B + 2, D), draw.embeddings(K, B, D)]
 
@@ -126,12 +129,12 @@ def three_views(draw: Draw) -> list[torch.Tensor]:
 
 
 def strided(draw: Draw) -> list[torch.Tensor]:
-    """Two sets that are neither contiguous nor of unit stride."""
+    """Draws two sets that are neither contiguous nor of unit stride."""
     B, D, _ = draw.size
     return [draw.embeddings(D, B).T, draw.embeddings(B, 2 * D)[:, ::2]]
 
 
-# Values of options that are drawn for each case.
+# The functions from here on draw values of options for each case.
 def keys(draw: Draw) -> torch.Tensor:
     return draw.keys(draw.size.B)
 

@@ -1,4 +1,7 @@
-"""Where a result was measured: hardware, versions, commit and source hashes."""
+"""This module describes where a result was measured.
+
+The description has the hardware, versions, commit and source hashes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ NATIVE_SOURCES = "csrc/cpu"
 
 
 def describe(device: torch.device) -> dict:
-    """Everything a reader needs to judge or repeat a result."""
+    """Returns everything a reader needs to judge or repeat a result."""
     described = {
         "cpu": cpu_model(),
         "cores": os.cpu_count(),
@@ -64,7 +67,7 @@ def cpu_model() -> str:
 
 
 def without_paths(text: str) -> str:
-    """`text` with absolute paths cut to their last part.
+    """Returns `text` with absolute paths cut to their last part.
 
     Results are committed, and the folders of machines should not be.
     """
@@ -72,12 +75,12 @@ def without_paths(text: str) -> str:
 
 
 def command_line(module: str) -> str:
-    """The command that started this process, without the option that says where it writes."""
+    """Returns the command that started this process, without the option for where it writes."""
     return re.sub(r" --out[ =]\S+", "", " ".join([f"python -m {module}", *sys.argv[1:]]))
 
 
 def slug(model: str) -> str:
-    """A device name as part of a file name."""
+    """Returns a device name as part of a file name."""
     plain = re.sub(r"\((r|tm)\)|nvidia|corporation|@.*", "", model.lower())
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
@@ -90,7 +93,10 @@ def version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The checkout's commit, or None outside git. "+changes" follows where tracked files differ."""
+    """Returns the checkout's commit, or None outside git.
+
+    "+changes" follows where tracked files differ.
+    """
     try:
         head = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD")
         return head + (
@@ -116,7 +122,7 @@ def _output(*command: str) -> str:
 
 
 def digest(folders: tuple[str, ...], more: str = "") -> str:
-    """Hash of the sources in these folders of the checkout, at any depth, and of `more`."""
+    """Hashes the sources in these folders of the checkout, at any depth, and `more`."""
     found = hashlib.sha256(more.encode())
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*")):
@@ -126,7 +132,7 @@ def digest(folders: tuple[str, ...], more: str = "") -> str:
 
 
 def native_hashes() -> dict[str, str]:
-    """Hash of every CPU kernel source."""
+    """Returns the hash of every CPU kernel source."""
     files = sorted(
         path for path in (ROOT / NATIVE_SOURCES).rglob("*") if path.suffix in (".cpp", ".h")
     )
@@ -137,7 +143,7 @@ def native_hashes() -> dict[str, str]:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """The source hash of every Triton and CUDA kernel.
+    """Returns the source hash of every Triton and CUDA kernel.
 
     This needs neither a GPU nor Triton, as the files are loaded on their own.
     """
@@ -154,7 +160,7 @@ def kernel_hashes() -> dict[str, str]:
 
 
 def ptxas(capability: int) -> dict | None:
-    """Path and version of the assembler that Triton uses for this GPU.
+    """Returns path and version of the assembler that Triton uses for this GPU.
 
     Triton itself honours ``TRITON_PTXAS_PATH``.
     """
@@ -169,9 +175,9 @@ def ptxas(capability: int) -> dict | None:
 
 
 def ptxas_warning(capability: int, release: str | None) -> str | None:
-    """A warning where this ptxas may compile register operands of wgmma wrongly, or None.
+    """Returns a warning where this ptxas may compile register operands of wgmma wrongly.
 
-    `triton_kernels/support.py` has the versions.
+    Else it returns None. `triton_kernels/support.py` has the versions.
     """
     from fused_contrastive.triton_kernels import support as guard
 

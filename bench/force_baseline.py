@@ -1,7 +1,7 @@
-"""The force loss in eager PyTorch as a careful user writes it: the dense baseline of the benchmark.
+"""This is the force loss in eager PyTorch as a careful user writes it.
 
-It has no loop over points, one distance matrix, and one log-sum-exp for rows and columns alike. The
-temperatures run under no_grad and in place.
+It is the dense baseline of the benchmark. It has no loop over points, one distance matrix, and one
+log-sum-exp for rows and columns alike. The temperatures run under no_grad and in place.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 
 TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Five temperatures at which the dense float32 form is finite."""
+"""At these five temperatures the dense float32 form is finite."""
 
 
 def contrastive_force_loss(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """The mean over ``[..., M, D]`` of the force loss with these temperatures.
+    """Returns the mean over ``[..., M, D]`` of the force loss with these temperatures.
 
     `fused_contrastive.contrastive_force_loss` computes the same.
     """

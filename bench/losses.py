@@ -1,4 +1,4 @@
-"""What is measured: each loss with its inputs, its fused and its dense form, and the flops of both.
+"""Each loss that is measured has its inputs, its fused and its dense form, and the flops of both.
 
 Flops count the matrix products of the algorithm alone, two per multiply-add. The streaming form
 computes half the tiles for one set, and the logits once more in the backward pass. The dense form
@@ -30,7 +30,7 @@ DTYPES = {
 
 
 class Size(NamedTuple):
-    """The size of a loss.
+    """This is the size of a loss.
 
     ``N`` is the number of rows: of both views together for NT-Xent, of either set for the force.
     ``K`` counts queued keys, prediction steps or groups, and is 0 where the loss has none. ``D`` is
@@ -46,11 +46,11 @@ class Size(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """One loss.
+    """This is one loss and what is known of it.
 
-    ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` those
-    of the others. ``cells(size)`` is the number of similarities. ``fused`` and ``dense`` are the
-    (forward, backward) flops per similarity and dimension.
+    ``embeddings(size)`` are the shapes of the inputs that get a gradient, and ``constants(size)``
+    those of the others. ``cells(size)`` is the number of similarities. ``fused`` and ``dense`` are
+    the (forward, backward) flops per similarity and dimension.
     """
 
     call: Callable
@@ -72,7 +72,7 @@ def _none(size: Size):
 
 
 def _first(function: Callable) -> Callable:
-    """The loss of a function that returns ``(loss, accuracy)``."""
+    """Returns the loss of a function that returns ``(loss, accuracy)``."""
     return lambda *tensors, **options: function(*tensors, **options)[0]
 
 
@@ -81,7 +81,7 @@ def _square(size: Size) -> int:
 
 
 def _labels(z: torch.Tensor) -> torch.Tensor:
-    """Eight samples of each class."""
+    """Returns labels with eight samples of each class."""
     return torch.arange(len(z), device=z.device) % max(2, len(z) // 8)
 
 
@@ -204,7 +204,7 @@ LOSSES = {
 
 
 def flops(loss: str, size: Size, which: str, dense: bool) -> int:
-    """Flops of one pass of the fused (or dense) algorithm."""
+    """Returns the flops of one pass of the fused (or dense) algorithm."""
     forward, backward = LOSSES[loss].dense if dense else LOSSES[loss].fused
     per_cell = {"forward": forward, "backward": backward, "full": forward + backward}[which]
     return per_cell * LOSSES[loss].cells(size) * size.D
@@ -213,7 +213,7 @@ def flops(loss: str, size: Size, which: str, dense: bool) -> int:
 def make_inputs(
     loss: str, size: Size, dtype: torch.dtype, device: torch.device, seed: int = 0
 ) -> list[torch.Tensor]:
-    """Random unit rows, those of the second embedding near those of the first.
+    """Returns random unit rows, where those of the second embedding are near those of the first.
 
     Embeddings require gradients, and constants do not.
     """
@@ -230,7 +230,7 @@ def make_inputs(
 
 
 def parse_size(text: str) -> Size:
-    """``NxD`` or ``NxKxD``. Raises ValueError."""
+    """Reads ``NxD`` or ``NxKxD``. Raises ValueError."""
     parts = [int(part) for part in text.lower().split("x")]
     if len(parts) not in (2, 3) or min(parts) < 1:
         raise ValueError(f"a size is NxD or NxKxD with positive numbers, got {text!r}")

@@ -1,9 +1,10 @@
-"""Timing: samples of several contenders in turns, their medians and quartiles, and paired ratios.
+"""This module takes samples of several contenders in turns.
 
-One sample is one training step. Its forward and backward passes are timed apart, and full is their
-sum. The backward pass is `torch.autograd.grad`, so that no gradient buffer is added to. Samples go
-round-robin over the contenders, so that drift of the machine meets all of them alike. A ratio is
-the median of the ratios within rounds.
+It also computes their medians, quartiles and paired ratios. One sample is one training step. Its
+forward and backward passes are timed apart, and full is their sum. The backward pass is
+`torch.autograd.grad`, so that no gradient buffer is added to. Samples go round-robin over the
+contenders, so that drift of the machine meets all of them alike. A ratio is the median of the
+ratios within rounds.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from collections.abc import Callable
 import torch
 
 Sample = tuple[float, float]
-"""Seconds forward and backward."""
+"""A sample has the seconds of the forward and of the backward pass."""
 
 MIN_SAMPLE = 1e-3
-"""Seconds. Shorter steps are repeated within a sample until it takes about this long."""
+"""Steps of fewer seconds are repeated within a sample until it takes about this long."""
 
 
 class Step:
-    """A contender: ``loss = function(*inputs)`` and its gradients to the inputs that require them.
+    """A contender computes ``loss = function(*inputs)`` and the gradients of its inputs.
 
-    Calling it with a repeat count returns a `Sample`, the mean of the repeats. ``tf32`` sets
-    torch's float32 matmul precision around the step ("high" against "highest").
+    Only inputs that require a gradient get one. Calling it with a repeat count returns a `Sample`,
+    the mean of the repeats. ``tf32`` sets torch's float32 matmul precision around the step ("high"
+    against "highest").
     """
 
     def __init__(self, function: Callable, inputs: list[torch.Tensor], tf32: bool = False):
@@ -52,7 +54,7 @@ class Step:
 
 
 class Product:
-    """The matrix product ``[n, D] @ [D, n]`` with n = min(N, 8192), as a contender.
+    """This contender is the matrix product ``[n, D] @ [D, n]`` with n = min(N, 8192).
 
     It gives the library's rate for this dtype and shape.
     """
@@ -78,7 +80,10 @@ class Product:
 
 
 class Copy:
-    """A device copy of ``nbytes``, as a contender; ``moved`` counts the bytes read and written."""
+    """This contender is a device copy of ``nbytes``.
+
+    ``moved`` counts the bytes read and written.
+    """
 
     def __init__(self, nbytes: int, device: torch.device):
         self.source = torch.randint(0, 255, (nbytes,), dtype=torch.uint8, device=device)
@@ -99,7 +104,8 @@ def matmul_precision(tf32: bool):
     matmul = torch.backends.cuda.matmul
     try:
         previous = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by fp32_precision, which the older functions do not read
+    except RuntimeError:
+        # The precision was set by fp32_precision, which the older functions do not read.
         previous, matmul.fp32_precision = matmul.fp32_precision, "tf32"
         restore = functools.partial(setattr, matmul, "fp32_precision", previous)
     else:
@@ -154,7 +160,7 @@ def interleave(
     most: int = 40,
     tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Sample]]:
-    """Round-robin samples of warmed-up contenders.
+    """Takes round-robin samples of warmed-up contenders.
 
     There are as many rounds as `seconds` hold, between `least` and `most`. ``estimates`` are the
     seconds of one step of each. The order within a round is shuffled with a fixed seed.
@@ -174,12 +180,15 @@ def interleave(
 
 
 def seconds_of(samples: list[Sample], which: str) -> list[float]:
-    """The seconds of one pass in every sample."""
+    """Returns the seconds of one pass in every sample."""
     return [{"forward": f, "backward": b, "full": f + b}[which] for f, b in samples]
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median and third quartile (inclusive method); one value is all three."""
+    """Returns the first quartile, median and third quartile (inclusive method).
+
+    One value is all three.
+    """
     if len(values) == 1:
         return (values[0],) * 3
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -187,7 +196,10 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def paired_ratio(baseline: list[float], values: list[float]) -> tuple[float, float, float]:
-    """Quartiles of ``baseline / value`` within rounds: how many times faster than the baseline."""
+    """Returns quartiles of ``baseline / value`` within rounds.
+
+    They say how many times faster than the baseline the values are.
+    """
     if len(baseline) != len(values):
         raise ValueError(
             f"paired samples must be of the same rounds, got {len(baseline)} and {len(values)}"
@@ -196,7 +208,10 @@ def paired_ratio(baseline: list[float], values: list[float]) -> tuple[float, flo
 
 
 def relative_error(gradients, truth) -> float:
-    """Norm of the difference over the norm of `truth`, all gradients together, in float64."""
+    """Returns the norm of the difference over the norm of `truth`, in float64.
+
+    All gradients are taken together.
+    """
     difference = sum(
         float((g.double() - t).norm()) ** 2 for g, t in zip(gradients, truth, strict=True)
     )

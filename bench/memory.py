@@ -1,4 +1,4 @@
-"""Peak memory of one step above its inputs and gradients.
+"""This module measures the peak memory of one step above its inputs and gradients.
 
 On CUDA it is the allocator's peak. On the CPU it is the growth of the resident set, in a process of
 its own. That process has run the step once at a small size, so that libraries are loaded. It has
@@ -27,7 +27,7 @@ SMALL = 256
 
 
 def unsupported() -> str | None:
-    """Why resident memory cannot be measured here, or None."""
+    """Returns why resident memory cannot be measured here, or None."""
     if not (PROC / "clear_refs").exists():
         return "needs Linux's /proc/self/clear_refs"
     try:
@@ -42,7 +42,7 @@ def reset_peak() -> None:
 
 
 def resident(field: str) -> int:
-    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (peak since the last reset)."""
+    """Returns the bytes of ``VmRSS`` (now) or ``VmHWM`` (peak since the last reset)."""
     for line in (PROC / "status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
@@ -58,7 +58,10 @@ def trim() -> None:
 
 
 def host_peak(loss: str, backend: str, size: Size, dtype: str, which: str) -> int:
-    """Peak growth in bytes of this process's resident set over inputs and gradients."""
+    """Returns the peak growth of this process's resident set in bytes.
+
+    Inputs and gradients are not counted.
+    """
     function = contenders.function(loss, backend)
     small = Size(min(SMALL, size.N), min(SMALL, size.K), size.D)
     warm = size if backend == "compile" else small
@@ -73,7 +76,10 @@ def host_peak(loss: str, backend: str, size: Size, dtype: str, which: str) -> in
 
 
 def cuda_peak(step: Step, which: str) -> int:
-    """Peak of allocated bytes over inputs and gradients; the step has run before."""
+    """Returns the peak of allocated bytes over inputs and gradients.
+
+    The step has run before.
+    """
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -96,9 +102,10 @@ def _gradient_bytes(step: Step, which: str) -> int:
 
 
 def measure(jobs: list[tuple], timeout: float) -> dict[tuple, int | str]:
-    """Peak bytes of jobs ``(loss, backend, size, dtype, pass)``, or the reason there are none.
+    """Returns the peak bytes of jobs ``(loss, backend, size, dtype, pass)``.
 
-    One process runs them all, in the order of their sizes.
+    Where there are none, it returns the reason. One process runs all jobs, in the order of their
+    sizes.
     """
     reason = unsupported()
     if reason is not None:

@@ -1,4 +1,4 @@
-"""What the GPU kernels are predicted to reach on one H200 in bf16. It is never a measurement.
+"""This model predicts what the GPU kernels reach on one H200 in bf16. It is never a measurement.
 
 The model counts instructions and tile sizes and uses published rates of similar kernels (NOTES.md).
 """
@@ -14,11 +14,11 @@ GIVEN = (
 
 
 class Prediction(NamedTuple):
-    """The predicted rate of one kernel at large N and this D: in TFLOP/s, for `prepare` in GB/s.
+    """This is the predicted rate of one kernel at large N and this D.
 
-    It holds in NT-Xent, for `fused_rows` in InfoNCE with a queue, and for sigmoid kernels in
-    SigLIP. Force kernels are those of the CUDA backend in the force loss, in float32 whatever the
-    inputs.
+    It is in TFLOP/s, and for `prepare` in GB/s. It holds in NT-Xent, for `fused_rows` in InfoNCE
+    with a queue, and for sigmoid kernels in SigLIP. Force kernels are those of the CUDA backend in
+    the force loss, in float32 whatever the inputs.
     """
 
     kernel: str
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """The backends that the prediction holds for."""
+        """Returns the backends that the prediction holds for."""
         return ("cuda",) if self.kernel.startswith("force_") else ("triton", "cuda")
 
     @property
@@ -67,11 +67,11 @@ PREDICTIONS = (
     Prediction("force_group", 256, 18, 26),
 )
 """csrc/cuda/products_sm90.cuh gives the reasons for `pair_reduce` and `pair_weight`. The least is
-what L2 bears, and the most is without that bound. `product` is the library's, of panels of weights
-with the embeddings.
+what L2 bears, and the most is without that bound. `product` is the library's product of panels
+of weights with the embeddings.
 
 `sigmoid_reduce` does 13 float32 instructions per pair (0.10 clocks of a multiprocessor) beside its
-products (0.125 clocks at D = 256). Up to D = 256 the longer of the two counts, beyond it both.
+products (0.125 clocks at D = 256). Up to D = 256 the longer of the two counts, and beyond it both.
 
 A force kernel's flops are 3 per feature of each of its pairs: a subtraction and a multiply-add. The
 machine does 33 T of such instructions per second. The predictions take 55 to 65 % of them, less

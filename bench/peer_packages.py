@@ -1,4 +1,4 @@
-"""What the packages of the integrations need before they are imported: `prepare()`."""
+"""`prepare()` does what the packages of the integrations need before they are imported."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _libraries = []
 def prepare() -> None:
     """Chooses torch for Keras, forbids downloads, and prepares for torchvision.
 
-    Where torchvision was built for another torch, as it is beside a CPU one from the package index,
-    its import needs the names of its operators.
+    Beside a CPU build of torch, torchvision from the package index was built for another torch. Its
+    import then needs the names of its operators.
     """
     os.environ["KERAS_BACKEND"] = "torch"
     os.environ["HF_HUB_OFFLINE"] = "1"

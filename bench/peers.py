@@ -1,11 +1,10 @@
-"""``python -m bench.peers`` compares the losses of fused_contrastive.integrations with the
-packages'.
+"""``python -m bench.peers`` compares the integrations' losses with those of the packages.
 
-Every loss and option is compared with the installed package. Value and gradients in float64 are
-relative to the package's. The float32 gradients of both are relative to the package's in float64.
-Memory is the peak growth of the resident set in one forward and backward pass in float32, over
-inputs and gradients. One JSON is written into bench/results. `make bench-peers` installs the
-packages.
+Every loss and option of fused_contrastive.integrations is compared with the installed package.
+Value and gradients in float64 are relative to the package's. The float32 gradients of both are
+relative to the package's in float64. Memory is the peak growth of the resident set in one forward
+and backward pass in float32, over inputs and gradients. One JSON is written into bench/results.
+`make bench-peers` installs the packages.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ NAMES = {
     "sentence_transformers": "sentence_transformers.sentence_transformer.losses",
     "simclr": "simclr.modules",
 }
-"""Modules that hold the packages' own losses, by integration."""
+"""These modules hold the packages' own losses, by integration."""
 
 
 class Case(NamedTuple):
@@ -45,9 +44,9 @@ class Case(NamedTuple):
     loss: str
     options: str
     build: Callable
-    """``(module, N)`` to a loss of the inputs."""
+    """This turns ``(module, N)`` into a loss of the inputs."""
     shapes: tuple[str, ...] = ("ND", "ND")
-    """The shapes of the inputs, in the letters N, D, K and M (2N). A scalar has none."""
+    """The shapes of the inputs are in the letters N, D, K and M (2N). A scalar has none."""
     rows: int = ROWS
     package_fits: bool = True
 
@@ -57,12 +56,12 @@ def constructed(name: str, **options):
 
 
 def labelled(name: str, labels: Callable, **options):
-    """pytorch-metric-learning's losses of one set of rows."""
+    """Returns pytorch-metric-learning's losses of one set of rows."""
     return lambda module, N: lambda x: getattr(module, name)(**options)(x, labels(len(x)))
 
 
 def referred(name: str):
-    """The same losses of rows against other rows, by the labels of both."""
+    """Returns the same losses of rows against other rows, by the labels of both."""
 
     def build(module, N):
         labels = torch.arange(N)
@@ -72,7 +71,7 @@ def referred(name: str):
 
 
 def mined(name: str, **options):
-    """The same losses of one pair in 16."""
+    """Returns the same losses of one pair in 16."""
 
     def build(module, N):
         from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_pairs_indices
@@ -86,7 +85,7 @@ def mined(name: str, **options):
 
 
 def ranking(**options):
-    """sentence-transformers' loss of embeddings."""
+    """Returns sentence-transformers' loss of embeddings."""
     name = options.pop("name", "MultipleNegativesRankingLoss")
 
     def build(module, N):
@@ -233,7 +232,10 @@ CASES = (
 
 
 def inputs(case: Case, N: int, dtype: torch.dtype, seed: int = 0) -> list[torch.Tensor]:
-    """Standard normal embeddings, a scale of 10 and a bias of −10 (scalars, in this order)."""
+    """Returns standard normal embeddings and the scalars.
+
+    The scalars are a scale of 10 and a bias of −10, in this order.
+    """
     generator = torch.Generator().manual_seed(seed)
     sizes = {"N": N, "M": 2 * N, "D": DIMENSIONS, "K": 8192, "P": 16}
     drawn, scalars = [], [10.0, -10.0]
@@ -254,7 +256,7 @@ def inputs(case: Case, N: int, dtype: torch.dtype, seed: int = 0) -> list[torch.
 
 
 def modules(case: Case) -> tuple:
-    """Our module and the package's."""
+    """Returns our module and the package's."""
     prepare()
     ours = importlib.import_module(f"fused_contrastive.integrations.{case.package}")
     return ours, importlib.import_module(NAMES[case.package])
@@ -268,7 +270,7 @@ def value_and_gradient(loss, arguments: list[torch.Tensor]) -> tuple[torch.Tenso
 
 
 def agreement(case: Case) -> dict[str, float]:
-    """Relative differences. Those of the gradients are by norm."""
+    """Returns relative differences. Those of the gradients are by norm."""
     found = {}
     for dtype in (torch.float64, torch.float32):
         for name, module in zip(("ours", "package"), modules(case), strict=True):
@@ -291,7 +293,7 @@ def agreement(case: Case) -> dict[str, float]:
 
 
 def peak(case: Case, module) -> int:
-    """The least of a few measurements of `growth`.
+    """Returns the least of a few measurements of `growth`.
 
     Some are larger, by what the allocator happens to keep.
     """
@@ -299,7 +301,7 @@ def peak(case: Case, module) -> int:
 
 
 def growth(case: Case, module) -> int:
-    """Bytes by which the resident set grows in a forward and backward pass in float32.
+    """Returns the bytes by which the resident set grows in a forward and backward pass in float32.
 
     Inputs and gradients are not counted.
     """

@@ -1,5 +1,6 @@
-"""``make readme`` writes the README's tables between their markers, from the newest committed
-results.
+"""``make readme`` writes the README's tables between their markers.
+
+They are made from the newest committed results.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BASELINES = (("eager", "eager"), ("compile", "torch.compile"))
 
 
 def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] | None:
-    """``(file name, result)`` of the latest result of this kind, or None.
+    """Returns ``(file name, result)`` of the latest result of this kind, or None.
 
     Only results count that have rows of the full pass of this loss.
     """
@@ -42,9 +43,9 @@ def newest(kind: str, folder: Path, loss: str = "nt_xent") -> tuple[str, dict] |
 
 
 def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
-    """One entry per size and dtype, the largest first.
+    """Returns one entry per size and dtype, the largest first.
 
-    It holds the full-pass rows of each contender, ours under "ours".
+    An entry holds the full-pass rows of each contender, ours under "ours".
     """
     cells: dict[tuple, dict[str, dict]] = {}
     for row in result["rows"]:
@@ -62,7 +63,7 @@ def chosen(result: dict, loss: str = "nt_xent") -> list[dict[str, dict]]:
 
 
 def section(kind: str, folder: Path = RESULTS) -> str:
-    """The Markdown between the markers of `kind`."""
+    """Returns the Markdown between the markers of `kind`."""
     latest = newest(kind, folder)
     if latest is None:
         return UNMEASURED[kind]
@@ -97,7 +98,7 @@ def section(kind: str, folder: Path = RESULTS) -> str:
 
 
 def measured(name: str, result: dict) -> str:
-    """Where, when and how a result was measured, with a link to its file."""
+    """Returns where, when and how a result was measured, with a link to its file."""
     return (
         f"{summary(result['environment'])} Measured {result['date']} "
         f"by `{result['command'].strip()}` ([data](bench/results/{name}))."
@@ -105,7 +106,7 @@ def measured(name: str, result: dict) -> str:
 
 
 def force(folder: Path = RESULTS) -> str:
-    """The Markdown table of the force loss on the CPU."""
+    """Returns the Markdown table of the force loss on the CPU."""
     latest = newest("cpu", folder, "contrastive_force")
     if latest is None:
         return UNMEASURED["cpu"]
@@ -137,7 +138,7 @@ def force(folder: Path = RESULTS) -> str:
 
 
 def losses(folder: Path = RESULTS) -> str:
-    """The Markdown table of the other losses on the CPU.
+    """Returns the Markdown table of the other losses on the CPU.
 
     Each is there at the largest size of its newest result.
     """
@@ -186,7 +187,7 @@ def losses(folder: Path = RESULTS) -> str:
 
 
 def accuracy(folder: Path = RESULTS) -> str:
-    """The Markdown table of the newest result of ``python -m bench.accuracy``."""
+    """Returns the Markdown table of the newest result of ``python -m bench.accuracy``."""
     found = sorted(folder.glob("accuracy-*.json"))
     if not found:
         return "not yet measured"
@@ -203,7 +204,7 @@ def accuracy(folder: Path = RESULTS) -> str:
 
 
 def peers(folder: Path = RESULTS) -> str:
-    """The Markdown table of the newest result of ``python -m bench.peers``."""
+    """Returns the Markdown table of the newest result of ``python -m bench.peers``."""
     found = sorted(folder.glob("peers-*.json"))
     if not found:
         return "not yet measured"
@@ -245,7 +246,7 @@ def peers(folder: Path = RESULTS) -> str:
 
 
 def kernels(folder: Path = RESULTS) -> str:
-    """The measured rates of the GPU kernels beside the predicted ones.
+    """Returns the measured rates of the GPU kernels beside the predicted ones.
 
     It also says which kernels no GPU has verified.
     """
@@ -275,7 +276,10 @@ def kernels(folder: Path = RESULTS) -> str:
 
 
 def measured_kernels(result: dict) -> str:
-    """The Markdown table of the kernels that this GPU result has measured at a predicted size."""
+    """Returns the Markdown table of the kernels in this GPU result.
+
+    It has those that were measured at a predicted size.
+    """
     entries = kernel_table.entries(result)
     lines = []
     for p in model.PREDICTIONS:
@@ -296,9 +300,9 @@ def measured_kernels(result: dict) -> str:
 
 
 def rate_of(entries: list[dict], place: dict) -> str:
-    """The rate at the largest N of the entries that match `place`, and its share of the bare rate.
+    """Returns the rate at the largest N of the entries that match `place`.
 
-    It is "-" where no entry matches.
+    Its share of the bare rate follows. The result is "-" where no entry matches.
     """
     here = [e for e in entries if e["rate"] and place.items() <= e.items()]
     largest = max(here, key=lambda e: e["N"], default=None)
@@ -306,7 +310,7 @@ def rate_of(entries: list[dict], place: dict) -> str:
 
 
 def replace(text: str, kind: str, content: str) -> str:
-    """`text` with `content` between the markers of `kind`.
+    """Returns `text` with `content` between the markers of `kind`.
 
     Raises ValueError where there is not exactly one pair of markers.
     """
@@ -317,7 +321,7 @@ def replace(text: str, kind: str, content: str) -> str:
 
 
 def generated(text: str, folder: Path = RESULTS) -> str:
-    """`text` with all its tables."""
+    """Returns `text` with all its tables."""
     for kind in UNMEASURED:
         text = replace(text, kind, section(kind, folder))
     text = replace(text, "kernels", kernels(folder))

@@ -1,4 +1,4 @@
-"""Output: the JSON result, the Markdown table, the plot, the progress bar."""
+"""This module writes the JSON result, the Markdown table, the plot and the progress bar."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ ROW_KEYS = {
     "x_fp32",
     "gradient_error",
 }
-"""What every row holds. ``kernels`` and ``peak_extra_reason`` are there where they apply."""
+"""Every row holds these. ``kernels`` and ``peak_extra_reason`` are there where they apply."""
 
 
 def new_result(kind: str, command: str, environment: dict) -> dict:
-    """A result without rows; `kind` is "cpu" or "gpu"."""
+    """Returns a result without rows, where `kind` is "cpu" or "gpu"."""
     return {
         "schema": SCHEMA,
         "kind": kind,
@@ -73,7 +73,7 @@ def new_result(kind: str, command: str, environment: dict) -> dict:
 
 
 def validate(result: dict) -> None:
-    """Raises ValueError naming what is missing or not of this schema."""
+    """Checks a result. Raises ValueError naming what is missing or not of this schema."""
     missing = set(new_result("cpu", "", {})) - set(result)
     if missing or result["schema"] != SCHEMA:
         raise ValueError(f"not a result of schema {SCHEMA}: missing {sorted(missing)}")
@@ -93,7 +93,7 @@ def write_json(result: dict, path: Path) -> None:
 
 
 def cell(key: str, value) -> str:
-    """One table cell."""
+    """Returns one table cell."""
     if value is None:
         return "-"
     if key == "peak_extra_bytes":
@@ -116,7 +116,7 @@ def cell(key: str, value) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """Three significant digits."""
+    """Returns the value with three significant digits."""
     return (
         f"{value:.0f}"
         if value >= 100
@@ -129,7 +129,7 @@ def milliseconds(value: float) -> str:
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """Returns a Markdown table with aligned columns."""
     widths = [max(len(line[k]) for line in [header, *lines]) for k in range(len(header))]
 
     def render(line):
@@ -144,8 +144,9 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 
 def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
-    """The result as a page: where it was measured, the rows of `passes`, and what was not
-    available.
+    """Returns the result as a page.
+
+    The page says where it was measured, has the rows of `passes`, and says what was not available.
     """
     rows = sorted((row for row in result["rows"] if row["pass"] in passes), key=_order)
     shown = [(key, title) for key, title in COLUMNS if any(row.get(key) for row in rows)]
@@ -171,7 +172,7 @@ def markdown(result: dict, passes: tuple[str, ...] = PASSES) -> str:
 
 
 def _order(row: dict) -> tuple:
-    """Largest first; the full pass first; slowest first."""
+    """Returns a sort key: the largest size first, then the full pass, then the slowest row."""
     dtype, which = row["dtype"], row["pass"]
     return (
         row["loss"],
@@ -196,7 +197,7 @@ METHOD = (
 
 
 def summary(environment: dict) -> str:
-    """One line on hardware and versions."""
+    """Returns one line on hardware and versions."""
     gpu = environment.get("gpu")
     parts = [f"{gpu['name']} (driver {gpu['driver']}, CUDA {gpu['cuda']})"] if gpu else []
     parts += [
@@ -211,8 +212,8 @@ def summary(environment: dict) -> str:
 def plot(result: dict, path: Path) -> str | None:
     """Draws bars of the full pass, one group per loss, size and dtype.
 
-    They show how many times faster than eager it is, and the peak memory. Returns the reason where
-    nothing is drawn.
+    The bars show how many times faster than eager a contender is, and the peak memory. Returns the
+    reason where nothing is drawn.
     """
     try:
         import matplotlib
@@ -299,7 +300,10 @@ def _label(row: dict) -> str:
 
 
 class Progress:
-    """A one-line bar over `total` groups on stderr, or a line per group without a terminal."""
+    """This draws a one-line bar over `total` groups on stderr.
+
+    Without a terminal it prints a line per group.
+    """
 
     def __init__(self, total: int, stream=sys.stderr):
         self.total, self.done, self.name, self.stream, self.start = (

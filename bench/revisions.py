@@ -1,4 +1,4 @@
-"""Two revisions of this repository side by side, each built into its own folder under ``build``."""
+"""Two revisions of this repository are built side by side, each in its own folder in ``build``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKING_TREE = "."
 
 
 def git(*arguments: str) -> str:
-    """Standard output of git in this repository. Raises ValueError with its message."""
+    """Returns the standard output of git in this repository. Raises ValueError with its message."""
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
     if done.returncode != 0:
         raise ValueError(f"git {' '.join(arguments)}: {done.stderr.decode().strip()}")
@@ -26,7 +26,10 @@ def git(*arguments: str) -> str:
 
 
 def identity(revision: str) -> str:
-    """The full commit hash; of the working tree ``tree-`` and a hash of its files."""
+    """Returns the full commit hash.
+
+    Of the working tree it returns ``tree-`` and a hash of its files.
+    """
     if revision != WORKING_TREE:
         return git("rev-parse", "--verify", f"{revision}^{{commit}}").strip()
     found = hashlib.sha256()
@@ -36,7 +39,10 @@ def identity(revision: str) -> str:
 
 
 def working_files() -> list[str]:
-    """What a commit of the working tree would hold of the package: tracked and new files."""
+    """Returns what a commit of the working tree would hold of the package.
+
+    These are tracked and new files.
+    """
     listed = git("ls-files", "-co", "--exclude-standard", "-z").split("\0")
     skipped = ("bench/", "tests/", "docs/", "examples/")
     return sorted(
@@ -45,7 +51,7 @@ def working_files() -> list[str]:
 
 
 def export(revision: str, folder: Path) -> None:
-    """The files of a revision, or of the working tree, into `folder`."""
+    """Writes the files of a revision, or of the working tree, into `folder`."""
     if revision == WORKING_TREE:
         for name in working_files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,10 +65,10 @@ def export(revision: str, folder: Path) -> None:
 
 
 def build(revision: str) -> tuple[str, Path]:
-    """(identity, folder with the built package). A commit that was built before is not built again.
+    """Returns the identity and the folder with the built package.
 
-    The build uses this interpreter's torch and needs a compiler. Raises RuntimeError with the end
-    of the build's output where it fails.
+    A commit that was built before is not built again. The build uses this interpreter's torch and
+    needs a compiler. Where it fails, it raises RuntimeError with the end of the build's output.
     """
     known = identity(revision)
     place = BUILT / known[:17]
@@ -85,12 +91,15 @@ def build(revision: str) -> tuple[str, Path]:
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """This interpreter with a module of this benchmark; see `process_options`."""
+    """Returns the command that runs a module of this benchmark with this interpreter.
+
+    `process_options` has the options that go with it.
+    """
     return [sys.executable, "-m", f"bench.{module}", *arguments]
 
 
 def process_options(package: Path) -> dict:
-    """Options of subprocess with which ``fused_contrastive`` is the one in `package`.
+    """Returns options of subprocess with which ``fused_contrastive`` is the one in `package`.
 
     The working directory comes first on the path of ``python -m``, so it decides whose package is
     imported. The benchmark itself is always that of this checkout.

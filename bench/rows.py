@@ -1,4 +1,4 @@
-"""Rows: one group (loss, size) measured over its contenders and dtypes in one interleaved run."""
+"""One group (loss, size) is measured over its contenders and dtypes in one interleaved run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ float64.
 
 
 class Group(NamedTuple):
-    """One loss at one size, with the contenders ``(backend, dtype)`` that share its rounds."""
+    """A group is one loss at one size, with the contenders that share its rounds.
+
+    A contender is ``(backend, dtype)``.
+    """
 
     loss: str
     size: Size
@@ -44,7 +47,7 @@ class Group(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Options of a run that hold for every group."""
+    """A plan has the options of a run that hold for every group."""
 
     device: torch.device
     passes: tuple[str, ...] = PASSES
@@ -104,7 +107,8 @@ def run_group(
         if plan.device.type == "cuda":
             if plan.memory and row["pass"] != "backward":
                 row["peak_extra_bytes"] = memory.cuda_peak(steps[key], row["pass"])
-            row["kernels"] = launched[key][row["pass"]]  # (name, microseconds) each
+            # Each kernel is a pair (name, microseconds).
+            row["kernels"] = launched[key][row["pass"]]
     return {
         "rows": rows,
         "unavailable": refused,
@@ -114,7 +118,7 @@ def run_group(
 
 
 def _warm_up(group: Group, device: torch.device, tick):
-    """``(steps, seconds, refused, compile seconds)`` of the contenders.
+    """Returns ``(steps, seconds, refused, compile seconds)`` of the contenders.
 
     The first two are keyed (backend, dtype) and hold those that ran. `refused` says why others did
     not.
@@ -151,7 +155,7 @@ def _warm_up(group: Group, device: torch.device, tick):
 
 
 class DeviceLost(RuntimeError):
-    """The device answers no more, for example after an illegal memory access.
+    """The device no longer answers, for example after an illegal memory access.
 
     Only a new process can go on.
     """
@@ -167,7 +171,7 @@ def check_device(device: torch.device) -> None:
 
 
 def _errors(group: Group, device: torch.device, steps: dict, tick) -> dict[tuple[str, str], float]:
-    """The relative gradient error of each contender.
+    """Returns the relative gradient error of each contender.
 
     It is taken against the dense loss in float64 on the same (rounded) inputs.
     """
@@ -186,9 +190,9 @@ def _errors(group: Group, device: torch.device, steps: dict, tick) -> dict[tuple
 
 
 def wrong(errors: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:
-    """The contenders whose gradient error is more than rounding.
+    """Returns the contenders whose gradient error is more than rounding.
 
-    That is over 10 times eager's in the same dtype (0.05 without eager), or NaN.
+    Such an error is over 10 times eager's in the same dtype (0.05 without eager), or NaN.
     """
     limits = {dtype: 10 * error for (backend, dtype), error in errors.items() if backend == "eager"}
     return {key: error for key, error in errors.items() if not error <= limits.get(key[1], 0.05)}
@@ -212,7 +216,7 @@ def rows_from_samples(
     product_flops: dict[str, int],
     passes: tuple[str, ...],
 ) -> list[dict]:
-    """The rows of a group, from its samples keyed (backend, dtype).
+    """Returns the rows of a group, from its samples keyed (backend, dtype).
 
     ``("gemm", dtype)`` is the bare product of that dtype.
     """
@@ -261,10 +265,9 @@ def _against_fp32(rows: list[dict], samples: dict) -> None:
 def add_host_memory(
     rows: list[dict], timeout: float, tick: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Adds the peak growth of the resident set, of the full pass (else the forward pass) of every
-    row.
+    """Adds to every row the peak growth of the resident set in its full pass.
 
-    One process runs per contender and dtype.
+    Without a full pass it is that of the forward pass. One process runs per contender and dtype.
     """
     measured = "full" if any(row["pass"] == "full" for row in rows) else "forward"
     keyed = {

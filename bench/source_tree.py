@@ -1,4 +1,4 @@
-"""Import the package from a checkout where it is not installed.
+"""This module imports the package from a checkout where it is not installed.
 
 Installed, ``triton_kernels/`` is ``fused_contrastive.triton_kernels`` (setup.py). From a bare
 checkout the folder beside the package joins the package's search path, which gives the same name.

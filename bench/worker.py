@@ -1,7 +1,7 @@
-"""``python -m bench.worker``: times one package's losses on request, for `bench.compare`.
+"""``python -m bench.worker`` times one package's losses on request, for `bench.compare`.
 
 It reads one JSON request per line and answers each with one line. A package cannot be imported
-twice in one process, so each revision has a worker of its own, which waits while the other
+twice in one process. So each revision has a worker of its own, which waits while the other
 measures.
 """
 
@@ -19,15 +19,16 @@ from .losses import DTYPES, LOSSES, make_inputs, parse_size
 from .measure import MIN_SAMPLE, Step
 
 WARM = 0.05
-"""Seconds: steps shorter than this are repeated once, untimed, before each sample.
+"""Steps of fewer seconds than this are repeated once, untimed, before each sample.
 
 The other worker's sample has just emptied the caches.
 """
 
 
 class Worker:
-    """Answers requests: ``prepare`` chooses the loss and says how long a step takes, ``sample``
-    times it.
+    """A worker answers requests.
+
+    ``prepare`` chooses the loss and says how long a step takes, and ``sample`` times it.
     """
 
     def __init__(self):

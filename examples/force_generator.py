@@ -1,12 +1,12 @@
-"""One-step generators trained with the contrastive force.
+"""One-step generators are trained with the contrastive force.
 
-A generator turns noise into samples in one step, without an adversary and without diffusion.
-Each batch of generated points is the negatives, and a batch of data is the positives. The loss
-moves every sample along the force on it. There are three data sets: two moons, a checkerboard,
-and scikit-learn's 8 x 8 digits, whose ten classes are ten groups in one call.
+A generator turns noise into samples in one step, without an adversary and without diffusion. Each
+batch of generated points is the negatives, and a batch of data is the positives. The loss moves
+every sample along the force on it. There are three data sets: two moons, a checkerboard, and
+scikit-learn's 8 x 8 digits, whose ten classes are ten groups in one call.
 
-Two copies of each generator start from the same weights and see the same noise and data. Only
-the function that computes the loss differs: the fused one in float32, and the dense eager one in
+Two copies of each generator start from the same weights and see the same noise and data. Only the
+function that computes the loss differs: the fused one in float32, and the dense eager one in
 float64. In float32 the eager distances, ``|x|^2 + |y|^2 - 2 x y``, would lose three digits.
 
 The example reports how far the two trajectories part, and the distance of samples from held-out
@@ -44,11 +44,11 @@ OPTIONS = {
     "reduction": "mean",
 }
 SHOWN = (0.02, 0.1, 1.0)
-"""Shares of the training after which samples are drawn."""
+"""Samples are drawn after these shares of the training."""
 
 
 def moons(n: int, generator: torch.Generator) -> torch.Tensor:
-    """``[1, n, 2]``: two half circles with noise."""
+    """Returns two half circles with noise, ``[1, n, 2]``."""
     angle = math.pi * torch.rand(n, generator=generator)
     upper = torch.rand(n, generator=generator) < 0.5
     x = torch.where(upper, angle.cos(), 1 - angle.cos()) - 0.5
@@ -57,7 +57,7 @@ def moons(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def checkerboard(n: int, generator: torch.Generator) -> torch.Tensor:
-    """``[1, n, 2]``: uniform on every other square of 4 x 4."""
+    """Returns points ``[1, n, 2]`` that are uniform on every other square of 4 x 4."""
     square = torch.randint(0, 8, (n,), generator=generator)
     row = square // 2
     corner = torch.stack([2 * (square % 2) + row % 2, row], 1)
@@ -65,7 +65,7 @@ def checkerboard(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def digits(seed: int = 0) -> tuple[Callable, Callable]:
-    """Samplers of training and of held-out images, ``[10, n, 64]`` in [0, 1].
+    """Returns samplers of training and of held-out images, ``[10, n, 64]`` in [0, 1].
 
     Each class is a group.
     """
@@ -88,19 +88,23 @@ def digits(seed: int = 0) -> tuple[Callable, Callable]:
 
 
 class Task(NamedTuple):
-    """A data set and the sizes of its generator."""
+    """A task is a data set and the sizes of its generator."""
 
-    data: Callable  # sampler of training groups [G, n, D]
-    held_out: Callable  # sampler of held-out groups [G, n, D]
+    # The first two are samplers of training groups and of held-out groups, each [G, n, D].
+    data: Callable
+    held_out: Callable
     groups: int
-    points: int  # per group
-    noise: int  # dimensions
+    # Each group has this number of points.
+    points: int
+    # The noise has this number of dimensions.
+    noise: int
     D: int
-    width: int  # of a layer
+    # Each layer has this width.
+    width: int
 
 
 class Generator(nn.Module):
-    """Turns noise ``[G, n, noise]`` into samples ``[G, n, D]``.
+    """A generator turns noise ``[G, n, noise]`` into samples ``[G, n, D]``.
 
     Each group adds an input of its own. Images are in [0, 1].
     """
@@ -121,7 +125,7 @@ class Generator(nn.Module):
 
 
 class Run:
-    """One generator in training."""
+    """This is one generator in training."""
 
     def __init__(self, loss: Callable, model: Generator):
         self.loss, self.model, self.optimizer = loss, model, torch.optim.Adam(model.parameters())
@@ -140,12 +144,12 @@ class Run:
 
 
 def energy_distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The mean over groups of the energy distance of two samples ``[G, n, D]``."""
+    """Returns the mean over groups of the energy distance of two samples ``[G, n, D]``."""
     return float((2 * torch.cdist(x, y) - torch.cdist(x, x) - torch.cdist(y, y)).mean())
 
 
 def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
-    """Train with the fused loss for `steps` steps, and with the eager one for `compared` steps."""
+    """Trains with the fused loss for `steps` steps, and with the eager one for `compared` steps."""
     torch.manual_seed(seed)
     model, generator = Generator(task), torch.Generator().manual_seed(seed)
     runs = {key: Run(loss, copy.deepcopy(model)) for key, loss in LOSSES.items()}
@@ -178,7 +182,7 @@ def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
 
 
 def progress(label: str, done: int, total: int, status: str = "") -> None:
-    """Draw a bar on a terminal, and elsewhere only its last state."""
+    """Draws a bar on a terminal, and elsewhere only its last state."""
     if done == total or sys.stdout.isatty():
         bar = "#" * (30 * done // total)
         print(
@@ -189,13 +193,13 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
 
 
 def picture(x: torch.Tensor) -> torch.Tensor:
-    """Ten classes ``[10, n, 64]`` as one image with a row for each class."""
+    """Returns ten classes ``[10, n, 64]`` as one image with a row for each class."""
     tiles = x[:, :10].reshape(10, 10, 8, 8).permute(0, 2, 1, 3)
     return tiles.reshape(80, 80)
 
 
 def draw(path: Path, results: dict) -> None:
-    """Draw a row for each data set: samples over the training, then the data."""
+    """Draws a row for each data set: samples over the training, then the data."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.4 * len(results)), layout="constrained")
@@ -217,7 +221,7 @@ def draw(path: Path, results: dict) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Train, print, draw, and return what was measured."""
+    """Trains, prints, draws, and returns what was measured."""
     parser = argparse.ArgumentParser(
         description="One-step generators trained with the contrastive force, eager and fused."
     )

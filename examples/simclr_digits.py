@@ -1,4 +1,4 @@
-"""SimCLR on scikit-learn's digits, once with the eager NT-Xent loss and once with the fused one.
+"""SimCLR learns scikit-learn's digits, once with the eager NT-Xent loss and once with the fused.
 
 SimCLR is from Chen et al. 2020, arXiv:2002.05709. 1797 real images of 8 x 8 pixels ship with
 scikit-learn, so that nothing is downloaded. Two copies of one network start from the same weights
@@ -33,16 +33,16 @@ from fused_contrastive.backends import dispatch
 
 LOSSES = {"eager": reference.nt_xent_loss, "fused": nt_xent_loss}
 WIDTH = 64
-"""Columns D of the embeddings that the loss sees."""
+"""The embeddings that the loss sees have this number of columns D."""
 LEARNING_RATE = 5e-3
 DRAWS = 5
-"""Perturbed copies of each test image."""
+"""Each test image has this number of perturbed copies."""
 EAGER_LIMIT = 6 << 30
 """Batches whose eager loss needs more bytes than this are trained with the fused loss only."""
 
 
 def digits(seed: int, device: torch.device):
-    """``(train, train labels, test, test labels)`` of a stratified split.
+    """Returns ``(train, train labels, test, test labels)`` of a stratified split.
 
     There are 1437 and 360 images ``[B, 1, 8, 8]`` in [0, 1].
     """
@@ -61,7 +61,7 @@ def digits(seed: int, device: torch.device):
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random view of each image ``[B, 1, 8, 8]``.
+    """Returns a random view of each image ``[B, 1, 8, 8]``.
 
     It is shifted by 1 pixel, turned by 20 degrees and scaled by 15 % at most. It has a 2 x 2 hole,
     another brightness, and noise.
@@ -88,7 +88,10 @@ def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def network(seed: int) -> nn.ModuleDict:
-    """A small convolutional encoder to 128 features, and the projection head to WIDTH columns."""
+    """Returns a small convolutional encoder and the projection head.
+
+    The encoder has 128 features, and the head has WIDTH columns.
+    """
 
     def block(inputs, outputs, stride):
         convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
@@ -118,7 +121,7 @@ def clock(device: torch.device) -> float:
 
 @dataclass
 class Run:
-    """One network in training, and what each step gave."""
+    """This is one network in training, with what each step gave."""
 
     loss_function: Callable
     model: nn.ModuleDict
@@ -128,7 +131,10 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)
 
     def step(self, views: torch.Tensor, temperature: float) -> None:
-        """One step on ``views [2B, 1, 8, 8]``, where rows i and B + i are views of one image."""
+        """Takes one step on ``views [2B, 1, 8, 8]``.
+
+        Rows i and B + i are views of one image.
+        """
         start = clock(views.device)
         self.optimizer.zero_grad()
         z = self.model["head"](self.model["encoder"](views))
@@ -145,7 +151,7 @@ class Run:
 
 
 def train(images, names, steps: int, copies: int, temperature: float, seed: int) -> dict[str, Run]:
-    """Train one network for each loss of `names`, side by side.
+    """Trains one network for each loss of `names`, side by side.
 
     Each step has ``N = 2 * copies * len(images)`` rows.
     """
@@ -173,7 +179,7 @@ def train(images, names, steps: int, copies: int, temperature: float, seed: int)
 
 
 def progress(label: str, done: int, total: int, status: str = "") -> None:
-    """Draw a bar on a terminal, and elsewhere only its last state."""
+    """Draws a bar on a terminal, and elsewhere only its last state."""
     if done == total or sys.stdout.isatty():
         bar = "#" * (30 * done // total)
         print(
@@ -184,7 +190,7 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
 
 
 def features(model: nn.ModuleDict | None, images: torch.Tensor) -> torch.Tensor:
-    """The encoder's features of the images, before the projection head.
+    """Returns the encoder's features of the images, before the projection head.
 
     Without a model they are the pixels.
     """
@@ -196,7 +202,7 @@ def features(model: nn.ModuleDict | None, images: torch.Tensor) -> torch.Tensor:
 
 
 def knn_accuracy(model, train, y_train, tests) -> list[float]:
-    """The accuracy of 5 nearest neighbours, for each ``(images, labels)`` of `tests`.
+    """Returns the accuracy of 5 nearest neighbours, for each ``(images, labels)`` of `tests`.
 
     Neighbours are unperturbed training images, by cosine similarity.
     """
@@ -207,9 +213,10 @@ def knn_accuracy(model, train, y_train, tests) -> list[float]:
 
 
 def peak_memory(device: str) -> float:
-    """The peak memory in bytes: of the allocator on CUDA, else of this process's resident set.
+    """Returns the peak memory in bytes.
 
-    The resident set is known on Linux alone; elsewhere the result is NaN.
+    On CUDA it is that of the allocator, else that of this process's resident set. The resident set
+    is known on Linux alone. Elsewhere the result is NaN.
     """
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -221,7 +228,7 @@ def peak_memory(device: str) -> float:
 
 
 def loss_memory(name: str, N: int, temperature: float, device: str) -> float:
-    """Peak bytes of the loss alone, forward and backward, without its inputs.
+    """Returns the peak bytes of the loss alone, forward and backward, without its inputs.
 
     It must run in a fresh process.
     """
@@ -239,7 +246,7 @@ def loss_memory(name: str, N: int, temperature: float, device: str) -> float:
 
 
 def measure_memory(jobs: list[tuple[str, int]], temperature: float, device: torch.device) -> dict:
-    """``{(name, N): bytes}``, each measured in a process of its own."""
+    """Returns ``{(name, N): bytes}``, each measured in a process of its own."""
     memory = {}
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         pending = [pool.apply_async(loss_memory, (*job, temperature, device.type)) for job in jobs]
@@ -250,7 +257,7 @@ def measure_memory(jobs: list[tuple[str, int]], temperature: float, device: torc
 
 
 def table(larger: dict[int, dict[str, Run]], memory: dict) -> list[dict]:
-    """One row per batch size, with medians over the steps after the first.
+    """Returns one row per batch size, with medians over the steps after the first.
 
     `ratio` is the median of each step's eager / fused loss time.
     """
@@ -311,7 +318,7 @@ def report(runs: dict[str, Run], accuracy: dict, rows: list[dict], measure: str)
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """Train, measure, print, draw, and return what was measured."""
+    """Trains, measures, prints, draws, and returns what was measured."""
     parser = argparse.ArgumentParser(
         description="SimCLR on real images with the eager and the fused NT-Xent loss."
     )

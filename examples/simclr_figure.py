@@ -1,4 +1,4 @@
-"""The picture of simclr_digits.py: six panels in one PNG."""
+"""This module draws the picture of simclr_digits.py: six panels in one PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EAGER, FUSED, INK, GRAY, LIGHT = "#e07b39", "#2563a8", "#2b2f36", "#8b93a1", "#d
 
 
 def draw(path: Path, runs, accuracy, rows, views, features, labels, device) -> None:
-    """Save the picture.
+    """Saves the picture.
 
     `views` is a list of image batches ``[B, 1, 8, 8]``, which are shown below each other. The
     `features` ``[N, D]`` are embedded in the plane.
@@ -102,7 +102,10 @@ def image_grid(axes, views) -> None:
 
 
 def cost(axes, rows, key, factor, unit, title) -> None:
-    """Draw one quantity against the batch size, with eager / fused at each size where both ran."""
+    """Draws one quantity against the batch size.
+
+    It also shows eager / fused at each size where both ran.
+    """
     for name, color in (("eager", EAGER), ("fused", FUSED)):
         points = [
             (row["N"], factor * max(row[f"{name}_{key}"], 1e-9))
@@ -132,7 +135,7 @@ def cost(axes, rows, key, factor, unit, title) -> None:
 
 
 def projection(axes, features, labels) -> None:
-    """Draw the t-SNE of the features, coloured by label, with at most 900 points."""
+    """Draws the t-SNE of the features, coloured by label, with at most 900 points."""
     import matplotlib
     from sklearn.manifold import TSNE
 

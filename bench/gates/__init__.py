@@ -1,3 +1,4 @@
-"""Compile gates: every GPU kernel compiles for every supported architecture, on a machine without a
-GPU.
+"""The compile gates check that every GPU kernel compiles for every supported architecture.
+
+They run on a machine without a GPU.
 """

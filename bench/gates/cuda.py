@@ -1,4 +1,4 @@
-"""The compile gate of the CUDA kernels: csrc/cuda compiled for GPUs that are not here.
+"""The compile gate of the CUDA kernels compiles csrc/cuda for GPUs that are not here.
 
 ``python -m bench.gates.cuda`` compiles every kernel and fails where one does not pass. A kernel
 must not spill, and it must contain the matrix and copy instructions that it is built on. Its
@@ -27,9 +27,9 @@ RECORD = Path(__file__).parent / "records" / "cuda.json"
 SHARED_KIB = {"80": 163, "86": 99, "90a": 227, "100": 227, "120": 99}
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 MATRIX = {"Half": "HMMA", "Tf32": "HMMA", "F64": "DMMA", "Warpgroup": "HGMMA", "Fma": None}
-"""The matrix instruction each way of multiplying is meant to use."""
+"""Each way of multiplying is meant to use this matrix instruction."""
 COPIES = {"Warpgroup": "UTMALDG"}
-"""The copy instruction it is fed by."""
+"""Each of these ways of multiplying is fed by this copy instruction."""
 COUNTED = ("HMMA", "HGMMA", "DMMA", "UTMALDG")
 SERIALISED = re.compile(r"C75(?:10|12|14|15)")
 IGNORED = re.compile(r"setmaxnreg.{0,40}ignored", re.IGNORECASE)
@@ -48,7 +48,7 @@ build = load_build()
 
 
 def cuobjdump() -> str | None:
-    """CUDA's disassembler, or the one that Triton's wheel carries."""
+    """Returns CUDA's disassembler, or the one that Triton's wheel carries."""
     beside = Path(build.nvcc()).resolve().parent / "cuobjdump"
     spec = importlib.util.find_spec("triton")
     bundled = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec else beside
@@ -65,7 +65,7 @@ def run(*command: str) -> str:
 
 
 def readable(symbol: str) -> str:
-    """``pair_reduce Half bf16 128x128`` of a mangled kernel name."""
+    """Returns the readable form of a mangled kernel name, as ``pair_reduce Half bf16 128x128``."""
     name = re.search(
         r"\d+(prepare|terms|finish_\w+?|pair_reduce|pair_weight|fused_rows|"
         r"(?:force|sigmoid)_\w+?)I",
@@ -101,9 +101,9 @@ def readable(symbol: str) -> str:
 
 
 def shared_bytes(folder: Path) -> dict[str, int]:
-    """Bytes of shared memory by the beginning of a kernel's readable name.
+    """Returns bytes of shared memory by the beginning of a kernel's readable name.
 
-    The constants of the headers give those of the kernels that compute pairs. Kernels of whole
+    For kernels that compute pairs, the constants of the headers give the bytes. Kernels of whole
     groups are sized by the group: they are counted for 128 points (64 in float64).
     """
     probe = folder / "shared.cu"
@@ -165,7 +165,7 @@ def shared_bytes(folder: Path) -> dict[str, int]:
 
 
 def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
-    """One row per kernel of this source."""
+    """Returns one row per kernel of this source."""
     cubin = folder / f"{source.stem}.{arch}.cubin"
     target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
     log = run(
@@ -200,7 +200,7 @@ def inspect(source: Path, arch: str, folder: Path) -> list[dict]:
 
 
 def objections(row: dict, arch: str) -> list[str]:
-    """The reasons why a kernel does not pass."""
+    """Returns the reasons why a kernel does not pass."""
     found = []
     if row["spilled_bytes"]:
         found.append(f"spills {row['spilled_bytes']} bytes")

@@ -1,8 +1,8 @@
-"""The calls whose kernels the Triton gate compiles: forward and backward passes on tensors without
-storage.
+"""The Triton gate compiles the kernels that these calls launch.
 
-Dimensions are those of the contracts in ``fused_contrastive/ops``. Each family has a class of
-scenarios, a list of them, and the calls that one scenario makes.
+The calls are forward and backward passes on tensors without storage. Dimensions are those of the
+contracts in ``fused_contrastive/ops``. Each family has a class of scenarios, a list of them, and
+the calls that one scenario makes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 import torch
 
-import fused_contrastive  # noqa: F401  (registers the ops)
+# This import registers the ops.
+import fused_contrastive  # noqa: F401
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """One forward and backward pass of the similarity family. Without `N` there is one set."""
+    """A scenario is one forward and backward pass of the similarity family.
+
+    Without `N` there is one set.
+    """
 
     name: str
     dtype: str
@@ -36,7 +40,10 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """One forward and backward pass of the sigmoid family. Without `N` there is one set."""
+    """A scenario is one forward and backward pass of the sigmoid family.
+
+    Without `N` there is one set.
+    """
 
     name: str
     dtype: str
@@ -53,7 +60,10 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Force:
-    """One call of each op of the force family, for P points of which half are rows."""
+    """A scenario is one call of each op of the force family.
+
+    Half of its P points are rows.
+    """
 
     name: str
     dtype: str
@@ -142,15 +152,15 @@ FORCE_PRODUCTS = {
     "force_rows": "points",
     "distance_pull": "points",
 }
-"""Kernels that multiply weights with coordinates, and an argument that has the type of both."""
+"""These kernels multiply weights with coordinates. The named argument has the type of both."""
 
 
 def call(name: str, *arguments):
-    """The registered op `name` as it runs on a device, with the Triton backend.
+    """Calls the registered op `name` as it runs on a device, with the Triton backend.
 
     An op on meta tensors would be answered by its fake implementation. Redispatched as a CPU call,
-    it reaches the backend through the package's own code, whatever the functions between them are
-    called.
+    it reaches the backend through the package's own code. It does not matter what the functions
+    between them are called.
     """
     op = getattr(torch.ops.fused_contrastive, name).default
     real = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
@@ -162,7 +172,10 @@ def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def operands(s: Similarity | Sigmoid, additive) -> tuple:
-    """The op's first six arguments: a, b, scale, `additive` (a bias), and the keys of both sets."""
+    """Returns the op's first six arguments.
+
+    They are a, b, scale, `additive` (a bias), and the keys of both sets.
+    """
     dtype, N = getattr(torch, s.dtype), s.N or s.M
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     a = meta(s.G, s.M, s.D, dtype=dtype)
@@ -174,7 +187,7 @@ def operands(s: Similarity | Sigmoid, additive) -> tuple:
 
 
 def run_similarity(s: Similarity) -> None:
-    """Forward and backward of a similarity scenario."""
+    """Runs forward and backward of a similarity scenario."""
     dtype = getattr(torch, s.dtype)
     given = operands(s, (s.N or s.M) if s.bias else None)
     positive = (0 if s.N else s.M // 2) if s.paired else -1
@@ -192,7 +205,7 @@ def run_similarity(s: Similarity) -> None:
 
 
 def run_sigmoid(s: Sigmoid) -> None:
-    """Forward and backward of a sigmoid scenario; not_self has a positive."""
+    """Runs forward and backward of a sigmoid scenario, where not_self has a positive."""
     dtype = getattr(torch, s.dtype)
     given = operands(s, s.M)
     positive = 0 if s.kind == "not_self" else -1
@@ -203,7 +216,7 @@ def run_sigmoid(s: Sigmoid) -> None:
 
 
 def run_force(s: Force) -> None:
-    """The calls that the package's functions of this kind make; half of the points are rows."""
+    """Makes the calls of the package's functions of this kind. Half of the points are rows."""
     accumulate = torch.float64 if s.dtype == "float64" else torch.float32
     x = meta(s.G, s.P, s.D, dtype=getattr(torch, s.dtype))
     inverse, scale = meta(s.K, dtype=accumulate), meta(s.G, dtype=accumulate)
@@ -224,6 +237,6 @@ def run_force(s: Force) -> None:
 
 
 def run(scenario: Similarity | Sigmoid | Force) -> None:
-    """The calls of one scenario."""
+    """Makes the calls of one scenario."""
     runs = {Similarity: run_similarity, Sigmoid: run_sigmoid, Force: run_force}
     runs[type(scenario)](scenario)

@@ -1,4 +1,4 @@
-"""The compile gate of the Triton kernels, compiled for GPUs that are not here.
+"""The compile gate of the Triton kernels compiles them for GPUs that are not here.
 
 ``python -m bench.gates.triton`` runs the backend's own launch code on tensors without storage. It
 takes the launches that this would make and compiles each for sm_80, sm_90, sm_100 and gfx942. It
@@ -46,8 +46,9 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 SHARED_KIB = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
-"""KiB per program. sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which
-have 99.
+"""A program may use so many KiB.
+
+sm_80 has 163, but its configurations also serve sm_86, sm_89 and sm_120, which have 99.
 """
 MATRIX = {
     "sm_80": ("mma.sync",),
@@ -55,18 +56,16 @@ MATRIX = {
     "sm_100": ("tcgen05.mma", "mma.sync"),
     "gfx942": ("v_mfma",),
 }
-"""The part's matrix instructions, the one that is meant first. The others serve tiles of few rows,
-and float64.
-"""
+"""The first of a part's instructions is meant. The others serve tiles of few rows, and float64."""
 MULTIPLYING = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
 SERIALISED = re.compile(r"C75(?:10|12|15)")
 MOST = 150
-"""Kernel and configuration pairs per target."""
+"""A target has at most so many pairs of kernel and configuration."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel with one set of types, constants and options for one target."""
+    """A case is one kernel with one set of types, constants and options for one target."""
 
     kernel: str
     module: str
@@ -79,15 +78,13 @@ class Case:
 
     @property
     def key(self) -> str:
-        """Names the case in the record. The module, which is only where the kernel is found, does
-        not count.
-        """
+        """Names the case in the record. The module, where the kernel is found, does not count."""
         named = {name: value for name, value in asdict(self).items() if name != "module"}
         return hashlib.sha256(repr(named).encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
-        """The configuration, for people."""
+        """Describes the configuration for people."""
         constants = dict(self.constants)
         types = dict(self.signature)
         named = ("a", "x", "slots", "rows", "points")
@@ -119,7 +116,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What the compiler said.
+    """This is what the compiler said.
 
     `registers` are VGPRs on AMD. `failures` says what the gate objects to.
     """
@@ -134,7 +131,7 @@ class Outcome:
 
 
 def launches(arch: str) -> list:
-    """Every launch of every scenario as the backend would make it on `arch`."""
+    """Returns every launch of every scenario as the backend would make it on `arch`."""
     previous = torch.get_float32_matmul_precision()
     with launch.recording(run=False) as recorded, configs.assume(arch):
         for scenario in scenarios.SCENARIOS:
@@ -147,11 +144,11 @@ def launches(arch: str) -> list:
 
 
 def cases(arch: str) -> list[Case]:
-    """The distinct kernels and configurations (`Case.label`) among the launches.
+    """Returns the distinct kernels and configurations (`Case.label`) among the launches.
 
-    Of several launches of one kernel and configuration, the one with the most operands counts.
-    Cases are specialised as Triton would do it, except that only D may be known as a multiple of
-    16: so the general code is compiled.
+    Where several launches have the same kernel and configuration, the one with the most operands
+    counts. Cases are specialised as Triton would do it, except that only D may be known as a
+    multiple of 16. So the general code is compiled.
     """
     found = {}
     for started in launches(arch):
@@ -214,7 +211,8 @@ def compile_case(case: Case) -> Outcome:
             compiled = triton.compile(
                 source, target=GPUTarget(*TARGETS[case.arch]), options=options
             )
-    except Exception as error:  # whatever the compiler raises is the result
+    except Exception as error:
+        # Whatever the compiler raises is the result.
         return Outcome(failures=[f"does not compile: {type(error).__name__}: {str(error)[-400:]}"])
     outcome = inspect(case, compiled, log.getvalue())
     outcome.seconds = round(time.monotonic() - started, 1)
@@ -222,7 +220,7 @@ def compile_case(case: Case) -> Outcome:
 
 
 def inspect(case: Case, compiled, log: str) -> Outcome:
-    """Registers, spills, shared memory and matrix instructions of a compiled kernel."""
+    """Returns registers, spills, shared memory and matrix instructions of a compiled kernel."""
     outcome = Outcome(shared_bytes=compiled.metadata.shared)
     if case.arch.startswith("sm"):
         code = compiled.asm["ptx"]
@@ -258,7 +256,10 @@ def inspect(case: Case, compiled, log: str) -> Outcome:
 
 
 def missing_matrix(case: Case, found: list[str]) -> list[str]:
-    """What is wrong with the matrix instructions. Plain float32 products on NVIDIA have none."""
+    """Returns what is wrong with the matrix instructions.
+
+    Plain float32 products on NVIDIA have none.
+    """
     constants, types = dict(case.constants), dict(case.signature)
     operand = "a" if case.kernel in MULTIPLYING else scenarios.FORCE_PRODUCTS.get(case.kernel)
     element = None if operand is None else types[operand][1:]
@@ -273,7 +274,7 @@ def missing_matrix(case: Case, found: list[str]) -> list[str]:
 
 
 def may_not_use_registers(case: Case) -> bool:
-    """Whether triton_kernels/support.py counts on operands that all come from shared memory."""
+    """Says whether triton_kernels/support.py counts on operands all coming from shared memory."""
     known = case.kernel == "fused_rows" or case.kernel in scenarios.FORCE_PRODUCTS
     return not known and dict(case.constants).get("PRECISION") != "tf32x3"
 
@@ -285,7 +286,7 @@ def read_record() -> dict[str, dict]:
 def run(todo: list[Case], jobs: int):
     """Yields (case, outcome) in order.
 
-    A compiler that takes its process down fails that case. The cases beside it are tried again,
+    Where a compiler takes its process down, that case fails. The cases beside it are tried again,
     alone.
     """
     context = multiprocessing.get_context("spawn")

@@ -1,1 +1,4 @@
-"""What `make gpu` runs on a machine with a GPU: the tests, the measurements and their record."""
+"""`make gpu` runs this package on a machine with a GPU.
+
+It holds the tests, the measurements and their record.
+"""

@@ -4,14 +4,14 @@ PART=verify takes or builds the CUDA library. Then it runs the tests with device
 backend, and compute-sanitizer where there is one. PART=sweep measures, the most valuable rows
 first. Without PART both run, and QUICK=1 is a two-minute version of its own.
 
-It uses the Python and torch found there, needs no network and installs nothing: the package is
+It uses the Python and torch found there, needs no network and installs nothing. The package is
 imported from the checkout (source_tree.py). Tests and measurements run in processes of their own,
 so that a kernel that breaks the device ends one stage only.
 
 One JSON is rewritten as results come in. It holds hardware, versions, bare rates, test outcomes,
-rows, and the source hash of every kernel that passed. A run that finds the result of an earlier one
-with the same sources, versions and GPU goes on with it and repeats nothing. The exit status is 2
-without a GPU and 1 on failures.
+rows, and the source hash of every kernel that passed. A run may find the result of an earlier one
+with the same sources, versions and GPU. It then goes on with it and repeats nothing. The exit
+status is 2 without a GPU and 1 on failures.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .run import Run, Stage, run_rows, run_tests
 RESULTS = ROOT / "bench" / "results"
 PARTS = ("verify", "sweep")
 SECONDS, QUICK_SECONDS = 450.0, 60.0
-"""The budget of each part. Building the CUDA library takes at most BUILD_SHARE of the first."""
+"""Each part has this budget. Building the CUDA library takes at most BUILD_SHARE of the first."""
 BUILD_SHARE = 0.7
 SANITIZER_SECONDS = 90.0
 
@@ -70,7 +70,7 @@ QUICK_TESTS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
     p.add_argument("--part", choices=PARTS, help="one part alone (default: both, verify first)")
     p.add_argument(
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def describe() -> dict:
-    """The environment, without this machine's paths."""
+    """Returns the environment, without this machine's paths."""
     described = environment.describe(torch.device("cuda"))
     tool = described["gpu"]["ptxas"]
     chosen = os.environ.get("TRITON_PTXAS_PATH", "")
@@ -109,7 +109,7 @@ def describe() -> dict:
 def rates(
     device: torch.device | None = None, n: int = 8192, nbytes: int = 2 << 30, seconds: float = 3.0
 ) -> dict:
-    """The bare rates of this GPU.
+    """Measures the bare rates of this GPU.
 
     A device copy is given in GB/s (bytes read and written), n-cubed products in TFLOP/s.
     """
@@ -134,7 +134,7 @@ def rates(
 
 
 def verify(run: Run, quick: bool) -> None:
-    """The tests, then compute-sanitizer."""
+    """Runs the tests, then compute-sanitizer."""
     if not run.tests_done():
         run_tests(
             run,
@@ -153,7 +153,7 @@ def verify(run: Run, quick: bool) -> None:
 
 
 def sweep(run: Run, quick: bool, measured_rates=rates) -> None:
-    """The bare rates, then every stage that is not measured yet."""
+    """Measures the bare rates, then every stage that is not measured yet."""
     if not run.result["rates"]:
         run.result["rates"] = measured_rates()
         run.write()
@@ -192,8 +192,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def conclude(run: Run) -> int:
-    """Prints rows, kernels and tests and draws the plot. Returns 1 where a test or the sanitizer
-    failed.
+    """Prints rows, kernels and tests, and draws the plot.
+
+    Returns 1 where a test or the sanitizer failed.
     """
     result = run.result
     result["complete"] = bool(run.tests_done() and result["swept"])

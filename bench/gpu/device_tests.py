@@ -1,8 +1,8 @@
-"""A pytest plugin (``-p bench.gpu.device_tests``) that records the tests with device inputs.
+"""This pytest plugin (``-p bench.gpu.device_tests``) records the tests with device inputs.
 
 The tests of GPU kernels come first. A line is written when a test starts, before each kernel's
-first launch, and when a phase of the test ends. Of a test that kills its process the first two
-kinds remain.
+first launch, and when a phase of the test ends. When a test kills its process, the first two kinds
+of lines remain.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from ..source_tree import complete_package
 
 LOG = "FUSED_CONTRASTIVE_TEST_LOG"
-"""Environment variable with the path of the lines."""
+"""This environment variable has the path of the file that the lines go to."""
 DEVICE_LOST = 70
-"""Exit status."""
+"""A process that has lost the device ends with this exit status."""
 
 _launched: set[str] = set()
 _test = ""
@@ -26,7 +26,7 @@ _lost = False
 
 
 def earlier(log: Path) -> Path:
-    """The file with the tests that are recorded already.
+    """Returns the file with the tests that are recorded already.
 
     Every worker of a run leaves out the same ones.
     """
@@ -53,7 +53,7 @@ FLOAT32_TILES = ("tf32", "tf32x3", "fma")
 
 
 def source_of(operator: str, arguments: tuple) -> str:
-    """The name in `kernel_hashes` of the CUDA source whose kernel an operator launches.
+    """Returns the name of the CUDA source whose kernel an operator launches, as in `kernel_hashes`.
 
     Args: `operator` is a name in csrc/cuda/*_ops.cpp, and `arguments` are those of the call.
     """
@@ -61,7 +61,8 @@ def source_of(operator: str, arguments: tuple) -> str:
         return "cuda/prepare"
     if operator in FINISHING:
         return "cuda/finish"
-    if operator.startswith("force_"):  # the derivatives take an upstream gradient first
+    if operator.startswith("force_"):
+        # The derivatives take an upstream gradient as their first argument.
         x = arguments[operator in ("force_group_gradient", "force_inverses")]
         return f"cuda/force_{TILES.get(x.dtype, 'f32')}"
     if operator in ("sigmoid_finish", "sigmoid_terms"):
@@ -74,13 +75,13 @@ def source_of(operator: str, arguments: tuple) -> str:
 
 
 def _by_tensor_copies(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """As csrc/cuda/pair_operators.h."""
+    """Decides as csrc/cuda/pair_operators.h does."""
     aligned = all((z.data_ptr() | 2 * z.shape[2]) % 16 == 0 for z in (x, y))
     return x.itemsize == 2 and aligned and torch.cuda.get_device_capability(x.device)[0] == 9
 
 
 class Recorder:
-    """Operators of the CUDA library, noting the sources of the kernels they launch."""
+    """This stands for the CUDA library's operators and notes the sources of kernels they launch."""
 
     def __init__(self, operators):
         self._operators = operators
@@ -103,7 +104,8 @@ def pytest_configure(config):
     complete_package()
     from fused_contrastive.backends import cuda
 
-    cuda.status()  # loads the library where there is one
+    # This loads the library where there is one.
+    cuda.status()
     cuda.LIBRARIES.update(
         {device: Recorder(operators) for device, operators in cuda.LIBRARIES.items()}
     )
@@ -164,7 +166,7 @@ def pytest_runtest_logfinish(nodeid, location):
 
 
 def _collects() -> bool:
-    """Whether this process sees every worker's tests."""
+    """Says whether this process sees every worker's tests."""
     return "PYTEST_XDIST_WORKER" not in os.environ
 
 

@@ -1,4 +1,4 @@
-"""The package's kernels alone, against the product and copy rates of the same run.
+"""The table shows the package's kernels alone, against product and copy rates of the same run.
 
 Their times come from the profiled step of every row.
 """
@@ -11,7 +11,7 @@ from ..losses import LOSSES, Loss, Size
 from ..report import table
 
 TILED = ("pair_reduce", "pair_weight", "fused_rows", "sigmoid_reduce", "sigmoid_weight")
-"""Kernels that compute every similarity once, or half of them where the matrix is symmetric."""
+"""These kernels compute every similarity once, or half of them where the matrix is symmetric."""
 FORCE = {
     "force_distances": 3.0,
     "force_log_sums": 3.0,
@@ -22,7 +22,7 @@ FORCE = {
     "force_group": 3.0,
     "force_group_gradient": 4.5,
 }
-"""Flops per similarity and dimension of each kernel's launches, in a step of the force loss.
+"""A step of the force loss launches each kernel with so many flops per similarity and dimension.
 
 They hold for the CUDA backend (backends/cuda/force.py) and up to 8 temperatures. Half of the points
 are rows. A block per group takes distances once for (i, j) and (j, i).
@@ -36,17 +36,17 @@ BYTES = {"bf16": 2, "fp16": 2, "tf32": 4, "fp32": 4, "fp64": 8}
 
 
 def short(name: str) -> str | None:
-    """The package's name of a kernel, "product" for a library's, None for another."""
+    """Returns the package's name of a kernel, "product" for a library's, None for another."""
     own = OWN.search(name)
     return own[1] if own else "product" if PRODUCT.search(name) else None
 
 
 def entries(result: dict) -> list[dict]:
-    """One entry per row of a GPU backend and kernel, with the microseconds of all its launches in a
-    step.
+    """Returns one entry per row of a GPU backend and kernel.
 
-    An entry has a rate where one has a meaning. It is in TFLOP/s for the tiled kernels and the
-    products, and in GB/s for `prepare` (embeddings read, normalised ones written).
+    An entry has the microseconds of all launches of the kernel in a step. It has a rate where one
+    has a meaning. The rate is in TFLOP/s for the tiled kernels and the products. It is in GB/s for
+    `prepare`, which reads embeddings and writes normalised ones.
     """
     found = []
     for row in result["rows"]:
@@ -81,9 +81,9 @@ def entries(result: dict) -> list[dict]:
 
 
 def per_cell(loss: Loss, name: str, backend: str, kernel: str) -> float:
-    """Flops of a step's launches of this kernel per similarity and dimension.
+    """Returns the flops of a step's launches of this kernel per similarity and dimension.
 
-    It is 0 where they are not known.
+    The result is 0 where they are not known.
     """
     if name == "contrastive_force":
         return FORCE.get(kernel, 0.0) if backend == "cuda" else 0.0
@@ -93,7 +93,7 @@ def per_cell(loss: Loss, name: str, backend: str, kernel: str) -> float:
 
 
 def markdown(result: dict) -> str:
-    """The entries as a table, or a sentence that there are none."""
+    """Returns the entries as a table, or a sentence that there are none."""
     lines = []
     for e in entries(result):
         size = str(Size(e["N"], e["K"], e["D"]))

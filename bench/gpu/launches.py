@@ -1,4 +1,4 @@
-"""GPU kernels of one step, with the time each takes alone on the device, by torch's profiler."""
+"""The GPU kernels of one step are timed by torch's profiler, each alone on the device."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.profiler import ProfilerActivity, profile
 from ..measure import Step, matmul_precision
 
 Launch = tuple[str, float]
-"""Name and microseconds on the device."""
+"""A launch has the kernel's name and its microseconds on the device."""
 
 
 def record(step: Step) -> dict[str, list[Launch] | None]:
-    """The kernels that one forward, backward and full pass launch, in order.
+    """Returns the kernels that one forward, backward and full pass launch, in order.
 
-    Copies and fills are left out. Each is None where the profiler does not work on this machine.
+    Copies and fills are left out. A pass is None where the profiler does not work on this machine.
     """
     try:
         with matmul_precision(step.tf32):

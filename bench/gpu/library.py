@@ -1,4 +1,4 @@
-"""The CUDA library for ``make gpu``.
+"""``make gpu`` finds or builds the CUDA library.
 
 The library that is there serves if it was made of these sources and holds code for this GPU. Else
 one is built for this GPU and for all that the other held code for. What it was built for is written
@@ -27,9 +27,9 @@ print(getattr(import_module("fused_contrastive._C_cuda"), "SOURCES", "unknown"))
 
 
 def made_of() -> str:
-    """The hash of the sources of the library that the package would load, or "" where none loads.
+    """Returns the hash of the sources of the library that the package would load.
 
-    A process of its own loads it.
+    The hash is "" where none loads. A process of its own loads the library.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, check=False
@@ -38,7 +38,10 @@ def made_of() -> str:
 
 
 def architectures(capability: tuple[int, int]) -> tuple[str, ...]:
-    """What to compile for a GPU: its own code where there is some, else all code and PTX."""
+    """Returns what to compile for a GPU.
+
+    This is the GPU's own code where there is some, else all code and PTX.
+    """
     own = tuple(
         name
         for name in build.ARCHITECTURES
@@ -54,7 +57,10 @@ def record(library: Path, names: tuple[str, ...]) -> None:
 
 
 def recorded(library: Path) -> tuple[str, ...]:
-    """What a library was built for. Without a record (setup.py writes none) that is everything."""
+    """Returns what a library was built for.
+
+    Without a record (setup.py writes none) that is everything.
+    """
     if not library.exists():
         return ()
     with library.open("rb") as file:
@@ -86,7 +92,8 @@ def ready(capability: tuple[int, int], seconds: float, library: Path = LIBRARY) 
     draft = library.with_name(f"building-{library.name}")
     status = child(["-m", "bench.gpu.library", str(draft), *names], seconds, {}, lambda: None)
     if status != 0:
-        library.unlink(missing_ok=True)  # not of these sources, or not for this GPU
+        # This library is not of these sources, or not for this GPU.
+        library.unlink(missing_ok=True)
         draft.unlink(missing_ok=True)
         return (
             f"unavailable: did not build ({'out of time' if status is None else f'exit {status}'})"

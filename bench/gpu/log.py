@@ -1,4 +1,4 @@
-"""The outcome of a device test run, read from the lines that device_tests.py writes."""
+"""This module reads the outcome of a device test run from the lines of device_tests.py."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from ..environment import without_paths
 
 KEPT = 50
-"""Failures whose messages are kept."""
+"""The messages of at most so many failures are kept."""
 
 
 def read(path: Path) -> dict[str, dict]:
-    """``{test: {"outcome", "kernels", "message"}}`` of the tests that ended.
+    """Returns ``{test: {"outcome", "kernels", "message"}}`` of the tests that ended.
 
     A test has failed when any of its phases has.
     """
@@ -20,12 +20,12 @@ def read(path: Path) -> dict[str, dict]:
 
 
 def unfinished(path: Path) -> dict[str, list[str]]:
-    """The tests that started and did not end, with the kernels they had launched."""
+    """Returns the tests that started and did not end, with the kernels they had launched."""
     return {test: state["kernels"] for test, state in _states(path).items() if not state["ended"]}
 
 
 def _states(path: Path) -> dict[str, dict]:
-    """A torn last line is left out."""
+    """Returns the state of every test in the lines. A torn last line is left out."""
     states: dict[str, dict] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -43,15 +43,19 @@ def _states(path: Path) -> dict[str, dict]:
         ):
             state["outcome"] = phase["outcome"]
         state["message"] = state["message"] or without_paths(phase.get("message", ""))
+        # xdist reports a worker that died in a phase of its own.
         state["ended"] |= phase["when"] not in (
             "setup",
             "call",
-        )  # xdist reports a worker that died in a phase of its own
+        )
     return states
 
 
 def packed(outcomes: dict[str, dict]) -> dict[str, str]:
-    """Outcomes for a result file, a line each: outcome, kernels, and after a bar the message."""
+    """Returns outcomes for a result file, a line each.
+
+    A line has the outcome and the kernels, and after a bar the message.
+    """
     return {
         test: " | ".join(filter(None, [" ".join([s["outcome"], *s["kernels"]]), s["message"]]))
         for test, s in outcomes.items()
@@ -68,7 +72,7 @@ def unpacked(lines: dict[str, str]) -> dict[str, dict]:
 
 
 def summary(outcomes: dict[str, dict]) -> dict:
-    """Counts, the failures with their messages, and how often each reason to skip was given."""
+    """Returns counts, failures with their messages, and how often each reason to skip was given."""
     counts = {
         name: sum(state["outcome"] == name for state in outcomes.values())
         for name in ("passed", "failed", "skipped")
@@ -86,9 +90,9 @@ def summary(outcomes: dict[str, dict]) -> dict:
 
 
 def kernels(outcomes: dict[str, dict], hashes: dict[str, str]) -> dict[str, dict]:
-    """The source hash of every kernel, and whether it passed.
+    """Returns the source hash of every kernel, and whether it passed.
 
-    It has passed when some passing test launched it and no failing one did.
+    A kernel has passed when some passing test launched it and no failing one did.
     """
     states = {}
     for name, source in hashes.items():

@@ -1,4 +1,4 @@
-"""One run of ``make gpu``: its result file and the stages that fill it.
+"""This is one run of ``make gpu``: its result file and the stages that fill it.
 
 A later run finds the file again and goes on with it. Each stage is a process of its own.
 """
@@ -26,16 +26,21 @@ from . import log as test_log
 SECONDS_OF_A_SIZE = 50.0
 """A process that takes longer (compiling included) is taken to hang."""
 SILENT_SECONDS = 60.0
-"""A test process that writes nothing for so long hangs. Before its first line it has twice as long.
+"""A test process that writes nothing for so long is taken to hang.
+
+Before its first line it has twice as long.
 """
 WORKERS = min(6, os.cpu_count() or 1)
-"""Processes the tests run in where pytest-xdist is installed."""
+"""The tests run in so many processes where pytest-xdist is installed."""
 HUNG = 124
-"""The exit status that stands for a process that hung."""
+"""This exit status stands for a process that hung."""
 
 
 class Stage(NamedTuple):
-    """Sizes measured in one process per loss, with `sampling` seconds of timed rounds."""
+    """A stage has sizes that are measured in one process per loss.
+
+    Timed rounds take `sampling` seconds.
+    """
 
     losses: str
     dtypes: str
@@ -45,12 +50,12 @@ class Stage(NamedTuple):
 
 
 def key(loss: str, size: Size, dtypes: str) -> str:
-    """Name of a group in results: `rows.Group` prints the same."""
+    """Returns the name of a group in results, which is the same as `rows.Group` prints."""
     return f"{loss} {size} {dtypes}"
 
 
 def fingerprint(described: dict) -> str:
-    """What a result holds for.
+    """Returns what a result holds for.
 
     It covers the package's sources, the versions that compile them, the backends that are there,
     and the GPU.
@@ -68,7 +73,7 @@ def fingerprint(described: dict) -> str:
 
 
 class Run:
-    """A result being filled: every change is written at once."""
+    """This is a result being filled, where every change is written at once."""
 
     def __init__(self, result: dict, path: Path, device: str = "cuda"):
         self.result, self.path, self.device = result, path, device
@@ -79,7 +84,7 @@ class Run:
     def opened(
         cls, described: dict, folder: Path, stem: str, command: str, device: str = "cuda"
     ) -> Run:
-        """The newest result in `folder` of these sources on this GPU.
+        """Returns the newest result in `folder` of these sources on this GPU.
 
         Where there is none, it is a new one, named `stem` and the date.
         """
@@ -114,14 +119,17 @@ class Run:
         report.write_json(self.result, self.path)
 
     def tests_done(self) -> bool:
-        """Whether every test of these files is recorded. Outcomes of other files are dropped."""
+        """Says whether every test of these files is recorded.
+
+        Outcomes of other files are dropped.
+        """
         now = environment.digest(("tests",))
         if self.result["tests_of"] != now:
             self.result.update(tests_of=now, tests=None, outcomes={})
         return bool(self.result["tests"] and self.result["tests"]["complete"])
 
     def missing(self, stage: Stage) -> dict[str, list[Size]]:
-        """Sizes of a stage still to be measured, by loss."""
+        """Returns the sizes of a stage that are still to be measured, by loss."""
         known = {*self.result["compile_seconds"], *self.result["given_up"]}
         wanted = {
             loss: [
@@ -133,7 +141,10 @@ class Run:
 
 
 def unused(folder: Path, stem: str) -> Path:
-    """``stem.json`` in `folder`, or with -2, -3, ... where earlier runs of the day have it."""
+    """Returns ``stem.json`` in `folder`.
+
+    The name ends with -2, -3, ... where earlier runs of the day have it.
+    """
     names = [stem, *(f"{stem}-{k}" for k in range(2, 100))]
     return next(folder / f"{name}.json" for name in names if not (folder / f"{name}.json").exists())
 
@@ -143,8 +154,8 @@ def child(
 ) -> int | None:
     """Runs a Python command from the checkout and calls `poll` every second.
 
-    Returns its exit status, None when it was out of time, or HUNG when `log` had long ceased to
-    grow.
+    Returns its exit status, or None when it was out of time. It returns HUNG when `log` had long
+    ceased to grow.
     """
     environ = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""A few small training steps through every CUDA kernel.
+"""A few small training steps run through every CUDA kernel.
 
 ``make gpu`` runs them under compute-sanitizer.
 """
@@ -18,7 +18,7 @@ from ..environment import ROOT, without_paths
 
 TOOLS = ("memcheck", "racecheck")
 FAULTS = 9
-"""The sanitizer's exit status where it found faults."""
+"""The sanitizer ends with this exit status where it found faults."""
 
 
 def main(device: str = "cuda") -> int:
@@ -62,7 +62,7 @@ def force_steps(a, b) -> None:
 
 
 def sanitizer() -> str | None:
-    """compute-sanitizer of the CUDA toolkit beside nvcc or on the path."""
+    """Returns compute-sanitizer of the CUDA toolkit beside nvcc or on the path."""
     from ..gates.cuda import build
 
     nvcc = build.nvcc()
@@ -73,14 +73,15 @@ def sanitizer() -> str | None:
 
 
 def decided(said: str) -> bool:
-    """Whether this is a verdict. What did not run or did not finish is tried again."""
+    """Says whether this is a verdict. What did not run or did not finish is tried again."""
     return said.startswith(("passed", "failed"))
 
 
 def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
-    """The exit status and the last lines of the outputs.
+    """Returns the exit status and the last lines of the outputs.
 
-    Raises subprocess.TimeoutExpired when the limit is over. All its processes are ended then.
+    Raises subprocess.TimeoutExpired when the limit is over. All processes of the command are ended
+    then.
     """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=True, **pipes) as process:
@@ -96,7 +97,7 @@ def _run(command: list[str], limit: float) -> tuple[int, dict[str, str]]:
 
 
 def sanitize(limit: float, earlier: dict[str, str] | None = None) -> dict[str, str]:
-    """What each tool of compute-sanitizer says about `main`.
+    """Returns what each tool of compute-sanitizer says about `main`.
 
     It says "passed", or "failed: ..." where the tool found faults, else why there is no verdict.
     Tools with a verdict in `earlier` keep it, and each other one has its share of `limit` seconds.

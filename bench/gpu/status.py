@@ -13,7 +13,7 @@ from ..environment import kernel_hashes
 
 
 def status(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, str]:
-    """One line per kernel. The last run of a source counts."""
+    """Returns one line per kernel. The last run of a source counts."""
     current, last = newest(hashes, recorded), {outcome.kernel: outcome for outcome in recorded}
     lines = {}
     for name in sorted(hashes):

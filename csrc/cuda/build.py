@@ -1,4 +1,4 @@
-"""How csrc/cuda is compiled, for setup.py and the compile gate."""
+"""This module says how csrc/cuda is compiled, for setup.py and the compile gate."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ARCHITECTURES = ("80", "86", "90a", "100", "120")
-"""What kernels are compiled to machine code for; PTX of the first one covers later devices."""
+"""Kernels are compiled to machine code for these. PTX of the first one covers later devices."""
 
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-Xfatbin=-compress-all")
 
 
 def nvcc() -> str | None:
-    """The nvcc of CUDA_HOME, or the one on the path."""
+    """Returns the nvcc of CUDA_HOME, or the one on the path."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     return shutil.which("nvcc", path=str(Path(home, "bin"))) if home else shutil.which("nvcc")
 
@@ -29,12 +29,12 @@ def sources() -> list[Path]:
 
 
 def host_sources() -> list[Path]:
-    """The module's file and the files of operators, which launch the kernels."""
+    """Returns the module's file and the files of operators, which launch the kernels."""
     return sorted(HERE.glob("*.cpp"))
 
 
 def closure(source: Path) -> list[Path]:
-    """A source and every header of csrc/cuda that it includes, directly or not."""
+    """Returns a source and every header of csrc/cuda that it includes, directly or not."""
     found, todo = [], [source]
     while todo:
         path = todo.pop()
@@ -46,7 +46,7 @@ def closure(source: Path) -> list[Path]:
 
 
 def source_hash(source: Path) -> str:
-    """The hash of everything that decides what this source compiles to, the assembler apart."""
+    """Hashes everything that decides what this source compiles to, except the assembler."""
     digest = hashlib.sha256(repr((NVCC_FLAGS, architectures(source))).encode())
     for path in closure(source):
         digest.update(path.name.encode() + path.read_bytes())
@@ -54,9 +54,9 @@ def source_hash(source: Path) -> str:
 
 
 def kernel_hashes() -> dict[str, str]:
-    """The source hash of every file of CUDA kernels, by name.
+    """Returns the source hash of every file of CUDA kernels, by name.
 
-    It covers what launches the kernels, too, without which a run says nothing.
+    A hash also covers what launches the kernels, because a run says nothing without it.
     """
     package = HERE.parents[1] / "fused_contrastive" / "backends"
 
@@ -81,7 +81,7 @@ def kernel_hashes() -> dict[str, str]:
 
 
 def architectures(source: Path, names: tuple[str, ...] = ARCHITECTURES) -> tuple[str, ...]:
-    """Which of `names` this source is compiled for.
+    """Returns which of `names` this source is compiled for.
 
     The warpgroup products exist on sm_90a alone.
     """
@@ -99,7 +99,7 @@ def targets(source: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def release() -> str:
-    """The version of nvcc."""
+    """Returns the version of nvcc."""
     printed = subprocess.run(
         [nvcc(), "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -107,9 +107,9 @@ def release() -> str:
 
 
 def library_hash() -> str:
-    """The hash of everything the library is made of, the compiler apart.
+    """Hashes everything the library is made of, except the compiler.
 
-    The library carries it as ``SOURCES``.
+    The library carries the hash as ``SOURCES``.
     """
     everything = [(source.name, source_hash(source)) for source in (*sources(), *host_sources())]
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:16]
@@ -122,10 +122,10 @@ def build(
     names: tuple[str, ...] = ARCHITECTURES,
     chosen: list[Path] | None = None,
 ) -> None:
-    """Compile everything for the architectures `names` into `library`.
+    """Compiles everything for the architectures `names` into `library`.
 
-    Tests compile the kernel sources `chosen` alone. Objects are kept in `folder`, named after all
-    they are made of.
+    Tests compile the kernel sources `chosen` alone. Objects are kept in `folder`, and their names
+    come from all they are made of.
     """
     import torch
 

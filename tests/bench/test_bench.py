@@ -1,4 +1,4 @@
-"""The benchmark harness on tiny sizes and synthetic timings. No speed is asserted here."""
+"""The benchmark harness works on tiny sizes and synthetic timings. No speed is asserted here."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def test_the_budget_sets_the_rounds_and_short_steps_repeat():
         "slow": lambda n: repeats["slow"].append(n) or (0.5, 0.5),
     }
     samples = measure.interleave(contenders, 10.0, {"quick": 1e-5, "slow": 1.0})
-    assert samples["slow"] == [(0.5, 0.5)] * 9  # 10 s hold 9 rounds of 1.001 s
-    assert repeats == {"quick": [100] * 9, "slow": [1] * 9}  # a sample lasts about a millisecond
+    # The budget of 10 s holds 9 rounds of 1.001 s.
+    assert samples["slow"] == [(0.5, 0.5)] * 9
+    # A sample lasts about a millisecond, so that the quick step is repeated.
+    assert repeats == {"quick": [100] * 9, "slow": [1] * 9}
 
 
 def test_quartiles_and_paired_ratios():
@@ -123,9 +125,8 @@ def test_the_command_line_writes_json_markdown_and_plot(tmp_path, capsys):
         "0.1",
         "--no-memory",
     ]
-    assert (
-        cli.main([*arguments, "--sizes", "16x8", "--out", str(out)]) == 2
-    )  # the queue needs NxKxD
+    # The queue needs a size in the form NxKxD.
+    assert cli.main([*arguments, "--sizes", "16x8", "--out", str(out)]) == 2
     assert "NxKxD" in capsys.readouterr().err
     assert (
         cli.main(["--losses", "nt_xent", *arguments[2:], "--sizes", "16x8,34x5", "--out", str(out)])

@@ -1,5 +1,6 @@
-"""The comparison of two revisions: equal results are found equal, a changed bit is found, samples
-take turns.
+"""The comparison of two revisions tells equal results from results with a changed bit.
+
+The samples of the two revisions take turns.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def test_differing_cases_are_listed():
 
 
 class Fake:
-    """A worker that notes its turns and takes `seconds`."""
+    """This worker notes its turns and says that a step takes `seconds`."""
 
     def __init__(self, name, seconds, turns):
         self.name, self.seconds, self.turns = name, seconds, turns
@@ -101,7 +102,7 @@ def test_a_worker_answers_requests():
 
 
 def test_two_processes_are_compared(monkeypatch, tmp_path, capsys):
-    """This checkout with itself, in processes of its own and without building anything."""
+    """The comparison runs this checkout against itself in two processes and builds nothing."""
     monkeypatch.setattr(compare, "build", lambda revision: (revision, revisions.ROOT))
     out = tmp_path / "found.json"
     options = "--losses nt_xent --sizes 8x4 --rounds 2 --passes full --threads 1".split()

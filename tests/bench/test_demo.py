@@ -1,4 +1,4 @@
-"""The demo's code path, with few images and steps."""
+"""The demo runs through with few images and steps."""
 
 import math
 from pathlib import Path
@@ -41,7 +41,8 @@ def test_memory_is_that_of_the_loss_alone(monkeypatch):
 
     memory = simclr_digits.measure_memory([("eager", 2048)], 0.5, torch.device("cpu"))
     if not math.isnan(memory["eager", 2048]):
-        assert memory["eager", 2048] > 4 * 2048**2  # at least the matrix
+        # The eager loss holds at least the matrix.
+        assert memory["eager", 2048] > 4 * 2048**2
 
 
 def test_generators_follow_the_data(monkeypatch, tmp_path, capsys):

@@ -1,5 +1,6 @@
-"""The compile gate: that its record is current, that it compiles, and that it objects to what it
-must object to.
+"""The compile gate passes what it should and objects to what it must.
+
+The tests also check that the gate's record is current.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def gate(*arguments, code=None):
-    """A run of the gate in a process where kernels are compiled, not interpreted."""
+    """Runs the gate in a process where kernels are compiled, not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = ["-m", "bench.gates.triton", *arguments] if code is None else ["-c", code]
     return subprocess.run(
@@ -37,7 +38,7 @@ def gate(*arguments, code=None):
 def test_the_record_is_current():
     """Every shipped kernel and configuration has passed with its present source.
 
-    Else run ``python -m bench.gates.triton``.
+    If this fails, run ``python -m bench.gates.triton``.
     """
     record = json.loads(compile_gate.RECORD.read_text())
     if {entry["triton"] for entry in record.values()} != {triton.__version__}:
@@ -50,7 +51,10 @@ def test_the_record_is_current():
 
 
 def test_a_kernel_compiles_and_a_bad_configuration_does_not_pass():
-    """One shipped kernel for sm_90, and for sm_80 a tile that does not fit into its registers."""
+    """A shipped kernel compiles for sm_90, and a tile that is too large does not pass for sm_80.
+
+    That tile does not fit into the registers of sm_80.
+    """
     done = gate(
         code="""
 from bench.gates import scenarios, triton as gate

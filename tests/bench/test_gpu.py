@@ -1,5 +1,6 @@
-"""What only a GPU can show: capture in a CUDA graph, no synchronisation, work on the current
-stream. Skipped elsewhere.
+"""The losses can be captured in a CUDA graph, never synchronise, and use the current stream.
+
+Only a GPU can show this, so the tests are skipped elsewhere.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import fused_contrastive as fc
 
 
 class ForceCase(NamedTuple):
-    """A loss of the force family in the form of the other cases.
+    """This is a loss of the force family in the form of the other cases.
 
-    It has groups of n + n points, or one large one.
+    It has groups of n + n points, or one large group.
     """
 
     function: object
@@ -44,7 +45,7 @@ FORCE = {
     ),
 }
 CASES = {case.name: case for case in cases.LOSSES if case.target is None}
-"""Those with a target copy an index vector to the device in every call."""
+"""Cases with a target are left out: they copy an index vector to the device in every call."""
 CASES |= {
     f"{name}-{groups}": ForceCase(function, groups)
     for name, function in FORCE.items()
@@ -67,7 +68,7 @@ def step(case, inputs, backend):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cuda_graph(name, backend, gpu):
-    """A step captured once and replayed on other data, as training loops do."""
+    """A step can be captured once and replayed on other data, as training loops do."""
     case = CASES[name]
     inputs = case.draw(70, 40, torch.float32, gpu)
     side = torch.cuda.Stream()
@@ -102,7 +103,7 @@ def test_no_synchronisation(name, backend, gpu):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_current_stream(name, backend, gpu):
-    """Inputs that a busy stream is about to write are read after it has."""
+    """A loss reads its inputs only after a busy stream has written them."""
     case = CASES[name]
     inputs = case.draw(70, 40, torch.float32, gpu)
     late = {key: torch.zeros_like(x) + (x.dim() == 0) for key, x in inputs.items()}

@@ -1,4 +1,7 @@
-"""What ``make gpu`` builds, and the rates that it measures and derives. Needs no GPU."""
+"""``make gpu`` builds the right library, and measures and derives the right rates.
+
+This needs no GPU.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,8 @@ def test_kernels_alone_against_bare_rates():
     }
     found = {e["kernel"]: e for e in kernel_table.entries(result)}
     assert set(found) == {"prepare", "pair_reduce", "force_group", "product", "other"}
-    assert found["pair_reduce"]["rate"] == pytest.approx(250.0)  # N^2 D flops in 100 us
+    # The kernel does N^2 D flops in 100 us.
+    assert found["pair_reduce"]["rate"] == pytest.approx(250.0)
     assert found["pair_reduce"]["of"] == pytest.approx(250 / 700)
     assert found["prepare"]["rate"] == pytest.approx(1000.0)
     force = {
@@ -110,7 +114,8 @@ def test_kernels_alone_against_bare_rates():
         (e["backend"], e["kernel"]): e
         for e in kernel_table.entries({"rows": both, "rates": rates()})
     }
-    cells = 10 * 1000**2 * 100  # 5000 rows against the 1000 points of their group: half of that
+    # Only half of the points are rows: 5000 rows meet the 1000 points of their group.
+    cells = 10 * 1000**2 * 100
     assert found["cuda", "force_weights"]["rate"] == pytest.approx(3 * cells / 2 / 100e-6 / 1e12)
     assert found["cuda", "product"]["of"] == pytest.approx(3 * cells / 100e-6 / 1e12 / 50)
     assert found["triton", "force_weights"]["rate"] is None, "other launches than those counted"

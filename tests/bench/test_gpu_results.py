@@ -1,4 +1,4 @@
-"""What is read out of the results of GPU runs: outcomes of tests, kernels that are verified."""
+"""The results of GPU runs tell the outcomes of tests and which kernels are verified."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_records_that_are_not_whole_verify_nothing_and_break_nothing(tmp_path, m
     ],
 )
 def test_what_launches_the_kernels_is_part_of_their_hashes(tmp_path, monkeypatch, file, family):
-    """Those of the file's own family."""
+    """A change of a file that launches kernels changes the hashes of its own family's kernels."""
     for folder in (
         "csrc/cuda",
         "fused_contrastive/backends/cuda",

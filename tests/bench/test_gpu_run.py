@@ -1,5 +1,6 @@
-"""Everything of ``make gpu`` that needs no GPU: what it goes on with, what it repeats, what it
-builds, what it prints.
+"""``make gpu`` goes on with earlier results, repeats nothing, and builds and prints what it must.
+
+The tests cover everything of it that needs no GPU.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ TINY = gpu.Stage("nt_xent,clip", "fp32", ("16x4",), 0.1, "eager,panels")
 
 @pytest.fixture(autouse=True)
 def one_by_one(monkeypatch):
-    """Tests of a run go one by one, also where pytest-xdist is installed."""
+    """Makes the tests of a run go one by one, also where pytest-xdist is installed."""
     monkeypatch.setattr(gpu_run, "WORKERS", 1)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
 
 @functools.cache
 def this_machine() -> dict:
-    """The description of this machine, which takes a second to make."""
+    """Returns the description of this machine, which takes a second to make."""
     return environment.describe(torch.device("cpu"))
 
 
@@ -68,7 +69,10 @@ def test_a_run_goes_on_with_the_result_of_the_same_sources(tmp_path, monkeypatch
 
 
 def test_a_sweep_ends_with_its_budget_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
-    """The measuring is done in this process; the next tests start processes of their own."""
+    """A sweep ends with its budget, and the next one goes on and repeats nothing.
+
+    The measuring is done in this process. The next tests start processes of their own.
+    """
 
     def child(command, limit, extra, poll):
         assert command[:2] == ["-m", "bench"]
@@ -80,7 +84,8 @@ def test_a_sweep_ends_with_its_budget_goes_on_and_repeats_nothing(tmp_path, monk
     monkeypatch.setattr(environment, "describe", lambda device: this_machine())
     monkeypatch.setattr(gpu, "SWEEP", (TINY,))
     run = opened(tmp_path)
-    run.begin(10)  # less than a process is started for
+    # No process is started for a budget as short as this.
+    run.begin(10)
     gpu.sweep(run, False, rates)
     assert not run.result["swept"] and not run.result["rows"] and not run.result["given_up"]
     run = opened(tmp_path)
@@ -99,9 +104,8 @@ def test_a_sweep_ends_with_its_budget_goes_on_and_repeats_nothing(tmp_path, monk
 
 def test_a_stage_goes_on_after_the_size_at_which_its_process_died(tmp_path):
     run = opened(tmp_path)
-    stage = gpu.Stage(
-        "nt_xent", "fp32", ("15x4", "16x4"), 0.1, "eager,panels"
-    )  # an odd N ends the process with 2
+    # An odd N ends the process with 2.
+    stage = gpu.Stage("nt_xent", "fp32", ("15x4", "16x4"), 0.1, "eager,panels")
     gpu.run_rows(run, stage)
     written = json.loads(run.path.read_text())
     report.validate(written)
@@ -193,14 +197,18 @@ def test_a_test_that_dies_or_hangs_has_failed_and_the_others_run(tmp_path, monke
 
 
 def test_of_several_tests_under_way_the_one_that_hangs_has_failed(tmp_path, monkeypatch):
-    """Which of the unfinished tests of parallel workers it was shows when they run one by one."""
+    """When parallel workers leave several tests unfinished, the one that hangs has failed.
+
+    Which test it was shows when they run one by one.
+    """
     calls = []
 
     def child(command, limit, extra, poll, log):
         chosen = command[2 : command.index("--device")]
         done = set(json.loads(device_tests.earlier(log).read_text()))
         calls.append(chosen)
-        if chosen == ["tests"] and not done:  # three workers, one hangs
+        # At first there are three workers, and one of them hangs.
+        if chosen == ["tests"] and not done:
             lines, status = [("a", True), ("bad", False), ("slow", False)], gpu_run.HUNG
         elif chosen == ["bad", "slow"]:
             lines, status = [("bad", False)], -11
@@ -325,7 +333,8 @@ def test_compute_sanitizer(tmp_path, monkeypatch):
         summary = "========= ERROR SUMMARY: 3 errors"
         does(f"echo 'no /usr/lib/driver.so' >&2; echo '{summary}'; exit {status}")
         assert small_case.sanitize(20) == dict.fromkeys(small_case.TOOLS, verdict)
-    does("sleep 60 & wait")  # a process of its own that keeps the pipes open
+    # This process has a child that keeps the pipes open.
+    does("sleep 60 & wait")
     began = time.monotonic()
     said = small_case.sanitize(0.4, {"memcheck": "passed"})
     assert (

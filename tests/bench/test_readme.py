@@ -1,4 +1,4 @@
-"""Rows of results, and the README's tables made of them."""
+"""Results become rows, and the README's tables are made of these rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_rows_from_synthetic_samples():
     assert row["gemm_gflops"] == pytest.approx(1.0)
     assert row["gemm_fraction"] == pytest.approx(1.0)
     assert measured["cpu", "bf16", "backward"]["x_fp32"] == pytest.approx(2)
-    assert measured["cpu", "bf16", "full"]["x_eager"] is None  # no eager run in that dtype
+    # There is no eager run in this dtype.
+    assert measured["cpu", "bf16", "full"]["x_eager"] is None
     assert measured["eager", "fp32", "forward"]["flops"] == 2 * 10**8
     assert measured["compile", "fp32", "forward"]["x_eager"] == pytest.approx(2)
 
@@ -61,7 +62,7 @@ def test_validate_names_what_is_missing():
 
 @functools.cache
 def this_machine() -> dict:
-    """The description of this machine, which takes a second to make."""
+    """Returns the description of this machine, which takes a second to make."""
     return environment.describe(torch.device("cpu"))
 
 

@@ -1,4 +1,7 @@
-"""What "equal to the installed package" means, and the sizes and dtypes it is checked for."""
+"""This module says what "equal to the installed package" means.
+
+It also has the sizes and dtypes for which equality is checked.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,21 @@ from fused_contrastive.integrations._common import FallbackWarning
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SIZES = ((1, 1), (1, 5), (2, 1), (3, 4), (8, 3), (13, 16))
-"""Rows and dimensions."""
+"""Each size gives the number of rows and of dimensions."""
 FLOOR = {torch.float64: 1.0, torch.float32: 1.0, torch.float16: 0.05, torch.bfloat16: 0.05}
-"""Below this magnitude errors are absolute: gradients that are 0 but for rounding, as those of one
-row.
+"""Below this magnitude errors are absolute.
 
-In one dimension all are: 1.
+This is for gradients that are 0 but for rounding, such as those of a single row. In one dimension
+all gradients are like that, and the magnitude is 1.
 """
 
 ULPS = {torch.float64: 512, torch.float32: 16, torch.float16: 4, torch.bfloat16: 4}
 
 
 def draw(*shapes, spread: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
-    """Standard normal float64 tensors.
+    """Draws standard normal float64 tensors.
 
-    All of one shape are views of the same points, `spread` apart.
+    Tensors of one shape are views of the same points, `spread` apart.
     """
     generator = torch.Generator().manual_seed(seed)
     points = {}
@@ -39,8 +42,9 @@ def draw(*shapes, spread: float = 1.0, seed: int = 0) -> list[torch.Tensor]:
 
 
 def run(loss, inputs: list[torch.Tensor], autocast=None):
-    """``[value, gradients...]`` of a loss that is a tensor or a dictionary of one, for an upstream
-    gradient that is not constant.
+    """Returns ``[value, gradients...]`` of a loss that is a tensor or a dictionary of one.
+
+    The upstream gradient is not constant.
     """
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     with torch.autocast("cpu", autocast) if autocast else contextlib.nullcontext():
@@ -61,11 +65,13 @@ def run(loss, inputs: list[torch.Tensor], autocast=None):
 def agree(
     ours, theirs, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64, autocast=None
 ):
-    """Value, gradients and their dtypes are the package's.
+    """Asserts that value, gradients and their dtypes are the package's.
 
-    No farther from what it gives in float64 than it is itself.
+    Our errors are measured against what the package gives in float64. They may be no larger than
+    twice the package's own, plus a few units in the last place.
 
-    0-d inputs (scales) are float32 at least. Skips where the package has no such dtype.
+    0-d inputs (scales) are float32 at least. The test is skipped where the package has no such
+    dtype.
     """
     inputs = [
         x.to(torch.promote_types(dtype, torch.float32) if x.dim() == 0 else dtype) for x in inputs
@@ -107,7 +113,7 @@ def agree(
 
 
 def same_error(ours, theirs, *arguments, **keywords):
-    """Both raise, the same type with the same message."""
+    """Asserts that both raise the same type with the same message."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(Exception) as expected:
@@ -119,7 +125,10 @@ def same_error(ours, theirs, *arguments, **keywords):
 
 
 def falls_back(ours, theirs, inputs: list[torch.Tensor], reason: str):
-    """Says so, naming the reason, and gives what the package gives, to the bit."""
+    """Asserts that our loss falls back and names the reason.
+
+    It then gives what the package gives, to the bit.
+    """
     with pytest.warns(FallbackWarning, match=reason):
         got = run(ours, inputs)
     for mine, package in zip(got, run(theirs, inputs), strict=True):
@@ -127,7 +136,10 @@ def falls_back(ours, theirs, inputs: list[torch.Tensor], reason: str):
 
 
 def same_signature(ours, theirs):
-    """Names, kinds and defaults of the constructor's and forward's arguments; a subclass."""
+    """Asserts that our class is a subclass with the same arguments.
+
+    Names, kinds and defaults of the constructor's and forward's arguments are compared.
+    """
     if inspect.isclass(theirs):
         assert issubclass(ours, theirs)
         assert ours.__name__ == theirs.__name__

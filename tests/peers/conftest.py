@@ -1,4 +1,4 @@
-"""The tests against the installed packages: `make test-peers`.
+"""The integrations agree with the installed packages: `make test-peers` runs these tests.
 
 Their defaults are the packages' own.
 """
@@ -18,13 +18,13 @@ peer_packages.prepare()
 
 @pytest.fixture(autouse=True)
 def told_again():
-    """Every test is told what falls back."""
+    """Every test is told again what falls back."""
     common._warn.cache_clear()
 
 
 @pytest.fixture
 def streams():
-    """Nothing in this test may fall back."""
+    """Nothing in a test with this fixture may fall back."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", common.FallbackWarning)
         yield

@@ -1,7 +1,7 @@
-"""What every rank of test_distributed.py runs: the losses over several processes, ours and the
-packages'.
+"""Every rank of test_distributed.py runs this file.
 
-Prints nothing; returns the differences.
+It runs the losses over several processes, ours and the packages'. It prints nothing and writes the
+differences to a file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-import conftest  # noqa: F401  the environment the packages need
+# conftest prepares the environment that the packages need.
+import conftest  # noqa: F401
 import torch
 from agreement import agree, draw
 from torch import distributed
@@ -138,7 +139,8 @@ def main(rank: int, world: int, folder: str) -> None:
                 found[name] = "equal"
             except AssertionError as error:
                 found[name] = str(error)
-            except BaseException as error:  # as a skip
+            except BaseException as error:
+                # A skip, for example, is no ordinary Exception.
                 found[name] = f"{type(error).__name__}: {error}"
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     distributed.barrier()
@@ -147,4 +149,5 @@ def main(rank: int, world: int, folder: str) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
-    os._exit(0)  # the interpreter's end may meet threads of gloo that are still running, and abort
+    # An ordinary end of the interpreter may meet threads of gloo that still run, and abort.
+    os._exit(0)

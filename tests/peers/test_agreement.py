@@ -1,4 +1,7 @@
-"""The helpers see what they are there to see; and what holds for the integrations alike."""
+"""The helpers see what they are there to see.
+
+The other tests here hold for all integrations alike.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +85,10 @@ def test_rows_of_zeros_equal_rows_and_strides(case, streams):
 @pytest.mark.parametrize("case", SMALL, ids=IDS)
 @pytest.mark.filterwarnings("ignore")
 def test_other_dtypes_inside_autocast(case, first):
-    """float16 inside autocast to bfloat16, and float64 (which autocast leaves as it is) beside
-    float32: some of torch's operations refuse them.
+    """Inside autocast to bfloat16, inputs of other dtypes are treated as the package treats them.
+
+    The inputs are float16, or float64 beside float32, which autocast leaves as it is. Some of
+    torch's operations refuse them.
     """
     ours, package = (case.build(module, 6) for module in peers.modules(case))
     rows, *others = peers.inputs(case, 6, torch.float32)

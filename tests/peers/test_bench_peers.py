@@ -1,4 +1,4 @@
-"""The rows of the README's table, and what they promise."""
+"""The rows of the README's table are complete and keep what they promise."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ def test_every_loss_has_a_row():
         case = next(case for case in peers.CASES if case.package == package)
         ours = peers.modules(case)[0]
         losses = {name for name in ours.__all__ if inspect.isclass(getattr(ours, name))}
-        exempt = {"CoCaLoss", "InfoNCE"}  # the rows of ClipLoss and info_nce
+        # The rows of ClipLoss and info_nce stand for these two.
+        exempt = {"CoCaLoss", "InfoNCE"}
         assert losses - exempt <= {loss for p, loss in rows if p == package}
 
 
 @pytest.mark.skipif(memory.unsupported() is not None, reason=str(memory.unsupported()))
 def test_a_thousand_pairs_in_a_hundred_megabytes(streams):
-    """pytorch-metric-learning's NTXentLoss of two views.
+    """pytorch-metric-learning's NTXentLoss of two views needs less than 100 MB at 1024 pairs.
 
-    A matrix of positive by negative pairs there, 34 GB at 1024 pairs.
+    The package makes a matrix of positive by negative pairs, which takes 34 GB there.
     """
     (case,) = (c for c in peers.CASES if not c.package_fits)
     assert (case.loss, case.rows) == ("NTXentLoss", 1024)

@@ -1,6 +1,6 @@
-"""Over several processes.
+"""The integrations agree with the packages over several processes.
 
-The packages' own gathers and exchanges, and so their gradients, with what is compared streaming.
+Gathers, exchanges and their gradients are the packages' own. The losses that are compared stream.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+# The exchange of open_clip with both neighbours differs for even and odd numbers.
 WORLDS = (
     2,
     3,
-    # The exchange of open_clip with both neighbours differs for even and odd numbers.
 )
 
 
 @pytest.fixture(scope="module", params=WORLDS)
 def found(request, tmp_path_factory) -> list[dict]:
-    """What each rank found, by case."""
+    """Returns what each rank found, by case."""
     folder = tmp_path_factory.mktemp("ranks")
     path = os.pathsep.join(
         [*map(str, (HERE, HERE.parent, HERE.parent.parent)), os.environ.get("PYTHONPATH", "")]

@@ -1,4 +1,4 @@
-"""info-nce-pytorch."""
+"""The integration of info-nce-pytorch agrees with the installed package."""
 
 import agreement
 import info_nce as peer

@@ -1,4 +1,4 @@
-"""Keras 3 on its torch backend."""
+"""The integration works with Keras 3 on its torch backend."""
 
 import sys
 
@@ -12,8 +12,9 @@ from fused_contrastive.integrations.keras import NT_Xent, NTXentLoss
 
 
 def one_by_one(zi, zj, tau=1):
-    """Each row in turn against all others, by Keras' own cosine similarity (in float64 by torch's:
-    Keras' is less precise than that).
+    """Computes the loss of each row in turn against all others, by Keras' own cosine similarity.
+
+    In float64 it takes torch's similarity, because Keras' is less precise than that.
     """
     keras_similarity = keras.losses.CosineSimilarity(axis=-1, reduction=None)
 
@@ -82,7 +83,7 @@ def test_serialization():
 
 
 class TwoViews(keras.Model):
-    """An encoder of pairs of noisy views."""
+    """This encoder takes pairs of noisy views."""
 
     def __init__(self, loss):
         super().__init__()
@@ -99,9 +100,9 @@ class TwoViews(keras.Model):
 
 
 def test_training():
-    """Keras' own fit, with the loss in compute_loss and in compile.
+    """Keras' own fit trains with the loss in compute_loss and in compile.
 
-    The losses of equal steps are those of the loop.
+    Equal steps have the losses that the loop over the rows gives.
     """
     z, other = (np.asarray(x, dtype="float32") for x in draw((32, 6), (32, 6), spread=0.3))
     histories = []

@@ -1,4 +1,4 @@
-"""lightly's losses in one process."""
+"""The integration of lightly agrees with its losses in one process."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def test_equal(name, temperature, dtype, streams):
 @pytest.mark.parametrize("name", ("DCLLoss", "DCLWLoss"))
 @pytest.mark.filterwarnings("ignore:To copy construct")
 def test_no_negatives(name, streams):
-    """One sample has none: the log-sum-exp is minus infinity."""
+    """One sample has no negatives, so that its log-sum-exp is minus infinity."""
     agree(*pair(name), draw((1, 3), (1, 3)))
 
 
@@ -54,7 +54,10 @@ def test_barlow_twins(dtype, streams):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:To copy construct")
 def test_equal_in_autocast(name, autocast, streams):
-    """In one dimension lightly's products are none, and float32."""
+    """The losses are lightly's under autocast.
+
+    In one dimension lightly computes no matrix products, and its results are float32.
+    """
     for d, dtype in itertools.product((16, 1), (torch.float32, autocast, torch.float64)):
         agree(*pair(name), draw((13, d), (13, d)), dtype, autocast)
 
@@ -69,7 +72,7 @@ def test_weights(dtype, streams):
 @pytest.mark.parametrize("weight", (torch.float64, torch.float32, torch.float16, torch.int64, None))
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
 def test_weights_of_other_dtypes(weight, dtype, streams):
-    """Their dtype and the losses' are promoted, by torch's rules."""
+    """The dtypes of weights and losses are promoted by torch's rules."""
 
     def weights(a, b):
         return torch.arange(len(a)).to(weight) if weight else squared_distance(a, b).mean().double()
@@ -90,7 +93,7 @@ def test_barlow_twins_with_an_array_falls_back():
 
 @pytest.mark.filterwarnings("ignore:To copy construct")
 def test_temperatures_of_numpy(streams):
-    """A float32 one is divided by as a number, not with float32's precision."""
+    """A float32 temperature divides as a number, not with float32's precision."""
     for name in PAIRS:
         agree(*pair(name, temperature=np.float32(0.07)), draw((5, 4), (5, 4)))
 
@@ -113,9 +116,9 @@ def test_gather_distributed_in_one_process(streams):
 @pytest.mark.parametrize("size", ((1, 4), (8, 4), (32, 4)))
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
 def test_memory_bank(size, dtype, streams):
-    """Losses and banks over steps that fill the bank, wrap around and drop the tail.
+    """Losses and banks are lightly's while the bank fills, wraps around and drops the tail.
 
-    Nothing is stored without a gradient.
+    Without a gradient nothing is stored.
     """
     mine, package = pair("NTXentLoss", temperature=0.2, memory_bank_size=size)
     assert isinstance(mine.memory_bank, MemoryBankModule)
@@ -160,7 +163,8 @@ def test_memory_bank_in_autocast(streams):
     agree(call(mine), call(package), draw((5, 8), (5, 8)), torch.float32, torch.bfloat16)
     mine, package = pair("NTXentLoss", memory_bank_size=(16, 8))
     with torch.autocast("cpu", torch.bfloat16):
-        same_error(mine, package, *draw((5, 8), (5, 8)))  # float64 against a float32 bank
+        # The inputs are float64 and the bank is float32.
+        same_error(mine, package, *draw((5, 8), (5, 8)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,7 +195,8 @@ def test_errors():
         for x, y in ((a, b), (a, c), (a, a.float()), (a[0], a[0]), (a[None], a[None])):
             same_error(*pair(name), x, y)
     same_error(*pair("NTXentLoss", memory_bank_size=(4, 2)), a, a)
-    same_error(*pair("NTXentLoss", memory_bank_size=(4, 3)), a, a)  # float64 against a float32 bank
+    # The inputs are float64 and the bank is float32.
+    same_error(*pair("NTXentLoss", memory_bank_size=(4, 3)), a, a)
 
 
 @pytest.mark.filterwarnings("ignore:To copy construct")

@@ -1,4 +1,4 @@
-"""open_clip's losses in one process."""
+"""The integration of open_clip agrees with its losses in one process."""
 
 import agreement
 import pytest
@@ -118,7 +118,10 @@ def test_errors(name):
 
 @pytest.mark.parametrize("name", ("ClipLoss", "SigLipLoss"))
 def test_a_float64_scale_of_one_element_in_autocast(name):
-    """Which autocast leaves as it is."""
+    """A float64 scale of one element raises the package's error under autocast.
+
+    Autocast leaves such a scale as it is.
+    """
     x, y = (z.float() for z in draw((5, 3), (5, 3)))
     with torch.autocast("cpu", torch.bfloat16):
         same_error(*pair(name), x, y, SCALE.reshape(1), BIAS)

@@ -1,4 +1,4 @@
-"""pytorch-metric-learning's losses by labels and by pairs."""
+"""The integration of pytorch-metric-learning agrees with its losses, by labels and by pairs."""
 
 import agreement
 import pytest
@@ -35,7 +35,7 @@ def calls(losses, *arguments, **keywords):
 
 
 def referring(losses, labels, ref_labels, indices=None, same=False):
-    """Of two sets of rows, or of one that is given as both."""
+    """Returns the calls of the losses with two sets of rows, or with one that is given as both."""
     if same:
         return [lambda x, loss=loss: loss(x, labels, indices, x, ref_labels) for loss in losses]
     return [lambda x, y, loss=loss: loss(x, labels, indices, y, ref_labels) for loss in losses]
@@ -55,8 +55,10 @@ def test_equal(name, labels, dtype, streams):
 @pytest.mark.parametrize("temperature", (0.5, 1, -0.3))
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_reference_set(name, temperature, labels, streams):
-    """Another set of other size, the set itself by its own labels or copies, another set by the
-    same labels.
+    """The losses take a reference set.
+
+    It may be a set of another size, or another set with the same labels. It may also be the set
+    itself, by its own labels or by copies of them.
     """
     labels = torch.tensor(LABELS[labels])
     losses = pair(name, temperature=temperature)
@@ -72,9 +74,9 @@ def test_reference_set(name, temperature, labels, streams):
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.float16))
 @pytest.mark.parametrize("name", NAMES)
 def test_pairs_and_triplets(name, dtype, streams):
-    """Some of the pairs, some several times for NTXentLoss, from miners and from all pairs.
+    """The losses take pairs and triplets from miners, from all pairs, and from some of them.
 
-    Nothing at all.
+    NTXentLoss may get some pairs several times. There may also be nothing at all.
     """
     labels = torch.tensor(LABELS["few labels"])
     (x,) = draw((len(labels), 5))
@@ -128,7 +130,7 @@ def test_reducers(name, make, streams):
 @pytest.mark.parametrize("labels", ("unmatched rows", "one label", "no positives"))
 @pytest.mark.parametrize("name", NAMES)
 def test_terms(name, labels, streams):
-    """Before they are reduced: the same losses with the same indices in the same order."""
+    """Before they are reduced, the losses are the same, with the same indices in the same order."""
     labels = torch.tensor(LABELS[labels])
     (x,) = draw((len(labels), 4))
     terms = [loss(x, labels)["loss"] for loss in pair(name, reducer=reducers.DoNothingReducer())]
@@ -180,7 +182,7 @@ def test_distances(name, distance, streams):
 def test_saturated_probabilities(dtype, streams):
     """The library adds the smallest normal number to a probability.
 
-    Its NTXentLoss stops at 87.3 (9.7 in float16), and so does its gradient.
+    Therefore its NTXentLoss stops at 87.3 (9.7 in float16), and so does its gradient.
     """
     labels = torch.tensor(LABELS["few labels"])
     losses = pair("NTXentLoss", temperature=0.01)
@@ -196,9 +198,9 @@ def test_saturated_probabilities(dtype, streams):
 @pytest.mark.parametrize("temperature", (1e-3, 0.02))
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_terms_that_vanish_are_left_out(name, temperature, dtype, streams):
-    """SupConLoss' reducer averages terms above 0.
+    """SupConLoss' reducer averages the terms above 0.
 
-    Those are none that the library's arithmetic rounds to 0.
+    Terms that the library's arithmetic rounds to 0 are left out.
     """
     labels, ref_labels = torch.arange(12) % 6, torch.arange(9) % 7
     x, y = draw((12, 3), (9, 3))
@@ -224,9 +226,9 @@ def test_terms_that_vanish_are_left_out(name, temperature, dtype, streams):
 
 
 def test_a_row_that_is_not_a_number(streams):
-    """Is in the largest logit of every row of SupConLoss, listed or not.
+    """A row that is not a number leaves the reducer of SupConLoss with nothing.
 
-    Its reducer is left with nothing.
+    It is in the largest logit of every row, whether it is listed or not.
     """
     labels = torch.tensor(LABELS["two views"])
     (x,) = draw((8, 3))
@@ -238,7 +240,10 @@ def test_a_row_that_is_not_a_number(streams):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", (2, 5))
 def test_very_many_positive_pairs(classes, dtype, streams, monkeypatch):
-    """More than are listed: another pass over all pairs, where the reducer takes their mean."""
+    """When there are more positive pairs than are listed, another pass runs over all pairs.
+
+    This happens where the reducer takes the mean of the terms.
+    """
     monkeypatch.setattr(ours, "LISTED", 1)
     labels = torch.arange(31) % classes
     for options in (

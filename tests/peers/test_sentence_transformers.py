@@ -1,4 +1,7 @@
-"""sentence-transformers' losses on embeddings, in one process."""
+"""The integration of sentence-transformers agrees with its losses on embeddings.
+
+The tests run in one process.
+"""
 
 import itertools
 import warnings
@@ -87,7 +90,7 @@ def test_symmetric(streams):
 
 
 def test_a_scale_with_a_gradient(streams):
-    """An attribute that users replace by a parameter."""
+    """The scale is an attribute, which users replace by a parameter, so it gets a gradient."""
 
     def call(module):
         loss = getattr(module, NAME)(None, hardness_mode="all_negatives", hardness_strength=2.0)

@@ -1,4 +1,4 @@
-"""Spijkervet/SimCLR."""
+"""The integration of Spijkervet/SimCLR agrees with the installed package."""
 
 import agreement
 import pytest
@@ -27,12 +27,12 @@ def test_equal_in_autocast(autocast, streams):
 
 @pytest.mark.parametrize("norm", (1e-7, 1e-9))
 def test_short_rows(norm, streams):
-    """Cosine similarity raises norms to 1e-8, and its gradient does not know."""
+    """Cosine similarity raises short norms to 1e-8, and its gradient ignores this."""
     agree(*pair(4, 0.5, 1), [norm * x for x in draw((4, 3), (4, 3))])
 
 
 def test_norms_that_overflow(streams):
-    """Are infinite, and the rows 0."""
+    """A norm that overflows is infinite, and its row becomes 0."""
     x, y = draw((4, 3), (4, 3))
     x[1] *= 1e200
     agree(*pair(4, 0.5, 1), [x, y])
@@ -63,7 +63,8 @@ def test_errors():
     for shapes in (((3, 5), (3, 5)), ((4, 3), (4, 2)), ((4,), (4,))):
         same_error(*pair(4, 0.5, 1), *draw(*shapes))
     same_error(*pair(0, 0.5, 1), *draw((0, 3), (0, 3)))
-    same_error(*pair(4, 0.5, 2), *draw((4, 3), (4, 3)))  # no process group
+    # There is no process group.
+    same_error(*pair(4, 0.5, 2), *draw((4, 3), (4, 3)))
 
 
 def test_falls_back():

@@ -1,6 +1,6 @@
-"""The packages' own training code, with the package's loss and with ours.
+"""The packages' own training code gives the same weights with our loss as with theirs.
 
-The same weights after some steps.
+The weights are compared after some steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def same_weights(mine: nn.Module, package: nn.Module, start: nn.Module, rtol: float = 1e-3):
-    """The steps that the weights have taken from `start` differ by `rtol` at most."""
+    """Asserts that the steps the weights took from `start` differ by `rtol` at most."""
     steps, difference = 0.0, 0.0
     for weights in zip(mine.parameters(), package.parameters(), start.parameters(), strict=True):
         x, y, z = (w.detach().double() for w in weights)
@@ -29,7 +29,7 @@ def same_weights(mine: nn.Module, package: nn.Module, start: nn.Module, rtol: fl
 @pytest.mark.parametrize("precision", ("fp32", "amp_bf16"))
 @pytest.mark.parametrize("name", ("ClipLoss", "SigLipLoss"))
 def test_open_clip(name, precision, accum_freq, streams):
-    """`open_clip_train`'s epoch over a tiny CLIP."""
+    """The epoch of `open_clip_train` trains a tiny CLIP to the same weights."""
     import open_clip
     from open_clip import loss as peer
     from open_clip_train.train import train_one_epoch
@@ -85,7 +85,10 @@ def test_open_clip(name, precision, accum_freq, streams):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_lightly(name, options, tmp_path):
-    """A LightningModule of a tiny encoder with lightly's projection head, trained by a Trainer."""
+    """A LightningModule ends with the same weights after training by a Trainer.
+
+    It has a tiny encoder with lightly's projection head.
+    """
     import pytorch_lightning
     from lightly import loss as peer
     from lightly.models.modules import SimCLRProjectionHead
@@ -111,7 +114,8 @@ def test_lightly(name, options, tmp_path):
     pairs = torch.utils.data.TensorDataset(points, points + 0.3 * torch.randn(24, 6))
     trained = []
     for module in (ours, peer):
-        torch.manual_seed(1)  # of the bank
+        # This seed fixes the rows of the bank.
+        torch.manual_seed(1)
         model = SimCLR(getattr(module, name)(**options))
         trainer = pytorch_lightning.Trainer(
             max_epochs=2,
@@ -134,7 +138,7 @@ def test_lightly(name, options, tmp_path):
 @pytest.mark.parametrize("name", ("NTXentLoss", "SupConLoss", "NPairsLoss"))
 @pytest.mark.parametrize("miner", (False, True))
 def test_pytorch_metric_learning(name, miner, streams):
-    """`trainers.MetricLossOnly`, with and without a miner."""
+    """`trainers.MetricLossOnly` trains to the same weights, with and without a miner."""
     from pytorch_metric_learning import losses as peer
     from pytorch_metric_learning import miners, trainers
 
@@ -144,7 +148,8 @@ def test_pytorch_metric_learning(name, miner, streams):
     start = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     trained = []
     for module in (ours, peer):
-        torch.manual_seed(0)  # of the order of the batches
+        # This seed fixes the order of the batches.
+        torch.manual_seed(0)
         model = copy.deepcopy(start)
         trainer = trainers.MetricLossOnly(
             models={"trunk": model},
@@ -180,7 +185,7 @@ def test_self_supervised(name, symmetric, streams):
 @pytest.mark.parametrize("name", ("NTXentLoss", "SupConLoss"))
 @pytest.mark.parametrize("use", ("all", "miner", "enqueue_mask"))
 def test_cross_batch_memory(name, use, streams):
-    """Steps of a model whose memory fills and wraps around."""
+    """The weights are the same after steps in which the memory fills and wraps around."""
     from pytorch_metric_learning import losses as peer
     from pytorch_metric_learning import miners
 
@@ -210,7 +215,7 @@ WORDS = "[PAD] [UNK] [CLS] [SEP] red green blue cat dog runs sleeps eats"
 
 
 def sentence_transformer(folder):
-    """A random transformer of one layer over a vocabulary of words, made without downloads."""
+    """Makes a random transformer of one layer over a vocabulary of words, without downloads."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -258,7 +263,7 @@ def sentence_transformer(folder):
 )
 @pytest.mark.filterwarnings("ignore")
 def test_sentence_transformers(name, options, tmp_path):
-    """`SentenceTransformerTrainer` over triplets."""
+    """`SentenceTransformerTrainer` trains on triplets to the same weights."""
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformerTrainer,

@@ -1,4 +1,4 @@
-"""Autocast does what eager does: products in the autocast dtype, everything else in float32."""
+"""Under autocast, products have the autocast dtype and everything else is float32, as in eager."""
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ def autocast(device, dtype=torch.bfloat16, enabled=True):
 
 
 def errors(case, backend, device, seed, n, d):
-    """Relative errors of loss and gradients with float32 inputs under autocast,
-    and their dtypes.
+    """Returns the relative errors of the loss and the gradients under autocast, and their dtypes.
+
+    The inputs are float32.
     """
     g, loss, grads = cases.loss_truth(case.name, n, d, torch.float32, seed, 1.0, 0.2)
     inputs = case.draw(n, d, torch.float32, device, seed, temperature=0.2)
@@ -51,9 +52,9 @@ def test_error_and_dtypes(name, backend, device):
 
 
 def test_products_are_in_the_autocast_dtype(backend, device):
-    """Not more precise than asked either.
+    """The loss under autocast is that of bfloat16 embeddings.
 
-    The loss under autocast is that of bfloat16 embeddings.
+    So it is not more precise than asked, either.
     """
     z1, z2 = (torch.randn(9, 20, device=device) for _ in range(2))
     with autocast(device):
@@ -69,7 +70,7 @@ def test_products_are_in_the_autocast_dtype(backend, device):
 def test_mixed_dtypes(name, half, backend, device):
     """Inside autocast the two sets may have different dtypes.
 
-    Outside that is an error (test_errors.py).
+    Outside autocast this is an error, which test_errors.py checks.
     """
     case = cases.BY_NAME[name]
     inputs = case.draw(6, 8, torch.float32, device)
@@ -137,8 +138,9 @@ def test_disabled_region(backend, device):
 @pytest.mark.parametrize("inside", (False, True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled(name, inside, device):
-    """The same numbers as without the compiler, with autocast inside the compiled function or
-    around it.
+    """A compiled loss gives the same numbers as without the compiler.
+
+    This holds whether autocast is inside the compiled function or around it.
     """
     torch.compiler.reset()
     case = cases.BY_NAME[name]
@@ -159,10 +161,8 @@ def test_compiled(name, inside, device):
         found = compiled(*inputs.values())
     expected = loss_in_autocast(*inputs.values())
     tolerance = {}
-    if torch.__version__ < "2.12" and name in (
-        "distill",
-        "sup_con-weights",
-    ):  # torch 2.11 traces more inside autocast than there is
+    # torch 2.11 traces more operations inside autocast than are really inside it.
+    if torch.__version__ < "2.12" and name in ("distill", "sup_con-weights"):
         tolerance = {"rtol": 2e-2, "atol": 1e-3}
     torch.testing.assert_close(found, expected, **tolerance)
     for x, y in zip(
@@ -172,9 +172,9 @@ def test_compiled(name, inside, device):
 
 
 def test_grad_scaler(device):
-    """Half precision with a scaled loss.
+    """A GradScaler works with a loss in half precision.
 
-    The unscaled gradients are the plain ones, and a step is skipped where they overflow.
+    The unscaled gradients are the plain ones. A step is skipped where the gradients overflow.
     """
     torch.manual_seed(0)
     encoder = torch.nn.Linear(6, 8).to(device)

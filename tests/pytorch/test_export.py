@@ -1,4 +1,7 @@
-"""torch.export of a model that contains a loss: any batch size, saved and loaded, and trainable."""
+"""torch.export takes a model that contains a loss.
+
+The program serves any batch size, can be saved and loaded, and can be trained.
+"""
 
 import io
 
@@ -29,7 +32,7 @@ WITHOUT_OPS = ("correlation", "barlow_twins")
 
 
 class Model(torch.nn.Module):
-    """An encoder and its loss."""
+    """An encoder and its loss form this model."""
 
     def __init__(self, loss):
         super().__init__()
@@ -71,7 +74,10 @@ def test_export(name, device):
     "name", ("nt_xent, learned", "info_nce, symmetric, with metrics", "siglip, learned")
 )
 def test_an_exported_model_can_be_trained(name, device):
-    """Its gradients are the model's own, and so are those of a gradient penalty."""
+    """An exported model has the gradients of the model itself.
+
+    The gradients of a gradient penalty are the same, too.
+    """
     model = Model(LOSSES[name]()).to(device)
     exported = torch.export.export(model, views(name, 8, device)).module()
     assert dict(exported.named_parameters()).keys() == dict(model.named_parameters()).keys()
@@ -91,7 +97,10 @@ def test_an_exported_model_can_be_trained(name, device):
 
 @pytest.mark.parametrize("positives", ("out", "in", "pairs"))
 def test_labels(positives, device):
-    """Classes found in the program: any batch size, the same gradients."""
+    """An exported program finds the classes itself.
+
+    It serves any batch size and gives the same gradients.
+    """
 
     def loss(x, y):
         labels = torch.arange(2 * x.shape[0], device=x.device) % 3
@@ -122,7 +131,10 @@ FORCES = {
 
 @pytest.mark.parametrize("name", FORCES)
 def test_the_force_family_has_no_gradient_in_exported_programs_and_says_so(name, device):
-    """Under no_grad it exports; "eager" can be trained."""
+    """An export of a force loss raises where a gradient would be lost.
+
+    Under no_grad the loss exports. With backend "eager" the exported program can be trained.
+    """
     x, y = views(name, 8, device)
     model = Model(FORCES[name]).to(device)
     with pytest.raises(Exception, match="would not have the gradient of this fused loss"):
@@ -137,9 +149,9 @@ def test_the_force_family_has_no_gradient_in_exported_programs_and_says_so(name,
 @pytest.mark.parametrize("strict", (False, True), ids=("traced", "strict"))
 @pytest.mark.parametrize("name", ("distill", "distill, by row", *WITHOUT_OPS))
 def test_gradients_without_a_formula(name, strict, device):
-    """Losses with formulas in Python, of which exported programs keep the operations.
+    """Exported programs keep the operations of losses whose formulas are in Python.
 
-    The same gradients, at any batch size.
+    So they give the same gradients at any batch size.
     """
     loss = fc.DistillClipLoss(reduction="none") if name == "distill, by row" else LOSSES[name]()
     model = Model(loss).to(device, torch.float64)

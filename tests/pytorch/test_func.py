@@ -1,6 +1,6 @@
-"""torch.func over the similarity family.
+"""Every transform of torch.func gives for the similarity family what it gives for eager.
 
-Grad, vmap, jacrev, jacfwd, jvp, hessian and what they are composed to; what eager gives.
+The transforms are grad, vmap, jacrev, jacfwd, jvp, hessian, and compositions of them.
 """
 
 import pytest
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.no_poison, pytest.mark.interpreter(**INTERPRETED)]
 
 
 def draw(name, device, size=3, n=4, d=3):
-    """`size` draws of a case's arguments, stacked."""
+    """Returns `size` draws of a case's arguments, stacked."""
     draws = [cases.BY_NAME[name].draw(n, d, torch.float64, device, seed) for seed in range(size)]
     return [
         torch.stack([x.detach() for x in values])
@@ -42,12 +42,12 @@ def every(values):
 
 
 def penalty(loss):
-    """A gradient penalty: the loss and its squared gradient."""
+    """Returns a function that computes a gradient penalty: the loss and its squared gradient."""
     return lambda *x: loss(*x) + sum(g.square().sum() for g in grad(loss, every(x))(*x))
 
 
 def samples(x):
-    """The first of the stacked draws."""
+    """Returns the first of the stacked draws."""
     return [v[0] for v in x]
 
 
@@ -112,7 +112,10 @@ def test_transforms(name, transform, backend, device):
 @pytest.mark.parametrize("jacobian", (jacrev, jacfwd))
 @pytest.mark.parametrize("name", ("nt_xent", "clip", "info_nce-queue"))
 def test_jacobians(name, jacobian, backend, device):
-    """Of the loss vector: a batch of upstream gradients, or of tangents."""
+    """The Jacobians of the loss vector are those of eager.
+
+    They take a batch of upstream gradients (jacrev) or of tangents (jacfwd).
+    """
     if is_interpreted(backend):
         pytest.skip("dozens of calls in the interpreter and the host shim")
     assert_like_eager(
@@ -126,7 +129,10 @@ def test_jacobians(name, jacobian, backend, device):
 
 @pytest.mark.parametrize("use", uses.USES, ids=str)
 def test_vmap_of_the_primitive(use, backend, device):
-    """Values and gradients with keys, bias and groups mapped, and with nothing but a mapped."""
+    """The primitive's values and gradients under vmap are those of eager.
+
+    Once keys, bias and groups are mapped, too, and once only `a` is mapped.
+    """
     named = [use.draw(5, 5, 3, torch.float64, device, seed) for seed in range(3)]
     keys = list(named[0])
     stacked = [torch.stack([x[k].detach() for x in named]) for k in keys]
@@ -146,8 +152,9 @@ def test_vmap_of_the_primitive(use, backend, device):
 
 
 def test_vmap_of_metrics_and_targets(backend, device):
-    """Metrics are mapped like the loss, and so is n_pairs' target, whose values are not checked
-    then.
+    """vmap maps the metrics like the loss, and also the target of n_pairs.
+
+    The values of a mapped target are not checked.
     """
     z1, z2, temperature = draw("nt_xent", device)
     for x, y in zip(
@@ -170,14 +177,17 @@ def test_vmap_of_metrics_and_targets(backend, device):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_vmap_of_other_dtypes(dtype, backend, device):
-    """The same bits as one call for each element."""
+    """vmap gives the same bits as one call for each element."""
     z = torch.randn(3, 5, 8, device=device).to(dtype)
     function = grad(lambda x: fc.nt_xent_loss(x, x.flip(0), backend=backend))
     torch.testing.assert_close(vmap(function)(z), torch.stack([function(x) for x in z]))
 
 
 def test_batched_upstream_gradients(backend, device):
-    """torch.autograd.grad with is_grads_batched, on a graph made outside torch.func."""
+    """torch.autograd.grad takes a batch of upstream gradients with is_grads_batched.
+
+    The graph is made outside torch.func.
+    """
     z1, z2, temperature = (x.requires_grad_() for x in samples(draw("nt_xent", device)))
     results = []
     for label in (backend, "eager"):
@@ -190,9 +200,9 @@ def test_batched_upstream_gradients(backend, device):
 
 
 def test_forward_mode(backend, device):
-    """Dual tensors outside torch.func.
+    """Dual tensors outside torch.func carry the tangents that eager gives.
 
-    And of a gradient that is taken inside, with and without a graph of its own.
+    The gradient that is taken inside has such a tangent, too, with and without a graph of its own.
     """
     (z1, t1), (z2, t2), _ = ((x[0], x[1]) for x in draw("nt_xent", device))
     for create_graph in (False, True):
@@ -210,7 +220,7 @@ def test_forward_mode(backend, device):
 
 
 def test_functional_call(backend, device):
-    """A module's learned temperature as an argument, for an ensemble of them."""
+    """A module's learned temperature can be an argument, here of an ensemble of temperatures."""
     module = fc.NTXentLoss(0.3, learnable=True, backend=backend).to(device, torch.float64)
     eager = fc.NTXentLoss(0.3, learnable=True, backend="eager").to(device, torch.float64)
     z1, z2, temperature = draw("nt_xent", device)
@@ -227,7 +237,10 @@ def test_functional_call(backend, device):
     "transform", ("per-sample gradients", "hessian", "per-sample gradients of a gradient penalty")
 )
 def test_inside_compiled_code(transform, device):
-    """One graph: compiled code takes second derivatives in this way."""
+    """Compiled code traces the transforms into one graph.
+
+    In this way compiled code can take second derivatives.
+    """
     if transform == "hessian" and torch.__version__ < "2.12":
         pytest.skip("torch 2.11 cannot trace a Hessian of several arguments, of whatever function")
     torch.compiler.reset()

@@ -1,4 +1,4 @@
-"""Gradient caching: the gradients of the whole batch, with the activations of one chunk."""
+"""Gradient caching gives the gradients of the whole batch with the activations of one chunk."""
 
 import copy
 import gc
@@ -15,9 +15,9 @@ from fused_contrastive import cached_step
 
 
 def test_one_encoder_for_two_views(device):
-    """The losses, the gradients, their sum with what was there, and the embeddings' order.
+    """The losses and gradients are those of the whole batch, and the embeddings keep their order.
 
-    Ragged last chunk.
+    Gradients are added to what was there before. The last chunk may be smaller than the others.
     """
     torch.manual_seed(0)
     encoder, x1, x2 = (
@@ -33,13 +33,14 @@ def test_one_encoder_for_two_views(device):
         expected.backward()
         assert not loss.requires_grad
         torch.testing.assert_close(loss, expected.detach())
-        assert_same(gradients(encoder), gradients(twin))  # of all sizes so far
+        # Nothing resets the gradients, so they are sums over all sizes so far.
+        assert_same(gradients(encoder), gradients(twin))
 
 
 def test_several_encoders_and_what_the_loss_learns(device):
-    """Each with its own chunk size.
+    """Several encoders work, each with its own chunk size.
 
-    A learnable scale and a head inside the loss get their gradients once; extra outputs are
+    A learnable scale and a head inside the loss get their gradients once. Extra outputs are
     detached.
     """
     torch.manual_seed(1)
@@ -69,7 +70,7 @@ def test_several_encoders_and_what_the_loss_learns(device):
 
 
 class Tower(nn.Module):
-    """Takes nested arguments, returns a dictionary."""
+    """This encoder takes nested arguments and returns a dictionary."""
 
     def __init__(self):
         super().__init__()
@@ -115,9 +116,9 @@ def test_nested_inputs_and_outputs(device):
 
 @pytest.mark.parametrize("autocast", (False, True))
 def test_dropout_and_autocast(autocast, device):
-    """The second encoding draws the numbers of the first, in the same precision.
+    """The second encoding draws the numbers of the first, and in the same precision.
 
-    Afterwards the generators stand where the first left them.
+    Afterwards the generators stand where the first encoding left them.
     """
     torch.manual_seed(3)
     encoder = mlp(6, 16, 8, dropout=0.5).to(device)
@@ -139,7 +140,10 @@ def test_dropout_and_autocast(autocast, device):
 
 
 def test_buffers_change_once(device):
-    """Also where the encoding depends on them: both encodings see the same."""
+    """Buffers change once, also where the encoding depends on them.
+
+    Both encodings see the same buffers.
+    """
     torch.manual_seed(5)
     encoder = Momentum().to(device)
     twin = copy.deepcopy(encoder)
@@ -153,7 +157,10 @@ def test_buffers_change_once(device):
 
 
 def test_batch_norm_sees_chunks(device):
-    """Documented: statistics are those of a chunk, running ones are updated once per chunk."""
+    """Batch norm takes its statistics from a chunk, as documented.
+
+    It updates the running statistics once per chunk.
+    """
     torch.manual_seed(6)
     encoder = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).to(device)
     twin = copy.deepcopy(encoder)
@@ -167,9 +174,10 @@ def test_batch_norm_sees_chunks(device):
 
 
 def test_what_needs_no_gradient_is_run_once(device):
-    """A frozen module, its buffers included.
+    """An encoder that needs no gradient runs once, and its buffers are updated once.
 
-    Embeddings that the loss does not use; plain functions with and without parameters.
+    Embeddings that the loss does not use are allowed. So are plain functions, with and without
+    parameters.
     """
     calls = []
     query, key = (
@@ -210,7 +218,10 @@ def test_inputs_that_are_leaves(device):
 
 
 def test_grad_scaler(device):
-    """Gradients of the scaled loss, unscaled by the scaler as after any backward."""
+    """The gradients are those of the scaled loss.
+
+    The scaler unscales them as after any backward pass.
+    """
     encoder = mlp(4, 5).to(device)
     twin = copy.deepcopy(encoder)
     x = torch.randn(2, 6, 4, device=device)
@@ -228,7 +239,7 @@ def test_grad_scaler(device):
 
 
 def peak_of_saved_tensors(step) -> int:
-    """The largest number of elements that graphs hold at one time during `step`."""
+    """Returns the largest number of elements that graphs hold at one time during `step`."""
     held = {"now": 0, "peak": 0}
 
     class Held:
@@ -249,7 +260,10 @@ def peak_of_saved_tensors(step) -> int:
 
 
 def test_peak_of_activations(device):
-    """Those of one chunk and of the loss: a quarter of the batch, a quarter of the activations."""
+    """The peak holds the activations of one chunk and those of the loss.
+
+    A chunk that is a quarter of the batch needs a quarter of the activations.
+    """
     encoder = mlp(8, 256, 256, 4).to(device)
     x = torch.randn(2, 64, 8, device=device)
     loss = fc.NTXentLoss()

@@ -1,4 +1,4 @@
-"""Gradient caching under DistributedDataParallel."""
+"""Gradient caching works under DistributedDataParallel."""
 
 import copy
 
@@ -15,7 +15,7 @@ from fused_contrastive import cached_step
 
 
 class Normalized(nn.Module):
-    """Holds a DistributedDataParallel module."""
+    """This module holds a DistributedDataParallel module."""
 
     def __init__(self, module):
         super().__init__()
@@ -26,9 +26,9 @@ class Normalized(nn.Module):
 
 
 def on_one_rank(rank, world):
-    """A cached and a plain step of a model that is used twice and one used once.
+    """Takes a cached and a plain step of two models, and counts how often each model was reduced.
 
-    How often each was reduced.
+    One model is used twice and the other once.
     """
     torch.manual_seed(0)
     first, second = mlp(4, 5).double(), mlp(3, 5).double()
@@ -58,7 +58,8 @@ def on_one_rank(rank, world):
         for _ in range(2):
             if cached:
                 loss = cached_step(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))
-            else:  # twice the same model in one step needs one call
+            else:
+                # A plain step that uses one model twice needs one call of it.
                 a, b = encoders[0](torch.cat([x, y])).chunk(2)
                 loss = loss_fn(a, b, encoders[2](t))
                 loss.backward()
@@ -70,10 +71,9 @@ def on_one_rank(rank, world):
 
 
 def test_distributed_data_parallel():
-    """Gradients are those of the plain step, on every rank, and each model is reduced once per
-    step.
+    """Every rank has the gradients of the plain step, and each model is reduced once per step.
 
-    Rank 0's buffers are sent at the start of both encodings, which return the same.
+    Rank 0's buffers are sent at the start of both encodings. Both encodings return the same.
     """
     for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(
         2, on_one_rank

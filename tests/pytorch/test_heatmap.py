@@ -1,4 +1,7 @@
-"""The heat map: right values, block means beyond 256 rows, never an N x N matrix."""
+"""The heat map shows the right values, and block means beyond 256 rows.
+
+It never makes an N x N matrix.
+"""
 
 import warnings
 
@@ -17,7 +20,7 @@ def test_values():
 
 
 def test_blocks_are_means_of_similarities():
-    """A cell is the mean over its block of the full matrix, ragged blocks included."""
+    """A cell is the mean over its block of the full matrix, also for ragged blocks."""
     x1, x2 = torch.randn(10, 3, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)
     full = torch.from_numpy(oracle.Pairs(x1, x2, normalize=True).dots)
     rows, columns = (torch.arange(n).tensor_split(4) for n in (10, 7))
@@ -26,14 +29,14 @@ def test_blocks_are_means_of_similarities():
 
 
 def test_many_rows():
-    """The matrix of 200 000 rows would take 160 GB."""
+    """The heat map takes 200 000 rows, whose matrix would take 160 GB."""
     x = torch.randn(200_000, 2)
     assert similarity_blocks(x, x).shape == (256, 256)
 
 
 @pytest.mark.parametrize(("n", "texts"), ((3, 9), (40, 0)))
 def test_figure(n, texts, tmp_path, device):
-    """Small matrices show their values; the axes say what they are."""
+    """Small matrices show their values, and the axes say what they are."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     x = torch.randn(n, 4, device=device, requires_grad=True)
     with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""The memory bank.
+"""The memory bank follows its rules of wrapping and serves MoCo training.
 
-Each rule of wrapping against its definition, a MoCo training step, checkpoints, copies, compile,
-several ranks.
+The tests compare each rule with its definition and a MoCo training step with dense code. They also
+cover checkpoints, copies, compile and several ranks.
 """
 
 import copy
@@ -26,7 +26,7 @@ def batches(D=4, sizes=BATCHES, device="cpu"):
 
 
 def lightly_rule(rows, ptr, batch):
-    """Written as published: the tail is dropped where the batch reaches the end."""
+    """Writes a batch by the published rule: a batch that reaches the end loses its tail."""
     if ptr + len(batch) >= len(rows):
         rows[ptr:] = batch[: len(rows) - ptr]
         return 0
@@ -59,7 +59,7 @@ def test_wrap(wrap, K, sizes, rule, device):
 
 
 def test_random_rows(device):
-    """Unit vectors, those of the global generator, in every dtype."""
+    """In every dtype the first rows are unit vectors drawn from the global generator."""
     torch.manual_seed(3)
     expected = F.normalize(torch.randn(6, 5), dim=1)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
@@ -75,7 +75,7 @@ def test_random_rows(device):
 
 @pytest.mark.parametrize("wrap", ("drop", "around"))
 def test_fill_empty_with_labels(wrap, device):
-    """Rows count once they are written, oldest first; the labels follow them."""
+    """Rows count once they are written, the oldest first, and the labels follow them."""
     bank = MemoryBank(7, 4, wrap=wrap, fill="empty", labels=True, device=device)
     assert bank.negatives.shape == (0, 4) and bank.labels.shape == (0,) and not len(bank)
     rows, labels, ptr, count = (
@@ -93,7 +93,8 @@ def test_fill_empty_with_labels(wrap, device):
         assert rule(labels, before, own) == ptr
         assert len(bank) == count and torch.equal(bank.negatives, rows[:count])
         assert torch.equal(bank.labels, labels[:count]) and bank.labels.dtype == torch.int64
-        if wrap == "around":  # where the docstring says the batch is
+        if wrap == "around":
+            # The batch is where the docstring of the bank says it is.
             places = (bank.position - len(batch) + torch.arange(len(batch), device=device)) % 7
             assert torch.equal(bank.rows[places], batch)
     bank.reset()
@@ -103,7 +104,7 @@ def test_fill_empty_with_labels(wrap, device):
 def test_negatives_are_constants(device):
     """Enqueueing between loss and backward, as MoCo does, changes no gradient.
 
-    The keys' graph is not kept.
+    The graph of the keys is not kept.
     """
     bank = MemoryBank(8, 4, device=device)
     query = torch.randn(3, 4, device=device, requires_grad=True)
@@ -119,9 +120,9 @@ def test_negatives_are_constants(device):
 
 
 class Moco:
-    """He et al.
+    """Writes out algorithm 1 of He et al. 2020.
 
-    2020, algorithm 1, written out: momentum encoder, queue of keys, logits and cross entropy.
+    It has a momentum encoder, a queue of keys, logits and cross entropy.
     """
 
     def __init__(self, encoder, queue, temperature, momentum):
@@ -161,7 +162,7 @@ class MocoWithBank(Moco):
 
 
 def test_moco_training(backend, device):
-    """Loss, gradients, queue and parameters of five training steps are those of the dense code."""
+    """Five training steps give the loss, gradients, queue and parameters of the dense code."""
     torch.manual_seed(0)
     encoder = (
         torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5))
@@ -189,7 +190,7 @@ def test_moco_training(backend, device):
 
 @pytest.mark.parametrize("fill", ("random", "empty"))
 def test_checkpoints_and_copies(fill, device):
-    """A bank restored half way goes on as the original does; a copy shares nothing with it."""
+    """A bank restored half way goes on as the original does. A copy shares nothing with it."""
     bank = MemoryBank(9, 4, wrap="around", fill=fill, labels=True, device=device)
     *first, last = batches(sizes=(3, 2, 5), device=device)
 
@@ -222,7 +223,7 @@ def test_checkpoints_and_copies(fill, device):
 
 @pytest.mark.no_poison
 def test_compile(device):
-    """A step with the bank is one graph, which no position recompiles."""
+    """A step with the bank is one graph, which no position of the bank recompiles."""
     torch.compiler.reset()
     bank = MemoryBank(8, 4, device=device)
     twin = copy.deepcopy(bank)

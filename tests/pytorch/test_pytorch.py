@@ -1,7 +1,8 @@
-"""Citizens of PyTorch.
+"""The ops and losses behave as PyTorch expects of its own.
 
-Opcheck, torch.compile, gradients with and without a graph, meta tensors. torch.func: test_func.py;
-export: test_export.py; second derivatives: test_second_derivatives.py.
+The tests cover opcheck, torch.compile, gradients with and without a graph, and meta tensors.
+torch.func is in test_func.py, export in test_export.py, and second derivatives are in
+test_second_derivatives.py.
 """
 
 import pytest
@@ -14,7 +15,8 @@ import fused_contrastive as fc
 from fused_contrastive.problem import NO_SELF
 
 NAMES = [case.name for case in cases.LOSSES]
-FEW = ("nt_xent", "info_nce-queue", "sup_con")  # what is traced is the same for every backend
+# What is traced is the same for every backend, so that a few losses are enough.
+FEW = ("nt_xent", "info_nce-queue", "sup_con")
 pytestmark = pytest.mark.no_poison
 
 
@@ -27,7 +29,7 @@ def fresh_compiler():
 
 @pytest.fixture
 def traced_backend(backend) -> str:
-    """Backends whose kernels the compiler may meet.
+    """Returns a backend whose kernels the compiler may meet.
 
     The interpreter runs Python that Dynamo and opcheck cannot trace.
     """
@@ -36,7 +38,8 @@ def traced_backend(backend) -> str:
     return backend
 
 
-# name: (b, bias, keys, kind, offset, stride, positive, normalize, columns, extrema, weighted)
+# Each call says: b, bias, keys, kind, offset, stride, positive, normalize, columns, extrema and
+# weighted.
 OP_CALLS = {
     "one-set-positive": (False, False, False, "not_pair", 0, 3, 3, True, False, True, False),
     "one-set": (False, False, False, "not_self", 0, 1, -1, False, False, False, False),
@@ -116,9 +119,10 @@ def op_arguments(call, backend, device, dtype):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float64), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_opcheck(call, dtype, traced_backend, device):
-    """Schemas, fakes (shapes, dtypes, strides), aliasing and autograd formulas of the ops.
+    """The ops pass opcheck.
 
-    The second one is the same for all backends.
+    It checks their schemas, fakes (shapes, dtypes, strides), aliasing and autograd formulas. The op
+    of the second derivatives is the same for all backends, so it is checked once.
     """
     for op, arguments in op_arguments(call, traced_backend, device, dtype).items():
         if op == "similarity_second" and traced_backend != "panels":
@@ -129,9 +133,9 @@ def test_opcheck(call, dtype, traced_backend, device):
 
 
 def differentiable(op, arguments):
-    """Operands and upstream gradients as leaves.
+    """Returns the arguments with operands and upstream gradients as leaves.
 
-    None for the second op, whose derivatives would be third ones.
+    The op of the second derivatives has no leaves, because its derivatives would be third ones.
     """
     last = {"similarity_forward": 4, "similarity_backward": 6, "similarity_second": 0}[op]
     leaves = (
@@ -143,8 +147,9 @@ def differentiable(op, arguments):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("call", OP_CALLS)
 def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
-    """Shape, dtype and strides of every output are those of the fake, also where opcheck cannot be
-    used.
+    """Every output has the shape, dtype and strides of the fake.
+
+    This is also checked where opcheck cannot be used.
     """
     for op, arguments in op_arguments(call, backend, device, dtype).items():
         function = getattr(torch.ops.fused_contrastive, op)
@@ -161,7 +166,7 @@ def test_fakes_of_interpreted_kernels(call, dtype, backend, device):
 
 
 def compiled_loss(case, backend, options, mode):
-    """The loss of positional tensors as one full graph."""
+    """Compiles the loss of positional tensors as one full graph."""
 
     def loss(*values):
         return case.loss(dict(zip(options, values, strict=True)), backend, reduction="mean")
@@ -184,13 +189,13 @@ def assert_compiled(case, backend, device, mode, n=9, d=5):
 @pytest.mark.everyday(keep=lambda p: p["backend"] == "cpu" or p["name"] in FEW)
 @pytest.mark.parametrize("name", NAMES)
 def test_compile(name, traced_backend, device):
-    """Every loss, forward and backward, as one graph."""
+    """Every loss compiles as one graph, forward and backward."""
     assert_compiled(cases.BY_NAME[name], traced_backend, device, "aot_eager")
 
 
 @pytest.mark.parametrize("name", ("nt_xent", "clip"))
 def test_compile_with_inductor(name, device):
-    """The default compiler and the device's default backend."""
+    """The default compiler takes the losses with the device's default backend."""
     if is_interpreted("triton") and device.type == "cuda":
         pytest.skip("inductor's own kernels cannot run in the interpreter")
     assert_compiled(cases.BY_NAME[name], None, device, "inductor")
@@ -216,7 +221,7 @@ def test_compile_primitive(use, device):
 
 
 def batch_dimensions(case, n, d):
-    """Which dimension of each argument grows with n, by name."""
+    """Returns by name which dimension of each argument grows with n."""
     draws = [case.draw(n, d), case.draw(n + 4, d)]
     return {
         name: next(
@@ -235,9 +240,10 @@ def batch_dimensions(case, n, d):
 @pytest.mark.parametrize("marked", (False, True))
 @pytest.mark.parametrize("name", NAMES)
 def test_compile_dynamic_batch(name, marked, device):
-    """One graph for every batch size.
+    """One graph serves every batch size.
 
-    Compiled at the first and, unless the dimension is marked as dynamic, at the second.
+    It is compiled at the first size and, unless the dimension is marked as dynamic, again at the
+    second.
     """
     case = cases.BY_NAME[name]
     counter = CompileCounterWithBackend("aot_eager")
@@ -272,10 +278,10 @@ def test_compile_metrics_and_module(traced_backend, device):
 
 
 def test_second_derivatives_under_compile(traced_backend, device):
-    """A gradient penalty of a compiled loss raises when it is trained on (what AOTAutograd does for
-    all compiled code).
+    """Training on a gradient penalty of a compiled loss raises.
 
-    Inside compiled code torch.func.grad takes it (test_func.py).
+    AOTAutograd does this for all compiled code. Inside compiled code torch.func.grad takes the
+    penalty (test_func.py).
     """
     if torch.__version__ < "2.12":
         pytest.skip(
@@ -306,7 +312,7 @@ def test_gradients_with_create_graph_are_right(backend, device):
 
 
 def test_backward_twice(backend, device):
-    """retain_graph works and accumulates; without it autograd's own error is raised."""
+    """retain_graph works and gradients accumulate. Without it autograd raises its own error."""
     case = cases.BY_NAME["nt_xent"]
     inputs = case.draw(6, 3, torch.float64, device)
     loss = case.loss(inputs, backend, reduction="mean")
@@ -344,7 +350,7 @@ def test_inputs_are_left_alone(backend, device):
 
 
 def test_the_same_tensor_twice(backend, device):
-    """nt_xent_loss(z, z): the gradients of both views add up."""
+    """The gradients of both views add up in nt_xent_loss(z, z)."""
     z = torch.randn(7, 4, dtype=torch.float64, device=device, requires_grad=True)
     fc.nt_xent_loss(z, z, backend=backend).backward()
     z1, z2 = (z.detach().clone().requires_grad_() for _ in range(2))
@@ -354,7 +360,7 @@ def test_the_same_tensor_twice(backend, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_meta_tensors(name):
-    """Shapes without data, as eager gives them."""
+    """Meta tensors give the shapes that eager gives, without data."""
     if cases.BY_NAME[name].target is not None:
         pytest.skip("the values of target are checked, and meta tensors have none")
     case = cases.BY_NAME[name]
@@ -366,7 +372,10 @@ def test_meta_tensors(name):
 
 
 def test_compile_with_a_temperature_that_changes(device):
-    """A schedule: Dynamo turns the number into a symbol at its second value."""
+    """A compiled loss follows a schedule of temperatures.
+
+    Dynamo turns the number into a symbol at its second value.
+    """
     compiled = torch.compile(
         lambda a, b, t: fc.nt_xent_loss(a, b, t), fullgraph=True, backend="aot_eager"
     )

@@ -1,4 +1,4 @@
-"""Second derivatives at the edges: few rows, zero rows, rows without candidates."""
+"""Second derivatives are right for few rows, zero rows and rows without candidates."""
 
 import pytest
 import torch
@@ -33,9 +33,9 @@ def test_edges(name, loss, backend, device):
 
 
 def test_a_zero_row(backend, device):
-    """Finite, where eager is NaN (the norm's second derivative at 0).
+    """Second derivatives at a zero row are finite, where eager gives NaN.
 
-    The row is divided by a constant there.
+    Eager differentiates the norm twice at 0. Here the row is divided by a constant.
     """
     leaves = edge_inputs("", device)
     with torch.no_grad():
@@ -48,7 +48,11 @@ def test_a_zero_row(backend, device):
 
 
 def test_columns_without_weight_and_rows_without_candidates(backend, device):
-    """A bias of -inf, and keys that nobody shares: their derivatives are 0, the others eager's."""
+    """Second derivatives of columns without weight and of rows without candidates are 0.
+
+    A bias of -inf takes the weight of a column, and keys that nobody shares leave a row without
+    candidates. All other derivatives are those of eager.
+    """
     a, b = (
         torch.randn(6, 4, dtype=torch.float64, device=device, requires_grad=True) for _ in range(2)
     )

@@ -1,6 +1,6 @@
-"""Second derivatives of the similarity family, in reverse and forward mode.
+"""The similarity family has second derivatives, in reverse and in forward mode.
 
-Against finite differences, and against the dense form's.
+They are compared with finite differences and with the dense form's.
 """
 
 import os
@@ -26,9 +26,9 @@ FEW = {
 
 
 def check(function, inputs, fast, reverse_only=False):
-    """Forward mode, reverse over reverse, forward over reverse.
+    """Checks forward mode, reverse over reverse, and forward over reverse.
 
-    Unless `fast` all elements, and batches of tangents (vmap).
+    Unless `fast`, it checks all elements, and batches of tangents (vmap).
     """
     options = {"fast_mode": fast, "nondet_tol": 1e-12}
     if reverse_only:
@@ -48,7 +48,10 @@ def check(function, inputs, fast, reverse_only=False):
 
 
 def assert_equal_derivatives(function, expected, leaves):
-    """A few calls, where gradcheck's dozens would take a minute."""
+    """Compares the derivatives in a few calls.
+
+    gradcheck would make dozens of calls and take a minute.
+    """
     for x, y in zip(derivatives(function, leaves), derivatives(expected, leaves), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-8, atol=1e-10)
 
@@ -56,9 +59,10 @@ def assert_equal_derivatives(function, expected, leaves):
 @pytest.mark.interpreter(**FEW)
 @pytest.mark.parametrize("case", LOSSES, ids=lambda c: c.name)
 def test_loss(case, backend, device):
-    """Every element of every argument, temperature and logit_scale included.
+    """Second derivatives are right for every argument of every loss.
 
-    One direction where calls are slow.
+    This includes temperature and logit_scale. Every element is checked where calls are fast, and
+    one direction where they are slow.
     """
     skip_unless_served(backend, device, torch.float64)
     inputs = case.draw(3, 2, device=device)
@@ -86,7 +90,7 @@ def test_primitive(use, backend, device):
 @pytest.mark.interpreter(use=("other_key-two-plus-row_bias",))
 @pytest.mark.parametrize("use", sigmoid_cases.USES, ids=str)
 def test_sums_of_softplus(use, backend, device):
-    """The primitive of the sigmoid family."""
+    """The primitive of the sigmoid family has the right second derivatives."""
     skip_unless_served(backend, device, torch.float64)
     named = use.draw(4, 5, 2, device=device)
     names = [name for name, x in named.items() if x.requires_grad]
@@ -102,7 +106,7 @@ def test_sums_of_softplus(use, backend, device):
 
 
 def errors(case, backend, n, d, dtype, device, seed, spread):
-    """Relative errors against the dense double backward in float64."""
+    """Returns relative errors against the dense double backward in float64."""
     inputs = case.draw(n, d, dtype, device, seed, spread=spread, temperature=0.05)
     exact = {k: x.detach().double().requires_grad_() for k, x in inputs.items()}
     found = derivatives(loss_of(case, backend, inputs), list(inputs.values()), seed)
@@ -118,8 +122,9 @@ def errors(case, backend, n, d, dtype, device, seed, spread):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("case", cases.LOSSES, ids=lambda c: c.name)
 def test_accuracy(case, dtype, spread, backend, device):
-    """At T = 0.05 no further from float64 than eager's double backward in the same dtype; spread
-    0.3: training has converged.
+    """At T = 0.05 the error is at most that of eager's double backward in the same dtype.
+
+    Errors are relative to float64. A spread of 0.3 stands for training that has converged.
     """
     n, d = (9, 16) if is_interpreted(backend) else (70, 40)
     ours, eager = (
@@ -136,7 +141,10 @@ def test_accuracy(case, dtype, spread, backend, device):
 @pytest.mark.parametrize("panel", (1, 7, 64, 1000))
 @pytest.mark.parametrize("name", [case.name for case in cases.LOSSES])
 def test_panels_of_any_size(name, panel, device, monkeypatch):
-    """One row per panel, ragged panels, several groups per panel: the same numbers."""
+    """Panels of any size give the same numbers.
+
+    There may be one row per panel, ragged panels, or several groups per panel.
+    """
     case = cases.BY_NAME[name]
     inputs = case.draw(23, 5, device=device)
     expected = derivatives(loss_of(case, "panels", inputs), list(inputs.values()))
@@ -149,9 +157,9 @@ def test_panels_of_any_size(name, panel, device, monkeypatch):
 
 @pytest.mark.parametrize("name", [case.name for case in cases.LOSSES])
 def test_each_argument_alone(name, backend, device):
-    """Whatever the first derivatives are taken of and the second ones with respect to.
+    """Each argument alone has eager's second derivatives, also where the negatives are fixed.
 
-    Eager's, of fixed negatives, too.
+    This holds for whatever the first derivatives are of, and the second ones with respect to.
     """
     case = cases.BY_NAME[name]
     for wanted in [*([k] for k in case.draw(5, 3)), ["query", "positive_key"]]:
@@ -200,9 +208,9 @@ HARDENED = {
 @pytest.mark.interpreter(name=())
 @pytest.mark.parametrize("name", HARDENED)
 def test_hardness(name, backend, device):
-    """Constant parts of the logits are constant in forward mode and in second derivatives, too.
+    """Constant parts of the logits stay constant in forward mode and in second derivatives.
 
-    All of them eager's.
+    All results are those of eager.
     """
     generator = torch.Generator().manual_seed(0)
     inputs, tangents = (
@@ -228,7 +236,7 @@ def test_hardness(name, backend, device):
 
 
 def others(backend):
-    """The losses without second derivatives, of two sets ``[..., 6, 3]``."""
+    """Returns the losses without second derivatives, of two sets ``[..., 6, 3]``."""
     more = {"backend": backend}
     return {
         "correlation": lambda a, b: fc.correlation_loss(a, b, **more),
@@ -243,10 +251,9 @@ def others(backend):
 
 @pytest.mark.parametrize("name", others(None))
 def test_what_raises(name, backend, device):
-    """Never silently wrong.
+    """A loss without second derivatives is never silently wrong: it raises.
 
-    Second derivatives, forward mode and vmap of the losses that have none, by the name of the way
-    out.
+    So do forward mode and vmap of it. The message names the way out.
     """
     loss = others(backend)[name]
     a, b, t = (torch.randn(6, 3, dtype=torch.float64, device=device) for _ in range(3))
@@ -267,7 +274,7 @@ def test_what_raises(name, backend, device):
 
 
 def test_third_derivatives_raise(backend, device):
-    """In reverse mode, and where forward mode meets forward mode."""
+    """Third derivatives raise in reverse mode. So does forward mode of forward mode."""
     z1, z2, temperature = (x.detach() for x in edge_inputs("", device))
 
     def penalty(f):
@@ -290,7 +297,10 @@ def test_third_derivatives_raise(backend, device):
 
 @pytest.mark.parametrize("name", ("nt_xent", "info_nce-queue", "clip"))
 def test_autocast(name, backend, device):
-    """Those of the rounded embeddings, wherever the second backward runs; in float32."""
+    """Under autocast the second derivatives are those of the rounded embeddings, in float32.
+
+    It does not matter where the second backward pass runs.
+    """
     case = cases.BY_NAME[name]
     results = []
     for inside in (False, True):
@@ -337,8 +347,9 @@ MEMORY = """
 
 
 def test_memory():
-    """Second derivatives of 8192 rows in 64 MB, where the similarities would take 268 MB in
-    float32.
+    """Second derivatives of 8192 rows take at most 64 MB.
+
+    The similarities alone would take 268 MB in float32.
     """
     if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("peak memory is read from Linux's /proc")

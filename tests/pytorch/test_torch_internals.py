@@ -1,4 +1,7 @@
-"""The installed torch has the private names that the package uses, and one file knows them."""
+"""The installed torch has the private names that the package uses.
+
+Only one file of the package names them.
+"""
 
 import re
 from pathlib import Path
