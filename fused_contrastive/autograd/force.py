@@ -1,7 +1,7 @@
 """The force family as differentiable functions: forces, the loss of a step along them, and drifts.
 
-Derivatives are of first order. A second one raises an error that says so. Derivations:
-docs/maths.md.
+Derivatives are of first order. A second one raises an error that says so. docs/maths.md has the
+derivations.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ._formulas import FirstDerivative
 
 
 def call_forward(problem: ForceProblem, backend: str) -> ForceForward:
-    """The forward op, whose arguments are the fields of `problem` in their order.
+    """Call the forward op, whose arguments are the fields of `problem` in their order.
 
-    The op returns an empty tensor for log-sum-exps that are absent; here they are None.
+    The op returns an empty tensor for log-sum-exps that are absent. Here they become None.
     """
     *first, lse_cols, shift, sums = ops.force_forward(*problem, backend)
     return ForceForward(
@@ -45,7 +45,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 class ForceOptions(NamedTuple):
-    """What the force and its loss are told beside tensors.
+    """The options of the force and of its loss.
 
     Every point is a row of the softmaxes.
     """
@@ -143,7 +143,7 @@ def force_loss(
     attached: bool,
     backend: str,
 ) -> Tensor:
-    """``(rows / scale - stopgrad(rows / scale + force))^2``, elementwise: ``[G, rows, D]``.
+    """``(rows / scale - stopgrad(rows / scale + force))^2`` elementwise, ``[G, rows, D]``.
 
     The gradient flows through ``rows / scale`` alone. With `attached` it also flows through the
     mean distance.
@@ -152,7 +152,7 @@ def force_loss(
 
 
 class ForceLoss(torch.autograd.Function):
-    """`force_loss`, whose value is the square of the force, with the force and the scale."""
+    """`force_loss` as the square of the force, returned together with the force and the scale."""
 
     @staticmethod
     def forward(x, scale, inverse_temperatures, options, attached, backend):

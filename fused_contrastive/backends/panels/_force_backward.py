@@ -1,4 +1,4 @@
-"""The gradient of the force in panels. Derivation: docs/maths.md.
+"""The gradient of the force in panels; docs/maths.md has the derivation.
 
 ``q_ij`` is the derivative by ``log A_ij``, and ``p_ij`` is the share of pair ij in the mean of
 (d A)^2.
