@@ -59,7 +59,7 @@ def cached_step(
             row per row of the input, or nested tuples, lists and dictionaries of such. It returns
             the loss, 0-d, or a tuple with the loss first.
         chunk_size: the rows of a chunk, or one number for each input. The last chunk may be
-        shorter.
+            shorter.
         scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
 
     Returns:

@@ -127,7 +127,8 @@ class Force(torch.autograd.Function):
         gradients = ops.force_backward(
             g, *saved, options.rows, options.mask, options.floor, through_norm, ctx.backend
         )
-        if torch.is_grad_enabled():  # create_graph=True
+        # Gradients are enabled here only with create_graph=True.
+        if torch.is_grad_enabled():
             gradients = FirstDerivative.apply(2, *gradients, g, *saved[:2])
         dx, dinverse = (
             d if need else None for d, need in zip(gradients, ctx.needs_input_grad, strict=False)
@@ -189,7 +190,8 @@ class ForceLoss(torch.autograd.Function):
             dx[:, : ctx.rows] += pull.to(dx.dtype)
         if not ctx.needs_input_grad[1]:
             dscale = None
-        if torch.is_grad_enabled():  # create_graph=True
+        # Gradients are enabled here only with create_graph=True.
+        if torch.is_grad_enabled():
             dx = None if dx is None else FirstDerivative.apply(1, dx, g, x, given)[0]
             dscale = None if dscale is None else FirstDerivative.apply(1, dscale, g, x, given)[0]
         return dx, dscale, None, None, None, None
@@ -216,6 +218,7 @@ class Drift(torch.autograd.Function):
         force, s_in, gen = ctx.saved_tensors
         size = force.shape[1] * force.shape[2] * s_in
         d = (g[:, None, None] * force * (-2 / size)).to(gen.dtype)
-        if torch.is_grad_enabled():  # create_graph=True
+        # Gradients are enabled here only with create_graph=True.
+        if torch.is_grad_enabled():
             (d,) = FirstDerivative.apply(1, d, g, gen)
         return d, None, None

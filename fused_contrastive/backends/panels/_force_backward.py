@@ -35,8 +35,10 @@ class Backward:
         self.floor, self.rms = field.problem.floor, field.problem.rms
         self.y, self.shift = centred(field.x), finite(shift)
         self.unit = unit(shift, log_norm)
-        self.pulls = torch.zeros_like(sums)  # the sum over the side of E <g, y>
-        self.power = None  # <g, force> of each group, [G]
+        # Each pull is the sum over the side of E <g, y>.
+        self.pulls = torch.zeros_like(sums)
+        # The power is <g, force> of each group, [G].
+        self.power = None
 
     def run(self, panels: list[slice], dx: Tensor) -> Tensor:
         """Fill dx ``[G, P, D]``, and return the derivative by the inverse temperature: ``[]``."""
