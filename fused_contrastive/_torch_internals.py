@@ -13,26 +13,26 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-# torch.autograd.Function below torch.func's transforms. An op's formula is asked for after they
-# have been dealt with.
+# This is torch.autograd.Function below torch.func's transforms. They have been dealt with by the
+# time an op's formula is asked for.
 SingleLevelFunction = torch.autograd.function._SingleLevelFunction
 
-# A context in which ops do without their formulas. It saves autograd's work for what is not
+# In this context ops do without their formulas. That saves autograd's work for what is not
 # differentiated.
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
-# Whether a call runs inside a torch.func transform, where tensors have no values to look at and
-# may have tangents.
+# This tells whether a call runs inside a torch.func transform, where tensors have no values to look
+# at and may have tangents.
 are_transforms_active = torch._C._are_functorch_transforms_active
 
-# Whether any of an op's arguments requires a gradient, in one call into C++.
+# This tells in one call into C++ whether any of an op's arguments requires a gradient.
 any_requires_grad = torch._C._any_requires_grad
 
-# Whether a tensor takes part in a transform of torch.func.
+# This tells whether a tensor takes part in a transform of torch.func.
 is_wrapped_by_transform = torch._C._functorch.is_functorch_wrapped_tensor
 
-# Switches forward-mode differentiation on again inside an op's formula, where Function.apply has
-# turned it off.
+# This switches forward-mode differentiation on again inside an op's formula, where Function.apply
+# has turned it off.
 set_forward_mode_enabled = forward_ad._set_fwd_grad_enabled
 
 
@@ -54,8 +54,8 @@ def argument_names(op) -> list[str]:
 def constant_result(function):
     """Have torch.compile call `function` while it traces, and take the result for a constant.
 
-    This is torch.compiler.assume_constant_result without its import of all of Dynamo, which takes 2
-    s.
+    This is torch.compiler.assume_constant_result without its import of all of Dynamo. That import
+    takes 2 s.
     """
     function._dynamo_marked_constant = True
     return function

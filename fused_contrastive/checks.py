@@ -22,7 +22,7 @@ def embeddings(
     """Check that x is a floating-point tensor.
 
     Args:
-        name: of the argument.
+        name: the name of the argument.
         x: the argument.
         dim: how many dimensions it must have.
         at_least: how many dimensions it must have at least.
@@ -66,7 +66,7 @@ def same_shape(name: str, x: torch.Tensor, other: str, reference: torch.Tensor) 
 
 
 def is_integer(x: torch.Tensor) -> bool:
-    """Whether the dtype of x is one of integers. Booleans are none."""
+    """Whether x has an integer dtype. Booleans are no integers."""
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 

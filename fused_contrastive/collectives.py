@@ -35,7 +35,7 @@ def add_over_ranks(x: torch.Tensor, group) -> torch.Tensor:
 def gather_rows(x: torch.Tensor, group) -> torch.Tensor:
     """The x ``[n, ...]`` of all ranks in rank order, ``[ranks * n, ...]``.
 
-    All have the same shape.
+    The x of all ranks have the same shape.
     """
     if group is None:
         return x

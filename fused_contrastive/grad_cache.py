@@ -14,7 +14,7 @@ from ._torch_internals import tree_flatten, tree_map, tree_unflatten
 def cached_step(
     encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequence[int], scaler=None
 ):
-    """Forward and backward of a loss over encoded inputs, one chunk of activations at a time.
+    """Run a loss over encoded inputs forward and backward, a chunk of activations at a time.
 
     The loss is ``loss_fn(*(encoder(x) for encoder, x in zip(encoders, inputs)))``. This is
     GradCache (Gao et al. 2021, arXiv:2101.06983). The inputs are encoded chunk by chunk without a
@@ -59,7 +59,7 @@ def cached_step(
             row per row of the input, or nested tuples, lists and dictionaries of such. It returns
             the loss, 0-d, or a tuple with the loss first.
         chunk_size: the rows of a chunk, or one number for each input. The last chunk may be
-        shorter.
+            shorter.
         scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
 
     Returns:
@@ -195,7 +195,7 @@ class _Stream:
         )
 
     def backward(self, index: int, gradients: list) -> None:
-        """Encode a chunk with its graph and its first random numbers, and go backward."""
+        """Encode a chunk again, with its graph and the same random numbers, and go backward."""
         with _replayed(self.states[index], self.devices):
             leaves, _ = self.encode(index)
         rows = slice(self.starts[index], self.starts[index] + self.size)
@@ -268,7 +268,7 @@ def _random_states(devices) -> list[torch.Tensor]:
 
 
 def _which(device: torch.device) -> tuple:
-    # mps is the one device type without an index.
+    # The device type mps is the only one without an index.
     return () if device.type == "mps" else (device,)
 
 

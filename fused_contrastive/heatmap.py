@@ -33,8 +33,8 @@ def similarity_blocks(x1: torch.Tensor, x2: torch.Tensor, cells: int = 256) -> t
 def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor):
     """A matplotlib figure of the cosine similarities of ``x1 [M, D]`` (rows) and ``x2 [N, D]``.
 
-    Up to 16 x 16 values, each is written into its cell. Beyond 256 rows or columns the cells are
-    averages of blocks, so that no N x N matrix is formed.
+    With up to 16 x 16 values, each is written into its cell. Beyond 256 rows or columns the cells
+    are averages of blocks, so that no N x N matrix is formed.
 
     >>> import torch
     >>> from fused_contrastive import similarity_heatmap

@@ -31,7 +31,7 @@ class MemoryBank(nn.Module):
     >>> len(bank), bank.negatives.shape
     (64, torch.Size([64, 8]))
 
-    A key is no negative of its own query, so it is enqueued after the loss.
+    A key must not be a negative of its own query, so it is enqueued after the loss.
 
     Rows and position are buffers, so that checkpoints resume exactly. No value is read back to the
     host, and `enqueue` compiles (with ``fill="empty"`` anew for every number of rows). Keep the
@@ -48,8 +48,8 @@ class MemoryBank(nn.Module):
             count once they are written (CrossBatchMemory).
         labels: keep an integer label with every row. The labels of random rows are -1.
         persistent: whether state_dict holds the bank.
-        device: of the rows.
-        dtype: of the rows.
+        device: the device of the rows.
+        dtype: the dtype of the rows.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MemoryBank(nn.Module):
 
         Args:
             keys: ``[n, D]``. To write only some of a batch, index it: ``enqueue(keys[mask],
-            labels[mask])``.
+                labels[mask])``.
             labels: integers ``[n]``, exactly where the bank keeps labels.
             group: a torch.distributed process group. The batches of all its ranks are written in
                 rank order. They must be equally long.

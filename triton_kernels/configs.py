@@ -1,8 +1,8 @@
 """The static configuration table, and the precision of products.
 
 Tile sizes, warps and stages depend on the kernel, the architecture, the class of the elements, D,
-and what is masked. Every entry passes the compile gate (``python -m bench.gates.triton``). That
-is: nothing spills, and shared memory stays within 99 KiB on sm_80 and within the architecture's
+and what is masked. Every entry passes the compile gate (``python -m bench.gates.triton``). There
+nothing may spill, and shared memory must stay within 99 KiB on sm_80 and within the architecture's
 limit elsewhere. Timings decide between entries only inside `autotune`.
 """
 
@@ -110,7 +110,7 @@ def select(
 ) -> Config:
     """The configuration of `kernel` for groups of M rows of D elements.
 
-    `keyed`: the candidates are decided by keys.
+    `keyed` says that keys decide the candidates.
     """
     if kernel in _override:
         return _override[kernel]
@@ -127,7 +127,7 @@ def select(
             else replace(config, block_n=64)
         )
     if kernel == "sigmoid_weight" and kind == "half" and arch == "sm_80" and D % config.block_k:
-        # The loads of the last step would spill.
+        # Otherwise the loads of the last step would spill.
         config = replace(config, block_k=32)
     if kind != "double" and M <= FEW_ROWS:
         return replace(config, block_m=FEW_ROWS, block_n=128 if kind == "half" else 64, num_warps=4)
@@ -141,7 +141,7 @@ def select(
         wide = config.block_k if D <= 64 else 128
         if arch == "sm_100":
             return replace(config, block_k=wide, num_warps=8 if kernel == "pair_reduce" else 4)
-        # Two programs fit into a multiprocessor.
+        # Then two programs fit into a multiprocessor.
         return replace(config, block_m=64, block_k=wide, num_warps=4)
     return config
 
@@ -226,7 +226,7 @@ def override(**configs: Config):
 
 @contextlib.contextmanager
 def assume(arch: str):
-    """Choose as if every tensor were on this architecture, inside the ``with`` block.
+    """Choose as if every tensor were on this architecture inside the ``with`` block.
 
     This is for the compile gate.
     """

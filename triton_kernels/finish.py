@@ -170,7 +170,7 @@ def finish_forward(
         shift = tl.zeros((BLOCK,), ACC)
         if bias is not None:
             shift = tl.load(bias + group * N + column, mask=inside, other=0.0) * LOG2E
-        # Scaled as in pair_reduce.
+        # The positive's logit is scaled as in pair_reduce.
         target = tl.fma(target, tl.load(scale) * LOG2E, shift).to(tl.float64) * LN2
         tl.store(pos + group * M + index, target, mask=inside)
         value = _loss(lse, target, ACC)
@@ -265,7 +265,7 @@ def finish_backward(
     inv,  # [G, X], or None
     pull,  # [G, X where NEAR, Y where FAR], or None
     scale,  # []
-    unit,  # [1]; None: not float16
+    unit,  # [1], the largest weight; None: not float16
     dx,  # [G, X, D], or None
     radial,  # [programs], or None
     X,

@@ -14,17 +14,18 @@ class ForceConfig(NamedTuple):
     """Sizes of a kernel's tile ``[block_m, block_n]`` of pairs, and its warps."""
 
     block_m: int
-    # In one program's groups the rows whose distances are computed at a time.
+    # A kernel for small groups computes the distances of this many rows at a time.
     distance_m: int
     block_n: int
-    # The features in a partial sum of squares.
+    # A partial sum of squares has this many features.
     block_k: int
-    # The features in a step of a product.
+    # A step of a product has this many features.
     block_d: int
-    # The points that one step of a product's sums runs over.
+    # The sums in one step of a product run over this many points.
     slice: int
     num_warps: int
-    # Kernels that sum affinities keep more of each pair and get these warps.
+    # Kernels that sum affinities keep more of each pair, so they get a number of warps of their
+    # own.
     weighted_warps: int
 
 
@@ -46,18 +47,18 @@ def block(size: int, most: int = 1 << 30) -> int:
 
 
 def group_points(G: int, dtype: torch.dtype) -> int:
-    """The most points of a group that is left to one program.
+    """How many points a group that is left to one program may have.
 
-    There are more where there are programs enough.
+    The limit is higher where there are enough programs.
     """
     return 256 if G >= 32 and dtype != torch.float64 else 128
 
 
 def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
-    """For groups of P points.
+    """The tiles for groups of P points.
 
     There are fewer columns than threads. So each thread loads what it needs of a feature, and
-    none is exchanged.
+    threads exchange nothing.
     """
     points = block(P)
     if arch == "interpreter":
@@ -71,7 +72,7 @@ def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
             num_warps=4,
             weighted_warps=4,
         )
-    # Whether a thread has few pairs.
+    # This says whether a thread has few pairs.
     few = dtype == torch.float64 or (arch == "sm_80" and points <= 32)
     warps = max(1, min(8, points // (8 if dtype == torch.float64 else 16)))
     pairs = (8 if few else 16) * 32 * warps
@@ -89,7 +90,7 @@ def group(P: int, dtype: torch.dtype, arch: str) -> ForceConfig:
 
 
 def tiles(dtype: torch.dtype, arch: str) -> ForceConfig:
-    """For sets of any size."""
+    """The tiles for sets of any size."""
     if arch == "interpreter":
         return INTERPRETED
     if dtype == torch.float64:

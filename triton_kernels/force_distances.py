@@ -28,7 +28,7 @@ def distance_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """``sum_j d_ij weight_j`` of rows i < M over each split of the columns j < N.
+    """Write ``sum_j d_ij weight_j`` of rows i < M over each split of the columns j < N.
 
     Flops: 3 M N D.
     """
@@ -65,7 +65,7 @@ def distance_pull(
     BLOCK_D: tl.constexpr,
     SLICE: tl.constexpr,  # points of a step of a product
 ):
-    """``sum_j W_ij (y_j - y_i)`` over each split of the columns.
+    """Write ``sum_j W_ij (y_j - y_i)`` over each split of the columns.
 
     ``W_ij = 2 g / d_ij``, 0 where d is 0. Flops: 3 P^2 D and 2 P^2 D. Bytes: those of `force_rows`.
     """

@@ -1,4 +1,4 @@
-"""Kernels for small groups, the whole of one by one program: `force_group`, `distance_group`."""
+"""The kernels `force_group` and `distance_group`: one program serves a whole small group."""
 
 from __future__ import annotations
 
@@ -70,9 +70,10 @@ def force_group(
     temperature; 2 rows BLOCK_N D (K times that with SEPARATE) for the product. Bytes per group: x
     is read once and ``rows D`` written; the scratch comes from the caches.
 
-    Predicted, not yet measured on a GPU: the distances reach 60 % of the part's float32 instruction
-    rate, with two instructions per difference. On an H200 256 groups of 128 points of 256 features
-    take 0.2 ms at 5 temperatures, with one program on a multiprocessor at a time.
+    The following is predicted and not yet measured on a GPU. The distances reach 60 % of the part's
+    float32 instruction rate, with two instructions per difference. On an H200 256 groups of 128
+    points of 256 features take 0.2 ms at 5 temperatures, with one program on a multiprocessor at a
+    time.
     """
     G = tl.num_programs(0).to(tl.int64)
     g = tl.program_id(0).to(tl.int64)
@@ -120,7 +121,7 @@ def force_group(
             BLOCK_M,
             BLOCK_N,
         )
-    # The log-sum-exps are there for every thread.
+    # Every thread must see the log-sum-exps.
     tl.debug_barrier()
     side = K * G * rows
     for k in range(K):
@@ -152,7 +153,7 @@ def force_group(
             BLOCK_N,
         )
         tl.store(log_norm + place, norm + rest)
-        # So are its shifts and sums.
+        # Every thread must see the shifts and sums of this temperature.
         tl.debug_barrier()
         group_terms(
             shift + place * rows,
@@ -165,9 +166,9 @@ def force_group(
             ACC,
             BLOCK_N,
         )
-    # So are all terms.
+    # Every thread must see all terms.
     tl.debug_barrier()
-    # Of the rows whose distances have been read.
+    # The weights of rows replace their distances once these have been read.
     weights = distances
     for first in range(0, rows, BLOCK_M):
         i = first + tl.arange(0, BLOCK_M)
@@ -194,7 +195,7 @@ def force_group(
             )
             w = group_weights(d, a, i, weight, terms + 4 * k * BLOCK_N, P, negatives, BLOCK_N)
             if SEPARATE:
-                # What the weights replace has been read.
+                # Every thread must have read what the weights replace.
                 tl.debug_barrier()
                 tl.store(weights + i[:, None] * BLOCK_N + j[None, :], less_row(w, i, BLOCK_N))
                 group_product(
@@ -216,7 +217,7 @@ def force_group(
             else:
                 total += w
         if not SEPARATE:
-            # The distances that the weights replace have been read.
+            # Every thread must have read the distances that the weights replace.
             tl.debug_barrier()
             tl.store(weights + i[:, None] * BLOCK_N + j[None, :], less_row(total, i, BLOCK_N))
             group_product(
@@ -260,8 +261,9 @@ def distance_group(
     The scratch is that of `force_group`, with the weights in place of the distances. The sums of
     the weights' rows go to the diagonal, so that the gradient is one product.
 
-    Flops per group: 3 P BLOCK_N D and 2 P BLOCK_N D. Bytes: those of `force_group`. Predicted, not
-    yet measured on a GPU: the time of `force_group` less its exponentials.
+    Flops per group: 3 P BLOCK_N D and 2 P BLOCK_N D. Bytes: those of `force_group`. It is
+    predicted, and not yet measured on a GPU, to take the time of `force_group` less its
+    exponentials.
     """
     group = tl.program_id(0).to(tl.int64)
     features = tl.cdiv(D, BLOCK_K) * BLOCK_K
@@ -276,7 +278,7 @@ def distance_group(
         w = tl.where((j < P)[None, :], slope(d, upstream), 0.0)
         w = tl.where(i[:, None] == j[None, :], tl.sum(w, 1)[:, None], -w)
         tl.store(weights + i[:, None] * BLOCK_N + j[None, :], w)
-    # The points have been read.
+    # Every thread must have read the points before they are centred.
     tl.debug_barrier()
     centre_points(points, P, features, BLOCK_N, BLOCK_K)
     for first in range(0, P, BLOCK_M):

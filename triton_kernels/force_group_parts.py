@@ -34,7 +34,7 @@ def transpose_points(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """The points of a group, transposed. BLOCK is at least P."""
+    """Write the points of a group, transposed. BLOCK is at least P."""
     places = tl.arange(0, BLOCK)
     for k in range(0, features, BLOCK_K):
         columns = k + tl.arange(0, BLOCK_K)
@@ -43,7 +43,7 @@ def transpose_points(
             x + places.to(tl.int64)[:, None] * D + columns[None, :], mask=kept, other=0.0
         ).to(ACC)
         tl.store(points + columns.to(tl.int64)[:, None] * BLOCK + places[None, :], tl.trans(tile))
-    # The whole group is there for every thread.
+    # Every thread must see the whole group.
     tl.debug_barrier()
 
 
@@ -65,7 +65,7 @@ def centre_points(
         y = tl.load(places)
         y = tl.where(j < P, y - tl.sum(tl.where(j == 0, y, 0.0), 1)[:, None], 0.0)
         y = tl.where(j < P, y - (tl.sum(y, 1) / P)[:, None], 0.0)
-        # Every thread has read what is overwritten.
+        # Every thread must have read what is overwritten next.
         tl.debug_barrier()
         tl.store(places, y)
 
@@ -87,8 +87,8 @@ def group_product(
     BLOCK_D: tl.constexpr,
     SLICE: tl.constexpr,  # points of a step of a product
 ):
-    """``w @ y`` into the rows of out from `first` on, where y are the centred points."""
-    # The weights and the points are there for every thread.
+    """Write ``w @ y`` to the rows of out from `first` on, where y are the centred points."""
+    # Every thread must see the weights and the points.
     tl.debug_barrier()
     rows_out = first + tl.arange(0, BLOCK_M)
     for k in range(0, D, BLOCK_D):
@@ -136,7 +136,7 @@ def group_distances(
         )
         tl.store(distances + i[:, None] * BLOCK_N + j[None, :], d)
         total += tl.sum(tl.where((i < P)[:, None] & (j < P)[None, :], d, 0.0), 1)
-    # They are there for every thread.
+    # Every thread must see the distances.
     tl.debug_barrier()
     return tl.sum(total, 0)
 
@@ -158,7 +158,7 @@ def group_lse(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The log-sum-exps of the rows and the columns of one group at one temperature.
+    """Write the log-sum-exps of the rows and the columns of one group at one temperature.
 
     With ALL_ROWS the columns have none of their own. What the rounding lost goes to the lows.
     """
@@ -239,7 +239,9 @@ def group_sums(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Shift and sums of one group and temperature. Returns its log_norm in two parts: ``[]`` twice.
+    """Write shift and sums of one group and temperature.
+
+    Returns its log_norm in two parts, ``[]`` each.
 
     The second side lies `side` elements behind the first.
     """
@@ -309,7 +311,7 @@ def group_terms(
     ACC: tl.constexpr,  # the dtype of sums
     BLOCK_N: tl.constexpr,
 ):
-    """What the weights of one group and temperature are made of.
+    """Write what the weights of one group and temperature are made of.
 
     A weight is the coefficient times ``exp(a - level)``.
     """
@@ -361,8 +363,8 @@ def less_row(
     i,  # [BLOCK_M]
     BLOCK_N: tl.constexpr,
 ):
-    """w, with what makes ``w @ y`` the sum of ``w_ij (y_j - y_i)`` on the diagonal.
+    """w with a diagonal that makes ``w @ y`` the sum of ``w_ij (y_j - y_i)``.
 
-    The diagonal of w is 0.
+    The diagonal of the argument w is 0.
     """
     return tl.where(i[:, None] == tl.arange(0, BLOCK_N)[None, :], -tl.sum(w, 1)[:, None], w)

@@ -1,13 +1,13 @@
 """Kernels for sets of any size, a tile of pairs at a time.
 
 They are `force_lse`, `force_sums` and `force_rows`; force_distances.py has two more. Every program
-owns a block of rows and a range of `split_columns` columns, which it walks in order; no atomics.
-All read the transposed points ``[G, features, LD]``, which are padded with zeros from D and P to
-multiples of BLOCK_K and BLOCK_N. All compute the distances again.
+owns a block of rows and a range of `split_columns` columns, which it walks in order. There are no
+atomics. All kernels read the transposed points ``[G, features, LD]``, which are padded with zeros
+from D and P to multiples of BLOCK_K and BLOCK_N. Each of them computes the distances again.
 
-Predicted for each, not yet measured on a GPU: the distances reach 50 % of the part's float32
-instruction rate, with two instructions per difference. That is 16 ps per pair at D = 128 on an
-H200, and 1 ps per temperature. Bytes: 4 (BLOCK_M + BLOCK_N) D per tile, from L2.
+The following is predicted for each, and not yet measured on a GPU. The distances reach 50 % of the
+part's float32 instruction rate, with two instructions per difference. That is 16 ps per pair at D =
+128 on an H200, and 1 ps per temperature. Each tile reads 4 (BLOCK_M + BLOCK_N) D bytes from L2.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def force_lse(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """What the log-sum-exps of ``-f d_ij`` are made of, of rows i over each split of the columns.
+    """Write what the log-sum-exps of ``-f d_ij`` are made of, for each split of the columns.
 
-    For i < M and j < N it writes each maximum, and the sum of the exponentials relative to it.
+    For rows i < M and columns j < N it writes each maximum, and the sum of the exponentials relative to it.
     Flops: 3 M N D, and K M N exponentials.
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
@@ -108,7 +108,7 @@ def force_sums(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Shifts and sums of the affinities of rows i < M over each split of the points j < N.
+    """Write shifts and sums of the affinities of rows i < M over each split of the points j < N.
 
     Negative and positive columns have their own. With RMS, where M = N, extra gets shift and sum of
     (d A)^2 of the row (`square_sums`). With APART it gets the sides' shifts over the points that do
@@ -214,7 +214,7 @@ def force_rows(
     BLOCK_D: tl.constexpr,
     SLICE: tl.constexpr,  # points of a step of a product
 ):
-    """Forces on rows i < M by each split of the points j < N.
+    """Write the forces on rows i < M by each split of the points j < N.
 
     A weight is the coefficient in `terms` times ``exp(a - level)``. The program's rows of out are
     read and written once per tile, so that any D needs the distances once.

@@ -81,8 +81,8 @@ def tile_distances(
 
     Squares are summed over blocks of BLOCK_K features, and these sums over the blocks.
 
-    Columns are in the order of `tile_columns`. It has four quarters, and a thread holds the same
-    column of each. So what a thread loads of a feature is a few rows and four columns, coalesced.
+    Columns are in the order of `tile_columns`. That order has four quarters, and a thread holds the
+    same column of each. So a thread loads a few rows and four columns of a feature, coalesced.
     """
     QUARTER: tl.constexpr = BLOCK_N // 4
     rows = i + tl.arange(0, BLOCK_M)

@@ -237,8 +237,8 @@ class Passes:
         M = P if rms else rows
         plan = tiles.split(M, P)
         out = tiles.new(plan[1], 2, 2, K, G, rows)
-        # With rms the log of each row's sum of (d A)^2, in two parts; apart, its shifts over the
-        # points that do not equal the row.
+        # With rms it gets the log of each row's sum of (d A)^2, in two parts. With apart it gets
+        # the row's shifts over the points that do not equal the row.
         extra = tiles.new(plan[1], 2, K, G, M) if rms or apart else None
         tiles.launch(
             force_sums,

@@ -104,10 +104,10 @@ def tile_product(
     """
     place = tl.program_id(0).to(tl.int64) * BLOCK_M * BLOCK_N
     here = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    # The tile before has been read.
+    # Every thread must have read the tile before.
     tl.debug_barrier()
     tl.store(tile + place + here, w)
-    # The tile is there for every thread, and so are the sums of the one before.
+    # Every thread must see the tile, and the sums of the one before.
     tl.debug_barrier()
     rows = i + tl.arange(0, BLOCK_M)
     total_w = tl.sum(w, 1)

@@ -45,7 +45,7 @@ def fused_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Per row and split of the columns: sum, maximum, and ``sum_j exp2(s2 - maximum) b_j``.
+    """Write sum, maximum and ``sum_j exp2(s2 - maximum) b_j`` per row and split of the columns.
 
     The slots hold sums, then maxima, as those of pair_reduce do; `partial` is not normalised. One
     program serves BLOCK_M rows and split_columns columns of one group, and D is at most BLOCK_K.

@@ -30,7 +30,7 @@ def pair_weight(
     scale,  # []
     row_terms,  # [G, M, 2]
     col_terms,  # [G, N, 2], or None
-    unit,  # [1]; None: not float16
+    unit,  # [1], the largest weight; None: not float16
     panel,  # [G, M, ld], written
     M,
     N,
@@ -86,7 +86,7 @@ def pair_weight(
             bias2 = tl.load(bias + group * N + col_index) * LOG2E
         row_pair = _load_terms(row_terms + group * M * 2, row_index)
         row_level, row_weight = tl.split(row_pair)
-        # Rounded as in pair_reduce, so that a row's weights sum to its coefficient.
+        # The logits are rounded as in pair_reduce, so that a row's weights sum to its coefficient.
         s = tl.fma(d, scale2, bias2[None, :])
         factor = tl.full((1,), 1.0, ACC)
         if unit is not None:

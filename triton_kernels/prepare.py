@@ -105,7 +105,7 @@ def prepare(
 ):
     """``inv = 1 / max(|x|, EPS)`` and ``hat = round(x * inv)`` for the rows of a, then of b.
 
-    What bounds the logits is raised, too. One program serves BLOCK rows of one group. It reads x
+    The bounds on the logits are raised, too. One program serves BLOCK rows of one group. It reads x
     twice, the second time from cache, and writes hat: (M + N) D elements each.
     """
     blocks_a = tl.cdiv(M, BLOCK)
@@ -168,19 +168,19 @@ def prepare_backward(
     row_terms,  # [G, M, 2], written
     col_terms,  # [G, N, 2], written
     pull,  # [G, M], written
-    unit,  # [1], raised; None: not float16
+    unit,  # [1], raised to the largest weight; None: not float16
     M,
     N,
     positive,  # offset of the positive's column
     BLOCK: tl.constexpr,
 ):
-    """Upstream gradients as terms of the weights of pairs.
+    """Write upstream gradients as terms of the weights of pairs.
 
     These are ``W_ij = weight_i exp2(s2_ij - level_i) + weight_j exp2(s2_ij - level_j)``. The terms
     of a row or column are its level and its weight. Levels are integral, so that what is rounded
-    does not grow with the logits. With a positive the level is ``log2(exp(lse) + exp(pos))``.
-    When the loss vanishes, nothing cancels then and no weight underflows. ``pull`` is minus the
-    gradient of the positive's logit.
+    does not grow with the logits. With a positive the level is ``log2(exp(lse) + exp(pos))``. So
+    nothing cancels and no weight underflows when the loss vanishes. ``pull`` is minus the gradient
+    of the positive's logit.
 
     `unit` becomes the largest total weight of a row or column, as float16 panels are stored
     relative to it. It is no less than 2^-60 of an upstream gradient, so that no level's weight

@@ -81,9 +81,9 @@ def _reduce_rows(
     D,
     offset,
     stride,
-    i_begin,  # this program's rows ...
+    i_begin,  # this program's first row
     i_end,
-    j_begin,  # ... and columns
+    j_begin,  # this program's first column
     j_end,
     CAREFUL: tl.constexpr,
     KIND: tl.constexpr,  # of candidates (problem.py)
@@ -96,7 +96,7 @@ def _reduce_rows(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program's tiles, for rows alone.
+    """Reduce one program's tiles, for rows alone.
 
     The statistics of rows stay in registers along a row of tiles.
     """
@@ -160,9 +160,9 @@ def _reduce_both(
     D,
     offset,
     stride,
-    i_begin,  # this program's rows ...
+    i_begin,  # this program's first row
     i_end,
-    j_begin,  # ... and columns
+    j_begin,  # this program's first column
     j_end,
     CAREFUL: tl.constexpr,
     KIND: tl.constexpr,  # of candidates (problem.py)
@@ -177,7 +177,7 @@ def _reduce_both(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """One program's tiles, for rows and columns.
+    """Reduce one program's tiles, for rows and columns.
 
     The statistics of columns stay in registers down a column of tiles. They are a tile of sums
     over the FOLD rows that a thread holds, so that threads exchange them once and not per tile.
@@ -241,7 +241,7 @@ def _reduce_both(
             if CAREFUL:
                 row_max = tl.load(row_sums + row_plane + rows, mask=started, other=NEG_INF)
                 row_max, row_sum = _add(row_max, row_sum, s, 1)
-                # Every thread has read the slot before one overwrites it.
+                # Every thread must have read the slot before one overwrites it.
                 tl.debug_barrier()
                 tl.store(row_sums + rows, row_sum, mask=rows < M)
                 tl.store(row_sums + row_plane + rows, row_max, mask=rows < M)
@@ -256,7 +256,7 @@ def _reduce_both(
             col_sum = tl.sum(tl.sum(col_sum, 0), 0)
         tl.store(col_sums + columns, col_sum, mask=columns < N)
         tl.store(col_sums + col_plane + columns, col_max, mask=columns < N)
-        # What was written is there when the next column of tiles reads it.
+        # What was written must be there when the next column of tiles reads it.
         tl.debug_barrier()
     if not CAREFUL:
         for i in range(i_begin, i_end, BLOCK_M):

@@ -113,7 +113,7 @@ def sigmoid_terms(
 ) -> None:
     """Fill the terms of the gradient's weights.
 
-    The kernel reads every upstream gradient, so that a single one for all rows is copied.
+    The kernel reads every upstream gradient, so a single one for all rows is copied.
     """
     G, M = g_rows.shape
     launch(
@@ -138,9 +138,10 @@ def sigmoid_weight(
     panel: Tensor,  # [g, m, leading dimension of n]
     need_sums: bool,
 ) -> Tensor | None:
-    """Fill a panel of weights; its row sums by tile of columns ``[tiles, g, m]`` if needed.
+    """Fill a panel of weights.
 
-    Operands are contiguous, or rows of a single group.
+    Operands are contiguous, or rows of a single group. Returns the row sums by tile of columns,
+    ``[tiles, g, m]``, where they are needed.
     """
     candidates = operands.candidates
     G, M, N = operands.shape

@@ -79,9 +79,9 @@ def sigmoid_reduce(
 ):
     """Sums of ``log2(1 + 2^y2)`` over the candidate columns, and with EXTREMA maxima of y2.
 
-    They are partial results in private slots. One program serves a pair of super-tiles,
-    super_rows rows by super_rows columns. With S super-tiles of columns the slots are
-    ``[S, G, M]`` sums, then, with EXTREMA, as many maxima.
+    They are partial results in private slots. One program serves a pair of super-tiles, which is
+    super_rows rows by super_rows columns. With S super-tiles of columns the slots are ``[S, G, M]``
+    sums, then, with EXTREMA, as many maxima.
 
     Flops: 2 M N D, and M N exponentials. Bytes: (M + N) D elements per row of super-tiles from
     L2, and 4 bytes of slots per row and super-tile, with EXTREMA 8.
@@ -191,7 +191,7 @@ def sigmoid_finish(
         shift = tl.zeros((BLOCK,), ACC)
         if row_bias is not None:
             shift = tl.load(row_bias + group * M + index, mask=inside, other=0.0) * (LOG2E * SIGN)
-        # Scaled as in sigmoid_reduce.
+        # The positive's logit is scaled as in sigmoid_reduce.
         target = tl.fma(target, tl.load(scale) * (LOG2E * SIGN), shift) * LN2
         tl.store(pos + group * M + index, target * SIGN, mask=inside)
         total += softplus(-target)
@@ -205,7 +205,7 @@ def sigmoid_terms(
     pos,  # [G, M], or None
     row_terms,  # [G, M, 2], written
     pull,  # [G, M], written
-    unit,  # [1], raised; None: not float16
+    unit,  # [1], raised to the largest weight; None: not float16
     M,
     SIGN: tl.constexpr,  # 1 or -1
     BLOCK: tl.constexpr,
@@ -242,7 +242,7 @@ def sigmoid_weight(
     key_b,  # [G, N], or None
     scale,  # []
     row_terms,  # [G, M, 2]
-    unit,  # [1]; None: not float16
+    unit,  # [1], the largest weight; None: not float16
     sums,  # [tiles_n, G, M], or None
     panel,  # [G, M, ld], written
     M,
@@ -287,7 +287,7 @@ def sigmoid_weight(
     if unit is not None:
         largest = tl.load(unit)
         weight *= tl.where(largest > 0.0, HALF_RANGE / largest, 0.0)
-    # Rounded as in sigmoid_reduce.
+    # The logits are rounded as in sigmoid_reduce.
     t = tl.fma(d, tl.load(scale) * (LOG2E * SIGN), shift[:, None])
     w = weight[:, None] / (1.0 + tl.exp2(-t))
     if key_a is not None:

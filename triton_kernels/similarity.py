@@ -1,8 +1,8 @@
 """The similarity family's launchers, for the host program in fused_contrastive/backends/tiled.
 
-Every function launches one kernel of the same name, `terms` the kernel `prepare_backward`. An
-absent tensor is None for a kernel, too. The tiles come from the table in configs.py, or from a
-measurement inside `autotune`.
+Every function launches one kernel of the same name, except that `terms` launches
+`prepare_backward`. An absent tensor is None for a kernel, too. The tiles come from the table in
+configs.py, or from a measurement inside `autotune`.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def finish_forward(
 def fits_fused_rows(
     x: Tensor,  # [G, M, D]
 ) -> bool:
-    """Whether the weighted mean is `fused_rows`' work.
+    """Whether `fused_rows` computes the weighted mean.
 
     It takes 16-bit elements, a small D, and an assembler to be trusted with it (support.py).
     """
@@ -279,7 +279,7 @@ def finish_weighted(
 def terms(operands: Operands, upstream: Upstream, saved: Saved, terms: Terms) -> None:
     """Fill the terms of the gradient's weights.
 
-    The kernel reads every upstream gradient, so that a single one for all rows is copied.
+    The kernel reads every upstream gradient, so a single one for all rows is copied.
     """
     rows, cols = saved.row_lse.parts, None if saved.col_lse is None else saved.col_lse.parts
     G, M, N = operands.shape
@@ -308,7 +308,7 @@ def pair_weight(
     panel: Tensor,  # [g, m, leading dimension of n]
     mirror: bool,
 ) -> None:
-    """Fill a panel of weights; `mirror`: it is symmetric, and half of it is computed.
+    """Fill a panel of weights. With `mirror` it is symmetric, and half of it is computed.
 
     Operands are contiguous, or rows of a single group.
     """

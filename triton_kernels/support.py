@@ -27,7 +27,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @functools.cache
 def triton_version() -> tuple[int, int] | None:
-    """(major, minor) of the installed Triton, None without one."""
+    """(major, minor) of the installed Triton, or None without one."""
     for name in (
         "triton",
         "pytorch-triton",
@@ -64,7 +64,7 @@ def interpreter_requested() -> bool:
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of this device and matrix dtype; None: it can."""
+    """Why this backend cannot serve this device and matrix dtype, or None when it can."""
     reason = missing()
     if reason is not None:
         return reason

@@ -103,8 +103,8 @@ def mask_tile(
 ):
     """The tile with `fill` outside ``[M, N]`` and where j is no candidate of i (problem.py).
 
-    Most tiles fail the scalar tests. A masked diagonal is one comparison of the columns with the
-    shifted rows.
+    Most tiles fail the scalar tests and need no mask. A masked diagonal is one comparison of the
+    columns with the shifted rows.
     """
     rows = i + tl.arange(0, BLOCK_M)
     columns = j + tl.arange(0, BLOCK_N)

@@ -1,4 +1,4 @@
-"""Autograd formulas of ops, second derivatives among them, and the errors beyond.
+"""Autograd formulas of ops up to second derivatives, and the errors for all beyond these.
 
 An op with a formula is differentiable wherever it is called, as PyTorch's own ops are. That holds
 in reverse and forward mode, under torch.func (vmap: ops/_vmap.py), under torch.compile and in
@@ -53,7 +53,7 @@ def register_formula(op, formula: type) -> None:
     """Make `formula`, which has setup_context, backward and jvp, the autograd formula of `op`."""
 
     def forward(*arguments):
-        # Function.apply has turned differentiation off, which the transforms further out need.
+        # Function.apply has turned differentiation off, but the transforms further out need it.
         with torch.enable_grad(), set_forward_mode_enabled(True), below_autograd():
             return op(*arguments)
 
@@ -70,9 +70,9 @@ def register_formula(op, formula: type) -> None:
 
 
 class FirstDerivative(torch.autograd.Function):
-    """The gradients (the first `count` tensors), tied to the tensors that they depend on.
+    """Ties gradients, the first `count` tensors, to the tensors that they depend on.
 
-    Differentiating them again raises. It never gives a wrong number.
+    To differentiate them again raises an error, so it never gives a wrong number.
     """
 
     @staticmethod
@@ -132,7 +132,7 @@ def unavailable(what: str):
 
 
 def only(needed, tensors) -> tuple:
-    """The tensors that are needed, None in place of the others."""
+    """The tensors that are needed, with None in place of the others."""
     return tuple(x if need else None for x, need in zip(tensors, needed, strict=True))
 
 
@@ -171,7 +171,7 @@ class Layout(NamedTuple):
 
 
 def register_derivatives(forward, backward, second, formula: type) -> type:
-    """Give a family's three ops their autograd formulas. Returns a direct Function.
+    """Give a family's three ops their autograd formulas, and return a direct Function.
 
     `formula` is that of the forward op. Its `remember(ctx, inputs, outputs)` saves tensors for the
     backward pass and returns them.
@@ -210,7 +210,7 @@ def register_derivatives(forward, backward, second, formula: type) -> type:
 
 
 def gradient_formula(backward, second, layout: Layout) -> type:
-    """The formula of the backward op. What forward returned counts as constant here.
+    """The formula of the backward op, in which what forward returned counts as constant.
 
     `second` accounts for its dependence on the operands.
     """
@@ -259,7 +259,7 @@ def gradient_formula(backward, second, layout: Layout) -> type:
 def second_formula(backward, second, layout: Layout) -> type:
     """The formula of the second op.
 
-    Its outputs' tangents have first derivatives; all others would be third ones.
+    Its outputs' tangents have first derivatives. All others would be third derivatives.
     """
     not_tensors = layout.needs + 1 - layout.saved
 

@@ -1,7 +1,7 @@
 """The force family as differentiable functions: forces, the loss of a step along them, and drifts.
 
-Derivatives are of first order. A second one raises an error that says so. Derivations:
-docs/maths.md.
+Derivatives are of first order. A second one raises an error that says so. docs/maths.md has the
+derivations.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ._formulas import FirstDerivative
 
 
 def call_forward(problem: ForceProblem, backend: str) -> ForceForward:
-    """The forward op, whose arguments are the fields of `problem` in their order.
+    """Call the forward op, whose arguments are the fields of `problem` in their order.
 
-    The op returns an empty tensor for log-sum-exps that are absent; here they are None.
+    The op returns an empty tensor for log-sum-exps that are absent. Here they become None.
     """
     *first, lse_cols, shift, sums = ops.force_forward(*problem, backend)
     return ForceForward(
@@ -45,7 +45,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 class ForceOptions(NamedTuple):
-    """What the force and its loss are told beside tensors.
+    """The options of the force and of its loss.
 
     Every point is a row of the softmaxes.
     """
@@ -127,7 +127,8 @@ class Force(torch.autograd.Function):
         gradients = ops.force_backward(
             g, *saved, options.rows, options.mask, options.floor, through_norm, ctx.backend
         )
-        if torch.is_grad_enabled():  # create_graph=True
+        # Gradients are enabled here only with create_graph=True.
+        if torch.is_grad_enabled():
             gradients = FirstDerivative.apply(2, *gradients, g, *saved[:2])
         dx, dinverse = (
             d if need else None for d, need in zip(gradients, ctx.needs_input_grad, strict=False)
@@ -143,7 +144,7 @@ def force_loss(
     attached: bool,
     backend: str,
 ) -> Tensor:
-    """``(rows / scale - stopgrad(rows / scale + force))^2``, elementwise: ``[G, rows, D]``.
+    """``(rows / scale - stopgrad(rows / scale + force))^2`` elementwise, ``[G, rows, D]``.
 
     The gradient flows through ``rows / scale`` alone. With `attached` it also flows through the
     mean distance.
@@ -152,7 +153,7 @@ def force_loss(
 
 
 class ForceLoss(torch.autograd.Function):
-    """`force_loss`, whose value is the square of the force, with the force and the scale."""
+    """`force_loss` as the square of the force, returned together with the force and the scale."""
 
     @staticmethod
     def forward(x, scale, inverse_temperatures, options, attached, backend):
@@ -189,7 +190,8 @@ class ForceLoss(torch.autograd.Function):
             dx[:, : ctx.rows] += pull.to(dx.dtype)
         if not ctx.needs_input_grad[1]:
             dscale = None
-        if torch.is_grad_enabled():  # create_graph=True
+        # Gradients are enabled here only with create_graph=True.
+        if torch.is_grad_enabled():
             dx = None if dx is None else FirstDerivative.apply(1, dx, g, x, given)[0]
             dscale = None if dscale is None else FirstDerivative.apply(1, dscale, g, x, given)[0]
         return dx, dscale, None, None, None, None
@@ -216,6 +218,7 @@ class Drift(torch.autograd.Function):
         force, s_in, gen = ctx.saved_tensors
         size = force.shape[1] * force.shape[2] * s_in
         d = (g[:, None, None] * force * (-2 / size)).to(gen.dtype)
-        if torch.is_grad_enabled():  # create_graph=True
+        # Gradients are enabled here only with create_graph=True.
+        if torch.is_grad_enabled():
             (d,) = FirstDerivative.apply(1, d, g, gen)
         return d, None, None

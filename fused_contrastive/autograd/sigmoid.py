@@ -121,7 +121,7 @@ def sigmoid_sum(
         # Inside autocast the dtypes may differ.
         a, b = a.to(dtype), b.to(dtype)
     if b is None and offset not in (0, NO_SELF):
-        # The candidates are not symmetric.
+        # Candidates that are not symmetric need two sets.
         b, key_b = a.clone(), key_a
     call = DirectSigmoid.apply if is_plain() else ops.sigmoid_forward
     rows, pos, row_max, *_ = call(

@@ -84,7 +84,7 @@ def nothing_upstream(
 ) -> torch.Tensor:
     """The upstream gradient ``[G, N]`` of the columns where they have none.
 
-    It is zeros, or empty where it is never read.
+    It holds zeros, or is empty where it is never read.
     """
     return cols.new_empty(0) if positive >= 0 or not cols.numel() else torch.zeros_like(cols[0])
 
@@ -157,7 +157,7 @@ def similarity(
         a, b = a.to(dtype), b.to(dtype)
     both = columns and b is None
     if b is None and (bias is not None or offset not in (0, NO_SELF)):
-        # The logits or the candidates are not symmetric.
+        # Logits or candidates that are not symmetric need two sets.
         b, key_b, both = a.clone(), key_a, False
     fixed = not columns and positive < 0 and b is not None and not b.requires_grad
     weighted = (

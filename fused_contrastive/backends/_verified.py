@@ -22,8 +22,8 @@ class Outcome(NamedTuple):
 def outcomes(folder: Path | None = None) -> list[Outcome]:
     """The outcomes of all kernels that the recorded runs launched, oldest first.
 
-    Records that are not whole are left out. So is what passed in a run that has planned tests left,
-    because one of them may fail.
+    Records that are not whole are left out. What passed in a run with planned tests left is left
+    out, too, because one of those may fail.
     """
     found = []
     for path in (folder or RESULTS).glob("gpu-*.json"):
@@ -59,7 +59,7 @@ def newest(hashes: dict[str, str], recorded: list[Outcome]) -> dict[str, Outcome
 
 
 def verified(hashes: dict[str, str]) -> str:
-    """Which of the kernels with these source hashes a GPU has passed when it last ran them."""
+    """Which of the kernels with these source hashes passed when a GPU last ran them."""
     passed = [outcome for outcome in newest(hashes, outcomes()).values() if outcome.passed]
     if not passed:
         return "not verified on a GPU"

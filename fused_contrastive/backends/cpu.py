@@ -41,7 +41,7 @@ def _built_for(path: Path) -> str:
 
 
 def _load() -> str | None:
-    """Load the library. Returns the reason where that is not possible."""
+    """Load the library, or return the reason why that is not possible."""
     spec = importlib.util.find_spec(_LIBRARY)
     if spec is None or spec.origin is None:
         return (

@@ -123,8 +123,8 @@ def backends() -> dict[str, str]:
 def use_backend(name: str | None):
     """Use backend `name` for every call inside the ``with`` block that names none.
 
-    None restores the default choice. It holds for the whole process, not per thread. An unknown
-    name is a ValueError.
+    None restores the default choice. The choice holds for the whole process, not per thread. An
+    unknown name raises ValueError.
     """
     global _forced
     if name is not None:

@@ -13,7 +13,7 @@ The classes are subclasses of the package's own. Whatever they cannot stream (an
 empty batch) is handed to the package's own code, with a `FallbackWarning` that names it once. So
 numbers never differ from the package's, nor do its errors. Losses have the dtype that the package
 gives them. They are accurate in cases in which the package's are not (docs/maths.md). Second
-derivatives raise where ours have none.
+derivatives raise an error where our losses have none.
 """
 
 __all__ = [

@@ -67,7 +67,7 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
 
 
 def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
-    """`value` as the losses take it: a finite number (as a divisor: not 0) or a 0-d tensor.
+    """`value` as the losses take it: a finite number, which is not 0 as a divisor, or a 0-d tensor.
 
     A tensor of one element becomes 0-d. Anything else gives None.
     """
@@ -78,7 +78,7 @@ def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch
             return None
         value = value.reshape(())
     elif hasattr(value, "item"):
-        # A number of NumPy's, whose arithmetic is of its own precision.
+        # NumPy would compute with its own number in a precision of its own.
         value = value.item()
     try:
         checks.number("value", value, like.device, divisor=divisor)

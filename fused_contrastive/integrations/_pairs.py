@@ -7,7 +7,7 @@ import torch
 from ..losses._comparison import Comparison, product
 from ..problem import NO_SELF
 
-# Listed pairs whose rows are gathered at a time.
+# The rows of this many listed pairs are gathered at a time.
 CHUNK = 1 << 12
 
 

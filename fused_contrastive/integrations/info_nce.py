@@ -1,8 +1,8 @@
 """info-nce-pytorch: ``from fused_contrastive.integrations.info_nce import InfoNCE, info_nce``.
 
 All options stream: every `reduction`, in-batch, unpaired and paired negatives, a temperature that
-is a number or a tensor of one element. A temperature of several elements, of 0 or infinite falls
-back.
+is a number or a tensor of one element. A temperature falls back if it has several elements, is 0 or
+is infinite.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def info_nce(
     reduction="mean",
     negative_mode="unpaired",
 ):
-    """As `info_nce.info_nce`.
+    """Works as `info_nce.info_nce` does.
 
     Queries and positive keys are ``[N, D]``, negative keys ``[M, D]`` or (paired) ``[N, M, D]``.
     """
@@ -69,7 +69,7 @@ def _reason(
 
 
 class InfoNCE(peer.InfoNCE):
-    """As `info_nce.InfoNCE`: ``InfoNCE(temperature)(query, positive_key, negative_keys)``."""
+    """Works as `info_nce.InfoNCE`: ``InfoNCE(temperature)(query, positive_key, negative_keys)``."""
 
     def forward(self, query, positive_key, negative_keys=None):
         return info_nce(

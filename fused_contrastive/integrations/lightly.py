@@ -3,8 +3,9 @@
 `DCLLoss`, `DCLWLoss` and `BarlowTwinsLoss` are here, too.
 
 Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed` (by
-lightly's own gather, and so with its gradients). What falls back is a temperature of several
-elements, an infinite one or (DCL, DCLW) 0, and Barlow Twins' inputs of other than two dimensions.
+lightly's own gather, and so with its gradients). A temperature falls back if it has several
+elements, is infinite or, in DCL and DCLW, is 0. So do inputs of Barlow Twins that do not have two
+dimensions.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ class Views:
 
     def __init__(self, out0: torch.Tensor, out1: torch.Tensor, temperature, gather: bool):
         scale = inverse_scale(number(temperature, out0, divisor=True), out0)
-        # One view compared with the other.
+        # One view is compared with the other.
         self.pair = compare(out0, out1, scale, normalize=True)
         own = self.pair.rows, self.pair.columns
         self.gathered = gather and dist.world_size() > 1
         if self.gathered:
             columns = torch.cat([torch.cat(dist.gather(z)) for z in own])
             offset = dist.rank() * len(out0)
-            # The rows of each view compared with both views of all processes.
+            # The rows of each view are compared with both views of all processes.
             self.among_all = [
                 self.pair._replace(rows=z, columns=columns, offset=offset) for z in own
             ]
@@ -48,7 +49,7 @@ class Views:
         else:
             self.among_all = [self.pair._replace(rows=torch.cat(own), columns=None)]
             self.samples = len(out0)
-        # Every row but those of the same sample.
+        # These are all rows but those of the same sample.
         self.others = Candidates("not_pair", stride=max(self.samples, 1))
 
     def cross_entropy(self) -> torch.Tensor:
@@ -79,7 +80,7 @@ def reason_against(temperature, out0: torch.Tensor, out1: torch.Tensor) -> str |
 
 
 class NTXentLoss(peer.NTXentLoss):
-    """As `lightly.loss.NTXentLoss`.
+    """Works as `lightly.loss.NTXentLoss` does.
 
     Build it with ``NTXentLoss(temperature, memory_bank_size, gather_distributed)`` and call it with
     ``(out0, out1)``, ``[n, d]`` each.
@@ -116,7 +117,7 @@ class NTXentLoss(peer.NTXentLoss):
 
 
 class DCLLoss(peer.DCLLoss):
-    """As `lightly.loss.DCLLoss`: ``DCLLoss(temperature, weight_fn, gather_distributed)``.
+    """Works as `lightly.loss.DCLLoss`: ``DCLLoss(temperature, weight_fn, gather_distributed)``.
 
     Call it with ``(out0, out1)``, ``[n, d]`` each.
     """
@@ -144,16 +145,17 @@ class DCLLoss(peer.DCLLoss):
 
 
 class DCLWLoss(DCLLoss, peer.DCLWLoss):
-    """As `lightly.loss.DCLWLoss`: ``DCLWLoss(temperature, sigma, gather_distributed)``.
+    """Works as `lightly.loss.DCLWLoss`: ``DCLWLoss(temperature, sigma, gather_distributed)``.
 
     Call it with ``(out0, out1)``, ``[n, d]`` each.
     """
 
 
 class BarlowTwinsLoss(peer.BarlowTwinsLoss):
-    """As `lightly.loss.BarlowTwinsLoss`: ``BarlowTwinsLoss(lambda_param, gather_distributed)``.
+    """Works as `lightly.loss.BarlowTwinsLoss` does.
 
-    Call it with ``(z_a, z_b)``, ``[n, d]`` each.
+    Build it with ``BarlowTwinsLoss(lambda_param, gather_distributed)`` and call it with
+    ``(z_a, z_b)``, ``[n, d]`` each.
     """
 
     def forward(self, z_a: torch.Tensor, z_b: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ def reason_against(image_features, text_features, logit_scale, logit_bias) -> st
 
 
 class ClipLoss(peer.ClipLoss):
-    """As `open_clip.ClipLoss`.
+    """Works as `open_clip.ClipLoss` does.
 
     Build it with ``ClipLoss(local_loss, gather_with_grad, cache_labels, rank, world_size)`` and
     call it with ``(image_features, text_features, logit_scale, logit_bias, output_dict)``, the
@@ -89,11 +89,11 @@ class ClipLoss(peer.ClipLoss):
 
 
 class CoCaLoss(peer.CoCaLoss, ClipLoss):
-    """As `open_clip.CoCaLoss`, with the contrastive term of `ClipLoss`."""
+    """Works as `open_clip.CoCaLoss`, with the contrastive term of `ClipLoss`."""
 
 
 class SigLipLoss(peer.SigLipLoss):
-    """As `open_clip.SigLipLoss`: ``SigLipLoss(cache_labels, rank, world_size, dist_impl)``.
+    """Works as `open_clip.SigLipLoss`: ``SigLipLoss(cache_labels, rank, world_size, dist_impl)``.
 
     Call it with ``(image_features, text_features, logit_scale, logit_bias, output_dict)``, the
     features ``[N, D]``.

@@ -5,12 +5,12 @@ Write ``from fused_contrastive.integrations.pytorch_metric_learning import NTXen
 `ref_labels`, with any reducer and regularizer, inside `SelfSupervisedLoss`, `CrossBatchMemory` and
 `DistributedLossWrapper`. The distance must be `CosineSimilarity` or `DotProductSimilarity` (any p,
 normalised or not, ``power=1``). Pairs and triplets given as an `indices_tuple` take memory in
-proportion to the tuple. What falls back are other distances, labels that are not integers, and a
-temperature of several elements, of 0 or infinite.
+proportion to the tuple. Other distances and labels that are not integers fall back. So does a
+temperature that has several elements, is 0 or is infinite.
 
-`NTXentLoss` here needs O(N D) and a number per positive pair where the library's needs [positive
-pairs, negative pairs]. With the default reducer and very many positive pairs it does not list them
-either.
+`NTXentLoss` here needs O(N D) memory and a number per positive pair. The library's needs a matrix
+``[positive pairs, negative pairs]``. With the default reducer and very many positive pairs, the
+loss here does not list them either.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ lmu = package("pytorch_metric_learning.utils.loss_and_miner_utils", "pytorch-met
 
 __all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss"]
 
-# Positive pairs per row of either set up to which they are listed. More are summed over by another
-# pass.
+# Up to this many positive pairs per row of either set are listed. Another pass sums over more.
 LISTED = 16
 
 
@@ -154,7 +153,7 @@ def tuple_reason(indices_tuple, rows: int, columns: int) -> str | None:
 
 
 class NTXentLoss(Streaming, peer.NTXentLoss):
-    """As `pytorch_metric_learning.losses.NTXentLoss`.
+    """Works as `pytorch_metric_learning.losses.NTXentLoss` does.
 
     There is a term for each pair of anchor and positive, against the anchor's negatives.
     """
@@ -212,7 +211,7 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
 
 class SupConLoss(Streaming, peer.SupConLoss):
-    """As `pytorch_metric_learning.losses.SupConLoss`.
+    """Works as `pytorch_metric_learning.losses.SupConLoss` does.
 
     The loss of a row is the mean over its positives, in a softmax over all other rows.
     """
@@ -242,7 +241,7 @@ class SupConLoss(Streaming, peer.SupConLoss):
         positive, negative = (x // columns for x in (positive, negative))
         count = torch.bincount(positive, minlength=rows)
         mean = logits[0].new_zeros(rows).index_add(0, positive, logits[0]) / count.clamp_min(1)
-        # NaN where any logit of the row is, whether it is listed or not.
+        # This is NaN where any logit of the row is NaN, whether it is listed or not.
         mean = mean + 0 * (compared.rows @ compared.columns.sum(0)).detach()
         rest = listed_logsumexp(logits[1], negative, rows)
         everything = torch.logaddexp(rest, listed_logsumexp(logits[0], positive, rows))
@@ -266,7 +265,7 @@ class SupConLoss(Streaming, peer.SupConLoss):
 
 
 class NPairsLoss(peer.NPairsLoss):
-    """As `pytorch_metric_learning.losses.NPairsLoss`.
+    """Works as `pytorch_metric_learning.losses.NPairsLoss` does.
 
     The first pair of each label is compared with the positives of the other labels.
     """

@@ -1,13 +1,13 @@
-"""sentence-transformers' ranking loss.
+"""sentence-transformers' ranking loss::
 
-Write ``from fused_contrastive.integrations.sentence_transformers import`` and
-`MultipleNegativesRankingLoss`. The deprecated `MultipleNegativesSymmetricRankingLoss` is here, too.
-Every option streams: all `directions`, both values of `partition_mode`, all of `hardness_mode`, any
-number of hard negatives, `similarity_fct` `cos_sim` or `dot_score`, and `gather_across_devices` (by
-the library's own gather, and so with its gradients). What falls back are other similarity
-functions, sparse embeddings, a scale of several elements, and hard negatives that are not one per
-query and column. As in the library, the products of float16 and bfloat16 embeddings are float32
-outside autocast.
+    from fused_contrastive.integrations.sentence_transformers import MultipleNegativesRankingLoss
+
+The deprecated `MultipleNegativesSymmetricRankingLoss` is here, too. Every option streams: all
+`directions`, both values of `partition_mode`, all of `hardness_mode`, any number of hard negatives,
+and `similarity_fct` `cos_sim` or `dot_score`. `gather_across_devices` streams by the library's own
+gather, and so with its gradients. Other similarity functions, sparse embeddings and a scale of
+several elements fall back. So do hard negatives that are not one per query and column. As in the
+library, the products of float16 and bfloat16 embeddings are float32 outside autocast.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batch:
 
     def __init__(self, queries, documents, rows: slice, scale, normalize: bool):
         self.queries = exact_rows(queries, normalize)
-        # The positives, then the hard negatives.
+        # The positives come first, then the hard negatives.
         self.documents = [exact_rows(x, normalize) for x in documents]
         self.rows, self.local = rows, rows.stop - rows.start == len(queries)
         self.own_queries, self.own_positives = self.queries[rows], self.documents[0][rows]
@@ -52,14 +52,14 @@ class Batch:
             matrix_dtype(queries),
             offset=rows.start,
         )
-        # The logits of the positives, [n].
+        # These are the logits of the positives, [n].
         self.positive = self.compared.scale * self.compared.dot(self.own_positives)
 
     def others(self, a, b, hardness: float = 0.0, columns: bool = False):
         """The log-sum-exp of the rows of a with all rows of b (None: a) of other queries.
 
-        To each logit ``hardness`` times the similarity is added as a constant. It is then ``(scale
-        + hardness) s``, of whose gradient the scale's part flows.
+        ``hardness`` times the similarity is added to each logit as a constant. The logit is then
+        ``(scale + hardness) s``, and only the scale's part has a gradient.
         """
         compared = self.compared._replace(rows=a, columns=b)
         candidates = Candidates("not_pair", stride=max(len(self.queries), 1))
@@ -76,7 +76,7 @@ class Batch:
         sums: dict[str, list[torch.Tensor]] = {name: [] for name in directions}
         documents = self.documents
         if "doc_to_query" in directions and self.local and not in_batch:
-            # Both directions in one pass.
+            # One pass serves both directions.
             both = self.others(self.own_queries, documents[0], columns=True)
             sums["query_to_doc"].append(both.rows)
             sums["doc_to_query"].append(both.cols)
@@ -99,7 +99,7 @@ class Batch:
 
 
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
-    """As `sentence_transformers.losses.MultipleNegativesRankingLoss`.
+    """Works as `sentence_transformers.losses.MultipleNegativesRankingLoss` does.
 
     The embeddings of queries, positives and hard negatives are ``[B, D]`` each.
     """
@@ -164,4 +164,4 @@ with warnings.catch_warnings():
     class MultipleNegativesSymmetricRankingLoss(
         peer.MultipleNegativesSymmetricRankingLoss, MultipleNegativesRankingLoss
     ):
-        """As sentence-transformers' own: the mean of both directions."""
+        """Works as sentence-transformers' own: it is the mean of both directions."""

@@ -1,8 +1,8 @@
 """Spijkervet/SimCLR (`simclr`): ``from fused_contrastive.integrations.simclr import NT_Xent``.
 
 Every option streams for ``world_size=1``. ``world_size > 1`` falls back, as its gather returns each
-rank's own gradient only. The package builds its ``[2B, 2B]`` mask by a loop over B; here this
-happens when the mask is asked for.
+rank's own gradient only. The package builds its ``[2B, 2B]`` mask by a loop over B; here it is
+built when it is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPS = 1e-8
 
 
 class NT_Xent(peer.NT_Xent):
-    """As `simclr.modules.NT_Xent`: ``NT_Xent(batch_size, temperature, world_size)``.
+    """Works as `simclr.modules.NT_Xent`: ``NT_Xent(batch_size, temperature, world_size)``.
 
     Call it with ``(z_i, z_j)``, ``[batch_size, D]`` each.
     """

@@ -29,7 +29,7 @@ class Options(NamedTuple):
 
 
 def check_options(**given: float) -> Options:
-    """The given options as `Options`. Raises ValueError or TypeError naming the wrong one."""
+    """The given options as `Options`. A wrong one raises ValueError or TypeError that names it."""
     options = Options(**given)
     if all(type(x) is float and x == 0.0 for x in options):
         return options
@@ -46,7 +46,7 @@ def check_options(**given: float) -> Options:
 
 
 def check_settings(**settings) -> None:
-    """Checks settings in the order given: `reduction` has three names, every other is a flag."""
+    """Check settings in the order given: `reduction` has three names, and every other is a flag."""
     for name, value in settings.items():
         if name == "reduction":
             checks.choice(name, value, checks.REDUCTIONS)
@@ -68,7 +68,7 @@ def two_sets(
     b,  # like a
     dim: int = 2,
 ) -> None:
-    """Two floating tensors of one shape, dtype and device."""
+    """Check two floating tensors of one shape, dtype and device."""
     checks.embeddings(name_a, a, dim=dim)
     checks.embeddings(name_b, b, dim=dim, like=(name_a, a))
     checks.same_shape(name_b, b, name_a, a)
@@ -82,7 +82,7 @@ def check_vectors(
     weights=None,  # [rows]
     bias=None,  # of the shape `columns`
 ) -> None:
-    """A weight for each row; an integer key and a bias for each column."""
+    """Check a weight for each row, and an integer key and a bias for each column."""
     if keys is not None:
         checks.keys("keys", keys, columns, like.device)
         _shaped("keys", keys, columns)

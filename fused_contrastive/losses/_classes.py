@@ -13,9 +13,9 @@ from ._reduction import masked_logsumexp
 
 
 def classes(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For sorted integer ``labels [N]``, the first row with the label of each row, and its number.
+    """The first row with the label of each row, and how many rows have that label.
 
-    The number is that of the rows with this label; both results are ``[N]``.
+    The labels ``[N]`` are sorted integers, and both results are ``[N]``.
     """
     first = torch.searchsorted(labels, labels)
     return first, torch.searchsorted(labels, labels, right=True) - first
@@ -24,7 +24,7 @@ def classes(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def class_sums(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The sum of ``x [N, D]`` over the rows of each row's class, which ``index [N]`` names.
 
-    Every run has the same bits, forward and backward.
+    Every run gives the same bits, forward and backward.
     """
     sums = torch.zeros_like(x)
     if x.device.type == "cuda":
@@ -37,7 +37,7 @@ class Batch:
     """The rows of V views of N samples, which of them are anchors, and who their positives are.
 
     The anchors A are all views, or the first one. With labels the samples are sorted by class, so
-    that kernels may leave out tiles without equal keys; `restored` undoes it.
+    that kernels may leave out tiles without equal keys. `restored` undoes the sorting.
     """
 
     def __init__(
@@ -62,9 +62,9 @@ class Batch:
             labels, self.order = labels.to(torch.int64).sort(stable=True)
             self.index, size = classes(labels)
             views = views.index_select(1, self.order)
-        # The rows as the products read them, [V, N, D].
+        # These are the rows as the products read them, [V, N, D].
         self.z = exact_rows(views, normalize)
-        # The number of positives of each row, [N].
+        # This is the number of positives of each row, [N].
         self.count = self.views * size - 1
 
     def restored(self, x: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class Batch:
     def softplus_of_positives(self, row_bias: torch.Tensor) -> torch.Tensor:
         """The sum of ``softplus(-(s + row_bias))`` over each anchor's positives, ``[A, N]``.
 
-        The bias is ``[A * N]``.
+        `row_bias` is ``[A * N]``.
         """
         compared, candidates = self._compared("same_key", self.z)
         return self._by_anchor(compared.softplus_sum(candidates, row_bias, sign=-1)).rows
@@ -134,8 +134,8 @@ class Batch:
 
         This is 0 where there are fewer than two positives. It does not change when one vector is
         subtracted from all positives of a row. Here this vector is their class mean, a constant.
-        What remains is as small as the differences that count. So are all rounding errors then,
-        those of the gradients as well.
+        What remains is as small as the differences that count. All rounding errors are then as
+        small, those of the gradients as well.
         """
         center = (self.sums(self.z) / (self.count + 1).unsqueeze(1)).detach()
         z = as_read(self.z - center, self.dtype)

@@ -26,9 +26,8 @@ class Comparison(NamedTuple):
     rows: torch.Tensor  # [..., M, D]
     columns: torch.Tensor | None  # [..., N, D]; None: the rows
     scale: torch.Tensor  # []
-    dtype: torch.dtype | None = (
-        None  # of the products' operands; None: the matrix dtype of the rows
-    )
+    # The dtype of the products' operands. With None it is the matrix dtype of the rows.
+    dtype: torch.dtype | None = None
     offset: int = 0
     backend: str | None = None
 
@@ -50,7 +49,7 @@ class Comparison(NamedTuple):
             hardness: see `negatives`.
         """
         kind, offset, stride, key_a, key_b = candidates
-        # Every layer of keyword arguments costs time, so that plain calls skip `negatives`.
+        # Every layer of keyword arguments costs time, so plain calls skip `negatives`.
         compute = partial(negatives, hardness=hardness) if hardness else similarity
         return compute(
             self.rows,
@@ -155,7 +154,7 @@ def as_read(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 class Product(torch.autograd.Function):
     """``x @ y`` and its gradients outside autocast.
 
-    This holds also where a compiler traces the backward pass inside autocast.
+    They stay outside it also where a compiler traces the backward pass inside autocast.
     """
 
     @staticmethod

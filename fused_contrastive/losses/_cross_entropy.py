@@ -1,8 +1,8 @@
 """The cross entropy of a row with one positive, and what changes it.
 
-That is keys, biases, label smoothing, margin, hardness and debiasing. Everything is composed of the
-log-sum-exp of the negatives (`Comparison.lse`) and quantities of O(N D); docs/maths.md has the
-derivations. Without options the loss is the forward op's own.
+The changes are keys, biases, label smoothing, margin, hardness and debiasing. Everything is
+composed of the log-sum-exp of the negatives (`Comparison.lse`) and quantities of O(N D);
+docs/maths.md has the derivations. Without options the loss is the forward op's own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def sum_over_negatives(
 ) -> torch.Tensor:
     """``Σ_j x_j`` over the negatives of each row, ``[..., rows, C]``.
 
-    There is one row where all rows have the same sum.     The offset of the candidates is 0,
+    There is one row where all rows have the same sum. The offset of the candidates is 0,
     ``not_pair`` has two views, and keys have one group or groups of one row.
     """
     kind, key_a, key_b = candidates.kind, candidates.key_a, candidates.key_b
@@ -37,8 +37,8 @@ def sum_over_negatives(
     if x.dim() == 3:
         return x.masked_fill((key_a == key_b).unsqueeze(-1), 0.0).sum(-2, keepdim=True)
     key_a, key_b = key_a.long(), (key_a if key_b is None else key_b).long()
-    # The result is what a sum leaves without its largest class, hence float64 where the device has
-    # it.
+    # The result is what a sum leaves without its largest class, so it needs float64 where the
+    # device has that.
     wide = x.double() if x.device.type in ("cpu", "cuda") else x
     order = key_b.sort().values
     classes = torch.zeros_like(wide).index_add(0, torch.searchsorted(order, key_b), wide)
@@ -134,7 +134,7 @@ def one_direction(
 ):
     """The losses ``[M]`` of the rows, and a pair for `Outcome.ranks`.
 
-    `found` is a pair of log-sum-exp and largest logit, where a pass has found it already.
+    `found` is the pair of log-sum-exp and largest logit where a pass has found them already.
     """
     if found is None:
         result = compared.lse(candidates, hardness=options.hardness, bias=bias, extrema=metrics)
@@ -163,10 +163,11 @@ def in_batch(
     metrics: bool = False,
     backend: str | None = None,
 ) -> Outcome:
-    """Every row of a against all rows of b.
+    """Compare every row of a with all rows of b.
 
-    The positive of row i is row i of b, or row ``target[i]``. With `both` the loss is the mean with
-    the other direction. Keys and bias belong to the columns, and a row has the key of its positive.
+    The positive of row i is row i of b, or row ``target[i]``. With `both` the loss is the mean of
+    this direction and the other. Keys and bias belong to the columns, and a row has the key of its
+    positive.
     """
     kind, key_a, key_b = "not_self", None, None
     if target is not None or keys is not None:
@@ -182,7 +183,7 @@ def in_batch(
         return Outcome(result.loss, result.pos, to_cosine, ranks if both else ranks[:1])
 
     def of_positives(x):
-        """What belongs to the columns, of each row's positive."""
+        """What belongs to the columns, taken at each row's positive."""
         if x is None:
             return None
         return x[: a.shape[0]] if target is None else x.index_select(0, target)

@@ -24,7 +24,10 @@ class Loss(nn.Module):
 
 
 def own_number(name: str, value, *, divisor: bool = False) -> None:
-    """A finite number. A tensor would be neither learned nor saved nor moved with the module."""
+    """Check that `value` is a finite number.
+
+    A tensor would be neither learned nor saved nor moved with the module.
+    """
     if isinstance(value, torch.Tensor):
         raise TypeError(
             f"{name} must be a number, got a tensor: "
@@ -34,7 +37,7 @@ def own_number(name: str, value, *, divisor: bool = False) -> None:
 
 
 def own_temperatures(values) -> tuple:
-    """At least one finite number other than 0."""
+    """The values as a tuple, once they are at least one finite number and none is 0."""
     check_temperatures(values)
     for value in values:
         own_number("temperatures", value, divisor=True)
@@ -44,7 +47,7 @@ def own_temperatures(values) -> tuple:
 class TemperatureLoss(Loss):
     """A loss with a temperature, which is fixed or learned.
 
-    It is learned as its logarithm (parameter ``log_temperature``), and is hence always positive.
+    It is learned as its logarithm (parameter ``log_temperature``), so it is always positive.
     """
 
     def __init__(self, temperature: float, learnable: bool, **options):

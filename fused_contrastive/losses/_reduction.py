@@ -12,11 +12,11 @@ class Outcome(NamedTuple):
     """The losses of all rows, and what their metrics need."""
 
     loss: torch.Tensor
-    # The logits of the positives, in the shape of the loss.
+    # These are the logits of the positives, in the shape of the loss.
     pos: torch.Tensor
-    # What divides the logits to cosines; None where nothing is normalised.
+    # Logits divided by this are cosines. It is None where nothing is normalised.
     to_cosine: torch.Tensor | None
-    # For each direction the logits of the positives beside the largest of the others. Both hold
+    # Each direction has the logits of the positives and the largest of the others. Both hold
     # biases, but neither margin nor hardness. The largest is None where no metrics are wanted.
     ranks: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
 

@@ -18,7 +18,7 @@ from ..scalars import as_scalar
 from ._arguments import asks_for_eager, two_sets
 from ._module import own_number
 
-# That of batch_norm.
+# This is the eps of batch_norm.
 EPS = 1e-5
 
 
@@ -29,7 +29,7 @@ def standardized(z: torch.Tensor, scratch: torch.Tensor) -> tuple[torch.Tensor, 
     the shape of z and is overwritten.
     """
     z = z - z.mean(0)
-    # What the rounding of the first mean left.
+    # This is what the rounding of the first mean left.
     mean = z.mean(0)
     factor = (scratch.copy_(z).square_().mean(0) - mean * mean + EPS).rsqrt()
     return z.sub_(mean).mul_(factor), factor
@@ -63,11 +63,11 @@ def product(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
 class Correlation(torch.autograd.Function):
     """``sum_i (c_ii - 1)^2`` and ``sum_{i != j} c_ij^2`` of a correlation matrix c.
 
-    It is that of ``z1, z2 [N, D]``, averaged over the ranks.     With a and b ``[K, F]`` the
+    It is that of ``z1, z2 [N, D]``, averaged over the ranks. With a and b ``[K, F]`` the
     standardised inputs, ``c = a^T b / N``. For features ``[K, F] = [N, D]``; with `samples` the
     inputs are transposed, and ``[K, F] = [D, N]``. Where ``F < 2 K``, c itself is stored, else the
-    products ``a a^T`` and ``b b^T``. Exported programs are for any N, so that they store what has
-    D^2 elements. ``c_ii - 1`` and its gradient are computed from ``a - b``: docs/maths.md.
+    products ``a a^T`` and ``b b^T``. Exported programs are for any N, so they store what has D^2
+    elements. ``c_ii - 1`` and its gradient are computed from ``a - b``; docs/maths.md shows how.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ class Correlation(torch.autograd.Function):
             scratch = columns[0].clone()
             (a, factor_a), (b, factor_b) = (standardized(z, scratch) for z in columns)
             distance = scratch.copy_(a).sub_(b).square_().mean(0)
-            # mean(a b) - 1
+            # This is mean(a b) - 1.
             lack = (distance + EPS * (factor_a.square() + factor_b.square())) / -2
             gap = (lack * (K / N) + (K / N - 1)) / world
             if (not samples) if torch.compiler.is_exporting() else (F < 2 * world * K):
@@ -100,7 +100,7 @@ class Correlation(torch.autograd.Function):
                 rest, kept = total - (1 + gap).square().sum(), (p, q, *others)
                 mean = (a * b).mean(0)
             near = (lack > -0.5).to(dtype)
-            # mean(a b) - near. Where near is 0 this is no difference, and nothing cancels.
+            # This is mean(a b) - near. Where near is 0 it is no difference, and nothing cancels.
             lack = torch.where(lack > -0.5, lack, mean)
         return gap.square().sum(), rest, a, b, factor_a, factor_b, near, lack, gap, *kept
 
@@ -121,7 +121,7 @@ class Correlation(torch.autograd.Function):
                 weight, products = share * g[1], ((b, kept[0].T), (a, kept[0]))
             else:
                 p, q, *others = kept
-                # p and q are divided by F for a product in half precision.
+                # Here p and q are divided by F for a product in half precision.
                 F = a.shape[1]
                 weight = share**2 * g[1] * F
                 products = zip((q / F, p / F), others or (a, b), strict=True)

@@ -58,7 +58,7 @@ class Teacher(NamedTuple):
 
 
 def share(lse: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """What all others have of a row's softmax, ``[N]``.
+    """The share that all other pairs have in a row's softmax, ``[N]``.
 
     `lse` is their log-sum-exp ``[2, 1, N]`` in both parts, and `own` the logit ``[N]`` of the pair
     itself.
@@ -77,7 +77,7 @@ def teacher_sums(
     """``W b`` and ``Wᵀ a``, ``[N, D]`` each, with ``W_ij = g_i P_ij + h_j Q_ij`` for j ≠ i.
 
     P and Q are the row and the column softmax of ``<x_i, y_j>`` over the pairs j ≠ i. One backward
-    op computes both. In it the features stand beside the teacher's, each before zeros.
+    op computes both. In it a and b stand beside the teacher's features, and zeros keep them apart.
     """
     x, y, dtype = teacher.x, teacher.y, teacher.dtype
     left = torch.cat([x, a, torch.zeros_like(b)], 1)
@@ -100,9 +100,9 @@ def teacher_sums(
 class TeacherRows(torch.autograd.Function):
     """The products ``p_i <a_i, Σ_j P_ij b_j>`` and ``q_i <b_i, Σ_j Q_ji a_j>`` of all pairs.
 
-    The sums are over j ≠ i, and p and q are the teacher's shares of these j. The shares follow, and
-    then the two log-sum-exps. The mean of the features under a row's softmax comes from the same
-    pass as its log-sum-exp.
+    The sums are over j ≠ i, and p and q are the teacher's shares of these j. The results after the
+    products are these shares and the two log-sum-exps. The mean of the features under a row's
+    softmax comes from the same pass as its log-sum-exp.
     """
 
     @staticmethod
@@ -148,8 +148,8 @@ def traced_rows(a: torch.Tensor, b: torch.Tensor, teacher: Teacher):
 class TeacherTotal(torch.autograd.Function):
     """Terms ``[N]`` with the sum of both products of `TeacherRows`, for constant weights w ``[N]``.
 
-    The shares p and q follow, then the gradients and the log-sum-exps. It has half the cost, as
-    the gradients are found in the same pass.
+    The further results are the shares p and q, the gradients and the log-sum-exps. It has half the
+    cost, because the gradients are found in the same pass.
     """
 
     @staticmethod

@@ -101,7 +101,8 @@ def drift_loss(
     if backend is not None:
         dispatch.check_name(backend)
     gen = gen.to(inverse.dtype)
-    if gen.numel() == 0:  # means over nothing
+    # Means over nothing are NaN.
+    if gen.numel() == 0:
         nan = gen.detach().sum() + math.nan
         info = {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
         return (gen * gen).mean((1, 2)), info

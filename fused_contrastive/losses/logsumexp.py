@@ -44,7 +44,7 @@ def similarity_logsumexp(
         b: ``[..., N, D]``, with the leading dimensions, dtype and device of a; None: b is a.
         scale: a number or 0-d tensor, whose value is never read.
         bias: ``[N]`` or ``[..., N]``, added to the logits of each column; ``-inf`` removes a
-        column.
+            column.
         normalize: divide every row of a and b by ``max(|x|, 1e-12)`` first.
         candidates: which columns count for row i. ``"all"``; ``"not_self"`` (j != i + self_offset);
             ``"not_pair"`` (j - i - self_offset is not a multiple of `pair_stride`); ``"other_key"``

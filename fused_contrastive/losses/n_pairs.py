@@ -33,8 +33,8 @@ def n_pairs_loss(
     Args:
         anchors, positives: ``[B, D]``.
         target: ``[B]`` integers, the column of each anchor's positive, or the ``[B, B]`` identity
-            matrix. With None it is the same row. Values are checked, except inside torch.compile
-            and torch.func's transforms.
+            matrix. With None it is the row of the same index. Values are checked, except inside
+            torch.compile and torch.func's transforms.
         normalize: compare cosines instead of raw dot products.
         keys, bias: ``[B]``, of the positives as columns. A row has the key of its positive.
         weights: ``[B]``, of the anchors.

@@ -1,6 +1,6 @@
 """Multiple negatives ranking: queries against documents.
 
-On request queries or documents are compared among themselves, too.
+On request, queries or documents are compared among themselves, too.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _fused(
 
 
 def check_directions(directions, partition: str, hardness_mode: str) -> None:
-    """Raises ValueError naming the argument that is wrong."""
+    """Raise ValueError that names the argument that is wrong."""
     checks.choice("partition", partition, ("joint", "per_direction"))
     checks.choice("hardness_mode", hardness_mode, HARDNESS_MODES)
     if (

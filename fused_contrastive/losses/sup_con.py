@@ -61,8 +61,8 @@ def sup_con_loss(
             loss) / sum(w)``.
         metrics: with labels or views only. The accuracy is the share of rows whose largest other
             logit is a positive's. The positive similarity is the mean cosine (or logit) over all
-            pairs of row and positive. Rows without positives are in neither. Costs another forward
-            pass.
+            pairs of row and positive. Rows without positives are in neither. Metrics cost another
+            forward pass.
 
     Returns:
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N,
@@ -219,7 +219,7 @@ def _weighted(batch: Batch, positive_weights: torch.Tensor):
     sums = batch.z.sum(0)
     mean_of, total = product(others, sums), batch.views * others.sum(1)
     if batch.views > 1:
-        # The other views of the sample itself.
+        # These weights are for the other views of the sample itself.
         own = positive_weights.diagonal().to(batch.z.dtype)
         mean_of = mean_of + own.unsqueeze(1) * (sums - batch.z[: batch.anchors])
         total = total + (batch.views - 1) * own

@@ -34,7 +34,7 @@ def implement(name: str, module=None) -> None:
 
 
 def register_vmap(op, dimensions: tuple[int | None, ...]) -> None:
-    """The vmap rule of `op`, whose outputs have their groups in `dimensions`.
+    """Register the vmap rule of `op`, whose outputs have their groups in `dimensions`.
 
     None stands for an output without groups.
     """

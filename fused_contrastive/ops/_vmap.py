@@ -52,7 +52,7 @@ def folding_rule(op, output_dimensions: tuple):
 def fold(x, mapped: int | None, dimension: int | None, size: int):
     """x with the mapped dimension and its groups as one. Where x is not mapped it is repeated.
 
-    What is no tensor, a scalar or absent stays as it is.
+    What is not a tensor, is a scalar or is absent stays as it is.
     """
     if not isinstance(x, torch.Tensor) or dimension is None or x.numel() == 0:
         return x

@@ -20,7 +20,7 @@ pairs included; ``clip`` is 0 and there are no weights then. In this order:
     f_gk = inverse_temperatures_k / scale_g (here and below with 1 in place of a scale of 0)
     R_i = log sum_j exp(-f d_ij), rows i over all columns j; C_j the same over rows i. With
         ``all_rows`` every point is a row of the softmaxes, so C = R. With ``mask`` self pairs are
-        left out of both. -inf over nothing.
+        left out of both. A sum over nothing gives -inf.
     a_ij = max(-f d_ij - max(R_i + C_j, denominator) / 2, floor), and self_logit for self pairs
     E_ij = exp(a_ij - shift_i) weight_j. shift_i is the maximum of a_ij over the side's columns
         (-inf: E = 0), for the negative and the positive side apart

@@ -30,8 +30,8 @@ row, and ``hat = round(x * inv)`` to ``dtype``. Without, ``hat = round(x)``. The
 inputs. Each is empty (``[0]``) unless the condition in its last line holds:
 
     rows [2, G, M]     log-sum-exp of s over the candidate columns, -inf where there are none; and
-                       what its rounding has lost (0 where it is not finite). The log-sum-exp is
-                       the sum of both. Never empty
+                       what its rounding has lost (0 where it is not finite). The log-sum-exp is the
+                       sum of both. This output is never empty
     cols [2, G, N]     the same over the candidate rows of each column.
                        With ``columns``
     pos [G, M]         s at the positive.
@@ -168,7 +168,7 @@ register_vmap(similarity_second, (0, 0, 0, 0, None, 0))
 
 
 def call_forward(problem: Problem, wanted: Wanted, backend: str) -> Forward:
-    """The forward op on named arguments, for callers that are not in a hurry."""
+    """Call the forward op on named arguments, where the time of the translation does not matter."""
     operands, candidates = _codec.similarity_operands(problem)
     flags = (problem.normalize, *wanted)
     return _codec.similarity_outputs(
@@ -179,7 +179,7 @@ def call_forward(problem: Problem, wanted: Wanted, backend: str) -> Forward:
 def call_backward(
     upstream: Upstream, problem: Problem, saved: Saved, need: Needs, backend: str
 ) -> Gradients:
-    """The backward op on named arguments."""
+    """Call the backward op on named arguments."""
     operands, candidates = _codec.similarity_operands(problem)
     cols = problem.scale.new_empty(0) if upstream.cols is None else upstream.cols
     tensors = (upstream.rows, cols, *operands, *_codec.similarity_inputs(saved, problem))

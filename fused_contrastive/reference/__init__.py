@@ -1,4 +1,4 @@
-"""The textbook eager losses: dense, any device, any float dtype.
+"""The textbook eager losses, which are dense and serve any device and any float dtype.
 
 They are the specification of the package and the baseline of every benchmark. Each function has
 the signature of its fused counterpart in the file of the same name in losses/, less ``backend``.

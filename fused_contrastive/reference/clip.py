@@ -1,4 +1,4 @@
-"""CLIP, dense."""
+"""The dense form of CLIP."""
 
 from __future__ import annotations
 

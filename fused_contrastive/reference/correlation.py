@@ -1,4 +1,4 @@
-"""Correlation matrices against the identity, dense."""
+"""The dense form of correlation matrices against the identity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPC, dense."""
+"""The dense form of CPC."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DCL and DCLW, dense."""
+"""The dense form of DCL and DCLW."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The distillation of CLIP, dense."""
+"""The dense form of the distillation of CLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The drifting losses, dense.
+"""The dense form of the drifting losses.
 
 Half-precision inputs are computed in float32.
 """
@@ -22,7 +22,7 @@ def drift_loss(
     weight_negative=None,
     temperatures=(0.02, 0.05, 0.2),
 ):
-    """The published training code, of sets ``[G, n, D]`` with each its own n."""
+    """The loss of the published training code, of sets ``[G, n, D]`` with each its own n."""
     dtype = accumulation_dtype(gen.dtype)
     gen = gen.to(dtype)
     parts, weights = drift_columns(
@@ -69,7 +69,10 @@ def drift_columns(gen, positive, negative, weight_gen, weight_positive, weight_n
 
 @torch.no_grad()
 def drift_field(gen, positive, temperature=0.05):
-    """The published toy notebook, of gen ``[..., n, D]`` and positive ``[..., N, D]``."""
+    """The drift of the published toy notebook.
+
+    gen is ``[..., n, D]`` and positive ``[..., N, D]``.
+    """
     dtype = accumulation_dtype(gen.dtype)
     gen, positive = gen.to(dtype), positive.to(dtype)
     n = gen.shape[-2]

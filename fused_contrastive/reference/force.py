@@ -1,4 +1,4 @@
-"""The force losses, dense.
+"""The dense form of the force losses.
 
 Half-precision inputs are computed in float32.
 """

@@ -1,4 +1,4 @@
-"""InfoNCE, dense."""
+"""The dense form of InfoNCE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The primitive, dense."""
+"""The dense form of the primitive."""
 
 from __future__ import annotations
 

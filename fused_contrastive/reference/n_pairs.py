@@ -1,4 +1,4 @@
-"""N-pairs, dense."""
+"""The dense form of N-pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NT-Xent, dense."""
+"""The dense form of NT-Xent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several directions in one softmax, dense."""
+"""The dense form of several directions in one softmax."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def multiple_negatives_ranking_loss(
         query, positive_key, docs = (F.normalize(x, dim=1) for x in (query, positive_key, docs))
     keys = torch.arange(N, device=query.device) if keys is None else keys
     times = len(docs) // max(N, 1)
-    # Equal keys of rows and documents; the first N columns are also those of queries.
+    # This is where rows and documents have equal keys. The first N columns are also those of
+    # queries.
     same = keys.unsqueeze(1) == keys.repeat(times)
     mine = torch.eye(N, dtype=torch.bool, device=query.device)
     positive = F.pad(mine, (0, len(docs) - N))

@@ -1,4 +1,4 @@
-"""SigLIP, dense."""
+"""The dense form of SigLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SupCon, dense."""
+"""The dense form of SupCon."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def sup_con_loss(
     """
     views = features.unsqueeze(1) if features.dim() == 2 else features
     N, V, _ = views.shape
-    z = torch.cat(views.unbind(1))  # view by view
+    # The rows stand view by view.
+    z = torch.cat(views.unbind(1))
     z = F.normalize(z, dim=1) if normalize else z
     anchors = z if contrast_mode == "all" else z[:N]
     logits = anchors @ z.T / temperature

@@ -1,9 +1,9 @@
 """The CUDA backend: kernels of csrc/cuda, compiled into a library of operators.
 
-This file loads the library, says where the backend serves, and has the functions that every
-backend has. `similarity.py`, `sigmoid.py` and `force.py` start the kernels of a family. The order
-in which those of the first two run is in backends/tiled, shared with Triton. `_tiles.py` has the
-loaded operators and what else the first two share. Contracts: ops/.
+This file loads the library, says where the backend serves, and has the functions that every backend
+has. `similarity.py`, `sigmoid.py` and `force.py` start the kernels of a family. The order in which
+those of the first two run is in backends/tiled, shared with Triton. `_tiles.py` has the loaded
+operators and what else the first two share. ops/ has the contracts.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def driver_refusal(driver: int, runtime: int) -> str | None:
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of this device and matrix dtype; None: it can."""
+    """Why this backend cannot serve this device and matrix dtype, or None when it can."""
     if dtype not in DTYPES:
         return f"{dtype} is none of float16, bfloat16, float32, float64"
     if device.type in LIBRARIES and device.type != "cuda":

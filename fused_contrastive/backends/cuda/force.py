@@ -2,13 +2,13 @@
 
 ops/force.py has the contract, and csrc/cuda/force_*.cuh the kernels.
 
-Groups that fit into a block's shared memory take one kernel, with one block each. For others each
-result takes one pass over the pairs. Their forces come from panels of weights: library GEMMs, in
-torch's float32 precision, multiply these with the centred coordinates, and the row sums times the
-row's own coordinates are subtracted. Every output and workspace is allocated here. Nothing
-synchronises with the host, and no value of a tensor is read.
+Groups that fit into a block's shared memory take one kernel, with one block each. For other groups
+each result takes one pass over the pairs. Their forces come from panels of weights. Library GEMMs,
+in torch's float32 precision, multiply the weights with the centred coordinates. Then the row sums
+times the row's own coordinates are subtracted. Every output and workspace is allocated here.
+Nothing synchronises with the host, and no value of a tensor is read.
 
-Launches of force_forward: 1 by groups, and a copy more where inputs are strided. Otherwise:
+By groups force_forward takes 1 launch, and a copy more where inputs are strided. Otherwise:
 
 - the scale takes 3 or 4, or a copy where it is given;
 - log_sums takes 1, and 1 more for the columns unless all_rows;
@@ -19,7 +19,7 @@ Launches of force_forward: 1 by groups, and a copy more where inputs are strided
 - half precision takes one conversion;
 - where the columns are in parts, a merge follows each of log_sums and affinities.
 
-Launches of distance_gradient: 1 by groups, otherwise three of centring and four per panel, and for
+By groups distance_gradient takes 1 launch, otherwise three of centring and four per panel, and for
 half precision two conversions. distance_sums takes 1, or 2 where the columns are in parts.
 
 Sizes: ``G`` groups of ``P`` points, ``K`` temperatures, ``D`` features.
@@ -118,7 +118,7 @@ def _forward_by_groups(operators, problem: ForceProblem) -> ForceForward:
 
 
 def _affinity(problem: ForceProblem) -> tuple[float, float, float, float]:
-    """What an operator is told of the affinity, in its order."""
+    """The options of the affinity, in the order in which an operator takes them."""
     return problem.self_logit, problem.floor, problem.denominator, problem.clip
 
 
@@ -236,9 +236,9 @@ def distance_gradient(
 
 
 def by_groups(x: Tensor, panel_rows: int = 0) -> bool:
-    """Whether a block per group computes everything.
+    """Whether one block per group computes everything.
 
-    It must fit into shared memory and be worth it.
+    The group must fit into shared memory, and the block must be worth it.
 
     Args:
         x: ``[G, P, D]``.
@@ -255,7 +255,7 @@ def by_groups(x: Tensor, panel_rows: int = 0) -> bool:
 
 @functools.cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a block can have."""
+    """The bytes of shared memory that a block can have."""
     if device.type != "cuda":
         return HOST_SHARED
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
@@ -266,7 +266,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _splits(blocks: int, columns: int) -> int:
-    """Parts of the columns, each at least one tile."""
+    """How many parts the columns are divided into, each of at least one tile."""
     return max(1, min(ceil_div(columns, TILE), BLOCKS // blocks))
 
 
@@ -285,7 +285,7 @@ def _distances(operators, x: Tensor, weight: Tensor | None, rows: int, clip: flo
 
 
 def _mean_distance(operators, x: Tensor) -> Tensor:
-    """The mean over all pairs of x ``[G, P, D]``: ``[G]``."""
+    """The mean distance over all pairs of x ``[G, P, D]``: ``[G]``."""
     P = x.shape[1]
     out = _distances(operators, x, None, P, 0.0)
     return (out.sum((0, 2), dtype=torch.float64) / (P * P)).to(out.dtype)
@@ -297,7 +297,7 @@ def _log_sums(
     lse: Tensor,  # [2, K, G, n]
     columns: int,
 ) -> None:
-    """Fill lse of the first n points over the first `columns`."""
+    """Fill the log-sum-exps of the first n points over the first `columns` points."""
     _, K, G, rows = lse.shape
     splits = _splits(G * ceil_div(rows, TILE), columns)
     parts = lse.new_empty((2, splits, K, G, rows) if splits > 1 else (2, 0))
@@ -347,7 +347,7 @@ def _weighted_differences(
 
 
 def _panels(G: int, rows: int, row_bytes: int) -> list[tuple[slice, slice]]:
-    """``(groups, rows)`` of panels of at most about tiling.WORKSPACE bytes.
+    """``(groups, rows)`` of panels of at most about plan.WORKSPACE bytes.
 
     A panel is several groups at once, or a part of one.
     """

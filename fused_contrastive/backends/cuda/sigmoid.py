@@ -104,7 +104,10 @@ def sigmoid_weight(
     panel: Tensor,  # [g, m, leading dimension of n]
     need_sums: bool,
 ) -> Tensor | None:
-    """Fill a panel of weights; its row sums by tile of columns ``[tiles, g, m]`` if needed."""
+    """Fill a panel of weights.
+
+    Returns its row sums by tile of columns, ``[tiles, g, m]``, where they are needed.
+    """
     x, candidates = operands.x, operands.candidates
     G, M, N = operands.shape
     none = sums = operands.scale.new_empty(0)

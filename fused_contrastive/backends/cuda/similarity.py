@@ -43,8 +43,8 @@ def prepare(
 ) -> Tensor | None:
     """Fill the normalised, rounded rows and the inverse norms.
 
-    Returns ``[G, 3]`` float32: the largest norms of a and of b and the largest bias. Without a
-    bias, normalised rows need no such bound: None.
+    Returns ``[G, 3]`` float32: the largest norms of a and of b and the largest bias. Without a bias
+    normalised rows need no such bound, and the result is None.
     """
     a, normalize = problem.a, problem.normalize
     none, no_rows = problem.scale.new_empty(0), problem.scale.new_empty(0, dtype=problem.dtype)
@@ -190,7 +190,7 @@ def pair_weight(
     panel: Tensor,  # [g, m, leading dimension of n]
     mirror: bool,
 ) -> None:
-    """Fill a panel of weights; `mirror`: it is symmetric, and half of it is computed."""
+    """Fill a panel of weights. With `mirror` it is symmetric, and half of it is computed."""
     x = operands.x
     none = operands.scale.new_empty(0)
     _tiles.operators(x).pair_weight(

@@ -5,8 +5,8 @@ similarities (32 times that on GPUs), of consecutive rows against all columns. W
 starts at the column of its own first row. Then only half of the matrix is computed, and each tile
 serves its rows and its columns. The products are library GEMMs.
 
-Flops with one set: N^2 D forward and 3 N^2 D backward. With two sets: 2 M N D and 6 M N D.
-Derivations: docs/maths.md.
+One set takes N^2 D flops forward and 3 N^2 D backward. Two sets take 2 M N D and 6 M N D.
+docs/maths.md has the derivations.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this backend cannot serve tensors of this device and matrix dtype: it always can."""
+    """None, because this backend can serve every device and matrix dtype."""
     return None
 
 

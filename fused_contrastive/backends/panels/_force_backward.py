@@ -1,4 +1,4 @@
-"""The gradient of the force in panels. Derivation: docs/maths.md.
+"""The gradient of the force in panels; docs/maths.md has the derivation.
 
 ``q_ij`` is the derivative by ``log A_ij``, and ``p_ij`` is the share of pair ij in the mean of
 (d A)^2.
@@ -35,8 +35,10 @@ class Backward:
         self.floor, self.rms = field.problem.floor, field.problem.rms
         self.y, self.shift = centred(field.x), finite(shift)
         self.unit = unit(shift, log_norm)
-        self.pulls = torch.zeros_like(sums)  # the sum over the side of E <g, y>
-        self.power = None  # <g, force> of each group, [G]
+        # Each pull is the sum over the side of E <g, y>.
+        self.pulls = torch.zeros_like(sums)
+        # The power is <g, force> of each group, [G].
+        self.power = None
 
     def run(self, panels: list[slice], dx: Tensor) -> Tensor:
         """Fill dx ``[G, P, D]``, and return the derivative by the inverse temperature: ``[]``."""

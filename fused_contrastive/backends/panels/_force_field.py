@@ -39,7 +39,7 @@ def first_rows(panels: list[slice], rows: int) -> list[slice]:
 def wide(x: Tensor) -> Tensor:
     """x in float64 where the device has it.
 
-    An exponent of three digits costs its exponential as many.
+    An exponential loses as many digits as its exponent has, and an exponent may have three.
     """
     return x if x.device.type == "mps" else x.double()
 
@@ -117,7 +117,7 @@ class Field:
         self.scale = self.place = self.panel = None
 
     def rescale(self, scale: Tensor) -> None:
-        """From here on distances are in units of the scale ``[G]``."""
+        """Count distances in units of the scale ``[G]`` from here on."""
         self.scale, self.place = scale, None
 
     def distances(self, i: slice) -> Tensor:
@@ -133,7 +133,7 @@ class Field:
         return self.panel
 
     def log_kernel(self, i: slice, k: int) -> Tensor:
-        """``-f d`` of the rows `i`, ``[G, |i|, P]``; with `mask` -inf at self pairs."""
+        """``-f d`` of the rows `i`, ``[G, |i|, P]``; with `mask` it is -inf at self pairs."""
         s = self.distances(i) * -self.problem.inverse_temperatures[k]
         if self.problem.mask:
             self_pairs(s, i).fill_(-math.inf)

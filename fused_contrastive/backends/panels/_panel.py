@@ -1,4 +1,4 @@
-"""What the passes share: prepared sets, panels, their products, the positives and the end.
+"""What the passes share: prepared sets, panels, their products, positives and gradients of inputs.
 
 Sizes: ``G`` groups, ``M`` rows, ``N`` columns, ``D`` features. A panel is named by three slices
 with bounds: `g` of the groups, `i` of the rows and `j` of the columns.

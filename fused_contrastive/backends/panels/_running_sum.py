@@ -27,7 +27,7 @@ class RunningSum:
         self.total = like.new_zeros((G, size))
 
     def add(self, place, s: Tensor, dim: int) -> Tensor:
-        """Add the sum of exp(s) along `dim` at `place`. Returns the terms over the new maximum.
+        """Add the sum of exp(s) along `dim` at `place`, and return the terms over the new maximum.
 
         Args:
             place: an index of ``[G, size]``.

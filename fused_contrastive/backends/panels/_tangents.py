@@ -68,9 +68,8 @@ class Side:
 class Softmax:
     """The softmax of one direction.
 
-    First come the means of the logits' tangents under it, then the weights made from it.
-    ``exp(s - lse)`` is divided by its own sum, so that weights sum to 1 also where another kernel
-    made lse.
+    It first finds the means of the logits' tangents, and then the weights. ``exp(s - lse)`` is
+    divided by its own sum, so that weights sum to 1 also where another kernel made lse.
 
     Attributes:
         total: ``[G, size]``, the sums of ``exp(s - lse)``.

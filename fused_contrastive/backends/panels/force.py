@@ -24,7 +24,7 @@ from ._running_sum import finite
 
 
 class Chunk(NamedTuple):
-    """Some groups of a call, and what is known of them, wide."""
+    """Some groups of a call, and what is known of them in the wide dtype."""
 
     field: Field
     R: Tensor  # [K, G, rows]; [K, G, P] where every point is a row of the softmaxes
@@ -112,7 +112,7 @@ def _sums(chunk: Chunk, panels: list[slice]) -> Tensor:
     if rms:
         return torch.stack([torch.stack(parts).logsumexp(0) / 2 for parts in squares]) - math.log(P)
     if separate:
-        # Callers multiply by the exponential of the unit as it is once rounded.
+        # Callers multiply by the exponential of the unit after it has been rounded.
         return finite(largest).to(field.x.dtype)
     return shift.new_zeros((K, G))
 

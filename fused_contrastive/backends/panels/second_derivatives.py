@@ -6,8 +6,8 @@ log-sum-exps need two passes. The first gives the means of the logits' tangents 
 which are the tangents of the log-sum-exps. The second gives the weights' tangents and their
 products with the embeddings.
 
-Flops with two sets: 6 M N D for the tangents of the outputs, 24 M N D for all. One set takes half
-of that. Derivations: docs/maths.md.
+With two sets the tangents of the outputs take 6 M N D flops, and all tangents take 24 M N D. One
+set takes half of that. docs/maths.md has the derivations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def similarity_second(
 ) -> tuple[Upstream, Gradients]:
     """The tangents of the outputs and of the gradients along `tangents`.
 
-    Contract: ops/similarity.py.
+    ops/similarity.py has the contract.
     """
     one_set, scale = problem.one_set, problem.scale
     left, right = sides(problem, saved.prepared, tangents)
@@ -103,10 +103,10 @@ def sigmoid_second(
     saved: SigmoidSaved,
     need: Needs,
 ) -> tuple[Tensor, Gradients]:
-    """The tangents of the rows ``[G, M]`` and of the gradients. Contract: ops/sigmoid.py.
+    """The tangents of the rows ``[G, M]`` and of the gradients.
 
-    It takes one pass. Two sets take 6 M N D flops for the tangents of the outputs and 18 M N D for
-    all. One set takes the same.
+    ops/sigmoid.py has the contract. It takes one pass. Two sets take 6 M N D flops for the tangents
+    of the outputs and 18 M N D for all. One set takes the same.
     """
     one_set, scale, sign = problem.one_set, problem.scale, problem.sign
     left, right = sides(problem, saved.prepared, tangents)
@@ -240,7 +240,7 @@ def through_positive(
     """The tangent of the loss, the positives' weights, and their tangents: ``[G, M]`` each.
 
     The loss is ``softplus(lse - pos)``, or the mean of both directions where there are two. The
-    softmaxes get their upstream factors.
+    softmaxes get their upstream factors here.
 
     Args:
         g: upstream gradient of the loss.

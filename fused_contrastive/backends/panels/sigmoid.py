@@ -1,4 +1,4 @@
-"""The sigmoid family over panels. Contract: ops/sigmoid.py."""
+"""The sigmoid family over panels; ops/sigmoid.py has the contract."""
 
 from __future__ import annotations
 

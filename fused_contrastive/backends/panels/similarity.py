@@ -1,4 +1,4 @@
-"""The similarity family over panels. Contract: ops/similarity.py."""
+"""The similarity family over panels; ops/similarity.py has the contract."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def similarity_forward(problem: Problem, wanted: Wanted) -> Forward:
         s = logits(problem, x, y, g, i, j)
         terms = row_sums.add((g, i), s, 2)
         if wanted.mean:
-            # There are two sets, so that a panel has all columns of its rows.
+            # There are two sets, so a panel has all columns of its rows.
             total = row_sums.total[g, i].unsqueeze(2)
             mean[g, i] = product(terms, y[g]).div_(total.masked_fill(total == 0, 1.0))
         if problem.one_set and i.stop < N:

@@ -1,8 +1,8 @@
 """The sigmoid family's host program on a GPU, shared by CUDA and Triton.
 
 `kernels` is a module that starts the kernels: backends/cuda/sigmoid.py or
-triton_kernels/sigmoid.py. backends/tiled/__init__.py lists the functions it has. One set is two
-sets that are the same.
+triton_kernels/sigmoid.py. backends/tiled/__init__.py lists the functions it has. One set counts as
+two equal sets.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def backward(
 ) -> Gradients:
     """The backward pass: terms, panels of weights and their products, the gradients of each set.
 
-    Of one set, both products are gradients of the same points and are added.
+    With one set both products are gradients of the same points, and they are added.
     """
     operands = operands_of(problem, saved.prepared)
     terms = allocate_terms(operands, saved.pos, columns=False, positive=positive_column(problem))

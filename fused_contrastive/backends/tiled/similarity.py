@@ -125,8 +125,8 @@ def _weighted_sums(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W ``[G, N]``.
 
-    W is what `pair_weight` writes, and `need` says which of the sums are computed. The results
-    of float16 panels are relative (`from_half`). A symmetric W is computed by half; its column
+    W is what `pair_weight` writes, and `need` says which of the sums are computed. The results of
+    float16 panels are relative (`from_half`). Only half of a symmetric W is computed. Its column
     terms are its row terms.
     """
     x, y = operands.x, operands.y
