@@ -50,8 +50,8 @@ def force_lse(
 ):
     """Write what the log-sum-exps of ``-f d_ij`` are made of, for each split of the columns.
 
-    For rows i < M and columns j < N it writes each maximum, and the sum of the exponentials relative to it.
-    Flops: 3 M N D, and K M N exponentials.
+    Over rows i < M and columns j < N these are each row's maximum, and the sum of the exponentials
+    relative to it. Flops: 3 M N D, and K M N exponentials.
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
     points += g * features * LD

@@ -39,7 +39,7 @@ def contrastive_force(
 
     The force on negative j is ``sum_ik A_ji A_jk (positive_i - negative_k)`` over positives i and
     negatives k != j. A is the root of the product of the row softmax and the column softmax of
-    ``-d / temperature`` over all N + M points, where d are the Euclidean distances.
+    ``-d / temperature`` over all N + M points. Here d are the Euclidean distances.
 
     Args:
         positive, negative: ``[..., N, D]`` and ``[..., M, D]``. Each leading index is a group of

@@ -33,8 +33,8 @@ def sup_con_loss(
     """Supervised contrastive losses (Khosla et al. 2020, arXiv:2004.11362).
 
     The positives of a row are all other rows of its class. Let s be the similarities over the
-    temperature, lse the log-sum-exp of row i over all other rows, lse_neg that over the rows of
-    other classes, and P the positives of row i. Then the loss of row i is
+    temperature, and P the positives of row i. Let lse be its log-sum-exp over all other rows, and
+    lse_neg that over the rows of other classes. Then the loss of row i is
 
     - ``positives="out"`` (eq. 2, SupContrast): ``lse - mean_P s``; 0 where there are no positives;
     - ``"in"`` (eq. 3 without 1/\\|P\\|, solo-learn): ``lse - log sum_P exp s``; inf, with gradient

@@ -1,9 +1,9 @@
 """Translations between an op's flat arguments and the types of problem.py.
 
 torch's dispatcher takes flat lists in which an absent tensor is empty. Behind the op boundary an
-absent tensor is None and arguments travel in named tuples. Each function here takes an
-implementation on named tuples and the flat arguments of the op of its own name, and returns the
-op's flat outputs. The modules beside this one have the contracts.
+absent tensor is None and arguments travel in named tuples. A function with the name of an op
+takes an implementation on named tuples and the op's flat arguments. It returns the op's flat
+outputs. The modules beside this one have the contracts.
 """
 
 from __future__ import annotations
