@@ -66,7 +66,7 @@ def cached_step(
         What `loss_fn` returned, detached.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     streams = _streams(encoders, inputs, chunk_size)
     buffers = _buffers([stream.encoder for stream in streams if stream.trained])

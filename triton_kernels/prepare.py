@@ -21,7 +21,7 @@ def _raise_bound(
     bound,  # [] float32, not negative
     value,  # []
 ):
-    """Raise `bound` to `value`, as non-negative floats compare like their bits.
+    """Raise `bound` to `value`, because non-negative floats compare like their bits.
 
     The result does not depend on the order, and NaN is above everything.
     """
@@ -182,7 +182,7 @@ def prepare_backward(
     nothing cancels and no weight underflows when the loss vanishes. ``pull`` is minus the gradient
     of the positive's logit.
 
-    `unit` becomes the largest total weight of a row or column, as float16 panels are stored
+    `unit` becomes the largest total weight of a row or column, because float16 panels are stored
     relative to it. It is no less than 2^-60 of an upstream gradient, so that no level's weight
     overflows relative to it. One program serves BLOCK rows of one group. Bytes: O(M + N).
     """

@@ -256,7 +256,7 @@ def _fused(
         image_features, text_features, logit_scale, teacher_image_features, teacher_text_features
     )
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
-    # The scale is part of the rows, as its gradient cancels between the two models row by row.
+    # The scale is part of the rows, because its gradient cancels between the two models row by row.
     a = as_read(scale * image_features.to(scale.dtype), dtype)
     b = exact_rows(text_features, False)
     with torch.no_grad():

@@ -57,7 +57,7 @@ def contrastive_force(
         temperature.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     Example:
         The negative at the origin is pulled to the right and pushed down.
@@ -135,7 +135,7 @@ def contrastive_force_loss(
         for float64 inputs.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     Example:
         >>> import torch
@@ -194,7 +194,7 @@ def check_options(mask_self, normalizer, affinity_floor) -> float:
     """The floor of log A, once the options are checked.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     checks.choice("mask_self", mask_self, MASKS)
     checks.choice("normalizer", normalizer, NORMALIZERS)

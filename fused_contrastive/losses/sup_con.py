@@ -44,7 +44,7 @@ def sup_con_loss(
       positives are no negatives. The mean is over pairs.
 
     Args:
-        features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, each of which is a row.
+        features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, where each view is a row.
         labels: ``[N]`` integers. With None, which needs views, every sample is a class of its own
             (SimCLR with V views).
         positive_weights: in place of labels, and with "out" only: ``[N, N]`` non-negative weights

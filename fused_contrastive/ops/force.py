@@ -34,7 +34,7 @@ exactly nothing.
     log_norm_k = log sqrt(mean of (d_ij / scale * exp(a_ij))^2 over the P x P pairs) with ``rms``
         (all_rows, no weights). Else, with ``separate``, it is the largest exponent of a term: the
         maximum over rows, sides and j with d_ij > 0 of a_ij + shift_i of the other side (0 where
-        that is -inf). This is only a unit, so that any number near it will do. Else it is 0.
+        that is -inf). This is only a unit, so any number near it will do. Else it is 0.
 
 The op returns
 

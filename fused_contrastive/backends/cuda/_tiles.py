@@ -60,7 +60,7 @@ def float32_products(x: Tensor) -> int:
 
 
 def super_unit(x: Tensor) -> int:
-    """The side of a super-tile is a multiple of this many columns, as it holds whole tiles.
+    """The side of a super-tile is a multiple of this many columns, so that it holds whole tiles.
 
     x is a matrix of the products, of any shape.
     """
