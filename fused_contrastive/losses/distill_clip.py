@@ -19,7 +19,7 @@ from ._module import Loss
 from ._reduction import one_positive, reduce
 
 OTHERS = Candidates("not_self")
-"""All columns but the pair's own, the positive apart."""
+"""These are all columns but the pair's own, which is the positive and is counted apart."""
 
 
 def teacher_problem(
