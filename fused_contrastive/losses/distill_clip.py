@@ -201,7 +201,7 @@ def distill_clip_loss(
         teacher_image_features, teacher_text_features: ``[N, T]`` of the teacher, normalised by the
             caller; constants.
         teacher_logit_scale: multiplies the teacher's dot products; a constant.
-        weights: ``[N]``, of the pairs; see `fused_contrastive.losses`.
+        weights: ``[N]``, one for each pair; see `fused_contrastive.losses`.
 
     Returns:
         ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``: ``[N]`` with ``reduction="none"``, else a

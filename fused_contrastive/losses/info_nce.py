@@ -47,7 +47,7 @@ def info_nce_loss(
             rows' positives. ``[N, K, D]`` with ``"paired"`` gives each row its own negatives.
         normalize: compare cosines instead of raw dot products.
         symmetric: the mean of both directions, without `negative_keys` only.
-        weights: ``[N]``, of the rows.
+        weights: ``[N]``, one for each row.
         keys, bias: one for each pair and for each negative, in the order of the logits. The shape
             is ``[N]`` in-batch; ``[N + K]`` with shared `negative_keys`, the pairs first;
             ``[N, 1 + K]`` with ``"paired"``, the positive first. With `symmetric` a pair's bias is

@@ -47,8 +47,8 @@ def sup_con_loss(
         features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, where each view is a row.
         labels: ``[N]`` integers. With None, which needs views, every sample is a class of its own
             (SimCLR with V views).
-        positive_weights: in place of labels, and with "out" only: ``[N, N]`` non-negative weights
-            of sample j as a positive of sample i. They are SupContrast's mask: they need not be
+        positive_weights: ``[N, N]`` non-negative weights of sample j as a positive of sample i, in
+            place of labels and with "out" only. They are SupContrast's mask. They need not be
             symmetric, and the diagonal weights the other views of i. The mean over P is then
             ``sum_P w s / sum_P w``. They are copied once; all else is O(N D).
         contrast_mode: ``"all"``: every view's rows have a loss; ``"one"``: only the first view's,
