@@ -55,9 +55,9 @@ def cached_step(
             to its encoder as keyword arguments. A tuple or list inside `inputs` is passed as
             positional ones. Tensors in them, also nested, are cut into chunks of rows. 0-d tensors
             and other values go to every chunk.
-        loss_fn: a function of what the encoders return for whole inputs: tensors ``[n, ...]``, one
-            row per row of the input, or nested tuples, lists and dictionaries of such. It returns
-            the loss, 0-d, or a tuple with the loss first.
+        loss_fn: a function of what the encoders return for whole inputs. These are tensors ``[n,
+            ...]`` with one row per row of the input, or nested tuples, lists and dictionaries of
+            such. It returns the loss, 0-d, or a tuple with the loss first.
         chunk_size: the rows of a chunk, or one number for each input. The last chunk may be
             shorter.
         scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
@@ -66,7 +66,7 @@ def cached_step(
         What `loss_fn` returned, detached.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     streams = _streams(encoders, inputs, chunk_size)
     buffers = _buffers([stream.encoder for stream in streams if stream.trained])

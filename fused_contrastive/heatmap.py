@@ -48,7 +48,7 @@ def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor):
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     values = similarity_blocks(x1, x2).cpu().numpy()
     try:

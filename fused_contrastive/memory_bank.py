@@ -129,7 +129,7 @@ class MemoryBank(nn.Module):
                 rank order. They must be equally long.
 
         Raises:
-            ValueError, TypeError: naming the argument.
+            ValueError, TypeError: an argument is wrong; the error names it.
         """
         K, D = self.rows.shape
         checks.embeddings("keys", keys, dim=2)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Config:
-    """A tile ``[block_m, block_n]``, of which one step reads `block_k` features."""
+    """A tile ``[block_m, block_n]``, and the `block_k` features that one step reads."""
 
     block_m: int
     block_n: int

@@ -67,12 +67,12 @@ def force_group(
     another.
 
     Flops per group: 3 P BLOCK_N D for the distances; 3 exponentials (4 with RMS) per pair and
-    temperature; 2 rows BLOCK_N D (K times that with SEPARATE) for the product. Bytes per group: x
+    temperature; 2 rows BLOCK_N D for the product (K times that with SEPARATE). Bytes per group: x
     is read once and ``rows D`` written; the scratch comes from the caches.
 
     The following is predicted and not yet measured on a GPU. The distances reach 60 % of the part's
-    float32 instruction rate, with two instructions per difference. On an H200 256 groups of 128
-    points of 256 features take 0.2 ms at 5 temperatures, with one program on a multiprocessor at a
+    float32 instruction rate, with two instructions per difference. On an H200, 256 groups of 128
+    points of 256 features take 0.2 ms at 5 temperatures. One program is on a multiprocessor at a
     time.
     """
     G = tl.num_programs(0).to(tl.int64)

@@ -188,7 +188,7 @@ def group_lse(
 @triton.jit
 def group_affinities(
     d,  # [BLOCK_M, BLOCK_N]
-    i,  # [BLOCK_M], of which those below `count` are rows
+    i,  # [BLOCK_M], indices; those below `count` are rows
     lse_rows,  # [count]
     lse_cols,  # [P]
     row_lows,  # [BLOCK_N]

@@ -50,8 +50,8 @@ def force_lse(
 ):
     """Write what the log-sum-exps of ``-f d_ij`` are made of, for each split of the columns.
 
-    For rows i < M and columns j < N it writes each maximum, and the sum of the exponentials relative to it.
-    Flops: 3 M N D, and K M N exponentials.
+    Over rows i < M and columns j < N these are each row's maximum, and the sum of the exponentials
+    relative to it. Flops: 3 M N D, and K M N exponentials.
     """
     g, G, split, i, j_begin, j_end = place_of_program(M, N, split_columns, BLOCK_M)
     points += g * features * LD
@@ -217,7 +217,7 @@ def force_rows(
     """Write the forces on rows i < M by each split of the points j < N.
 
     A weight is the coefficient in `terms` times ``exp(a - level)``. The program's rows of out are
-    read and written once per tile, so that any D needs the distances once.
+    read and written once per tile, so the distances are needed once for any D.
 
     Flops: 3 M N D, K M N exponentials, and 2 M N D (K times that with SEPARATE). Bytes: beside
     those of the points, 4 BLOCK_N D of y and 8 BLOCK_M D of out per tile, from L2.

@@ -13,7 +13,7 @@ import triton.language as tl
 from .tile_math import LOG2E, NEG_INF, finite, multiply
 
 UNROLLED = tl.constexpr(4)
-"""Features that one step of the distances' loop takes."""
+"""One step of the distances' loop takes this many features."""
 
 ROOM = tl.constexpr(20.0)
 """The largest exponent of a unit; what exceeds it moves to the level (`unit_and_excess`)."""

@@ -27,7 +27,7 @@ from .force_math import ROOM
 from .launch import accumulation_type, is_interpreted, launch
 
 PROGRAMS = 512
-"""Programs of a pass over tiles, where splits of the columns can make that many."""
+"""A pass over tiles has about this many programs where splits of the columns allow it."""
 
 
 def affinity_constants(problem: ForceProblem) -> dict:

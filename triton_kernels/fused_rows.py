@@ -49,8 +49,8 @@ def fused_rows(
 
     The slots hold sums, then maxima, as those of pair_reduce do; `partial` is not normalised. One
     program serves BLOCK_M rows and split_columns columns of one group, and D is at most BLOCK_K.
-    Maxima run along, so that any logits will do. The weights go from registers into the second
-    product, which on sm_90 needs a safe ptxas (support.py).
+    The maxima are updated along the way, so any logits will do. The weights go from registers into
+    the second product, which on sm_90 needs a safe ptxas (support.py).
 
     Flops: 4 M N D, and M N exponentials. Bytes: N D elements per row of tiles from L2, and 4 M D
     per split written.

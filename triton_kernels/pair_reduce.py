@@ -51,7 +51,7 @@ def pair_reduce(
 ):
     """The sum of ``exp2(s2 - maximum)`` and the maximum of the candidate logits, in base 2.
 
-    They are partial results per row and per column, in private slots. There are no atomics, as
+    They are partial results per row and per column, in private slots. There are no atomics, because
     every slot has one writer. One program serves a pair of super-tiles, super_rows rows by
     super_rows columns. With SYMMETRIC there are only pairs at or above the diagonal, and their
     column results belong to the mirrored rows. Logits that scale and row norms bound by DIRECT are

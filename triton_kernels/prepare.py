@@ -13,7 +13,7 @@ from .tile_math import EPS, LOG2E, load_rows, log1p, round_to, row_pointers, sig
 
 TINY = tl.constexpr(2.0**-60)
 BOUNDS = 3
-"""The bounds of a group: the largest row norms of a and of b, and the largest finite |bias|."""
+"""A group has three bounds: the largest row norms of a and of b, and the largest finite |bias|."""
 
 
 @triton.jit
@@ -21,9 +21,10 @@ def _raise_bound(
     bound,  # [] float32, not negative
     value,  # []
 ):
-    """Raise `bound` to `value`, as non-negative floats compare like their bits.
+    """Raise `bound` to `value` by an atomic maximum of their bits.
 
-    The result does not depend on the order, and NaN is above everything.
+    Floats that are not negative compare like their bits. The result does not depend on the order,
+    and NaN is above everything.
     """
     bits = bound.to(tl.pointer_type(tl.int32), bitcast=True)
     tl.atomic_max(bits, value.to(tl.float32).to(tl.int32, bitcast=True), sem="relaxed")
@@ -182,7 +183,7 @@ def prepare_backward(
     nothing cancels and no weight underflows when the loss vanishes. ``pull`` is minus the gradient
     of the positive's logit.
 
-    `unit` becomes the largest total weight of a row or column, as float16 panels are stored
+    `unit` becomes the largest total weight of a row or column, because float16 panels are stored
     relative to it. It is no less than 2^-60 of an upstream gradient, so that no level's weight
     overflows relative to it. One program serves BLOCK rows of one group. Bytes: O(M + N).
     """

@@ -182,9 +182,10 @@ def register_derivatives(forward, backward, second, formula: type) -> type:
     gradients.
 
     The Function that is returned has the same derivatives and serves calls that `is_plain` allows.
-    It saves 20 us per call. The ordinary path enters Python twice: the dispatcher calls the op's
-    formula, which looks for transforms and calls Function.apply, and the op is dispatched again
-    below autograd, inside three contexts. The direct path is Function.apply with one dispatch.
+    It saves 20 us per call. The ordinary path enters Python twice. First the dispatcher calls the
+    op's formula, which looks for transforms and calls Function.apply. Then the op is dispatched
+    again below autograd, inside three contexts. The direct path is Function.apply with one
+    dispatch.
     """
 
     def setup_context(ctx, inputs, outputs):

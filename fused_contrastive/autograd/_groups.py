@@ -1,4 +1,4 @@
-"""Leading dimensions as the groups ``G`` of the ops, and back."""
+"""Leading dimensions become the groups ``G`` of the ops, and groups become dimensions again."""
 
 from __future__ import annotations
 

@@ -91,18 +91,18 @@ def sigmoid_sum(
     Args:
         a: rows.
         b: columns, whose leading dimensions agree with those of a; None: b is a.
-        scale: from `as_scalar`.
+        scale: what multiplies the dot products, as `as_scalar` returns it.
         row_bias: added to the logits of each row.
         sign: +1 or -1.
-        key_a: keys of the rows, and of the columns with one set.
-        key_b: keys of the columns.
-        kind: candidates, as problem.py describes them, together with `offset` and `stride`.
-        offset: diagonal of the self.
-        stride: rows per view.
-        positive: offset of the positive's column, or -1.
+        key_a: the keys of the rows, and with one set also of the columns.
+        key_b: the keys of the columns.
+        kind: which columns are candidates. problem.py describes it with `offset` and `stride`.
+        offset: the self of row i is column ``i + offset``.
+        stride: the rows of one view.
+        positive: the positive of row i is column ``(i + positive) % N``; -1: there is none.
         normalize: divide every row by its norm first.
-        extrema: also the largest y of each row's candidates.
-        dtype: what the products read; None: `matrix_dtype` of a.
+        extrema: whether the largest y of each row's candidates is returned, too.
+        dtype: the dtype that the products read; None: `matrix_dtype` of a.
         backend: a name; None: the default of the device.
     """
     if backend is not None:

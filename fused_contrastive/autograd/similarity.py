@@ -128,18 +128,18 @@ def similarity(
     Args:
         a: rows.
         b: columns, whose leading dimensions agree with those of a; None: b is a.
-        scale: from `as_scalar`.
+        scale: what multiplies the dot products, as `as_scalar` returns it.
         bias: added to the logits of each column.
-        key_a: keys of the rows, and of the columns with one set.
-        key_b: keys of the columns.
-        kind: candidates, as problem.py describes them, together with `offset` and `stride`.
-        offset: diagonal of the self.
-        stride: rows per view.
-        positive: offset of the positive's column, or -1.
+        key_a: the keys of the rows, and with one set also of the columns.
+        key_b: the keys of the columns.
+        kind: which columns are candidates. problem.py describes it with `offset` and `stride`.
+        offset: the self of row i is column ``i + offset``.
+        stride: the rows of one view.
+        positive: the positive of row i is column ``(i + positive) % N``; -1: there is none.
         normalize: divide every row by its norm first.
-        columns: also the columns' log-sum-exps.
-        extrema: also the largest logits.
-        dtype: what the products read; None: `matrix_dtype` of a.
+        columns: whether the columns' log-sum-exps are returned, too.
+        extrema: whether the largest logits are returned, too.
+        dtype: the dtype that the products read; None: `matrix_dtype` of a.
         backend: a name; None: the default of the device.
     """
     if backend is not None:

@@ -37,15 +37,15 @@ def _warn(message: str) -> None:
 
 
 def falls_back(what: str, reason: str) -> None:
-    """Says, once for each reason, that what was asked of `what` does not stream."""
+    """Say, once for each reason, that what was asked of `what` does not stream."""
     _warn(f"{what} does not stream here and runs the package's own code: {reason}")
 
 
 def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
     """Why these tensors do not stream together; None: they do.
 
-    They have to be dense floating tensors of `dim` dimensions each that hold anything. They share
-    the device, the last dimension and, outside autocast, the dtype.
+    They have to be dense floating tensors of `dim` dimensions each, and none may be empty. They
+    share the device, the last dimension and, outside autocast, the dtype.
     """
     first = tensors[0]
     for x in tensors:
@@ -78,7 +78,7 @@ def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch
             return None
         value = value.reshape(())
     elif hasattr(value, "item"):
-        # NumPy would compute with its own number in a precision of its own.
+        # A number of NumPy's type would be computed with in its own precision.
         value = value.item()
     try:
         checks.number("value", value, like.device, divisor=divisor)

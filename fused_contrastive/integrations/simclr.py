@@ -1,7 +1,7 @@
 """Spijkervet/SimCLR (`simclr`): ``from fused_contrastive.integrations.simclr import NT_Xent``.
 
-Every option streams for ``world_size=1``. ``world_size > 1`` falls back, as its gather returns each
-rank's own gradient only. The package builds its ``[2B, 2B]`` mask by a loop over B; here it is
+Every option streams for ``world_size=1``. ``world_size > 1`` falls back, because its gather returns
+each rank's own gradient only. The package builds its ``[2B, 2B]`` mask by a loop over B; here it is
 built when it is asked for.
 """
 

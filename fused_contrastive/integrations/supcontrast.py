@@ -31,9 +31,9 @@ class SupConLoss(nn.Module):
         mask: ``[N, N]`` non-negative weights of sample j as a positive of sample i.
 
     Raises:
-        ValueError: for features of fewer than three dimensions; both labels and mask; a number of
-            labels other than N; another `contrast_mode` than "all" (every view's rows are anchors)
-            and "one" (the first view's).
+        ValueError: features have fewer than three dimensions; labels and mask are both given; the
+            number of labels is not N; `contrast_mode` is neither "all" (every view's rows are
+            anchors) nor "one" (the first view's).
     """
 
     def __init__(self, temperature=0.07, contrast_mode="all", base_temperature=0.07):

@@ -15,7 +15,7 @@ Common arguments
 ``backend``: a name of `fused_contrastive.backends()`, or None.
 
 Losses are float32 (float64 for float64 inputs). Wrong shapes, dtypes, devices or values raise
-ValueError or TypeError naming the argument.
+ValueError or TypeError that names the argument.
 
 Options
 -------

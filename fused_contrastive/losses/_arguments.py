@@ -14,7 +14,7 @@ from ..backends import dispatch
 class Options(NamedTuple):
     """What changes the cross entropy of a row. At 0 an option changes nothing.
 
-    A new option is a field and its check here, its effect in `_cross_entropy`, and an argument of
+    A new option is a field with its check here, an effect in `_cross_entropy`, and an argument of
     each loss that has it.
     """
 

@@ -19,7 +19,7 @@ def points_dtype(name_a: str, a: Tensor, name_b: str, b: Tensor) -> torch.dtype:
         a, b: ``[..., n, D]``, each with its own n.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     checks.embeddings(name_a, a, at_least=2)
     checks.embeddings(name_b, b, at_least=2, like=(name_a, a))

@@ -40,8 +40,8 @@ def clip_loss(
         logit_scale: multiplies the dot products (1 / temperature; already exponentiated).
         logit_bias: a scalar added to every logit. The loss does not depend on it, and its gradient
             is 0.
-        keys, weights: ``[N]``, of the pairs.
-        bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``, of which either may be None. A
+        keys, weights: ``[N]``, one for each pair.
+        bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``, where either may be None. A
             text's bias counts where texts are the candidates, an image's where images are.
         label_smoothing, margin, hardness: see `fused_contrastive.losses`, as for the vectors above.
 

@@ -192,7 +192,7 @@ def correlation_loss(
         products of the rows of W ranks it takes W times that.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     >>> import torch, fused_contrastive
     >>> z = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0]])

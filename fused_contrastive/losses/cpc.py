@@ -28,7 +28,7 @@ def cpc_loss(
 
     Args:
         predictions, latents: ``[K, B, D]``, the K predicted and true latents of B sequences.
-        keys, weights: ``[B]``, of the sequences; see `fused_contrastive.losses`.
+        keys, weights: ``[B]``, one for each sequence; see `fused_contrastive.losses`.
 
     Returns:
         ``(loss, accuracy)``. The loss is ``[K, B]`` with ``reduction="none"``, else a scalar; its

@@ -33,7 +33,7 @@ def dcl_loss(
         z1, z2: two views ``[B, D]``. Row i of one is the positive of row i of the other.
         normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
             products.
-        keys, weights: ``[B]``, of the pairs; see `fused_contrastive.losses`.
+        keys, weights: ``[B]``, one for each pair; see `fused_contrastive.losses`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf
@@ -80,7 +80,7 @@ def dclw_loss(
         z1, z2: two views ``[B, D]``. Row i of one is the positive of row i of the other.
         sigma: a number or a 0-d tensor, whose value is never read.
         normalize: compare cosines, as in `dcl_loss`.
-        keys, weights: ``[B]``, of the pairs, as in `dcl_loss`.
+        keys, weights: ``[B]``, one for each pair, as in `dcl_loss`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf

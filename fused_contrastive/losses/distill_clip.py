@@ -19,7 +19,7 @@ from ._module import Loss
 from ._reduction import one_positive, reduce
 
 OTHERS = Candidates("not_self")
-"""All columns but the pair's own, the positive apart."""
+"""These are all columns but the pair's own, which is the positive and is counted apart."""
 
 
 def teacher_problem(
@@ -201,7 +201,7 @@ def distill_clip_loss(
         teacher_image_features, teacher_text_features: ``[N, T]`` of the teacher, normalised by the
             caller; constants.
         teacher_logit_scale: multiplies the teacher's dot products; a constant.
-        weights: ``[N]``, of the pairs; see `fused_contrastive.losses`.
+        weights: ``[N]``, one for each pair; see `fused_contrastive.losses`.
 
     Returns:
         ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``: ``[N]`` with ``reduction="none"``, else a
@@ -256,7 +256,7 @@ def _fused(
         image_features, text_features, logit_scale, teacher_image_features, teacher_text_features
     )
     dtype, scale = matrix_dtype(image_features), as_scalar(logit_scale, image_features)
-    # The scale is part of the rows, as its gradient cancels between the two models row by row.
+    # The scale is part of the rows, because its gradient cancels between the two models row by row.
     a = as_read(scale * image_features.to(scale.dtype), dtype)
     b = exact_rows(text_features, False)
     with torch.no_grad():

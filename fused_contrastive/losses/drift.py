@@ -60,7 +60,7 @@ def drift_loss(
         square of each temperature's drift.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     Example:
         >>> import torch
@@ -217,7 +217,7 @@ def drift_field(
         ``[..., n, D]`` in the dtype of gen, a constant.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     Example:
         >>> import torch

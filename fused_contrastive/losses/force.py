@@ -39,7 +39,7 @@ def contrastive_force(
 
     The force on negative j is ``sum_ik A_ji A_jk (positive_i - negative_k)`` over positives i and
     negatives k != j. A is the root of the product of the row softmax and the column softmax of
-    ``-d / temperature`` over all N + M points, where d are the Euclidean distances.
+    ``-d / temperature`` over all N + M points. Here d are the Euclidean distances.
 
     Args:
         positive, negative: ``[..., N, D]`` and ``[..., M, D]``. Each leading index is a group of
@@ -57,7 +57,7 @@ def contrastive_force(
         temperature.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     Example:
         The negative at the origin is pulled to the right and pushed down.
@@ -135,7 +135,7 @@ def contrastive_force_loss(
         for float64 inputs.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
 
     Example:
         >>> import torch
@@ -194,7 +194,7 @@ def check_options(mask_self, normalizer, affinity_floor) -> float:
     """The floor of log A, once the options are checked.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     checks.choice("mask_self", mask_self, MASKS)
     checks.choice("normalizer", normalizer, NORMALIZERS)

@@ -47,11 +47,11 @@ def info_nce_loss(
             rows' positives. ``[N, K, D]`` with ``"paired"`` gives each row its own negatives.
         normalize: compare cosines instead of raw dot products.
         symmetric: the mean of both directions, without `negative_keys` only.
-        weights: ``[N]``, of the rows.
-        keys, bias: of each pair and of each negative, in the order of the logits: ``[N]`` in-batch;
-            ``[N + K]`` with shared `negative_keys`, the pairs first; ``[N, 1 + K]`` with
-            ``"paired"``, the positive first. With `symmetric` a pair's bias is that of its key and
-            of its query.
+        weights: ``[N]``, one for each row.
+        keys, bias: one for each pair and for each negative, in the order of the logits. The shape
+            is ``[N]`` in-batch; ``[N + K]`` with shared `negative_keys`, the pairs first;
+            ``[N, 1 + K]`` with ``"paired"``, the positive first. With `symmetric` a pair's bias is
+            that of its key and of its query.
         label_smoothing, margin, hardness, tau_plus: see `fused_contrastive.losses`, as for the
             vectors above. The integer `keys` have nothing to do with the embeddings `positive_key`
             and `negative_keys`.

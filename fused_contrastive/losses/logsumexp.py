@@ -63,7 +63,7 @@ def similarity_logsumexp(
         candidate it is -inf, with gradient 0.
 
     Raises:
-        ValueError, TypeError: naming the argument.
+        ValueError, TypeError: an argument is wrong; the error names it.
     """
     checks.embeddings("a", a, at_least=2)
     if b is not None:

@@ -36,8 +36,8 @@ def n_pairs_loss(
             matrix. With None it is the row of the same index. Values are checked, except inside
             torch.compile and torch.func's transforms.
         normalize: compare cosines instead of raw dot products.
-        keys, bias: ``[B]``, of the positives as columns. A row has the key of its positive.
-        weights: ``[B]``, of the anchors.
+        keys, bias: ``[B]``, one for each positive as a column. A row has the key of its positive.
+        weights: ``[B]``, one for each anchor.
         label_smoothing, margin: see `fused_contrastive.losses`, as for the vectors above.
 
     Returns:

@@ -57,8 +57,8 @@ def multiple_negatives_ranking_loss(
             positive pair is in it twice. ``"per_direction"`` is the mean of one softmax for each
             direction. It takes ``"query_to_doc"`` and ``"doc_to_query"`` only.
         normalize: compare cosines instead of raw dot products.
-        keys, weights: ``[N]``, of the queries; see `fused_contrastive.losses`, as for `hardness`.
-            Documents have the key of their query, whose own hard negatives always stay.
+        keys, weights: ``[N]``, one for each query; see `fused_contrastive.losses`, as for
+            `hardness`. Documents have the key of their query, whose own hard negatives always stay.
         hardness_mode: the negatives of ``"query_to_doc"`` that `hardness` is for. They are
             ``"all_negatives"``, ``"in_batch_negatives"`` (the other queries' documents) or
             ``"hard_negatives"`` (the query's own `negative_keys`).

@@ -39,7 +39,7 @@ def siglip_loss(
         logit_scale: multiplies the dot products (already exponentiated).
         logit_bias: added to every logit.
         keys: ``[N]`` integers. Two pairs with the same key are no negatives of each other.
-        weights: ``[N]``, of the images; see `fused_contrastive.losses`.
+        weights: ``[N]``, one for each image; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar. The mean is over the N images, not over

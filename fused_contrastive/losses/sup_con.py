@@ -33,8 +33,8 @@ def sup_con_loss(
     """Supervised contrastive losses (Khosla et al. 2020, arXiv:2004.11362).
 
     The positives of a row are all other rows of its class. Let s be the similarities over the
-    temperature, lse the log-sum-exp of row i over all other rows, lse_neg that over the rows of
-    other classes, and P the positives of row i. Then the loss of row i is
+    temperature, and P the positives of row i. Let lse be its log-sum-exp over all other rows, and
+    lse_neg that over the rows of other classes. Then the loss of row i is
 
     - ``positives="out"`` (eq. 2, SupContrast): ``lse - mean_P s``; 0 where there are no positives;
     - ``"in"`` (eq. 3 without 1/\\|P\\|, solo-learn): ``lse - log sum_P exp s``; inf, with gradient
@@ -44,11 +44,11 @@ def sup_con_loss(
       positives are no negatives. The mean is over pairs.
 
     Args:
-        features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, each of which is a row.
+        features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, where each view is a row.
         labels: ``[N]`` integers. With None, which needs views, every sample is a class of its own
             (SimCLR with V views).
-        positive_weights: in place of labels, and with "out" only: ``[N, N]`` non-negative weights
-            of sample j as a positive of sample i. They are SupContrast's mask: they need not be
+        positive_weights: ``[N, N]`` non-negative weights of sample j as a positive of sample i, in
+            place of labels and with "out" only. They are SupContrast's mask. They need not be
             symmetric, and the diagonal weights the other views of i. The mean over P is then
             ``sum_P w s / sum_P w``. They are copied once; all else is O(N D).
         contrast_mode: ``"all"``: every view's rows have a loss; ``"one"``: only the first view's,

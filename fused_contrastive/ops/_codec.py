@@ -1,9 +1,9 @@
 """Translations between an op's flat arguments and the types of problem.py.
 
 torch's dispatcher takes flat lists in which an absent tensor is empty. Behind the op boundary an
-absent tensor is None and arguments travel in named tuples. Each function here takes an
-implementation on named tuples and the flat arguments of the op of its own name, and returns the
-op's flat outputs. The modules beside this one have the contracts.
+absent tensor is None and arguments travel in named tuples. A function with the name of an op
+takes an implementation on named tuples and the op's flat arguments. It returns the op's flat
+outputs. The modules beside this one have the contracts.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def similarity_inputs(saved: Saved, problem: Problem) -> tuple[Tensor, ...]:
 
 
 def similarity_forward(function, arguments) -> tuple[Tensor, ...]:
-    """``function(problem, wanted) -> Forward``."""
+    """Run ``function(problem, wanted) -> Forward``."""
     a, b, scale, bias, key_a, key_b, kind, offset, stride, positive = arguments[:10]
     normalize, columns, extrema, weighted, dtype = arguments[10:]
     candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
@@ -131,20 +131,20 @@ def _similarity_saved(arguments) -> tuple[Upstream, Problem, Saved, Needs]:
 
 
 def similarity_backward(function, arguments) -> tuple[Tensor, ...]:
-    """``function(upstream, problem, saved, need) -> Gradients``."""
+    """Run ``function(upstream, problem, saved, need) -> Gradients``."""
     upstream, problem, saved, need = _similarity_saved(arguments)
     return _flat_gradients(function(upstream, problem, saved, need), problem)
 
 
 def similarity_second(function, arguments) -> tuple[Tensor, ...]:
-    """``function(tangents, upstream, problem, saved, need) -> (Upstream, Gradients)``."""
+    """Run ``function(tangents, upstream, problem, saved, need) -> (Upstream, Gradients)``."""
     upstream, problem, saved, need = _similarity_saved(arguments[4:])
     outputs, found = function(Gradients(*arguments[:4]), upstream, problem, saved, need)
     return outputs.rows, _or_empty(outputs.cols, problem.scale), *_flat_gradients(found, problem)
 
 
 def sigmoid_forward(function, arguments) -> tuple[Tensor, ...]:
-    """``function(problem, extrema) -> SigmoidForward``."""
+    """Run ``function(problem, extrema) -> SigmoidForward``."""
     a, b, scale, row_bias, key_a, key_b, kind, offset, stride = arguments[:9]
     positive, sign, normalize, extrema, dtype = arguments[9:]
     candidates = _candidates(kind, offset, stride, key_a, key_b, b is None)
@@ -167,20 +167,20 @@ def _sigmoid_saved(arguments) -> tuple[Tensor, SigmoidProblem, SigmoidSaved, Nee
 
 
 def sigmoid_backward(function, arguments) -> tuple[Tensor, ...]:
-    """``function(g_rows, problem, saved, need) -> Gradients``."""
+    """Run ``function(g_rows, problem, saved, need) -> Gradients``."""
     g_rows, problem, saved, need = _sigmoid_saved(arguments)
     return _flat_gradients(function(g_rows, problem, saved, need), problem)
 
 
 def sigmoid_second(function, arguments) -> tuple[Tensor, ...]:
-    """``function(tangents, g_rows, problem, saved, need) -> (rows, Gradients)``."""
+    """Run ``function(tangents, g_rows, problem, saved, need) -> (rows, Gradients)``."""
     g_rows, problem, saved, need = _sigmoid_saved(arguments[4:])
     rows, found = function(Gradients(*arguments[:4]), g_rows, problem, saved, need)
     return rows, *_flat_gradients(found, problem)
 
 
 def force_forward(function, arguments) -> tuple[Tensor, ...]:
-    """``function(problem) -> ForceForward``."""
+    """Run ``function(problem) -> ForceForward``."""
     problem = ForceProblem(*arguments)
     force, log_norm, scale, lse_rows, lse_cols, shift, sums = function(problem)
     return force, log_norm, scale, lse_rows, _or_empty(lse_cols, log_norm), shift, sums

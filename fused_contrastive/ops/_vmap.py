@@ -65,7 +65,7 @@ def fold(x, mapped: int | None, dimension: int | None, size: int):
 
 
 def repeat(op, size: int, mapped: tuple, arguments: tuple):
-    """One call for each element, with the outputs stacked. Absent ones stay absent."""
+    """Make one call for each element, and stack the outputs. Absent ones stay absent."""
     calls = [
         op(
             *(

@@ -5,17 +5,17 @@ last argument.
 
 Contract, for every backend
 ---------------------------
-There is one set of points ``x [G, P, D]``, the negatives and then the positives, in any dtype, with
+There is one set of points ``x [G, P, D]``, the negatives and then the positives. It has any dtype,
 any strides and G, P, D >= 1. The rows are its first ``rows`` points (1 <= rows <= P). Of the
-columns the first ``negatives`` points are negative and the others positive
-(rows <= negatives <= P). There are ``K`` temperatures. Everything else is in the accumulation
-dtype (float64 for float64 x, else float32) and on the device of x. Distances are made of
-squared differences, never of ``|x|^2 + |y|^2 - 2 x y``. So
+columns the first ``negatives`` points are negative and the others positive (rows <= negatives <=
+P). There are ``K`` temperatures. Everything else is in the accumulation dtype (float64 for float64
+x, else float32) and on the device of x. Distances are made of squared differences, never of ``|x|^2
++ |y|^2 - 2 x y``. So
 ``d_ij = sqrt(max(|x_i - x_j|^2, clip))``, and 0 where it is 0.
 
 ``force_forward`` takes ``inverse_temperatures [K]``, ``scale [G]`` or None, and ``weight [G, P]``
 of any sign or None (1). Without a scale it is the mean of d over the group's P x P pairs, self
-pairs included; ``clip`` is 0 and there are no weights then. In this order:
+pairs included. Then ``clip`` is 0 and there are no weights. In this order:
 
     f_gk = inverse_temperatures_k / scale_g (here and below with 1 in place of a scale of 0)
     R_i = log sum_j exp(-f d_ij), rows i over all columns j; C_j the same over rows i. With
@@ -34,7 +34,7 @@ exactly nothing.
     log_norm_k = log sqrt(mean of (d_ij / scale * exp(a_ij))^2 over the P x P pairs) with ``rms``
         (all_rows, no weights). Else, with ``separate``, it is the largest exponent of a term: the
         maximum over rows, sides and j with d_ij > 0 of a_ij + shift_i of the other side (0 where
-        that is -inf). This is only a unit, so that any number near it will do. Else it is 0.
+        that is -inf). This is only a unit, so any number near it will do. Else it is 0.
 
 The op returns
 
@@ -55,8 +55,8 @@ constant. The derivative of d is 0 at d = 0. Where the floor of a is active the 
 0.
 
 ``distance_sums`` returns ``sum_j d_ij weight_j`` over all columns, ``[G, rows]``.
-``distance_gradient`` takes ``g [G]`` and returns ``dx [G, P, D]`` in the dtype of x: g times the
-derivative of the sum of d over all P x P pairs, which is ``2 g sum_j (x_i - x_j) / d_ij``.
+``distance_gradient`` takes ``g [G]`` and returns ``dx [G, P, D]`` in the dtype of x. That is g
+times the derivative of the sum of d over all P x P pairs, namely ``2 g sum_j (x_i - x_j) / d_ij``.
 """
 
 from __future__ import annotations

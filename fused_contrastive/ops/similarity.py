@@ -70,11 +70,11 @@ Below the norm floor (|x| < 1e-12), ``dx = G / 1e-12``.
 
 ``similarity_second`` has one implementation for all backends
 (backends/panels/second_derivatives.py). It takes tangents ``t_*`` of a, b, scale and bias in their
-dtypes, where None stands for 0. It returns the tangents of the outputs: ``[G, M]`` of the
-log-sum-exps, or of loss where there is a positive, and ``[G, N]``, which is empty unless ``g_cols``
-is given. Then follow those of da, db, dscale and dbias, with their shapes and dtypes, for constant
-upstream gradients. Second derivatives are symmetric. So the same numbers are the gradients, with
-respect to g_rows, g_cols, a, b, scale and bias, of
+dtypes, where None stands for 0. It returns the tangents of the outputs. They are ``[G, M]`` of the
+log-sum-exps, or of loss where there is a positive. ``[G, N]`` follows, which is empty unless
+``g_cols`` is given. Then follow those of da, db, dscale and dbias, with their shapes and dtypes,
+for constant upstream gradients. Second derivatives are symmetric. So the same numbers are the
+gradients, with respect to g_rows, g_cols, a, b, scale and bias, of
 ``<t_a, da> + <t_b, db> + t_scale dscale + <t_bias, dbias>``.
 """
 

@@ -21,13 +21,13 @@ TF32, TF32X3, FMA = range(3)
 """How float32 is multiplied: one tf32 product, three of them, or plain multiply-adds."""
 
 TF32_CORES = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities whose tensor cores run tf32 at four times the float32 rate or more.
+"""The tensor cores of these compute capabilities run tf32 at four or more times the float32 rate.
 
 There, three tf32 products beat one multiply-add.
 """
 
 TILE = 128
-"""The columns of a tile, as csrc/cuda has them; of float64 and of sm_90's copies below."""
+"""A tile has this many columns in csrc/cuda. Below are those of float64 and of sm_90's copies."""
 TILE_F64 = 64
 TILE_SM90 = 256
 
@@ -60,7 +60,7 @@ def float32_products(x: Tensor) -> int:
 
 
 def super_unit(x: Tensor) -> int:
-    """The side of a super-tile is a multiple of this many columns, as it holds whole tiles.
+    """The side of a super-tile is a multiple of this many columns, so that it holds whole tiles.
 
     x is a matrix of the products, of any shape.
     """

@@ -19,8 +19,8 @@ By groups force_forward takes 1 launch, and a copy more where inputs are strided
 - half precision takes one conversion;
 - where the columns are in parts, a merge follows each of log_sums and affinities.
 
-By groups distance_gradient takes 1 launch, otherwise three of centring and four per panel, and for
-half precision two conversions. distance_sums takes 1, or 2 where the columns are in parts.
+By groups distance_gradient takes 1 launch. Otherwise it takes three of centring and four per panel,
+and for half precision two conversions. distance_sums takes 1, or 2 where the columns are in parts.
 
 Sizes: ``G`` groups of ``P`` points, ``K`` temperatures, ``D`` features.
 """

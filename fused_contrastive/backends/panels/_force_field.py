@@ -1,8 +1,8 @@
 """What the passes of the force family share in panels: row panels, distances and log affinities.
 
 Sizes: ``G`` groups of ``P`` points, ``K`` temperatures, ``D`` features. A panel holds the pairs of
-the rows in slice `i` with all points, for a few groups or for one. ops/force.py defines a, d, f,
-R and C.
+the rows in slice `i` with all points, for a few groups or for one. ops/force.py defines a, d, f, R
+and C. What is called wide is in float64 where the device has it.
 """
 
 from __future__ import annotations

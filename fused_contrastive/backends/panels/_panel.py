@@ -15,13 +15,13 @@ from ...dtypes import accumulation_dtype
 from ...problem import KEYED, Candidates, Prepared, Problem, SigmoidProblem
 
 PANEL = 1 << 19
-"""Similarities per panel on a CPU, where 2 MiB in float32 stay in the caches.
+"""A panel has at most this many similarities on a CPU, where 2 MiB in float32 stay in the caches.
 
 Other devices get 32 times that.
 """
 
 EPS = 1e-12
-"""Norm floor, that of torch.nn.functional.normalize."""
+"""Smaller norms count as this one, as in torch.nn.functional.normalize."""
 
 
 def prepare(

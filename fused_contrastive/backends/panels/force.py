@@ -24,7 +24,7 @@ from ._running_sum import finite
 
 
 class Chunk(NamedTuple):
-    """Some groups of a call, and what is known of them in the wide dtype."""
+    """Some groups of a call, and what is known of them, all wide."""
 
     field: Field
     R: Tensor  # [K, G, rows]; [K, G, P] where every point is a row of the softmaxes

@@ -26,7 +26,7 @@ and one for the sigmoid family has HALF_RANGE, prepare, finish_backward and
     sigmoid_terms(g_rows, problem, pos, terms)
     sigmoid_weight(operands, terms, sign, panel, need_sums) -> row sums by tile
 
-Such a module decides what differs between the two languages. These are the tiles, the precision
-of products, the limit of `fused_rows`, the dtype of partial sums, and how an absent tensor is
-passed to a kernel.
+Such a module decides what differs between the two languages. These are the tiles, the precision of
+products, the limit of `fused_rows` and the dtype of partial sums. It also decides how an absent
+tensor is passed to a kernel.
 """

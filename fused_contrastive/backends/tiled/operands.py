@@ -1,7 +1,7 @@
 """What both families hand to their kernels, and how weighted sums become gradients.
 
-`Operands` is a problem as the tile kernels read it, `Terms` is what the gradient's weights are
-made of, and `Side` is one of the two sets while its gradient is finished.
+`Operands` is a problem as the tile kernels read it. `Terms` is what the gradient's weights are made
+of. `Side` is one of the two sets while its gradient is finished.
 """
 
 from __future__ import annotations
