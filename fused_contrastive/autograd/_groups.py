@@ -8,7 +8,9 @@ from torch import Tensor
 
 def group(x: Tensor | None) -> Tensor | None:
     """Rows ``[..., M, D]`` as ``[G, M, D]``. None stays None."""
-    return None if x is None else x.reshape(-1, *x.shape[-2:])
+    if x is None:
+        return None
+    return x.unsqueeze(0) if x.dim() == 2 else x.reshape(-1, *x.shape[-2:])
 
 
 def group_vector(
@@ -24,7 +26,6 @@ def group_vector(
 def ungroup(
     x: Tensor,  # [G, size]
     lead: torch.Size,
-    present: bool,
-) -> Tensor | None:
-    """x as ``[*lead, size]``, or None where it is not `present`."""
-    return x.reshape(*lead, x.shape[-1]) if present else None
+) -> Tensor:
+    """x as ``[*lead, size]``."""
+    return x.reshape(*lead, x.shape[-1]) if lead else x.squeeze(0)

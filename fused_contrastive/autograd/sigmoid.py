@@ -142,7 +142,7 @@ def sigmoid_sum(
         name,
     )
     return SigmoidResult(
-        ungroup(rows, lead, True),
-        ungroup(pos, lead, positive >= 0),
-        ungroup(row_max, lead, extrema),
+        ungroup(rows, lead),
+        ungroup(pos, lead) if positive >= 0 else None,
+        ungroup(row_max, lead) if extrema else None,
     )

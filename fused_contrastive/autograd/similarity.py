@@ -95,14 +95,17 @@ DirectSimilarity = register_derivatives(
 
 
 class Result(NamedTuple):
-    """What `similarity` returns, in the accumulation dtype. What was not asked for is None."""
+    """What `similarity` returns, in the accumulation dtype. What was not asked for is None.
 
-    rows: torch.Tensor  # [..., M]
+    With a positive that is the loss and the logit of each row's positive, else the log-sum-exps.
+    """
+
+    rows: torch.Tensor | None  # [..., M]
     cols: torch.Tensor | None  # [..., N]
-    loss: torch.Tensor | None  # [..., M]
-    pos: torch.Tensor | None  # [..., M]
-    row_max: torch.Tensor | None  # [..., M]
-    col_max: torch.Tensor | None  # [..., N]
+    loss: torch.Tensor | None = None  # [..., M]
+    pos: torch.Tensor | None = None  # [..., M]
+    row_max: torch.Tensor | None = None  # [..., M]
+    col_max: torch.Tensor | None = None  # [..., N]
 
 
 def similarity(
@@ -150,7 +153,8 @@ def similarity(
     lead = a.shape[:-2]
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
         options = (kind, offset, stride, positive, normalize, columns, extrema)
-        return Result(*reference.similarity(a, b, scale, bias, key_a, key_b, *options))
+        result = Result(*reference.similarity(a, b, scale, bias, key_a, key_b, *options))
+        return result if positive < 0 else result._replace(rows=None, cols=None)
     name = dispatch.select(backend, a.device, dtype)
     if b is not None and b.dtype != a.dtype and not normalize:
         # Inside autocast the dtypes may differ.
@@ -185,15 +189,14 @@ def similarity(
         dtype,
         name,
     )
-    rows, cols = rows[0], cols[0] if cols.numel() else cols
     if both:
         cols, col_max = rows, row_max
-    paired = positive >= 0
-    return Result(
-        ungroup(rows, lead, True),
-        ungroup(cols, lead, columns),
-        ungroup(loss, lead, paired),
-        ungroup(pos, lead, paired),
-        ungroup(row_max, lead, extrema),
-        ungroup(col_max, lead, extrema and columns),
-    )
+    if positive >= 0:
+        # The log-sum-exps are part of the loss already.
+        result = Result(None, None, ungroup(loss, lead), ungroup(pos, lead))
+    else:
+        result = Result(ungroup(rows[0], lead), ungroup(cols[0], lead) if columns else None)
+    if not extrema:
+        return result
+    col_max = ungroup(col_max, lead) if columns else None
+    return result._replace(row_max=ungroup(row_max, lead), col_max=col_max)

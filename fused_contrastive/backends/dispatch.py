@@ -41,7 +41,7 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if name == "eager":
         return None
     try:
-        return module(name).refusal(device, dtype)
+        return (_loaded.get(name) or module(name)).refusal(device, dtype)
     except ImportError as error:
         return str(error)
 

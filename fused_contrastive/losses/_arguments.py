@@ -28,10 +28,14 @@ class Options(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value}
 
 
+NOTHING = Options()
+"""The options that change nothing."""
+
+
 def check_options(**given: float) -> Options:
     """The given options as `Options`. A wrong one raises ValueError or TypeError that names it."""
     options = Options(**given)
-    if all(type(x) is float and x == 0.0 for x in options):
+    if options == NOTHING and {*map(type, options)} == {float}:
         return options
     checks.interval("label_smoothing", options.label_smoothing, 0, 1)
     checks.interval("margin", options.margin, -math.inf, math.inf)

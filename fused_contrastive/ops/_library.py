@@ -19,16 +19,15 @@ def implement(name: str, module=None) -> None:
     that have one implementation for all backends name its module here. Autocast is off inside.
     """
 
-    def run(arguments, backend):
-        return _codec.call_flat(module or dispatch.module(backend), name, arguments)
-
     def call(*arguments):
-        *arguments, backend = arguments
-        device = next(x for x in arguments if x is not None).device
-        if not in_autocast(device):
-            return run(arguments, backend)
-        with torch.autocast(device.type, enabled=False):
-            return run(arguments, backend)
+        owner = module or dispatch.module(arguments[-1])
+        # The first arguments of the second derivatives are tangents, which may be absent.
+        first = arguments[0]
+        x = next(x for x in arguments if x is not None) if first is None else first
+        if not in_autocast(x.device):
+            return _codec.call_flat(owner, name, arguments[:-1])
+        with torch.autocast(x.device.type, enabled=False):
+            return _codec.call_flat(owner, name, arguments[:-1])
 
     LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 
