@@ -91,12 +91,6 @@ def prepare(
     return bound
 
 
-def flat_operands(operands: Operands) -> tuple:
-    """The operands as the kernels take them."""
-    x, y, scale, bias, candidates = operands
-    return x, y, bias, candidates.key_a, candidates.key_b, scale
-
-
 def flat_sizes(operands: Operands) -> tuple[int, int, int, int, int]:
     """``(M, N, D, offset, stride)`` as the kernels take them."""
     _, M, N = operands.shape
@@ -155,7 +149,7 @@ def pair_reduce(
         launch(
             pair_reduce_kernel,
             G * ceil_div(M, super_rows) * ceil_div(N, super_rows),
-            *flat_operands(operands),
+            *operands.tensors,
             bound,
             slots,
             *flat_sizes(operands),
@@ -240,7 +234,7 @@ def fused_rows(operands: Operands) -> tuple[Tensor, Tensor]:
         launch(
             fused_rows_kernel,
             G * ceil_div(M, config.block_m) * splits,
-            *flat_operands(operands),
+            *operands.tensors,
             slots,
             partial,
             *flat_sizes(operands),
@@ -318,7 +312,7 @@ def pair_weight(
         launch(
             pair_weight_kernel,
             G * ceil_div(M, config.block_m) * ceil_div(N, config.block_n),
-            *flat_operands(operands),
+            *operands.tensors,
             terms.row,
             terms.col,
             terms.half_bound,

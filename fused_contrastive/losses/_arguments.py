@@ -35,7 +35,7 @@ NOTHING = Options()
 def check_options(**given: float) -> Options:
     """The given options as `Options`. A wrong one raises ValueError or TypeError that names it."""
     options = Options(**given)
-    if options == NOTHING and {*map(type, options)} == {float}:
+    if {*map(type, options)} == {float} and options == NOTHING:
         return options
     checks.interval("label_smoothing", options.label_smoothing, 0, 1)
     checks.interval("margin", options.margin, -math.inf, math.inf)

@@ -18,6 +18,7 @@ from ..ops import force as ops
 from ..problem import ForceProblem
 from ..reference import drift as reference
 from ..scalars import inverse_scale
+from ._arguments import asks_for_eager
 from ._module import own_temperatures
 from ._points import check_temperatures, inverse_temperatures, points_dtype, stacked
 
@@ -98,15 +99,14 @@ def drift_loss(
             "temperatures must be numbers, got a tensor: nothing here is differentiable in them"
         )
     inverse = inverse_temperatures(temperatures, gen)
-    if backend is not None:
-        dispatch.check_name(backend)
+    eager = asks_for_eager(backend)
     gen = gen.to(inverse.dtype)
     # Means over nothing are NaN.
     if gen.numel() == 0:
         nan = gen.detach().sum() + math.nan
         info = {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
         return (gen * gen).mean((1, 2)), info
-    if dispatch.is_eager(backend):
+    if eager:
         return reference.drift_loss(
             gen,
             positive,
@@ -229,11 +229,10 @@ def drift_field(
     """
     dtype = points_dtype("gen", gen, "positive", positive)
     checks.number("temperature", temperature, gen.device, divisor=True)
-    if backend is not None:
-        dispatch.check_name(backend)
+    eager = asks_for_eager(backend)
     if gen.numel() == 0 or positive.numel() == 0:
         return torch.zeros_like(gen)
-    if dispatch.is_eager(backend):
+    if eager:
         return reference.drift_field(gen, positive, temperature).to(gen.dtype)
     x = stacked(gen, positive, dtype)
     name = dispatch.select(backend, x.device, dtype)

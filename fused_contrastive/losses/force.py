@@ -18,6 +18,7 @@ from ..autograd._formulas import refuse_export, refuse_transforms
 from ..backends import dispatch
 from ..reference import force as reference
 from ..scalars import inverse_scale
+from ._arguments import asks_for_eager
 from ._module import Loss, own_number, own_temperatures
 from ._points import inverse_temperatures, points_dtype, stacked
 
@@ -75,11 +76,10 @@ def contrastive_force(
     dtype = points_dtype("positive", positive, "negative", negative)
     checks.number("temperature", temperature, negative.device, divisor=True)
     floor = check_options(mask_self, normalizer, affinity_floor)
-    if backend is not None:
-        dispatch.check_name(backend)
+    eager = asks_for_eager(backend)
     if negative.numel() == 0 or positive.numel() == 0:
         return _nothing(negative, positive, inverse_scale(temperature, negative)).to(dtype)
-    if dispatch.is_eager(backend):
+    if eager:
         force = reference.contrastive_force(
             positive,
             negative,
@@ -156,8 +156,7 @@ def contrastive_force_loss(
     floor = check_options(mask_self, normalizer, affinity_floor)
     checks.choice("detach_scale", detach_scale, (True, False))
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    if backend is not None:
-        dispatch.check_name(backend)
+    eager = asks_for_eager(backend)
     x = stacked(negative, positive, dtype)
     inverse = inverse_temperatures(temperatures, x)
     lead = negative.shape[:-2]
@@ -167,7 +166,7 @@ def contrastive_force_loss(
     if negative.numel() == 0 or positive.shape[-2] == 0:
         others = [positive] if scale is None else [positive, scale]
         loss = _nothing(negative, *others).to(inverse.dtype)
-    elif dispatch.is_eager(backend):
+    elif eager:
         loss = reference.contrastive_force_loss(
             positive,
             negative,

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from ...dtypes import accumulation_dtype
 from ...problem import ForceForward, ForceProblem
-from ..tiled import plan as tiling
+from ..tiled import plan
+from ..tiled.operands import contiguous
 from ..tiled.plan import ceil_div
 
 TILE = 64
@@ -59,8 +60,8 @@ def force_forward(operators, problem: ForceProblem) -> ForceForward:
     problem = problem._replace(
         x=problem.x.contiguous(),
         inverse_temperatures=problem.inverse_temperatures.contiguous(),
-        scale=_contiguous(problem.scale),
-        weight=_contiguous(problem.weight),
+        scale=contiguous(problem.scale),
+        weight=contiguous(problem.weight),
     )
     separate, K = problem.separate, problem.inverse_temperatures.shape[0]
     if by_groups(problem.x, TILE if separate and K > 1 else 0):
@@ -208,7 +209,7 @@ def distance_sums(
 ) -> Tensor:
     """``sum_j d_ij weight_j`` over all columns: ``[G, rows]`` in the accumulation dtype."""
     x = x.contiguous()
-    out = _distances(operators, x, _contiguous(weight), rows, clip)
+    out = _distances(operators, x, contiguous(weight), rows, clip)
     return out[0] if out.shape[0] == 1 else out.sum(0)
 
 
@@ -259,10 +260,6 @@ def _shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return HOST_SHARED
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
 
 
 def _splits(blocks: int, columns: int) -> int:
@@ -334,9 +331,9 @@ def _weighted_differences(
     y = x.to(dtype)
     y = y - y[:, :1]
     y -= y.mean(1, keepdim=True)
-    plan = _panels(G, rows, planes * P * dtype.itemsize)
-    out = None if len(plan) == 1 else y.new_empty((planes, G, rows, D))
-    for g, i in plan:
+    parts = _panels(G, rows, planes * P * dtype.itemsize)
+    out = None if len(parts) == 1 else y.new_empty((planes, G, rows, D))
+    for g, i in parts:
         panel = panel_of(g, i)
         product = torch.bmm(panel.flatten(1, 2), y[g]).view(*panel.shape[:3], D)
         product.addcmul_(panel.sum(3, keepdim=True), y[g, i].unsqueeze(1), value=-1)
@@ -351,7 +348,7 @@ def _panels(G: int, rows: int, row_bytes: int) -> list[tuple[slice, slice]]:
 
     A panel is several groups at once, or a part of one.
     """
-    most = max(1, tiling.WORKSPACE // row_bytes)
+    most = max(1, plan.WORKSPACE // row_bytes)
     if rows <= most:
         step = max(1, min(G, most // rows))
         return [(slice(g, min(g + step, G)), slice(0, rows)) for g in range(0, G, step)]

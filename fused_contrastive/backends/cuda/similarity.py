@@ -64,12 +64,6 @@ def prepare(
     return bound
 
 
-def flat_operands(operands: Operands) -> tuple:
-    """The operands as the operators take them."""
-    x, y, scale, bias, candidates = operands
-    return x, y, bias, candidates.key_a, candidates.key_b, scale
-
-
 def flat_candidates(candidates: Candidates) -> tuple[int, int, int]:
     """``(kind, offset, stride)`` as the operators take them."""
     return KINDS.index(candidates.kind), candidates.offset, candidates.stride
@@ -90,7 +84,7 @@ def pair_reduce(
     super_rows = plan.super_tile(M, N, symmetric, _tiles.super_unit(x))
     slots = problem.scale.new_empty(plan.slot_count(shape, super_rows, symmetric, wanted.columns))
     _tiles.operators(x).pair_reduce(
-        *flat_operands(operands),
+        *operands.tensors,
         present(bound, x.new_empty(0)),
         slots,
         *flat_candidates(operands.candidates),
@@ -147,7 +141,7 @@ def fused_rows(operands: Operands) -> tuple[Tensor, Tensor]:
     slots = operands.scale.new_empty(2, splits, G, M)
     partial = operands.scale.new_empty(splits, G, M, x.shape[2])
     _tiles.operators(x).fused_rows(
-        *flat_operands(operands),
+        *operands.tensors,
         slots,
         partial,
         *flat_candidates(operands.candidates),
@@ -194,7 +188,7 @@ def pair_weight(
     x = operands.x
     none = operands.scale.new_empty(0)
     _tiles.operators(x).pair_weight(
-        *flat_operands(operands),
+        *operands.tensors,
         terms.row,
         present(terms.col, none),
         present(terms.half_bound, none),

@@ -28,6 +28,11 @@ class Operands(NamedTuple):
         """``(G, M, N)``: that of the matrix of logits."""
         return *self.x.shape[:2], self.y.shape[1]
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors in the order in which every kernel over tiles takes them."""
+        return self.x, self.y, self.bias, self.candidates.key_a, self.candidates.key_b, self.scale
+
     def part(self, g: slice, i: slice, j: slice) -> Operands:
         """The operands of the panel with groups `g`, rows `i` and columns `j`."""
         bias = None if self.bias is None else self.bias[g, j]
