@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import cases
 
 import fused_contrastive as fc
 from fused_contrastive.backends import dispatch
@@ -26,14 +27,17 @@ RECORD = Path(__file__).resolve().parent / "snapshots.json"
 
 
 def examples() -> dict[str, dict]:
-    """A valid call of every public function of tensors: its required arguments."""
+    """A valid call of every public function of tensors: its required arguments.
+
+    A loss that is not listed here has the example of its plainest case in support/cases.py.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(4, 3, generator=generator) for _ in range(2))
     steps = torch.stack([x, y])
     pictures = {"image_features": x, "text_features": y, "logit_scale": 2.0}
     teacher = {"teacher_image_features": y, "teacher_text_features": x, "teacher_logit_scale": 3.0}
     sets = {"positive": steps, "negative": steps[:, :3]}
-    return {
+    listed = {
         "similarity_logsumexp": {"a": x},
         "nt_xent_loss": {"z1": x, "z2": y},
         "info_nce_loss": {"query": x, "positive_key": y},
@@ -52,6 +56,21 @@ def examples() -> dict[str, dict]:
         "contrastive_force_loss": sets,
         "drift_loss": {"gen": steps, "positive": steps},
         "drift_field": {"gen": steps, "positive": steps},
+    }
+    plainest = {case.function: case for case in reversed(cases.LOSSES)}
+    more = {name: of_case(case) for name, case in plainest.items() if name not in listed}
+    return listed | more
+
+
+def of_case(case: cases.Case) -> dict:
+    """The arguments of a case's function that have no default, and its constants."""
+    drawn = case.draw(4, 3, torch.float32)
+    parameters = inspect.signature(getattr(fc, case.function)).parameters
+    required = (name for name in drawn if parameters[name].default is inspect.Parameter.empty)
+    found = {name: drawn[name].detach() for name in required} | case.extra(4)
+    return {
+        name: x.float() if getattr(x, "dtype", None) == torch.float64 else x
+        for name, x in found.items()
     }
 
 
