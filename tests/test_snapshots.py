@@ -57,21 +57,8 @@ def examples() -> dict[str, dict]:
         "drift_loss": {"gen": steps, "positive": steps},
         "drift_field": {"gen": steps, "positive": steps},
     }
-    plainest = {case.function: case for case in reversed(cases.LOSSES)}
-    more = {name: of_case(case) for name, case in plainest.items() if name not in listed}
-    return listed | more
-
-
-def of_case(case: cases.Case) -> dict:
-    """The arguments of a case's function that have no default, and its constants."""
-    drawn = case.draw(4, 3, torch.float32)
-    parameters = inspect.signature(getattr(fc, case.function)).parameters
-    required = (name for name in drawn if parameters[name].default is inspect.Parameter.empty)
-    found = {name: drawn[name].detach() for name in required} | case.extra(4)
-    return {
-        name: x.float() if getattr(x, "dtype", None) == torch.float64 else x
-        for name, x in found.items()
-    }
+    more = (case for name, case in cases.PLAINEST.items() if name not in listed)
+    return listed | {case.function: case.example() for case in more}
 
 
 WRONG = {

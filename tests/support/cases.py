@@ -6,6 +6,7 @@ The rows of the test matrix.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -62,6 +63,11 @@ class Case:
         }
 
     @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters of the function."""
+        return dict(inspect.signature(getattr(fused_contrastive, self.function)).parameters)
+
+    @property
     def constant_parts(self) -> bool:
         """Whether parts of the loss that depend on its inputs count as constants.
 
@@ -78,6 +84,16 @@ class Case:
         constants = {} if self.constants is None else self.constants(n)
         constants |= {} if self.target is None else {"target": self.target(n)}
         return self.options | {name: x.to(device) for name, x in constants.items()}
+
+    def example(self) -> dict:
+        """A call in float32: the arguments that have no default, and those not differentiated."""
+        drawn, parameters = self.draw(4, 3, torch.float32), self.parameters
+        required = (name for name in drawn if parameters[name].default is inspect.Parameter.empty)
+        found = {name: drawn[name].detach() for name in required} | self.extra(4)
+        return {
+            name: x.float() if getattr(x, "dtype", None) == torch.float64 else x
+            for name, x in found.items()
+        }
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """The fused loss; `backend` "reference" is the eager code itself."""
@@ -243,7 +259,8 @@ OPTIONS = (
 )
 ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
 WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
-ONE_OF_EACH = tuple({case.function: case.name for case in reversed(LOSSES)}.values())
+PLAINEST = {case.function: case for case in reversed(LOSSES)}
+ONE_OF_EACH = tuple(case.name for case in PLAINEST.values())
 """The plainest case of every function: what is traced hardly differs with the options."""
 
 BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
