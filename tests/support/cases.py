@@ -68,6 +68,12 @@ class Case:
         return dict(inspect.signature(getattr(fused_contrastive, self.function)).parameters)
 
     @property
+    def has_metrics(self) -> bool:
+        """Whether the function takes `metrics`, which `positive_weights` do not allow."""
+        given = {} if self.constants is None else self.constants(2)
+        return "metrics" in self.parameters and "positive_weights" not in given
+
+    @property
     def constant_parts(self) -> bool:
         """Whether parts of the loss that depend on its inputs count as constants.
 
@@ -257,8 +263,6 @@ OPTIONS = (
     ),
     Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
 )
-ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
-WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
 PLAINEST = {case.function: case for case in reversed(LOSSES)}
 ONE_OF_EACH = tuple(case.name for case in PLAINEST.values())
 """The plainest case of every function: what is traced hardly differs with the options."""
