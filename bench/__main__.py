@@ -18,36 +18,7 @@ from . import compare, contenders, digest, environment, report, rows
 from .losses import DTYPES, LOSSES, PASSES, parse_size
 from .source_tree import complete_package
 
-NT_XENT_SIZES = (
-    "65536x64",
-    "8192x128",
-    "8192x256",
-    "8192x512",
-    "4096x1024",
-    "4096x128",
-    "2048x128",
-    "1024x128",
-    "512x128",
-    "256x128",
-    "128x128",
-    "64x128",
-)
 QUICK_SIZES = ("8192x128", "8192x256", "8192x512", "4096x1024", "2048x128", "256x128", "64x128")
-OTHER_SIZES = {
-    "clip": ("4096x512", "1024x512"),
-    "siglip": ("8192x256", "1024x512"),
-    "info_nce": ("4096x128", "512x128"),
-    "info_nce_symmetric": ("4096x128",),
-    "info_nce_queue": ("256x65536x128",),
-    "n_pairs": ("2048x128",),
-    "cpc": ("256x12x256",),
-    "sup_con": ("4096x128",),
-    "dcl": ("2048x128",),
-    "ranking": ("2048x256",),
-    "distill_clip": ("4096x256",),
-    "barlow_twins": ("2048x1024",),
-    "contrastive_force": ("64x256x256", "4096x1x128"),
-}
 QUICK_LOSSES = ["nt_xent", "contrastive_force"]
 LARGE_D = 256
 """From this D on, the default dtypes include bf16."""
@@ -126,11 +97,7 @@ def groups(options: argparse.Namespace) -> list[rows.Group]:
     backends = _choices("--backends", options.backends, every, usual)
     planned = []
     for loss in losses:
-        defaults = (
-            (QUICK_SIZES if options.quick else NT_XENT_SIZES)
-            if loss == "nt_xent"
-            else OTHER_SIZES[loss]
-        )
+        defaults = QUICK_SIZES if options.quick and loss == "nt_xent" else LOSSES[loss].sizes
         for text in options.sizes.split(",") if options.sizes else defaults:
             size = parse_size(text)
             if bool(size.K) != LOSSES[loss].takes_k:

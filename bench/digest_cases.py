@@ -1,11 +1,15 @@
 """The cases of ``python -m bench digest`` are every loss with its options, by public names only.
 
 The list knows nothing of the tests and nothing of the package's inside. So it runs unchanged on any
-revision that has the public functions.
+revision that has the public functions. A loss that has no row here is called once, with the inputs
+that `bench.losses` measures it with. Its module is called with the same inputs.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,6 +17,7 @@ import torch
 
 import fused_contrastive as fc
 
+from . import losses as measured
 from .digest_inputs import (
     EVEN,
     LARGE,
@@ -262,6 +267,40 @@ MODULES = {
     "ContrastiveForceLoss": (fc.ContrastiveForceLoss, points),
     "DriftLoss": (fc.DriftLoss, three_sets),
 }
+
+
+def plain(name: str) -> Loss:
+    """The row of a loss without options, on the inputs that `bench.losses` draws for it.
+
+    Raises KeyError where that has no row of the name without ``_loss``.
+    """
+    label = name.removesuffix("_loss")
+    row, function = measured.LOSSES[label], getattr(fc, name)
+
+    def inputs(draw: Draw) -> list[torch.Tensor]:
+        size = measured.Size(2 * draw.size.B, draw.size.K if row.takes_k else 0, draw.size.D)
+        seed = draw.generator.initial_seed()
+        return measured.make_inputs(label, size, draw.dtype, torch.device("cpu"), seed)
+
+    inputs.__name__ = label
+    call = functools.wraps(function)(lambda *tensors, **options: row.call(*tensors, **options))
+    reductions = Loss._field_defaults["reductions"]
+    has_reduction = "reduction" in inspect.signature(function).parameters
+    return Loss(call, inputs, ({},), reductions if has_reduction else ())
+
+
+def function_of(module: str) -> str:
+    """The function that a module's docstring names: "x" of "Module form of `x`"."""
+    return re.match(r"Module form of `(\w+)`", inspect.getdoc(getattr(fc, module)))[1]
+
+
+for _name in fc.__all__:
+    if _name.endswith("_loss") and all(x.call.__name__ != _name for x in LOSSES.values()):
+        LOSSES[_name.removesuffix("_loss")] = plain(_name)
+for _name in fc.__all__:
+    if _name.endswith("Loss") and _name not in MODULES:
+        MODULES[_name] = (getattr(fc, _name), plain(function_of(_name)).inputs)
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 MORE_DTYPES = {**DTYPES, "fp16": torch.float16}
 

@@ -48,9 +48,9 @@ class Size(NamedTuple):
 class Loss(NamedTuple):
     """This is one loss and what is known of it.
 
-    ``embeddings(size)`` are the shapes of the inputs that get a gradient, and ``constants(size)``
-    those of the others. ``cells(size)`` is the number of similarities. ``fused`` and ``dense`` are
-    the (forward, backward) flops per similarity and dimension.
+    ``embeddings(size)`` are the shapes of the inputs that get a gradient, ``constants(size)`` those
+    of the others. ``cells(size)`` is the number of similarities. ``fused`` and ``dense`` are the
+    (forward, backward) flops per similarity and dimension. ``sizes`` are measured by default.
     """
 
     call: Callable
@@ -60,6 +60,7 @@ class Loss(NamedTuple):
     cells: Callable[[Size], int]
     fused: tuple[int, int]
     dense: tuple[int, int]
+    sizes: tuple[str, ...]
     takes_k: bool = False
 
 
@@ -97,6 +98,20 @@ LOSSES = {
         _square,
         (1, 3),
         (2, 4),
+        sizes=(
+            "65536x64",
+            "8192x128",
+            "8192x256",
+            "8192x512",
+            "4096x1024",
+            "4096x128",
+            "2048x128",
+            "1024x128",
+            "512x128",
+            "256x128",
+            "128x128",
+            "64x128",
+        ),
     ),
     "clip": Loss(
         lambda a, b, **o: fc.clip_loss(a, b, 20.0, **o),
@@ -106,6 +121,7 @@ LOSSES = {
         _square,
         (2, 6),
         (2, 4),
+        sizes=("4096x512", "1024x512"),
     ),
     "siglip": Loss(
         lambda a, b, **o: fc.siglip_loss(a, b, 10.0, -10.0, **o),
@@ -115,9 +131,17 @@ LOSSES = {
         _square,
         (2, 6),
         (2, 4),
+        sizes=("8192x256", "1024x512"),
     ),
     "info_nce": Loss(
-        fc.info_nce_loss, reference.info_nce_loss, _two, _none, _square, (2, 6), (2, 4)
+        fc.info_nce_loss,
+        reference.info_nce_loss,
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
+        sizes=("4096x128", "512x128"),
     ),
     "info_nce_symmetric": Loss(
         partial(fc.info_nce_loss, **_symmetric),
@@ -127,6 +151,7 @@ LOSSES = {
         _square,
         (2, 6),
         (2, 4),
+        sizes=("4096x128",),
     ),
     "info_nce_queue": Loss(
         fc.info_nce_loss,
@@ -136,9 +161,19 @@ LOSSES = {
         lambda s: s.N * s.K,
         (4, 0),
         (2, 2),
-        True,
+        sizes=("256x65536x128",),
+        takes_k=True,
     ),
-    "n_pairs": Loss(fc.n_pairs_loss, reference.n_pairs_loss, _two, _none, _square, (2, 6), (2, 4)),
+    "n_pairs": Loss(
+        fc.n_pairs_loss,
+        reference.n_pairs_loss,
+        _two,
+        _none,
+        _square,
+        (2, 6),
+        (2, 4),
+        sizes=("2048x128",),
+    ),
     "cpc": Loss(
         _first(fc.cpc_loss),
         _first(reference.cpc_loss),
@@ -147,7 +182,8 @@ LOSSES = {
         lambda s: s.K * s.N * s.N,
         (2, 6),
         (2, 4),
-        True,
+        sizes=("256x12x256",),
+        takes_k=True,
     ),
     "sup_con": Loss(
         lambda z, **o: fc.sup_con_loss(z, _labels(z), **o),
@@ -157,9 +193,17 @@ LOSSES = {
         _square,
         (3, 9),
         (2, 4),
+        sizes=("4096x128",),
     ),
     "dcl": Loss(
-        fc.dcl_loss, reference.dcl_loss, _two, _none, lambda s: 4 * s.N * s.N, (1, 3), (2, 4)
+        fc.dcl_loss,
+        reference.dcl_loss,
+        _two,
+        _none,
+        lambda s: 4 * s.N * s.N,
+        (1, 3),
+        (2, 4),
+        sizes=("2048x128",),
     ),
     "ranking": Loss(
         partial(fc.multiple_negatives_ranking_loss, directions=_DIRECTIONS),
@@ -169,6 +213,7 @@ LOSSES = {
         _square,
         (4, 12),
         (8, 16),
+        sizes=("2048x256",),
     ),
     "distill_clip": Loss(
         lambda a, b, x, y, **o: fc.distill_clip_loss(a, b, 20.0, x, y, 20.0, **o),
@@ -178,6 +223,7 @@ LOSSES = {
         _square,
         (22, 6),
         (4, 4),
+        sizes=("4096x256",),
     ),
     "barlow_twins": Loss(
         fc.barlow_twins_loss,
@@ -187,6 +233,7 @@ LOSSES = {
         lambda s: s.N * s.D,
         (2, 4),
         (2, 4),
+        sizes=("2048x1024",),
     ),
     "contrastive_force": Loss(
         partial(
@@ -198,7 +245,8 @@ LOSSES = {
         lambda s: s.K * (2 * s.N) ** 2,
         (3, 4),
         (7, 4),
-        True,
+        sizes=("64x256x256", "4096x1x128"),
+        takes_k=True,
     ),
 }
 

@@ -29,7 +29,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 PACKAGE = "fused_contrastive"
 PEERS = Path(__file__).resolve().parent / "peers"
-BACKENDS = ("panels", "cpu", "triton", "cuda")
+BACKENDS = tuple(name for name in dispatch.NAMES if name != "eager")
+"""Every registered backend that streams."""
 
 
 def pytest_addoption(parser):

@@ -14,8 +14,12 @@ from ..backends import dispatch
 class Options(NamedTuple):
     """What changes the cross entropy of a row. At 0 an option changes nothing.
 
-    A new option is a field with its check here, an effect in `_cross_entropy`, and an argument of
-    each loss that has it.
+    A new option is a field and its check here, its effect in `_cross_entropy`, and an argument of
+    each loss that has it. The modules check whichever of these fields they are made with.
+
+    `clip_loss` relies on options that are invariant under a shift of all logits by one number, for
+    its `logit_bias` never enters the logits. All are, except `tau_plus`, which it does not have.
+    Another option without this invariance needs care there.
     """
 
     label_smoothing: float = 0.0

@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from .. import checks
+from ._arguments import Options, check_options
 from ._points import check_temperatures
 
 
 class Loss(nn.Module):
-    """Keeps the options of one loss function; subclasses call the function."""
+    """Keeps the options of one loss function, checked; subclasses call the function."""
 
     def __init__(self, **options):
         super().__init__()
+        check_options(**{name: options[name] for name in Options._fields if name in options})
         checks.choice("reduction", options["reduction"], checks.REDUCTIONS)
         self.options = options
 

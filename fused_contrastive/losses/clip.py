@@ -135,7 +135,6 @@ class ClipLoss(Loss):
         learnable=False,
     ):
         options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
-        check_options(**options)
         super().__init__(**options, reduction=reduction, metrics=metrics, backend=backend)
         if learnable != (logit_scale is not None):
             raise ValueError(

@@ -197,16 +197,16 @@ class InfoNCELoss(TemperatureLoss):
         learnable=False,
     ):
         checks.choice("negative_mode", negative_mode, NEGATIVE_MODES)
-        options = check_options(
-            label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
-        )
         super().__init__(
             temperature,
             learnable,
             negative_mode=negative_mode,
             normalize=normalize,
             symmetric=symmetric,
-            **options._asdict(),
+            label_smoothing=label_smoothing,
+            margin=margin,
+            hardness=hardness,
+            tau_plus=tau_plus,
             reduction=reduction,
             metrics=metrics,
             backend=backend,

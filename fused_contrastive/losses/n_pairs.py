@@ -143,7 +143,6 @@ class NPairsLoss(Loss):
         backend=None,
     ):
         options = {"label_smoothing": label_smoothing, "margin": margin}
-        check_options(**options)
         settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
         super().__init__(normalize=normalize, **options, **settings)
 

@@ -118,14 +118,14 @@ class NTXentLoss(TemperatureLoss):
         backend=None,
         learnable=False,
     ):
-        options = check_options(
-            label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
-        )
         super().__init__(
             temperature,
             learnable,
             normalize=normalize,
-            **options._asdict(),
+            label_smoothing=label_smoothing,
+            margin=margin,
+            hardness=hardness,
+            tau_plus=tau_plus,
             reduction=reduction,
             metrics=metrics,
             backend=backend,

@@ -244,7 +244,6 @@ class MultipleNegativesRankingLoss(TemperatureLoss):
         learnable=False,
     ):
         check_directions(directions, partition, hardness_mode)
-        check_options(hardness=hardness)
         super().__init__(
             temperature,
             learnable,

@@ -3,44 +3,25 @@
 They are the specification of the package and the baseline of every benchmark. Each function has
 the signature of its fused counterpart in the file of the same name in losses/, less ``backend``.
 Nothing here imports from losses/, and losses/ takes nothing but these functions.
+
+The public functions of every file without a leading underscore are exported, so that a new loss is
+its file alone.
 """
 
-from ._dense import masked_logsumexp, maximum, sigmoid_sum, similarity
-from ._reduction import both_directions, reduce, weighted_reduce, with_metrics
-from .clip import clip_loss
-from .correlation import barlow_twins_loss, correlation_loss
-from .cpc import cpc_loss
-from .dcl import dcl_loss, dclw_loss
-from .distill_clip import distill_clip_loss
-from .info_nce import info_nce_loss
-from .logsumexp import similarity_logsumexp
-from .n_pairs import n_pairs_loss
-from .nt_xent import nt_xent_loss
-from .ranking import multiple_negatives_ranking_loss
-from .siglip import siglip_loss
-from .sup_con import sup_con_loss
+import importlib as _importlib
+import inspect as _inspect
+import pkgutil as _pkgutil
 
-__all__ = [
-    "barlow_twins_loss",
-    "both_directions",
-    "clip_loss",
-    "correlation_loss",
-    "cpc_loss",
-    "dcl_loss",
-    "dclw_loss",
-    "distill_clip_loss",
-    "info_nce_loss",
-    "masked_logsumexp",
-    "maximum",
-    "multiple_negatives_ranking_loss",
-    "n_pairs_loss",
-    "nt_xent_loss",
-    "reduce",
-    "siglip_loss",
-    "sigmoid_sum",
-    "similarity",
-    "similarity_logsumexp",
-    "sup_con_loss",
-    "weighted_reduce",
-    "with_metrics",
-]
+from ._dense import sigmoid_sum as sigmoid_sum
+from ._dense import similarity as similarity
+
+__all__ = ["sigmoid_sum", "similarity"]
+
+for _file in _pkgutil.iter_modules(__path__):
+    if _file.name.startswith("_"):
+        continue
+    _module = _importlib.import_module(f"{__name__}.{_file.name}")
+    for _name, _function in _inspect.getmembers(_module, _inspect.isfunction):
+        if _function.__module__ == _module.__name__ and not _name.startswith("_"):
+            globals()[_name] = _function
+            __all__ += [_name]

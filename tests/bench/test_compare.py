@@ -14,7 +14,7 @@ import torch
 import fused_contrastive
 from bench import compare, digest, revisions
 from bench import worker as workers
-from bench.digest_cases import LOSSES, MODULES, cases
+from bench.digest_cases import LOSSES, MODULES, Module, cases, function_of, plain
 
 
 def test_the_cases_cover_every_public_loss_and_module():
@@ -23,6 +23,19 @@ def test_the_cases_cover_every_public_loss_and_module():
     assert {loss.call.__name__ for loss in LOSSES.values()} == public
     modules = {name for name in fused_contrastive.__all__ if name.endswith("Loss")}
     assert set(MODULES) == modules
+
+
+def test_losses_without_a_row_have_a_plain_case():
+    """Its call, its module and its bits are those of the loss that `bench.losses` measures."""
+    case, row = some_cases("dcl(backend=panels, reduction=mean) 37")[0], plain("dcl_loss")
+    assert row.call.__name__ == "dcl_loss" and row.reductions == LOSSES["dcl"].reductions
+    assert plain("barlow_twins_loss").reductions == ()
+    assert function_of("DCLLoss") == "dcl_loss"
+    found = {
+        digest.outcome(case._replace(call=call, inputs=row.inputs, options={}))
+        for call in (row.call, fused_contrastive.dcl_loss, Module(fused_contrastive.DCLLoss))
+    }
+    assert len(found) == 1 and "Error" not in found.pop()
 
 
 def test_case_names_are_distinct():

@@ -177,9 +177,16 @@ def test_dtypes_and_shapes(case, backend, device):
             assert x.grad.dtype == x.dtype and x.grad.shape == x.shape and x.grad.device == x.device
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in cases.ONE_POSITIVE if c.name not in WITH_OPTIONS], ids=lambda c: c.name
-)
+WITH_ONE_POSITIVE = [
+    case
+    for case in cases.LOSSES
+    if case.name not in WITH_OPTIONS
+    and (case.has_metrics or case.function == "cpc_loss")
+    and "labels" not in case.parameters
+]
+
+
+@pytest.mark.parametrize("case", WITH_ONE_POSITIVE, ids=lambda c: c.name)
 def test_metrics(case, any_backend, device):
     """Metrics are the top-1 accuracy and the mean positive cosine or logit of dense similarities.
 

@@ -337,9 +337,7 @@ def test_ties_are_hits(backend, device):
 
 
 @pytest.mark.parametrize(("n", "d"), ((0, 4), (3, 0), (1, 3)))
-@pytest.mark.parametrize(
-    "name", [case.name for case in cases.LOSSES if case.function not in cases.WITHOUT_METRICS]
-)
+@pytest.mark.parametrize("name", [case.name for case in cases.LOSSES if case.has_metrics])
 def test_metrics_of_corners(name, n, d, backend, device):
     """Metrics of corners are as eager's.
 

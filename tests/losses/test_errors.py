@@ -4,30 +4,30 @@ import math
 
 import pytest
 import torch
+from support import cases
+from support.modules import PAIRS, WITH_TEMPERATURE, arguments
 
 import fused_contrastive as fc
 from fused_contrastive.backends import dispatch
 
 Z = torch.randn(4, 3)
 META = torch.empty(4, 3, device="meta")
-TWO_SETS = {
-    "nt_xent_loss": ("z1", "z2"),
-    "info_nce_loss": ("query", "positive_key"),
-    "clip_loss": ("image_features", "text_features"),
-    "siglip_loss": ("image_features", "text_features"),
-    "n_pairs_loss": ("anchors", "positives"),
-    "cpc_loss": ("predictions", "latents"),
-    "dcl_loss": ("z1", "z2"),
-    "dclw_loss": ("z1", "z2"),
-}
+
+
+def required(name) -> list[str]:
+    """The arguments of a loss that have no default."""
+    found = arguments(getattr(fc, name))
+    return [key for key, parameter in found.items() if parameter.default is parameter.empty]
+
+
+TWO_SETS = {name: tuple(required(name)[:2]) for name in PAIRS.values() if len(required(name)) > 1}
+"""Every loss of two sets in support/cases.py, with their names."""
 
 
 def call(name, first, second, **options):
-    if name in ("clip_loss", "siglip_loss"):
-        options.setdefault("logit_scale", 1.0)
-    if name == "siglip_loss":
-        options.setdefault("logit_bias", -1.0)
-    return getattr(fc, name)(first, second, **options)
+    example = cases.PLAINEST[name].example()
+    others = {key: example[key] for key in required(name)[2:]}
+    return getattr(fc, name)(first, second, **others | options)
 
 
 def valid(name):
@@ -102,14 +102,12 @@ BAD_NUMBERS = (
 @pytest.mark.parametrize(("value", "error", "message"), BAD_NUMBERS, ids=lambda v: repr(v)[:24])
 @pytest.mark.parametrize(
     ("name", "argument"),
-    (
-        ("nt_xent_loss", "temperature"),
-        ("info_nce_loss", "temperature"),
-        ("clip_loss", "logit_scale"),
-        ("dclw_loss", "sigma"),
-        ("siglip_loss", "logit_scale"),
-        ("siglip_loss", "logit_bias"),
-    ),
+    [
+        (name, argument)
+        for name in TWO_SETS
+        for argument in arguments(getattr(fc, name))
+        if argument in ("temperature", "sigma", "logit_scale", "teacher_logit_scale", "logit_bias")
+    ],
 )
 def test_numbers(name, argument, value, error, message):
     with pytest.raises(error, match=f"{argument} must be .*{message}|{argument} {message}"):
@@ -123,7 +121,9 @@ def test_scale_of_the_primitive(value, error, message):
 
 
 @pytest.mark.parametrize("value", (0, 0.0, 1e-9, -1e-9))
-@pytest.mark.parametrize("name", ("nt_xent_loss", "info_nce_loss", "dcl_loss", "dclw_loss"))
+@pytest.mark.parametrize(
+    "name", [name for name in TWO_SETS if "temperature" in arguments(getattr(fc, name))]
+)
 def test_temperature_near_zero(name, value):
     with pytest.raises(ValueError, match="temperature must not be smaller than 1e-8"):
         call(name, Z, Z, temperature=value)
@@ -280,10 +280,8 @@ def test_primitive(arguments, error, message):
 
 @pytest.mark.parametrize("name", TWO_SETS)
 def test_unknown_backend(name):
-    with pytest.raises(
-        ValueError,
-        match="backend must be one of eager, panels, cpu, triton, cuda or None, got 'gpu'",
-    ):
+    names = ", ".join(dispatch.NAMES)
+    with pytest.raises(ValueError, match=f"backend must be one of {names} or None, got 'gpu'"):
         call(name, valid(name), valid(name), backend="gpu")
 
 
@@ -311,9 +309,7 @@ def test_backend_that_cannot_serve():
             fc.nt_xent_loss(z, z)
 
 
-@pytest.mark.parametrize(
-    "module", ("NTXentLoss", "InfoNCELoss", "SupConLoss", "DCLLoss", "DCLWLoss")
-)
+@pytest.mark.parametrize("module", WITH_TEMPERATURE)
 def test_module_temperature(module):
     for bad, error in ((0.0, ValueError), (math.nan, ValueError), ("1", TypeError)):
         with pytest.raises(error, match="temperature must"):
@@ -322,10 +318,7 @@ def test_module_temperature(module):
         getattr(fc, module)(-0.5, learnable=True)
 
 
-@pytest.mark.parametrize(
-    "module",
-    ("NTXentLoss", "InfoNCELoss", "ClipLoss", "NPairsLoss", "CPCLoss", "SupConLoss", "DCLLoss"),
-)
+@pytest.mark.parametrize("module", PAIRS)
 def test_module_reduction(module):
     with pytest.raises(ValueError, match="reduction must be one of"):
         getattr(fc, module)(reduction="average")

@@ -13,31 +13,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from support.modules import PAIRS, WITH_TEMPERATURE
 
 import fused_contrastive as fc
 from fused_contrastive import reference
 
-PAIRS = {
-    "NTXentLoss": "nt_xent_loss",
-    "InfoNCELoss": "info_nce_loss",
-    "ClipLoss": "clip_loss",
-    "SigLipLoss": "siglip_loss",
-    "NPairsLoss": "n_pairs_loss",
-    "CPCLoss": "cpc_loss",
-    "SupConLoss": "sup_con_loss",
-    "DCLLoss": "dcl_loss",
-    "DCLWLoss": "dclw_loss",
-    "MultipleNegativesRankingLoss": "multiple_negatives_ranking_loss",
-    "DistillClipLoss": "distill_clip_loss",
-}
-WITH_TEMPERATURE = (
-    "NTXentLoss",
-    "InfoNCELoss",
-    "SupConLoss",
-    "DCLLoss",
-    "DCLWLoss",
-    "MultipleNegativesRankingLoss",
-)
 OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
 """The constructor takes these arguments where they are learned. Elsewhere forward takes them."""
 PER_CALL = {"keys", "weights", "bias", "positive_weights"}

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from support import cases
 from support.option_calls import call
 
 import fused_contrastive as fc
 from fused_contrastive import losses
+from fused_contrastive.losses._arguments import Options
 
 Z = torch.randn(4, 3)
 WRONG = (
@@ -56,6 +58,24 @@ def test_errors(name):
     for options, error, message in OF_LOSS[name]:
         with pytest.raises(error, match=message):
             call(name, Z, Z, **options)
+
+
+OPTIONS_OF_LOSS = [
+    (name, option)
+    for name in cases.PLAINEST
+    for option in Options._fields
+    if option in cases.PLAINEST[name].parameters
+]
+
+
+@pytest.mark.parametrize("backend", ("eager", "panels"))
+@pytest.mark.parametrize(("name", "option"), OPTIONS_OF_LOSS)
+def test_every_option_changes_the_loss(name, option, backend):
+    """A loss that takes an option hands it on, in both of its forms."""
+    case = cases.PLAINEST[name]
+    inputs = case.draw(5, 3)
+    losses_with = [case.loss(inputs, backend, **{option: value}) for value in (0.0, 0.1)]
+    assert not torch.allclose(*losses_with)
 
 
 FLAGS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -59,6 +60,17 @@ class Case:
         }
 
     @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters of the function."""
+        return dict(inspect.signature(getattr(fused_contrastive, self.function)).parameters)
+
+    @property
+    def has_metrics(self) -> bool:
+        """Whether the function takes `metrics`, which `positive_weights` do not allow."""
+        given = {} if self.constants is None else self.constants(2)
+        return "metrics" in self.parameters and "positive_weights" not in given
+
+    @property
     def constant_parts(self) -> bool:
         """Tell whether parts of the loss that depend on its inputs count as constants.
 
@@ -75,6 +87,16 @@ class Case:
         constants = {} if self.constants is None else self.constants(n)
         constants |= {} if self.target is None else {"target": self.target(n)}
         return self.options | {name: x.to(device) for name, x in constants.items()}
+
+    def example(self) -> dict:
+        """A call in float32: the arguments that have no default, and those not differentiated."""
+        drawn, parameters = self.draw(4, 3, torch.float32), self.parameters
+        required = (name for name in drawn if parameters[name].default is inspect.Parameter.empty)
+        found = {name: drawn[name].detach() for name in required} | self.extra(4)
+        return {
+            name: x.float() if getattr(x, "dtype", None) == torch.float64 else x
+            for name, x in found.items()
+        }
 
     def loss(self, inputs: dict, backend: str | None, reduction="none", **more):
         """Return the fused loss, or that of the eager code itself if `backend` is "reference"."""
@@ -238,10 +260,9 @@ OPTIONS = (
     ),
     Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
 )
-ONE_POSITIVE = tuple(case for case in LOSSES if case.function != "sup_con_loss")
-WITHOUT_METRICS = ("cpc_loss", "distill_clip_loss", "sup_con_loss")
-ONE_OF_EACH = tuple({case.function: case.name for case in reversed(LOSSES)}.values())
-"""These are the plainest cases of all functions, as options hardly change what is traced."""
+PLAINEST = {case.function: case for case in reversed(LOSSES)}
+ONE_OF_EACH = tuple(case.name for case in PLAINEST.values())
+"""The plainest case of every function: what is traced hardly differs with the options."""
 
 BY_NAME = {case.name: case for case in (*LOSSES, *OPTIONS)}
 
