@@ -35,7 +35,12 @@ def arguments(name, device="cpu"):
         "SigLipLoss": (2.0, -1.0),
         "DistillClipLoss": (2.0, second, first, 3.0),
     }
-    return (first, second, *more.get(name, ()))
+    required = [
+        x
+        for x in inspect.signature(getattr(fc, PAIRS[name])).parameters.values()
+        if x.default is inspect.Parameter.empty
+    ]
+    return (first, second, *more.get(name, ()))[: len(required)]
 
 
 def loss_of(out):
