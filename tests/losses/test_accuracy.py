@@ -103,7 +103,12 @@ def test_converged_gradient_under_1e_4(name, backend, device):
 
 
 @pytest.mark.interpreter(dtype=(torch.float32,), temperature=(1e-3, -0.05))
-@pytest.mark.everyday(keep=lambda p: p["dtype"] != torch.float16 or p["temperature"] == 1e-2)
+@pytest.mark.everyday(
+    keep=lambda p: (
+        (p["dtype"] != torch.float16 or p["temperature"] == 1e-2)
+        and (p["backend"] != "triton" or (p["name"], p["temperature"]) == ("nt_xent", 1e-3))
+    )
+)
 @pytest.mark.parametrize("temperature", (1e-3, 1e-2, 1e3, -0.05))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ("nt_xent", "info_nce-symmetric", "info_nce-queue"))

@@ -193,6 +193,7 @@ def test_compile(name, traced_backend, device):
     assert_compiled(cases.BY_NAME[name], traced_backend, device, "aot_eager")
 
 
+@pytest.mark.everyday(keep=lambda p: p["name"] == "nt_xent")
 @pytest.mark.parametrize("name", ("nt_xent", "clip"))
 def test_compile_with_inductor(name, device):
     """The default compiler takes the losses with the device's default backend."""
