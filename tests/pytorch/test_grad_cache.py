@@ -222,9 +222,9 @@ def test_grad_scaler(device):
 
     The scaler unscales them as after any backward pass.
     """
-    encoder = mlp(4, 5).to(device)
+    encoder = mlp(4, 5).double().to(device)
     twin = copy.deepcopy(encoder)
-    x = torch.randn(2, 6, 4, device=device)
+    x = torch.randn(2, 6, 4, dtype=torch.float64, device=device)
     scaler = torch.amp.GradScaler(device.type, init_scale=256.0)
     optimizer = torch.optim.SGD(encoder.parameters(), lr=0.1)
     loss = cached_step(encoder, tuple(x), fc.NTXentLoss(), chunk_size=4, scaler=scaler)
