@@ -51,6 +51,23 @@ def argument_names(op) -> list[str]:
     return [argument.name for argument in op._schema.arguments]
 
 
+def group_with_name(name: str):
+    """The process group whose ``group_name`` this is. An op knows its group by name."""
+    from torch.distributed.distributed_c10d import _resolve_process_group
+
+    return _resolve_process_group(name)
+
+
+def group_timeout(group):
+    """How long the collectives of a process group wait, or None where it does not say."""
+    for kind in ("cuda", "cpu"):
+        try:
+            return group._get_backend(torch.device(kind)).options._timeout
+        except (RuntimeError, AttributeError):
+            continue
+    return None
+
+
 def constant_result(function):
     """Have torch.compile call `function` while it traces, and take the result for a constant.
 
@@ -72,6 +89,8 @@ __all__ = [
     "constant_result",
     "enable_single_level_autograd_function",
     "forward_ad",
+    "group_timeout",
+    "group_with_name",
     "in_forward_mode",
     "is_wrapped_by_transform",
     "set_forward_mode_enabled",

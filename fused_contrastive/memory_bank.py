@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import checks
-from .collectives import check_group, gather_rows
+from .distributed.collectives import gather_rows
+from .distributed.groups import resolve
 
 WRAPS = ("drop", "exact", "around")
 FILLS = ("random", "empty")
@@ -143,7 +144,7 @@ class MemoryBank(nn.Module):
             raise ValueError("labels must be given exactly when the bank keeps them (labels=True)")
         if labels is not None:
             checks.keys("labels", labels, keys.shape[:1], keys.device)
-        check_group(group)
+        group = resolve(group)
         stores = (
             ((self.rows, keys),)
             if labels is None

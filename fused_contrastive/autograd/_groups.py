@@ -10,7 +10,7 @@ def group(x: Tensor | None) -> Tensor | None:
     """Rows ``[..., M, D]`` as ``[G, M, D]``. None stays None."""
     if x is None:
         return None
-    return x.unsqueeze(0) if x.dim() == 2 else x.reshape(-1, *x.shape[-2:])
+    return x.unsqueeze(0) if x.dim() == 2 else x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
 
 
 def group_vector(
@@ -20,7 +20,7 @@ def group_vector(
     dtype: torch.dtype,
 ) -> Tensor | None:
     """One number per row, or per column, as ``[G, size]`` in `dtype`. None stays None."""
-    return None if x is None else x.to(dtype).expand(*lead, size).reshape(-1, size)
+    return None if x is None else x.to(dtype).expand(*lead, size).reshape(lead.numel(), size)
 
 
 def ungroup(

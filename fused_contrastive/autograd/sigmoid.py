@@ -8,11 +8,13 @@ import torch
 
 from .. import reference
 from ..backends import dispatch
+from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
 from ..ops import sigmoid as ops
 from ..problem import NO_SELF
 from ._formulas import Formula, first_derivative_context, is_plain, only, register_derivatives
 from ._groups import group, group_vector, ungroup
+from .over_ranks import sigmoid_over_ranks
 
 
 class Sigmoid(Formula):
@@ -81,6 +83,7 @@ def sigmoid_sum(
     extrema: bool = False,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
+    ranks: Ranks | None = None,
 ) -> SigmoidResult:
     """``rows_i = sum_j softplus(y_ij)`` over the candidates. It takes checked tensors.
 
@@ -104,9 +107,17 @@ def sigmoid_sum(
         extrema: whether the largest y of each row's candidates is returned, too.
         dtype: the dtype that the products read; None: `matrix_dtype` of a.
         backend: a name; None: the default of the device.
+        ranks: whose columns are candidates, too (ops/sigmoid_over_ranks.py). Nothing is normalised
+            then.
     """
     if backend is not None:
         dispatch.check_name(backend)
+    if ranks is not None:
+        wanted = {"extrema": extrema, "dtype": dtype, "backend": backend}
+        among = {"kind": kind, "offset": offset, "stride": stride, "positive": positive}
+        keys = {"key_a": key_a, "key_b": key_b}
+        operands = a, b, scale, row_bias, ranks
+        return SigmoidResult(*sigmoid_over_ranks(*operands, sign=sign, **keys, **among, **wanted))
     dtype = matrix_dtype(a) if dtype is None else dtype
     M = a.shape[-2]
     N = M if b is None else b.shape[-2]

@@ -13,11 +13,13 @@ import torch
 
 from .. import reference
 from ..backends import dispatch
+from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
 from ..problem import NO_SELF
 from ._formulas import Formula, first_derivative_context, is_plain, only, register_derivatives
 from ._groups import group, group_vector, ungroup
+from .over_ranks import similarity_over_ranks
 
 
 class Similarity(Formula):
@@ -106,6 +108,8 @@ class Result(NamedTuple):
     pos: torch.Tensor | None = None  # [..., M]
     row_max: torch.Tensor | None = None  # [..., M]
     col_max: torch.Tensor | None = None  # [..., N]
+    # Over ranks: what the rounding of rows and of cols has lost.
+    lost: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
 
 def similarity(
@@ -125,6 +129,7 @@ def similarity(
     extrema: bool = False,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Result:
     """Log-sum-exps of the candidates, or the loss with one positive. It takes checked tensors.
 
@@ -144,9 +149,20 @@ def similarity(
         extrema: whether the largest logits are returned, too.
         dtype: the dtype that the products read; None: `matrix_dtype` of a.
         backend: a name; None: the default of the device.
+        ranks: whose columns are candidates, too (ops/similarity_over_ranks.py). There is neither a
+            positive nor a normalisation then.
     """
     if backend is not None:
         dispatch.check_name(backend)
+    if ranks is not None:
+        wanted = {"columns": columns, "extrema": extrema, "dtype": dtype, "backend": backend}
+        among = {"kind": kind, "offset": offset, "stride": stride}
+        vectors = {"bias": bias, "key_a": key_a, "key_b": key_b}
+        rows, cols, *largest = similarity_over_ranks(
+            a, b, scale, ranks, **vectors, **among, **wanted
+        )
+        (of_rows, lost), (of_cols, of_lost) = rows, (None, None) if cols is None else cols
+        return Result(of_rows, of_cols, None, None, *largest, lost=(lost, of_lost))
     dtype = matrix_dtype(a) if dtype is None else dtype
     M = a.shape[-2]
     N = M if b is None else b.shape[-2]

@@ -62,11 +62,19 @@ def check_settings(**settings) -> None:
             checks.choice(name, value, (True, False))
 
 
-def asks_for_eager(backend: str | None) -> bool:
-    """Whether the call asks for the reference. Raises ValueError for a name that no backend has."""
+def asks_for_eager(backend: str | None, group=None) -> bool:
+    """Whether the call asks for the reference.
+
+    Raises ValueError for a name that no backend has, and for the reference over a group's ranks.
+    """
     if backend is not None:
         dispatch.check_name(backend)
-    return dispatch.is_eager(backend)
+    eager = dispatch.is_eager(backend)
+    if eager and group is not None:
+        raise ValueError(
+            "backend='eager' is the dense form of one process: group must be None with it"
+        )
+    return eager
 
 
 def two_sets(

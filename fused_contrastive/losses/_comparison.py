@@ -10,17 +10,19 @@ import torch.nn.functional as F
 
 from ..autograd.sigmoid import SigmoidResult, sigmoid_sum
 from ..autograd.similarity import Result, similarity
+from ..distributed.groups import Ranks
 from ..dtypes import accumulation_dtype, in_autocast, matrix_dtype, outside_autocast
 from ..problem import Candidates
 from ._hardness import negatives
+from ._reduction import one_positive
 
 
 class Comparison(NamedTuple):
     """Rows, the columns that they are compared with, and where the rows stand among the columns.
 
     Row i belongs to column ``i + offset``. Every index in `Candidates`, and every positive, is
-    counted from there. A loss over several ranks is therefore the same loss with all ranks' columns
-    and the offset of this rank's first row.
+    counted from there. Where there are `ranks`, the columns of all other ranks are candidates, too,
+    as ops/similarity_over_ranks.py describes; the offset is that among this rank's own columns.
     """
 
     rows: torch.Tensor  # [..., M, D]
@@ -30,6 +32,7 @@ class Comparison(NamedTuple):
     dtype: torch.dtype | None = None
     offset: int = 0
     backend: str | None = None
+    ranks: Ranks | None = None
 
     def lse(
         self,
@@ -48,6 +51,8 @@ class Comparison(NamedTuple):
                 the loss, too.
             hardness: see `negatives`.
         """
+        if self.ranks is not None and positive is not None:
+            return self._loss_over_ranks(candidates, positive, **options)
         kind, offset, stride, key_a, key_b = candidates
         # Every layer of keyword arguments costs time, so plain calls skip `negatives`.
         compute = partial(negatives, hardness=hardness) if hardness else similarity
@@ -63,8 +68,44 @@ class Comparison(NamedTuple):
             key_b=key_b,
             dtype=self.dtype,
             backend=self.backend,
+            ranks=self.ranks,
             **options,
         )
+
+    def _loss_over_ranks(
+        self,
+        candidates: Candidates,
+        positive: int,
+        *,
+        normalize: bool = False,
+        columns: bool = False,
+        extrema: bool = False,
+    ) -> Result:
+        """The loss with one positive. Its row is one of this rank's own columns.
+
+        The gradients of the log-sum-exps and of the positives meet in the accumulation dtype.
+        """
+        rows = exact_rows(self.rows, normalize)
+        own = None if self.columns is None else exact_rows(self.columns, normalize)
+        dtype = matrix_dtype(self.rows) if self.dtype is None else self.dtype
+        compared = self._replace(rows=rows, columns=own, dtype=dtype)
+        result = compared.lse(candidates, columns=columns, extrema=extrema)
+        M, place = rows.shape[-2], self.offset + positive
+        if own is None and 2 * place == M:
+            # Row and positive are each other's.
+            product = dot(rows[..., :place, :], rows[..., place:, :], self.scale.dtype)
+            product = torch.cat([product, product], -1)
+        else:
+            partner = rows if own is None else own
+            partner = partner.roll(-place, -2) if place else partner
+            product = dot(rows, partner[..., :M, :], self.scale.dtype)
+        pos = self.scale * product
+        loss = one_positive(result.rows, pos, result.lost[0])
+        if columns:
+            of_positive = (x.roll(-place, -1)[..., :M] for x in (result.cols, result.lost[1]))
+            cols, lost = of_positive
+            loss = (loss + one_positive(cols, pos, lost)) / 2
+        return Result(None, None, loss, pos, result.row_max, result.col_max)
 
     def softplus_sum(
         self,
@@ -89,6 +130,7 @@ class Comparison(NamedTuple):
             key_b=key_b,
             dtype=self.dtype,
             backend=self.backend,
+            ranks=self.ranks,
             **options,
         )
 
@@ -109,11 +151,13 @@ def compare(
     normalize: bool,
     offset: int = 0,
     backend: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Comparison:
     """The `Comparison` of a with b, whose rows become `exact_rows`."""
     rows = exact_rows(a, normalize)
     columns = None if b is None else exact_rows(b, normalize)
-    return Comparison(rows, columns, scale, matrix_dtype(a), offset, backend)
+    where = {"offset": offset, "backend": backend, "ranks": ranks}
+    return Comparison(rows, columns, scale, matrix_dtype(a), **where)
 
 
 def dot(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

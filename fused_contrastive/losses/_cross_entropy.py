@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from ..distributed.groups import Ranks
 from ..problem import Candidates
 from ._arguments import Options
 from ._comparison import Comparison, compare
@@ -161,6 +162,7 @@ def in_batch(
     keys: torch.Tensor | None = None,  # [N]
     bias: torch.Tensor | tuple | None = None,  # [N]; with `both` ([M], [N]), either None
     metrics: bool = False,
+    group: Ranks | None = None,
     backend: str | None = None,
 ) -> Outcome:
     """Compare every row of a with all rows of b.
@@ -178,7 +180,8 @@ def in_batch(
     to_cosine = scale if normalize else None
     if not any(options) and bias is None and target is None:
         wanted = {"normalize": normalize, "columns": both, "extrema": metrics}
-        result = Comparison(a, b, scale, backend=backend).lse(candidates, positive=0, **wanted)
+        compared = Comparison(a, b, scale, backend=backend, ranks=group)
+        result = compared.lse(candidates, positive=0, **wanted)
         ranks = ((result.pos, result.row_max), (result.pos, result.col_max))
         return Outcome(result.loss, result.pos, to_cosine, ranks if both else ranks[:1])
 
@@ -188,7 +191,7 @@ def in_batch(
             return None
         return x[: a.shape[0]] if target is None else x.index_select(0, target)
 
-    compared = compare(a, b, scale, normalize=normalize, backend=backend)
+    compared = compare(a, b, scale, normalize=normalize, backend=backend, ranks=group)
     product = compared.dot(of_positives(compared.columns))
     found = (None, None)
     if both and bias is None:

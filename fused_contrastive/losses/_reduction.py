@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ..autograd.over_ranks import sum_over_ranks
+from ..distributed.groups import Ranks
+
 
 class Outcome(NamedTuple):
     """The losses of all rows, and what their metrics need."""
@@ -20,20 +23,44 @@ class Outcome(NamedTuple):
     # biases, but neither margin nor hardness. The largest is None where no metrics are wanted.
     ranks: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
 
-    def reduced(self, reduction: str, metrics: bool, weights: torch.Tensor | None = None):
+    def reduced(
+        self,
+        reduction: str,
+        metrics: bool,
+        weights: torch.Tensor | None = None,
+        group: Ranks | None = None,
+    ):
         """The reduced loss; with `metrics` a pair of it and the dictionary of the metrics."""
-        loss = reduce(self.loss, reduction, weights)
+        loss = reduce(self.loss, reduction, weights, group=group)
         if not metrics:
             return loss
+        fixed, pos = None if weights is None else weights.detach(), self.pos.detach()
+        values = [hits(own.detach(), largest).to(loss.dtype) for own, largest in self.ranks]
+        values.append((pos if self.to_cosine is None else pos / self.to_cosine.detach()).to(loss))
+        if group is None:
+            found = {}
+            *shares, similarity = (reduce(x, "mean", fixed) for x in values)
+        else:
+            found = {"loss": loss.detach()} if loss.dim() == 0 else {}
+            (*shares, similarity), found = global_means(values, fixed, found, group)
+        accuracy = sum(shares) / len(shares)
+        return loss, {"accuracy": accuracy, "positive_similarity": similarity, **found}
 
-        def mean(x):
-            fixed = None if weights is None else weights.detach()
-            return reduce(x.to(loss.dtype), "mean", fixed)
 
-        pos = self.pos.detach()
-        shares = [mean(hits(own.detach(), largest)) for own, largest in self.ranks]
-        similarity = mean(pos if self.to_cosine is None else pos / self.to_cosine.detach())
-        return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": similarity}
+def global_means(
+    values: list[torch.Tensor],
+    weights: torch.Tensor | None,  # of the shape of each value, or None
+    of_ranks: dict[str, torch.Tensor],  # one number each
+    group: Ranks,
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """The means of values over the rows of all ranks, and of numbers over the ranks, in one sum."""
+    sums = [reduce(x, "sum", weights) for x in values]
+    count = sums[0].new_tensor(values[0].numel()) if weights is None else weights.to(sums[0]).sum()
+    numbers = torch.stack([*sums, count, *of_ranks.values()])
+    numbers = sum_over_ranks(numbers, group.encode()).unbind()
+    *sums, count = numbers[: len(values) + 1]
+    means = [x / group.size for x in numbers[len(values) + 1 :]]
+    return [x / count for x in sums], dict(zip(of_ranks, means, strict=True))
 
 
 def reduce(
@@ -41,12 +68,14 @@ def reduce(
     reduction: str,
     weights: torch.Tensor | None = None,  # of the shape of loss, or [N]
     terms: torch.Tensor | None = None,  # of the shape of loss
+    group: Ranks | None = None,
 ) -> torch.Tensor:
     """All losses, their mean (NaN over nothing) or their sum (0 over nothing), as `reduction` asks.
 
     With weights they are ``w l``, ``Σ w l / Σ w`` or ``Σ w l``. A weight of 0 leaves out a loss
     that is not finite. In the denominator of the mean a loss counts once, or as often as `terms`
-    says.
+    says. Over W ranks the denominator is that of all ranks, and sum and mean are W times what they
+    are, so that the mean over the ranks is the sum or the mean over all rows.
     """
     if weights is not None:
         weights = weights.to(loss.dtype)
@@ -56,14 +85,18 @@ def reduce(
     if reduction == "none":
         return loss
     if reduction == "sum":
-        return loss.sum()
+        return loss.sum() if group is None else group.size * loss.sum()
     if terms is not None:
         count = terms.to(loss.dtype) if weights is None else weights * terms.to(loss.dtype)
     elif weights is None:
-        return loss.mean()
+        if group is None:
+            return loss.mean()
+        count = loss.new_tensor(loss.numel())
     else:
         count = weights if weights.shape == loss.shape else weights * torch.ones_like(loss)
-    return loss.sum() / count.sum()
+    if group is None:
+        return loss.sum() / count.sum()
+    return group.size * loss.sum() / sum_over_ranks(count.sum(), group.encode())
 
 
 def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -76,12 +109,16 @@ def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (pos >= other) | (pos + slack >= other) & other.isfinite()
 
 
-def one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+def one_positive(
+    lse: torch.Tensor, pos: torch.Tensor, lost: torch.Tensor | None = None
+) -> torch.Tensor:
     """``softplus(lse - pos)``, the loss of a row with one positive.
 
-    Where a logit is infinite the loss is NaN or infinite, as that of the cross entropy is.
+    `lost` is what the rounding of `lse` has lost, where that is known. Where a logit is infinite
+    the loss is NaN or infinite, as that of the cross entropy is.
     """
-    return F.softplus(lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0)), threshold=40)
+    gap = lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0))
+    return F.softplus(gap if lost is None else gap + lost, threshold=40)
 
 
 def masked_logsumexp(s: torch.Tensor, dim: int) -> torch.Tensor:

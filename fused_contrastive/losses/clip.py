@@ -12,8 +12,10 @@ from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
 from ._cross_entropy import in_batch
 from ._module import Loss, own_number
+from ._over_ranks import NOT_GIVEN, over_ranks
 
 
+@over_ranks
 def clip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
@@ -28,6 +30,8 @@ def clip_loss(
     hardness: float = 0.0,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """The CLIP loss (Radford et al. 2021, arXiv:2103.00020, figure 3).
@@ -70,9 +74,10 @@ def clip_loss(
     operands = image_features, text_features, logit_scale, logit_bias
     tensors = {"keys": keys, "weights": weights, "bias": bias}
     settings = {"reduction": reduction, "metrics": metrics}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.clip_loss(*operands, **tensors, **settings, **options.given())
-    return _fused(*operands, options, backend, **tensors, **settings)
+    where = {"group": group, "backend": backend}
+    return _fused(*operands, options, **where, **tensors, **settings)
 
 
 def _fused(
@@ -81,8 +86,9 @@ def _fused(
     logit_scale,
     logit_bias,
     options,
-    backend,
     *,
+    group,
+    backend,
     keys,
     weights,
     bias,
@@ -99,13 +105,14 @@ def _fused(
         keys=keys,
         bias=bias,
         metrics=metrics,
+        group=group,
         backend=backend,
     )
     if logit_bias is not None:
         logit_bias = as_scalar(logit_bias, image_features)
         loss, pos = outcome.loss + 0.0 * logit_bias, outcome.pos + logit_bias.detach()
         outcome = outcome._replace(loss=loss, pos=pos)
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
 
 
 class ClipLoss(Loss):
@@ -131,11 +138,14 @@ class ClipLoss(Loss):
         hardness=0.0,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
         options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
-        super().__init__(**options, reduction=reduction, metrics=metrics, backend=backend)
+        where = {"group": group, "strategy": strategy, "backend": backend}
+        super().__init__(**options, reduction=reduction, metrics=metrics, **where)
         if learnable != (logit_scale is not None):
             raise ValueError(
                 f"logit_scale must be given exactly when learnable=True, got {logit_scale}"

@@ -12,7 +12,8 @@ from torch import nn
 
 from .. import checks, reference
 from ..autograd._formulas import FirstDerivative, refuse_transforms
-from ..collectives import add_over_ranks, check_group, gather_rows, ranks
+from ..distributed.collectives import add_over_ranks, gather_rows, ranks
+from ..distributed.groups import resolve
 from ..dtypes import accumulation_dtype, matrix_dtype, outside_autocast
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, two_sets
@@ -156,12 +157,11 @@ def _loss(z1, z2, lamb, scale_loss, samples, group):
     return scale_loss * (diagonal + lamb * rest)
 
 
-def _check(z1, z2, lamb, scale_loss, group, backend) -> bool:
+def _check(z1, z2, lamb, scale_loss, backend) -> bool:
     """Whether the reference serves the call, after a check of all arguments."""
     two_sets("z1", z1, "z2", z2)
     checks.number("lamb", lamb, z1.device)
     checks.number("scale_loss", scale_loss, z1.device)
-    check_group(group)
     return asks_for_eager(backend) or z1.numel() == 0
 
 
@@ -199,7 +199,8 @@ def correlation_loss(
     >>> round(fused_contrastive.correlation_loss(z, z, scale_loss=1.0).item(), 2)
     2.0
     """
-    use_reference = _check(z1, z2, lamb, scale_loss, group, backend)
+    use_reference = _check(z1, z2, lamb, scale_loss, backend)
+    group = resolve(group)
     if z1.shape[1] == 1:
         raise ValueError(
             f"z1 must have more than one feature to have a variance, got shape {tuple(z1.shape)}"
@@ -234,7 +235,8 @@ def barlow_twins_loss(
     >>> round(fused_contrastive.barlow_twins_loss(z, z).item(), 4)
     0.0
     """
-    use_reference = _check(z1, z2, lamb, scale_loss, group, backend)
+    use_reference = _check(z1, z2, lamb, scale_loss, backend)
+    group = resolve(group)
     if z1.shape[0] == 1:
         raise ValueError(
             f"z1 must have more than one row to have a variance, got shape {tuple(z1.shape)}"
@@ -249,7 +251,7 @@ class _Correlation(nn.Module):
         super().__init__()
         own_number("lamb", lamb)
         own_number("scale_loss", scale_loss)
-        check_group(group)
+        resolve(group)
         self.options = {"lamb": lamb, "scale_loss": scale_loss, "group": group, "backend": backend}
 
     def extra_repr(self) -> str:

@@ -12,11 +12,13 @@ from ._arguments import asks_for_eager, check_options, check_settings, check_vec
 from ._comparison import Comparison, dot, exact_rows, rounded
 from ._cross_entropy import in_batch, one_direction
 from ._module import TemperatureLoss
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
 
 NEGATIVE_MODES = ("unpaired", "paired", "in_batch")
 
 
+@over_ranks
 def info_nce_loss(
     query: torch.Tensor,
     positive_key: torch.Tensor,
@@ -35,6 +37,8 @@ def info_nce_loss(
     tau_plus: float = 0.0,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4).
@@ -85,9 +89,10 @@ def info_nce_loss(
         "metrics": metrics,
     }
     operands = query, positive_key, negative_keys, temperature
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.info_nce_loss(*operands, **tensors, **settings, **options.given())
-    return _fused(*operands, options, backend, **tensors, **settings)
+    where = {"group": group, "backend": backend}
+    return _fused(*operands, options, **where, **tensors, **settings)
 
 
 def _columns(query, negative_keys, negative_mode: str, symmetric: bool) -> tuple[int, ...]:
@@ -114,8 +119,9 @@ def _fused(
     negative_keys,
     temperature,
     options,
-    backend,
     *,
+    group,
+    backend,
     keys,
     weights,
     bias,
@@ -138,9 +144,10 @@ def _fused(
             keys=keys,
             bias=(bias, bias) if symmetric and bias is not None else bias,
             metrics=metrics,
+            group=group,
             backend=backend,
         )
-        return outcome.reduced(reduction, metrics, weights)
+        return outcome.reduced(reduction, metrics, weights, group)
     N, paired, dtype = query.shape[0], negative_mode == "paired", matrix_dtype(query)
     # Without options the gradients of several terms need not cancel.
     as_read = rounded if not any(options) and keys is None and bias is None else exact_rows
@@ -158,7 +165,7 @@ def _fused(
         compared, candidates, product, options, bias=bias, own_bias=own_bias, metrics=metrics
     )
     outcome = Outcome(loss, scale * product, scale if normalize else None, (rank,))
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
 
 
 def _apart(x, N: int, paired: bool):
@@ -193,6 +200,8 @@ class InfoNCELoss(TemperatureLoss):
         tau_plus=0.0,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
@@ -210,6 +219,8 @@ class InfoNCELoss(TemperatureLoss):
             reduction=reduction,
             metrics=metrics,
             backend=backend,
+            group=group,
+            strategy=strategy,
         )
 
     def forward(

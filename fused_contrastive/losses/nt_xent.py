@@ -11,9 +11,11 @@ from ._arguments import asks_for_eager, check_options, check_settings, check_vec
 from ._comparison import Comparison, compare, dot
 from ._cross_entropy import one_direction
 from ._module import TemperatureLoss
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
 
 
+@over_ranks
 def nt_xent_loss(
     z1: torch.Tensor,
     z2: torch.Tensor,
@@ -29,6 +31,8 @@ def nt_xent_loss(
     tau_plus: float = 0.0,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """NT-Xent, the SimCLR loss (Chen et al. 2020, arXiv:2002.05709, eq. 1).
@@ -64,13 +68,26 @@ def nt_xent_loss(
     check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights, bias)
     tensors = {"keys": keys, "weights": weights, "bias": bias}
     settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.nt_xent_loss(z1, z2, temperature, **tensors, **settings, **options.given())
-    return _fused(z1, z2, temperature, options, backend, **tensors, **settings)
+    where = {"group": group, "backend": backend}
+    return _fused(z1, z2, temperature, options, **where, **tensors, **settings)
 
 
 def _fused(
-    z1, z2, temperature, options, backend, *, keys, weights, bias, normalize, reduction, metrics
+    z1,
+    z2,
+    temperature,
+    options,
+    *,
+    group,
+    backend,
+    keys,
+    weights,
+    bias,
+    normalize,
+    reduction,
+    metrics,
 ):
     B, z = z1.shape[0], torch.cat([z1.flatten(1), z2.flatten(1)])
     scale = inverse_scale(temperature, z)
@@ -79,18 +96,18 @@ def _fused(
     kind = "not_pair" if keys is None else "other_key"
     candidates = Candidates(kind, stride=max(B, 1), key_a=keys)
     if not any(options) and bias is None:
-        compared = Comparison(z, None, scale, backend=backend)
+        compared = Comparison(z, None, scale, backend=backend, ranks=group)
         result = compared.lse(candidates, positive=B, normalize=normalize, extrema=metrics)
         ranks = ((result.pos, result.row_max),)
         outcome = Outcome(result.loss, result.pos, to_cosine, ranks)
     else:
-        compared = compare(z, None, scale, normalize=normalize, backend=backend)
+        compared = compare(z, None, scale, normalize=normalize, backend=backend, ranks=group)
         product = dot(compared.rows[:B], compared.rows[B:], scale.dtype).repeat(2)
         loss, rank = one_direction(
             compared, candidates, product, options, bias=bias, own_bias=bias, metrics=metrics
         )
         outcome = Outcome(loss, scale * product, to_cosine, (rank,))
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
 
 
 class NTXentLoss(TemperatureLoss):
@@ -115,6 +132,8 @@ class NTXentLoss(TemperatureLoss):
         tau_plus=0.0,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
@@ -129,6 +148,8 @@ class NTXentLoss(TemperatureLoss):
             reduction=reduction,
             metrics=metrics,
             backend=backend,
+            group=group,
+            strategy=strategy,
         )
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None, bias=None):

@@ -13,9 +13,11 @@ from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison
 from ._module import Loss, own_number
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
 
 
+@over_ranks
 def siglip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
@@ -26,6 +28,8 @@ def siglip_loss(
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """The SigLIP loss (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
@@ -60,9 +64,9 @@ def siglip_loss(
     check_vectors(image_features, N, (N,), keys, weights)
     operands = image_features, text_features, logit_scale, logit_bias
     arguments = {"keys": keys, "weights": weights, "reduction": reduction, "metrics": metrics}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.siglip_loss(*operands, **arguments)
-    return _fused(*operands, backend, **arguments)
+    return _fused(*operands, group=group, backend=backend, **arguments)
 
 
 def _fused(
@@ -70,8 +74,9 @@ def _fused(
     text_features,
     logit_scale,
     logit_bias,
-    backend,
     *,
+    group,
+    backend,
     keys,
     weights,
     reduction,
@@ -79,10 +84,10 @@ def _fused(
 ):
     scale, bias = (as_scalar(x, image_features) for x in (logit_scale, logit_bias))
     candidates = Candidates("not_self" if keys is None else "other_key", key_a=keys, key_b=keys)
-    compared = Comparison(image_features, text_features, scale, backend=backend)
+    compared = Comparison(image_features, text_features, scale, backend=backend, ranks=group)
     result = compared.softplus_sum(candidates, bias, positive=0, extrema=metrics)
     outcome = Outcome(result.rows, result.pos, None, ((result.pos, result.row_max),))
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
 
 
 class SigLipLoss(Loss):
@@ -107,10 +112,13 @@ class SigLipLoss(Loss):
         *,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
-        super().__init__(reduction=reduction, metrics=metrics, backend=backend)
+        where = {"backend": backend, "group": group, "strategy": strategy}
+        super().__init__(reduction=reduction, metrics=metrics, **where)
         for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
             if learnable != (value is not None):
                 raise ValueError(f"{name} must be given exactly when learnable=True, got {value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..backends import dispatch
-from ..dtypes import in_autocast
+from ..dtypes import in_autocast, outside_autocast
 from . import _codec
 from ._vmap import folding_rule
 
@@ -28,6 +28,16 @@ def implement(name: str, module=None) -> None:
             return _codec.call_flat(owner, name, arguments[:-1])
         with torch.autocast(x.device.type, enabled=False):
             return _codec.call_flat(owner, name, arguments[:-1])
+
+    LIBRARY.impl(name, call, "CompositeExplicitAutograd")
+
+
+def implement_over_ranks(name: str, function) -> None:
+    """Register the op `name`, implemented by `function` on every device, with autocast off."""
+
+    def call(*arguments):
+        with outside_autocast(arguments[0].device):
+            return function(*arguments)
 
     LIBRARY.impl(name, call, "CompositeExplicitAutograd")
 

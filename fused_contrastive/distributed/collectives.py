@@ -8,16 +8,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-
-def check_group(group) -> None:
-    """Check that `group` is None, or a process group of which this rank is a member."""
-    if group is None:
-        return
-    if not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-        raise TypeError(
-            "group must be a torch.distributed.ProcessGroup that this rank belongs to, or None, "
-            f"got {type(group).__name__}"
-        )
+# torch 2.13 has new names for these two, and warns about the old ones.
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def ranks(group) -> int:
@@ -40,5 +33,5 @@ def gather_rows(x: torch.Tensor, group) -> torch.Tensor:
     if group is None:
         return x
     everyone = x.new_empty(ranks(group) * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(everyone, x.contiguous(), group=group)
+    all_gather_single(everyone, x.contiguous(), group=group)
     return everyone

@@ -1,0 +1,236 @@
+"""The first derivatives of what is computed over the ranks of a process group.
+
+Every function here stands for the sum over all ranks: a rank's inputs receive the gradient of the
+sum of what all ranks make of its results. Derivatives are of first order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backends import dispatch
+from ..distributed.groups import Ranks
+from ..dtypes import matrix_dtype
+from ..ops import collectives
+from ..ops import sigmoid_over_ranks as sigmoid_ops
+from ..ops import similarity_over_ranks as similarity_ops
+from ..ops._library import LIBRARY
+from ..problem import NO_SELF
+from ._formulas import only, refuse_transforms, unavailable
+from ._groups import group, group_vector, ungroup
+
+
+def register(op: str, backward, setup_context) -> None:
+    """Give an op and its backward op their formulas; the second raises an error."""
+
+    def first(ctx, *upstream):
+        return backward(ctx, *upstream)
+
+    def second(ctx, *upstream):
+        unavailable("second")
+
+    name = f"fused_contrastive::{op}"
+    torch.library.register_autograd(name, first, setup_context=setup_context, lib=LIBRARY)
+    torch.library.register_autograd(f"{name}_backward", second, lib=LIBRARY)
+
+
+def remember_similarity(ctx, inputs, output):
+    """Keep what the backward op reads."""
+    *operands, kind, offset, stride, _columns, _extrema, dtype, backend, ranks = inputs
+    rows, cols, _row_max, _col_max, sizes = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*operands, rows, cols, sizes)
+    ctx.options = kind, offset, stride, dtype
+    ctx.where = backend, ranks
+
+
+def similarity_backward(ctx, g_rows, g_cols, *_):
+    """The gradients of ``similarity_over_ranks``. Every rank exchanges, whatever it has to give."""
+    saved = ctx.saved_tensors
+    rows, cols = saved[6], saved[7]
+    # The second half of a log-sum-exp in two parts is a constant.
+    g_rows = torch.zeros_like(rows[0]) if g_rows is None else g_rows[0]
+    if cols.dim() == 3:
+        g_cols = torch.zeros_like(cols[0]) if g_cols is None else g_cols[0]
+    else:
+        g_cols = cols.new_empty(0)
+    needed = ctx.needs_input_grad[:4]
+    found = similarity_ops.similarity_over_ranks_backward(
+        g_rows.contiguous(), g_cols.contiguous(), *saved, *ctx.options, *needed, *ctx.where
+    )
+    return *only(needed, found), *[None] * 10
+
+
+register("similarity_over_ranks", similarity_backward, remember_similarity)
+
+
+def remember_sigmoid(ctx, inputs, output):
+    """Keep what the backward op reads."""
+    *operands, kind, offset, stride, positive, sign, _extrema, dtype, backend, ranks = inputs
+    _rows, pos, _row_max, sizes = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*operands, pos, sizes)
+    ctx.options = kind, offset, stride, positive, sign, dtype
+    ctx.where = backend, ranks
+
+
+def sigmoid_backward(ctx, g_rows, *_):
+    """The gradients of ``sigmoid_over_ranks``."""
+    saved, needed = ctx.saved_tensors, ctx.needs_input_grad[:4]
+    g_rows = saved[2].new_zeros(saved[0].shape[:2]) if g_rows is None else g_rows.contiguous()
+    found = sigmoid_ops.sigmoid_over_ranks_backward(
+        g_rows, *saved, *ctx.options, *needed, *ctx.where
+    )
+    return *only(needed, found), *[None] * 11
+
+
+register("sigmoid_over_ranks", sigmoid_backward, remember_sigmoid)
+
+
+def remember_ranks(ctx, inputs, output):
+    """Keep the ranks."""
+    ctx.ranks = inputs[-1]
+
+
+def sum_backward(ctx, g):
+    """A rank's tensor is in the sum of every rank."""
+    return sum_over_ranks(g, ctx.ranks), None
+
+
+torch.library.register_autograd(
+    "fused_contrastive::sum_over_ranks", sum_backward, setup_context=remember_ranks, lib=LIBRARY
+)
+
+
+def sum_over_ranks(x: Tensor, ranks: str) -> Tensor:
+    """The sum of the ranks' x, which have one shape."""
+    return collectives.sum_over_ranks(x, ranks)
+
+
+def described(ranks: Ranks, *tensors: Tensor | None) -> str:
+    """`Ranks.encode`, with what the ranks' backward passes exchange as a part of the call."""
+    needs = "".join(
+        "-" if x is None else str(int(x.requires_grad and torch.is_grad_enabled())) for x in tensors
+    )
+    return ranks._replace(call=f"{ranks.call} gradients {needs}").encode()
+
+
+def similarity_over_ranks(
+    a: Tensor,  # [..., M, D]
+    b: Tensor | None,  # [..., N, D]; None: a
+    scale: Tensor,  # []
+    ranks: Ranks,
+    *,
+    bias: Tensor | None = None,  # [..., N]
+    key_a: Tensor | None = None,  # [..., M]
+    key_b: Tensor | None = None,  # [..., N]
+    kind: str = "all",
+    offset: int = 0,
+    stride: int = 1,
+    columns: bool = False,
+    extrema: bool = False,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The log-sum-exps in two parts, ``[2, ..., M]`` and ``[2, ..., N]``, and the largest logits.
+
+    The arguments are those of `similarity`, for this rank's rows and columns. What was not asked
+    for is None.
+    """
+    refuse_transforms(a, b, scale, bias)
+    dtype = matrix_dtype(a) if dtype is None else dtype
+    name = dispatch.select(backend, a.device, dtype)
+    lead, M = a.shape[:-2], a.shape[-2]
+    if b is not None and b.dtype != a.dtype:
+        # Inside autocast the dtypes may differ.
+        a, b = a.to(dtype), b.to(dtype)
+    both = columns and b is None
+    if b is None and (bias is not None or offset not in (0, NO_SELF)):
+        # Logits or candidates that are not symmetric need two sets.
+        b, key_b, both = a.clone(), key_a, False
+    N = M if b is None else b.shape[-2]
+    rows, cols, row_max, col_max, _ = similarity_ops.similarity_over_ranks(
+        group(a),
+        group(b),
+        scale,
+        group_vector(bias, lead, N, scale.dtype),
+        group_vector(key_a, lead, M, torch.int64),
+        None if b is None else group_vector(key_b, lead, N, torch.int64),
+        kind,
+        offset,
+        stride,
+        columns and not both,
+        extrema,
+        dtype,
+        name,
+        described(ranks, a, b, scale, bias),
+    )
+    if both:
+        cols, col_max = rows, row_max
+
+    def parts(x):
+        return torch.stack([ungroup(part, lead) for part in x])
+
+    return (
+        parts(rows),
+        parts(cols) if columns else None,
+        ungroup(row_max, lead) if extrema else None,
+        ungroup(col_max, lead) if extrema and columns else None,
+    )
+
+
+def sigmoid_over_ranks(
+    a: Tensor,  # [..., M, D]
+    b: Tensor | None,  # [..., N, D]; None: a
+    scale: Tensor,  # []
+    row_bias: Tensor | None,  # broadcastable to [..., M]
+    ranks: Ranks,
+    *,
+    sign: int = 1,
+    key_a: Tensor | None = None,  # [..., M]
+    key_b: Tensor | None = None,  # [..., N]
+    kind: str = "all",
+    offset: int = 0,
+    stride: int = 1,
+    positive: int = -1,
+    extrema: bool = False,
+    dtype: torch.dtype | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`sigmoid_sum` over all ranks: the sums, the positives' logits and the largest ones.
+
+    Each is ``[..., M]``. What was not asked for is None.
+    """
+    refuse_transforms(a, b, scale, row_bias)
+    dtype = matrix_dtype(a) if dtype is None else dtype
+    name = dispatch.select(backend, a.device, dtype)
+    lead, M = a.shape[:-2], a.shape[-2]
+    if b is not None and b.dtype != a.dtype:
+        # Inside autocast the dtypes may differ.
+        a, b = a.to(dtype), b.to(dtype)
+    N = M if b is None else b.shape[-2]
+    if row_bias is not None:
+        row_bias = group_vector(row_bias, lead, M, scale.dtype)
+    rows, pos, row_max, _ = sigmoid_ops.sigmoid_over_ranks(
+        group(a),
+        group(b),
+        scale,
+        row_bias,
+        group_vector(key_a, lead, M, torch.int64),
+        None if b is None else group_vector(key_b, lead, N, torch.int64),
+        kind,
+        offset,
+        stride,
+        positive,
+        sign,
+        extrema,
+        dtype,
+        name,
+        described(ranks, a, b, scale, row_bias),
+    )
+    return (
+        ungroup(rows, lead),
+        ungroup(pos, lead).detach() if positive >= 0 else None,
+        ungroup(row_max, lead) if extrema else None,
+    )

@@ -1,0 +1,33 @@
+"""Sums and rows of all ranks as ops, so that autograd and torch.compile see them.
+
+``sum_over_ranks`` returns the sum of the ranks' tensors of one shape. ``rows_of_all_ranks`` takes
+``x [n, ...]`` and returns the rows of all ranks in rank order, where every rank may have its own n;
+``sum_of_own_rows`` is its transpose. ``ranks`` is `Ranks.encode`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..distributed.groups import Ranks
+from ._library import LIBRARY, implement_over_ranks
+
+LIBRARY.define("sum_over_ranks(Tensor x, str ranks) -> Tensor")
+
+
+def total(x: Tensor, ranks: str) -> Tensor:
+    """The op ``sum_over_ranks``."""
+    x = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x, group=Ranks.decode(ranks).process_group)
+    return x
+
+
+implement_over_ranks("sum_over_ranks", total)
+sum_over_ranks = torch.ops.fused_contrastive.sum_over_ranks.default
+
+
+@torch.library.register_fake("fused_contrastive::sum_over_ranks", lib=LIBRARY)
+def _(x, ranks):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
