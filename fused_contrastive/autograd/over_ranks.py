@@ -17,7 +17,7 @@ from ..ops import sigmoid_over_ranks as sigmoid_ops
 from ..ops import similarity_over_ranks as similarity_ops
 from ..ops._library import LIBRARY
 from ..problem import NO_SELF
-from ._formulas import only, refuse_transforms, unavailable
+from ._formulas import only, refuse_transforms
 from ._groups import group, group_vector, ungroup
 
 
@@ -28,7 +28,10 @@ def register(op: str, backward, setup_context) -> None:
         return backward(ctx, *upstream)
 
     def second(ctx, *upstream):
-        unavailable("second")
+        raise NotImplementedError(
+            "second derivatives of a loss over the ranks of a group are not available: "
+            "compute it without group= where you need them"
+        )
 
     name = f"fused_contrastive::{op}"
     torch.library.register_autograd(name, first, setup_context=setup_context, lib=LIBRARY)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from .._torch_internals import group_timeout, group_with_name
+from .._torch_internals import constant_result, group_timeout, group_with_name
 from .collectives import all_gather_single
 
 STRATEGIES = ("auto", "gather", "ring")
@@ -44,12 +44,17 @@ class Ranks(NamedTuple):
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return dist.get_world_size(self.process_group)
+        return _size(self.group)
 
     @property
     def rank(self) -> int:
         """The place of this process among them."""
         return dist.get_rank(self.process_group)
+
+
+@constant_result
+def _size(name: str) -> int:
+    return dist.get_world_size(group_with_name(name))
 
 
 def resolve(group):

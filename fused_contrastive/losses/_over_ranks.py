@@ -92,6 +92,9 @@ def described(name: str, inputs, options) -> str:
 
 def _shown(x) -> str:
     if isinstance(x, torch.Tensor):
+        if torch.compiler.is_compiling():
+            # Sizes may be unknown. The ops compare dtypes and widths again.
+            return "a tensor"
         if x.dim() == 0:
             return "a scalar"
         return f"[{', '.join(['n', *(str(size) for size in x.shape[1:])])}] {x.dtype}"

@@ -178,7 +178,7 @@ def backward(
     return (
         gradient.to(inputs[0].dtype),
         home[0].to(inputs[1].dtype) if need_b and not one_set else inputs[1].new_empty(0),
-        of_scale.to(wide) if need_scale else nothing,
+        of_scale.to(wide) if need_scale else scale.new_empty(0),
         of_bias,
     )
 

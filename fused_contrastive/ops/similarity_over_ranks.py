@@ -127,13 +127,14 @@ def forward(
         ranks.process_group, ranks.strategy, [n for _, n in sizes], one_set, results
     )
     home = [x.squeeze(-1) for x in exchange.run([b, *packed(vectors)], compute)]
-    nothing = scale.new_empty(0)
-    cols = col_max = nothing
+    # Outputs of an op share no memory, so each absent one is a tensor of its own.
+    cols, col_max = scale.new_empty(0), scale.new_empty(0)
     if columns:
         cols = in_two_parts(home[0], scale.dtype)
-        col_max = home[1] if extrema else nothing
+        col_max = home[1] if extrema else col_max
     rows = in_two_parts(total, scale.dtype)
-    return rows, cols, row_max if extrema else nothing, col_max, torch.tensor(sizes)
+    row_max = row_max if extrema else scale.new_empty(0)
+    return rows, cols, row_max, col_max, torch.tensor(sizes)
 
 
 def backward(
@@ -226,12 +227,11 @@ def backward(
     columns = [int(n) for n in sizes[:, 1]]
     exchange = Exchange(ranks.process_group, ranks.strategy, columns, one_set, results)
     home = exchange.run([b, *packed(vectors)], compute)
-    nothing = scale.new_empty(0)
     return (
         gradient.to(inputs[0].dtype),
         home[0].to(inputs[1].dtype) if need_b and not one_set else inputs[1].new_empty(0),
-        of_scale.to(wide) if need_scale else nothing,
-        home[-1].squeeze(-1) if need_bias else nothing,
+        of_scale.to(wide) if need_scale else scale.new_empty(0),
+        home[-1].squeeze(-1) if need_bias else scale.new_empty(0),
     )
 
 
