@@ -58,24 +58,14 @@ class Teacher(NamedTuple):
 
         Over ranks their sizes ``[W, 2]`` follow.
         """
-        if self.ranks is not None:
-            operands, candidates = operands_over_ranks(self.x, self.y)
-            flags = True, False, self.dtype, self.backend, self.ranks.encode()
-            found = ops_over_ranks.similarity_over_ranks(*operands, *candidates, *flags)
-            return found[0], found[1], found[4]
         wanted = Wanted(columns=True, extrema=False, mean=False)
         problem = teacher_problem(self.x, self.y, self.dtype)
-        found = ops.call_forward(problem, wanted, self.backend)
-        return found.row_lse.parts, found.col_lse.parts
-
-
-def operands_over_ranks(
-    x: torch.Tensor,  # [N, D]
-    y: torch.Tensor,  # [N, D]
-) -> tuple[tuple, tuple]:
-    """`teacher_problem` as the operands and candidates of ops/similarity_over_ranks.py."""
-    scale, (kind, offset, stride, *_) = x.new_ones(()), OTHERS
-    return (x[None], y[None], scale, None, None, None), (kind, offset, stride)
+        if self.ranks is None:
+            found, sizes = ops.call_forward(problem, wanted, self.backend), ()
+        else:
+            where = self.backend, self.ranks
+            found, *sizes = ops_over_ranks.call_forward(problem, wanted, *where)
+        return found.row_lse.parts, found.col_lse.parts, *sizes
 
 
 def share(lse: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -103,17 +93,6 @@ def teacher_sums(
     x, y, dtype = teacher.x, teacher.y, teacher.dtype
     left = torch.cat([x, a, torch.zeros_like(b)], 1)
     right = torch.cat([y, torch.zeros_like(a), b], 1)
-    T, D = x.shape[1], a.shape[1]
-    if teacher.ranks is not None:
-        operands, candidates = operands_over_ranks(left, right)
-        needs = True, True, False, False
-        of_left, of_right, *_ = ops_over_ranks.similarity_over_ranks_backward(
-            g[None].contiguous(),
-            h[None].contiguous(),
-            *(*operands, *lse, *candidates, dtype, *needs),
-            *(teacher.backend, teacher.ranks.encode()),
-        )
-        return of_left[0, :, T + D :], of_right[0, :, T : T + D]
     problem = teacher_problem(left, right, dtype)
     hats = (None if v.dtype == dtype else v.to(dtype) for v in (problem.a, problem.b))
     saved = Saved(
@@ -124,7 +103,13 @@ def teacher_sums(
         mean=None,
     )
     need = Needs(a=True, b=True, scale=False, bias=False)
-    found = ops.call_backward(Upstream(g[None], h[None]), problem, saved, need, teacher.backend)
+    call = Upstream(g[None], h[None]), problem, saved, need
+    if teacher.ranks is None:
+        found = ops.call_backward(*call, teacher.backend)
+    else:
+        where = {"backend": teacher.backend, "ranks": teacher.ranks}
+        found = ops_over_ranks.call_backward(*call, lse[2], **where)
+    T, D = x.shape[1], a.shape[1]
     return found.a[0, :, T + D :], found.b[0, :, T : T + D]
 
 
