@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import faulthandler
 import multiprocessing
@@ -45,9 +44,7 @@ class Pool:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    def run(
-        self, world: int, function, *arguments, timeout=120.0, ends=(), poisoned=True
-    ) -> list:
+    def run(self, world: int, function, *arguments, timeout=120.0, ends=(), poisoned=True) -> list:
         """Return what ``function(group, *arguments)`` returns on each of the first `world` ranks.
 
         Args:
@@ -69,9 +66,7 @@ class Pool:
             if not ready:
                 stacks = self._stacks()
                 self.stop()
-                pytest.fail(
-                    f"after {timeout} s ranks {list(waiting)} had not returned:\n{stacks}"
-                )
+                pytest.fail(f"after {timeout} s ranks {list(waiting)} had not returned:\n{stacks}")
             for rank in [rank for rank, x in waiting.items() if x in ready]:
                 try:
                     answers[rank] = pickle.loads(waiting.pop(rank).recv_bytes())
@@ -131,8 +126,7 @@ def _serve(rank: int, size: int, folder: str, patience: float, connection) -> No
         while True:
             try:
                 world, function, arguments, poisoned = pickle.loads(connection.recv_bytes())
-                with pytest.MonkeyPatch.context() if poisoned else contextlib.nullcontext() as patch:
-                    answer = True, _call(groups[world], function, arguments, patch)
+                answer = True, _call(groups[world], function, arguments, poisoned)
                 connection.send_bytes(pickle.dumps(answer))
             except EOFError:
                 return
@@ -140,11 +134,12 @@ def _serve(rank: int, size: int, folder: str, patience: float, connection) -> No
                 connection.send_bytes(pickle.dumps((False, traceback.format_exc())))
 
 
-def _call(group, function, arguments, patch):
-    if patch is not None:
-        poison(patch)
-    torch.manual_seed(0)
-    return function(group, *arguments)
+def _call(group, function, arguments, poisoned):
+    with pytest.MonkeyPatch.context() as patch:
+        if poisoned:
+            poison(patch)
+        torch.manual_seed(0)
+        return function(group, *arguments)
 
 
 def _on_one_rank(group, function, arguments):

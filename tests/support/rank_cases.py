@@ -221,5 +221,3 @@ def plan(name: str, world: int) -> tuple:
         for i, sizes in enumerate(LAYOUTS[world])
         for j, strategy in enumerate(STRATEGIES)
     )
-
-
