@@ -122,12 +122,12 @@ def _one(group, call, patch) -> dict:
         found, total = {"rows": rows, "row_max": row_max}, (rows * g_rows).sum()
     else:
         where |= {"bias": operands.get("bias"), "columns": call.both}
-        rows, cols, row_max, col_max = similarity_over_ranks(a, b, scale, ranks, **where)
-        found = {"rows": rows.sum(0), "row_max": row_max, "col_max": col_max}
-        total = (rows[0].masked_fill(rows[0] == -torch.inf, 0) * g_rows).sum()
+        result = similarity_over_ranks(a, b, scale, ranks, **where)
+        found = {"rows": result.rows, "row_max": result.row_max, "col_max": result.col_max}
+        total = _without_empty(result.rows, g_rows)
         if call.both:
-            found["cols"] = cols.sum(0)
-            total = total + (cols[0].masked_fill(cols[0] == -torch.inf, 0) * g_cols).sum()
+            found["cols"] = result.cols
+            total = total + _without_empty(result.cols, g_cols)
     total.backward()
     found |= {name: x.grad for name, x in operands.items() if x.requires_grad}
     return {name: x.detach() for name, x in found.items() if x is not None}

@@ -26,16 +26,14 @@ REDUCTIONS = ("none", "mean", "sum")
 LATER = (
     "n_pairs_loss",
     "cpc_loss",
-    "sup_con_loss",
     "dcl_loss",
     "dclw_loss",
     "multiple_negatives_ranking_loss",
-    "distill_clip_loss",
     "similarity_logsumexp",
 )
 """The functions that do not take a group yet."""
 
-LATER_OPTIONS = ("label_smoothing", "tau_plus")
+LATER_OPTIONS = ()
 """The options that are not those of all ranks yet."""
 
 
