@@ -117,7 +117,7 @@ class Batch:
         """
         compared, candidates = self._compared(kind, self.z if z is None else z)
         result = compared.lse(candidates, extrema=metrics, **options)
-        return self._by_anchor(result._replace(lost=None))
+        return self._by_anchor(result)
 
     def softplus_of_positives(self, row_bias: torch.Tensor) -> torch.Tensor:
         """The sum of ``softplus(-(s + row_bias))`` over each anchor's positives, ``[A, N]``.

@@ -106,8 +106,6 @@ def share(case, named: dict, sizes, rank: int) -> dict:
         found[name] = x.index_select(dim, index[rank]) if x.dim() else x.clone()
         if name == "target":
             found[name] = found[name] - sum(sizes[:rank])
-        if name == "positive_weights":
-            found[name] = found[name].index_select(1, index[rank])
     return found
 
 
@@ -191,6 +189,9 @@ def in_one_process(name: str, sizes, reduction: str, dtype=torch.float64, seed=0
         metrics = metrics | {"loss": mean.detach()}
     keys = list(inputs)
     gradients = torch.autograd.grad(total, list(inputs.values()), allow_unused=True)
+    if mean.isnan():
+        # The mean over nothing is NaN, with a gradient of 0.
+        gradients = [None] * len(keys)
     found = dict(zip(keys, gradients, strict=True))
     return [x.detach() for x in returned], metrics, found
 
