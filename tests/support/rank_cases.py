@@ -180,7 +180,8 @@ def in_one_process(name: str, sizes, reduction: str, dtype=torch.float64, seed=0
         weights = [random_upstream(x.shape, rank).to(x.dtype) for rank, x in enumerate(parts)]
     else:
         # The mean is the sum divided by a count, which depends on the weights.
-        factor = world * (mean / every.sum() if reduction == "mean" else 1.0)
+        share = mean / every.sum() if every.sum() else 0 * mean
+        factor = world * (share if reduction == "mean" else 1.0)
         returned = [factor * x.sum() for x in parts]
         weights = [torch.tensor(upstream(rank)) for rank in range(world)]
     total = sum((x * g.to(x.dtype)).sum() for x, g in zip(returned, weights, strict=True))
