@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .collectives import all_gather_single, reduce_scatter_single
+from .collectives import all_gather_single
 
 GATHERED_BYTES = 1 << 26
 """``strategy="auto"`` gathers where a rank's gathered columns take at most this many bytes."""
@@ -193,7 +193,7 @@ def _ring(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tenso
             _Neighbours.post(plan.group, messages).wait()
             for result, x, y in zip(plan.results, home, arriving, strict=True):
                 here = x[:, start : start + size]
-                here.copy_(result.merge(y[:, : here.shape[1]], here))
+                result.merge(here, y[:, : here.shape[1]])
     return home
 
 
@@ -208,7 +208,7 @@ def _placed(plan: Exchange, found: list[Tensor], first: int, size: int, G: int) 
 
 
 def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tensor]:
-    G, longest, steps = columns[0].shape[0], max(plan.sizes), plan.steps(world)
+    longest, steps = max(plan.sizes), plan.steps(world)
     own = [padded(x, 0, longest) for x in columns]
     everyone = [x.new_empty(world, *x.shape) for x in own]
     works = [
@@ -219,22 +219,23 @@ def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Ten
     home = compute(Visit(True, slice(None)), columns)
     for work in works:
         work.wait()
-    found = plan.empty(columns[0], world, G, longest)
+    found = [{} for _ in plan.results]
     for others, rows in _runs(plan, rank, world, steps):
         parts = [(t, plan.part(rank, t, (t - rank) % world, world)[1]) for t in others]
-        met = [torch.cat([x[t, :, valid] for t, valid in parts], 1) for x in everyone]
+        met = [_together([x[t, :, valid] for t, valid in parts]) for x in everyone]
         new = compute(Visit(False, rows), met)
-        at = 0
-        for t, valid in parts:
-            end = at + valid.stop - valid.start
-            for x, y in zip(found, new, strict=True):
-                x[t, :, valid] = y[:, at:end]
-            at = end
+        lengths = [valid.stop - valid.start for _, valid in parts]
+        for about, x in zip(found, new, strict=True):
+            about.update(zip(others, x.split(lengths, 1), strict=True))
     del everyone
-    for result, x, y in zip(plan.results, home, found, strict=True):
-        mine = _sent_home(result, y, plan.group)
-        x.copy_(result.merge(mine[:, : x.shape[1]], x))
+    for result, x, about in zip(plan.results, home, found, strict=True):
+        _send_home(plan, result, x, about)
     return home
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    """The columns of all parts, without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _runs(plan: Exchange, rank: int, world: int, steps: int):
@@ -247,14 +248,31 @@ def _runs(plan: Exchange, rank: int, world: int, steps: int):
         yield [other], plan.part(rank, other, steps, world)[0]
 
 
-def _sent_home(result: Result, found: Tensor, group) -> Tensor:
-    """The results about this rank's columns, from ``found [W, G, n, width]`` of each rank."""
-    if not found.numel():
-        return found[0]
-    if result.how == "sum":
-        mine = torch.empty_like(found[0])
-        reduce_scatter_single(mine, found.flatten(0, 1), group=group)
-        return mine
-    arrived = torch.empty_like(found)
-    dist.all_to_all_single(arrived, found, group=group)
-    return arrived.logsumexp(0) if result.how == "lse" else arrived.amax(0)
+def _send_home(plan: Exchange, result: Result, home: Tensor, found: dict[int, Tensor]) -> None:
+    """Send each rank what was found about its columns, and merge into `home` what arrives.
+
+    A rank sends to those that it has met, and nothing to the others.
+    """
+    rank, world = dist.get_rank(plan.group), dist.get_world_size(plan.group)
+    G, _, width = home.shape
+    sent = [found[t].reshape(-1) if t in found else home.new_empty(0) for t in range(world)]
+    places = [_met_by(plan, t, rank, world) for t in range(world)]
+    counts = [G * (place.stop - place.start) * width for place in places]
+    arrived = home.new_empty(sum(counts))
+    leaving = [x for x in sent if x.numel()]
+    dist.all_to_all_single(
+        arrived,
+        _together([x[None] for x in leaving])[0] if leaving else home.new_empty(0),
+        output_split_sizes=counts,
+        input_split_sizes=[x.numel() for x in sent],
+        group=plan.group,
+    )
+    for place, x in zip(places, arrived.split(counts), strict=True):
+        if x.numel():
+            result.merge(home[:, place], x.view(G, -1, width))
+
+
+def _met_by(plan: Exchange, other: int, rank: int, world: int) -> slice:
+    """Which of this rank's columns another rank meets."""
+    step = (rank - other) % world
+    return plan.part(other, rank, step, world)[1] if 0 < step <= plan.steps(world) else slice(0, 0)
