@@ -97,7 +97,7 @@ def _shown(x) -> str:
             return "a tensor"
         if x.dim() == 0:
             return "a scalar"
-        return f"[{', '.join(['n', *(str(size) for size in x.shape[1:])])}] {x.dtype}"
+        return f"[n] {x.dtype}" if x.dim() == 1 else f"[..., {x.shape[-1]}] {x.dtype}"
     if isinstance(x, (tuple, list)):
         return f"({', '.join([_shown(y) for y in x])})"
     return repr(x)

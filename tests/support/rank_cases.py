@@ -23,18 +23,8 @@ LAYOUTS = {
 STRATEGIES = ("gather", "ring")
 REDUCTIONS = ("none", "mean", "sum")
 
-LATER = (
-    "n_pairs_loss",
-    "cpc_loss",
-    "dcl_loss",
-    "dclw_loss",
-    "multiple_negatives_ranking_loss",
-    "similarity_logsumexp",
-)
-"""The functions that do not take a group yet."""
-
+LATER = ()
 LATER_OPTIONS = ()
-"""The options that are not those of all ranks yet."""
 
 
 def takes_ranks(function: str) -> bool:
