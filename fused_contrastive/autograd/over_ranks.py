@@ -120,10 +120,10 @@ def sum_over_ranks(x: Tensor, ranks: str) -> Tensor:
 
 def described(ranks: Ranks, *tensors: Tensor | None) -> str:
     """`Ranks.encode`, with what the ranks' backward passes exchange as a part of the call."""
-    needs = "".join(
-        "-" if x is None else str(int(x.requires_grad and torch.is_grad_enabled())) for x in tensors
-    )
-    return ranks._replace(call=f"{ranks.call} gradients {needs}").encode()
+    names = zip(("rows", "columns", "scale", "bias"), tensors, strict=False)
+    wanted = [name for name, x in names if x is not None and x.requires_grad]
+    wanted = ", ".join(wanted) if wanted and torch.is_grad_enabled() else "nothing"
+    return ranks._replace(call=f"{ranks.call} with gradients of {wanted}").encode()
 
 
 class Result(NamedTuple):

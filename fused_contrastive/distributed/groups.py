@@ -6,6 +6,7 @@ A rank that disagrees, or that has raised an error, is therefore an error on eve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import NamedTuple
 
@@ -119,11 +120,7 @@ def _gloo_beside(group):
 
 
 _agreements = 0
-
-
-def agreements() -> int:
-    """How often this process has begun to agree with others."""
-    return _agreements
+"""How often this process has begun to agree with others."""
 
 
 def digest(text: str) -> int:
@@ -159,7 +156,7 @@ def agree(ranks: Ranks, rows: int, columns: int, call: str = "") -> list[tuple[i
     """
     global _agreements
     _agreements += 1
-    group, call = ranks.process_group, f"{ranks.call} {ranks.strategy} {call}"
+    group, call = ranks.process_group, f"{ranks.call}, strategy={ranks.strategy!r} [{call}]"
     if dist.get_world_size(group) == 1:
         return [(rows, columns)]
     records = _exchange(group, [AGREES, digest(call), rows, columns], ranks.call)
@@ -183,6 +180,18 @@ def refuse(ranks: Ranks, error: Exception) -> None:
     if dist.get_world_size(group) > 1:
         _exchange(group, [RAISED, 0, 0, 0], ranks.call)
         _texts(group, f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def told(ranks: Ranks | None):
+    """Tell the other ranks of an error inside the ``with`` block, while they wait to agree."""
+    before = _agreements
+    try:
+        yield
+    except Exception as error:
+        if ranks is not None and _agreements == before:
+            refuse(ranks, error)
+        raise
 
 
 def _texts(group, text: str) -> list[str]:

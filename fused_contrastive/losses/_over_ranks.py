@@ -9,6 +9,7 @@ exactly the mean over all rows, and its gradient.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from .. import checks
 from .._torch_internals import constant_result
-from ..distributed.groups import STRATEGIES, Ranks, agreements, refuse, resolve
+from ..distributed.groups import STRATEGIES, Ranks, resolve, told
 
 
 class NotGiven:
@@ -42,10 +43,12 @@ def over_ranks(loss):
     raises an error, the other ranks are told, so that they raise one, too.
     """
 
+    strategies = STRATEGIES if "strategy" in inspect.signature(loss).parameters else ("auto",)
+
     @functools.wraps(loss)
     def call(*inputs, group=NOT_GIVEN, strategy="auto", **options):
-        if strategy not in STRATEGIES:
-            checks.choice("strategy", strategy, STRATEGIES)
+        if strategy not in strategies:
+            checks.choice("strategy", strategy, strategies)
         if group is NOT_GIVEN:
             warn_of_several_ranks(loss.__name__)
             group = None
@@ -55,14 +58,8 @@ def over_ranks(loss):
         ranks = Ranks(group.group_name, strategy, described(loss.__name__, inputs, options))
         if torch.compiler.is_compiling():
             return loss(*inputs, group=ranks, **options)
-        before = agreements()
-        try:
+        with told(ranks):
             return loss(*inputs, group=ranks, **options)
-        except Exception as error:
-            # The others wait for this rank only until they have agreed.
-            if agreements() == before:
-                refuse(ranks, error)
-            raise
 
     return call
 

@@ -35,8 +35,8 @@ def forward(
     """The forward pass, and the rows and columns of every rank."""
     scale, one_set, dtype = problem.scale, problem.one_set, problem.dtype
     G, M, N, D = problem.sizes
-    options = problem.candidates.kind, problem.positive >= 0, problem.normalize, *wanted
-    call = f"{options} {problem.bias is None} {dtype} {G} {D}"
+    call = f"candidates {problem.candidates.kind}, D = {D}, groups = {G}, {dtype}, {wanted}"
+    call += f", bias {problem.bias is not None}, positive {problem.positive >= 0}"
     sizes = agree(ranks, M, N, call)
     x, a_inv = prepare(problem.a, problem.normalize, dtype)
     y, b_inv = (x, None) if one_set else prepare(problem.b, problem.normalize, dtype)

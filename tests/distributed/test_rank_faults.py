@@ -73,7 +73,7 @@ def test_a_rank_raises(name, strategy, pool):
 
 CALLS = {
     "dtype": ({}, {"dtype": torch.float64}, "torch.float64"),
-    "D": ({}, {"d": 4}, "[n, 4]"),
+    "D": ({}, {"d": 4}, "[..., 4]"),
     "temperature": ({"temperature": 0.5}, {"temperature": 0.25}, "0.25"),
     "margin": ({}, {"margin": 0.5}, "margin=0.5"),
     "metrics": ({}, {"metrics": True}, "metrics=True"),
