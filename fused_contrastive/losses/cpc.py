@@ -33,6 +33,7 @@ def cpc_loss(
     Args:
         predictions, latents: ``[K, B, D]``, the K predicted and true latents of B sequences.
         keys, weights: ``[B]``, one for each sequence; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``(loss, accuracy)``. The loss is ``[K, B]`` with ``reduction="none"``, else a scalar; its

@@ -40,6 +40,7 @@ def dcl_loss(
         normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
             products.
         keys, weights: ``[B]``, one for each pair; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf
@@ -91,6 +92,7 @@ def dclw_loss(
         sigma: a number or a 0-d tensor, whose value is never read.
         normalize: compare cosines, as in `dcl_loss`.
         keys, weights: ``[B]``, one for each pair, as in `dcl_loss`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf

@@ -226,6 +226,7 @@ def distill_clip_loss(
             caller; constants.
         teacher_logit_scale: multiplies the teacher's dot products; a constant.
         weights: ``[N]``, one for each pair; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``: ``[N]`` with ``reduction="none"``, else a

@@ -59,6 +59,7 @@ def info_nce_loss(
         label_smoothing, margin, hardness, tau_plus: see `fused_contrastive.losses`, as for the
             vectors above. The integer `keys` have nothing to do with the embeddings `positive_key`
             and `negative_keys`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.

@@ -43,6 +43,7 @@ def n_pairs_loss(
         keys, bias: ``[B]``, one for each positive as a column. A row has the key of its positive.
         weights: ``[B]``, one for each anchor.
         label_smoothing, margin: see `fused_contrastive.losses`, as for the vectors above.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[B]`` with ``reduction="none"``, else a scalar.

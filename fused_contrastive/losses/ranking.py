@@ -66,6 +66,7 @@ def multiple_negatives_ranking_loss(
         hardness_mode: the negatives of ``"query_to_doc"`` that `hardness` is for. They are
             ``"all_negatives"``, ``"in_batch_negatives"`` (the other queries' documents) or
             ``"hard_negatives"`` (the query's own `negative_keys`).
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.

@@ -71,6 +71,7 @@ def sup_con_loss(
             logit is a positive's. The positive similarity is the mean cosine (or logit) over all
             pairs of row and positive. Rows without positives are in neither. Metrics cost another
             forward pass.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N,
