@@ -34,8 +34,20 @@ from torch import Tensor
 
 from ..distributed.groups import Ranks
 from ..dtypes import accumulation_dtype
-from ..problem import Candidates, LogSumExp, Needs, Prepared, Problem, Saved, Upstream, Wanted
+from ..problem import (
+    Candidates,
+    Forward,
+    Gradients,
+    LogSumExp,
+    Needs,
+    Prepared,
+    Problem,
+    Saved,
+    Upstream,
+    Wanted,
+)
 from . import _fakes
+from ._codec import similarity_operands
 from ._library import LIBRARY, implement_over_ranks
 from ._similarity_exchange import backward, forward
 
@@ -148,3 +160,52 @@ def _(a, b, scale, bias, key_a, key_b, kind, offset, stride, positive, normalize
 def _(g_rows, g_cols, a, b, scale, *rest):
     G, N, _ = (a if b is None else b).shape
     return _fakes.gradients(a, b, scale, rest[-6:-2], (G, N))
+
+
+def call_forward(
+    problem: Problem, wanted: Wanted, backend: str, ranks: Ranks
+) -> tuple[Forward, Tensor]:
+    """Call the forward op on named arguments. The sizes follow what it found."""
+    operands, candidates = similarity_operands(problem)
+    options = (problem.normalize, wanted.columns, wanted.extrema, problem.dtype)
+    found = similarity_over_ranks(*operands, *candidates, *options, backend, ranks.encode())
+    rows, cols, pos, loss, row_max, col_max, *prepared, sizes = found
+    forward = Forward(
+        row_lse=LogSumExp(rows),
+        col_lse=None if _present(cols) is None else LogSumExp(cols),
+        pos=_present(pos),
+        loss=_present(loss),
+        row_max=_present(row_max),
+        col_max=_present(col_max),
+        prepared=Prepared(*(_present(x) for x in prepared)),
+        mean=None,
+    )
+    return forward, sizes
+
+
+def call_backward(
+    upstream: Upstream,
+    problem: Problem,
+    saved: Saved,
+    need: Needs,
+    sizes: Tensor,
+    *,
+    backend: str,
+    ranks: Ranks,
+) -> Gradients:
+    """Call the backward op on named arguments."""
+    operands, candidates = similarity_operands(problem)
+    scale = problem.scale
+    tensors = (
+        upstream.rows,
+        _or_absent(upstream.cols, scale),
+        *operands,
+        saved.row_lse.parts,
+        _or_absent(None if saved.col_lse is None else saved.col_lse.parts, scale),
+        _or_absent(saved.pos, scale),
+        *(_or_absent(x, scale) for x in saved.prepared),
+    )
+    options = (*candidates, problem.normalize, problem.dtype, *need)
+    where = backend, ranks.encode()
+    found = similarity_over_ranks_backward(*tensors, sizes, *options, *where)
+    return Gradients(*(x if needed else None for x, needed in zip(found, need, strict=True)))
