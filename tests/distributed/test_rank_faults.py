@@ -128,7 +128,7 @@ def stops_between(group, strategy: str, backward: bool, how: str):
                 os._exit(3)
             if how == "raises":
                 raise MemoryError("no memory for a tile")
-            time.sleep(2 * PATIENCE)
+            time.sleep(1.5 * PATIENCE)
             return compute(visit, met)
 
         return run(self, columns, tile)
@@ -170,9 +170,19 @@ def test_a_rank_ends_before_a_call():
         assert seconds < PATIENCE + 5
 
 
-@pytest.mark.parametrize("how", ("ends", "is late", "raises"))
-@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("strategy", "backward", "how"),
+    (
+        ("ring", False, "ends"),
+        ("ring", True, "ends"),
+        ("gather", False, "ends"),
+        ("gather", True, "ends"),
+        ("ring", False, "is late"),
+        ("gather", True, "is late"),
+        ("ring", True, "raises"),
+        ("gather", False, "raises"),
+    ),
+)
 def test_a_rank_stops_in_an_exchange(strategy, backward, how):
     """The other ranks raise an error about the timeout of the group later, or at once."""
     ends = (1,) if how == "ends" else ()
@@ -191,7 +201,7 @@ def test_a_rank_stops_in_an_exchange(strategy, backward, how):
 def late(group):
     """Rank 1 calls when the others have given up."""
     if dist.get_rank(group) == 1:
-        time.sleep(2 * PATIENCE)
+        time.sleep(1.5 * PATIENCE)
     return timed(group)
 
 

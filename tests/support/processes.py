@@ -118,11 +118,12 @@ def _serve(rank: int, size: int, folder: str, patience: float, connection) -> No
     with open(f"{folder}/rank {rank}.stacks", "w") as stacks:
         faulthandler.register(signal.SIGUSR1, file=stacks)
         torch.set_num_threads(1)
-        joined = {"timeout": datetime.timedelta(seconds=patience)}
         store = f"file://{folder}/store"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size, **joined)
-        groups = {n: dist.new_group(range(n), **joined) for n in range(1, size)}
-        groups[size] = dist.group.WORLD
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+        # The ranks start one after another. They join the groups together.
+        dist.barrier()
+        joined = {"timeout": datetime.timedelta(seconds=patience)}
+        groups = {n: dist.new_group(range(n), **joined) for n in range(1, size + 1)}
         while True:
             try:
                 world, function, arguments, poisoned = pickle.loads(connection.recv_bytes())
