@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from .. import checks
 from .._torch_internals import constant_result
+from ..autograd._formulas import is_transformed
 from ..distributed.groups import STRATEGIES, Ranks, resolve, told
 
 
@@ -59,6 +60,11 @@ def over_ranks(loss):
         if torch.compiler.is_compiling():
             return loss(*inputs, group=ranks, **options)
         with told(ranks):
+            if is_transformed():
+                raise NotImplementedError(
+                    "torch.func's transforms and forward mode of a loss over the ranks of a group "
+                    "are not available: group must be None there"
+                )
             return loss(*inputs, group=ranks, **options)
 
     return call
