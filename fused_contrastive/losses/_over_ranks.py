@@ -59,12 +59,13 @@ def over_ranks(loss):
         ranks = Ranks(group.group_name, strategy, described(loss.__name__, inputs, options))
         if torch.compiler.is_compiling():
             return loss(*inputs, group=ranks, **options)
+        if is_transformed():
+            # Inside a transform the ranks cannot exchange anything, not even an error.
+            raise NotImplementedError(
+                "torch.func's transforms and forward mode of a loss over the ranks of a group "
+                "are not available: group must be None there"
+            )
         with told(ranks):
-            if is_transformed():
-                raise NotImplementedError(
-                    "torch.func's transforms and forward mode of a loss over the ranks of a group "
-                    "are not available: group must be None there"
-                )
             return loss(*inputs, group=ranks, **options)
 
     return call
