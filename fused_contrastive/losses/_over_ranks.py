@@ -35,12 +35,17 @@ NOT_GIVEN = NotGiven()
 _warned = False
 
 
-def over_ranks(loss):
+def over_ranks(loss=None, *, rows: int = 0):
     """Let a loss function take `group` and `strategy`.
+
+    In the dimension `rows` each rank has a size of its own.
 
     The function itself is called with ``group=None``, or with the `Ranks` of the group. Where it
     raises an error, the other ranks are told, so that they raise one, too.
     """
+
+    if loss is None:
+        return functools.partial(over_ranks, rows=rows)
 
     @functools.wraps(loss)
     def call(*inputs, group=NOT_GIVEN, strategy="auto", **options):
@@ -52,7 +57,7 @@ def over_ranks(loss):
         if group is None:
             return loss(*inputs, group=None, **options)
         group = resolve(group)
-        ranks = Ranks(group.group_name, strategy, described(loss.__name__, inputs, options))
+        ranks = Ranks(group.group_name, strategy, described(loss.__name__, inputs, options, rows))
         if torch.compiler.is_compiling():
             return loss(*inputs, group=ranks, **options)
         before = agreements()
@@ -83,18 +88,21 @@ def warn_of_several_ranks(name: str) -> None:
         )
 
 
-def described(name: str, inputs, options) -> str:
+def described(name: str, inputs, options, rows: int = 0) -> str:
     """A call, as far as all ranks must agree on it: everything but values and rows of tensors."""
-    shown = [_shown(x) for x in inputs]
-    shown += [f"{key}={_shown(options[key])}" for key in sorted(options)]
+    shown = [_shown(x, rows) for x in inputs]
+    shown += [f"{key}={_shown(options[key], rows)}" for key in sorted(options)]
     return f"{name}({', '.join(shown)})"
 
 
-def _shown(x) -> str:
+def _shown(x, rows: int) -> str:
     if isinstance(x, torch.Tensor):
         if x.dim() == 0:
             return "a scalar"
-        return f"[{', '.join(['n', *(str(size) for size in x.shape[1:])])}] {x.dtype}"
+        sizes = [str(size) for size in x.shape]
+        if -x.dim() <= rows < x.dim():
+            sizes[rows] = "n"
+        return f"[{', '.join(sizes)}] {x.dtype}"
     if isinstance(x, (tuple, list)):
-        return f"({', '.join([_shown(y) for y in x])})"
+        return f"({', '.join([_shown(y, rows) for y in x])})"
     return repr(x)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import checks
 from ..autograd import force as autograd
 from ..autograd._formulas import refuse_export, refuse_transforms
+from ..autograd.force_over_ranks import force_loss as loss_over_ranks
 from ..backends import dispatch
 from ..reference import force as reference
 from ..scalars import inverse_scale
@@ -22,12 +23,13 @@ from ._arguments import asks_for_eager
 from ._module import Loss, own_number, own_temperatures
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._points import inverse_temperatures, points_dtype, stacked
+from ._reduction import reduce
 
 MASKS = ("sum", "softmax")
 NORMALIZERS = (None, "dist_affinity_rms", "force_rms")
 
 
-@over_ranks
+@over_ranks(rows=-2)
 def contrastive_force(
     positive: Tensor,
     negative: Tensor,
@@ -106,7 +108,7 @@ def contrastive_force(
     return force.reshape(negative.shape).to(dtype)
 
 
-@over_ranks
+@over_ranks(rows=-2)
 def contrastive_force_loss(
     positive: Tensor,
     negative: Tensor,
@@ -138,7 +140,9 @@ def contrastive_force_loss(
             leading dimensions and then gets a gradient. A tensor's values are not read; a scale of
             0 counts as 1.
         detach_scale: take the scale as a constant.
-        group, strategy: not available yet; a group raises NotImplementedError.
+        group, strategy: the ranks whose points are one set, and how they are exchanged. Each rank
+            passes its own points of every group, and gets the loss of its own negatives. The loss
+            is then computed in torch operations, whatever `backend` is.
 
     Returns:
         ``[..., M, D]`` elementwise with ``reduction="none"``, else a scalar; float32, or float64
@@ -166,15 +170,24 @@ def contrastive_force_loss(
     floor = check_options(mask_self, normalizer, affinity_floor)
     checks.choice("detach_scale", detach_scale, (True, False))
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    _refuse_ranks(group)
-    eager = asks_for_eager(backend)
+    eager = asks_for_eager(backend, group)
     x = stacked(negative, positive, dtype)
     inverse = inverse_temperatures(temperatures, x)
     lead = negative.shape[:-2]
     scale = _given_scale(scale, lead, inverse)
     if detach_scale and scale is not None:
         scale = scale.detach()
-    if negative.numel() == 0 or positive.shape[-2] == 0:
+    if group is not None:
+        refuse_transforms(positive, negative, scale)
+        refuse_export(positive, negative, scale)
+        dispatch.select(backend, x.device, dtype)
+        options = autograd.ForceOptions(
+            negative.shape[-2], mask=mask_self == "softmax", floor=floor, normalizer=normalizer
+        )
+        attached = not detach_scale
+        loss = loss_over_ranks(x, scale, inverse, options, attached=attached, ranks=group)
+        loss = loss.reshape(negative.shape)
+    elif negative.numel() == 0 or positive.shape[-2] == 0:
         others = [positive] if scale is None else [positive, scale]
         loss = _nothing(negative, *others).to(inverse.dtype)
     elif eager:
@@ -197,7 +210,7 @@ def contrastive_force_loss(
         )
         loss = autograd.force_loss(x, scale, inverse, options, not detach_scale, name)
         loss = loss.reshape(negative.shape)
-    return loss if reduction == "none" else getattr(loss, reduction)()
+    return reduce(loss, reduction, group=group)
 
 
 def check_options(mask_self, normalizer, affinity_floor) -> float:
@@ -220,7 +233,7 @@ def _refuse_ranks(group) -> None:
     """Raise where the points of several ranks are asked for."""
     if group is not None:
         raise NotImplementedError(
-            "the force family does not compute over the points of a group's ranks yet: "
+            "contrastive_force does not compute over the points of a group's ranks yet: "
             "group must be None"
         )
 
