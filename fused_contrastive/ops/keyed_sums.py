@@ -13,10 +13,10 @@ op is linear, and its transpose is the op with `key` and `of` exchanged, and wit
 `sizes` exchanged. With `sizes` the ranks have agreed already. Without, they agree on the host, and
 ``ranks`` is `Ranks.encode`. In a ring a rank holds O((n + m) C) numbers.
 
-``exactly_summable`` takes ``x [n, C]`` and returns rows close to it, in float64 where the device has
-it. These add up without rounding, so that their sums have the same bits on all ranks, in any order.
-They are multiples of a power of two, one for each column, of which the column's magnitudes over all
-ranks are at most 2^51 in sum. It is for constants and has no derivative.
+``exactly_summable`` takes ``x [n, C]`` and returns rows close to it, in float64 where the device
+has it. These add up without rounding, so that their sums have the same bits on all ranks, in any
+order. They are multiples of a power of two, one for each column. The magnitudes of a column over
+all ranks are at most 2^51 multiples in sum. It is for constants and has no derivative.
 """
 
 from __future__ import annotations
