@@ -29,12 +29,12 @@ def _sums_backward(ctx, g, _):
 
 
 def _remember_rows(ctx, inputs, output):
-    x, _, ctx.ranks = inputs
+    x, _, _, ctx.ranks = inputs
     ctx.save_for_backward(x, output[1])
 
 
 def _rows_backward(ctx, g, _):
-    return gathering.sum_of_own_rows(g.contiguous(), *ctx.saved_tensors, ctx.ranks), None, None
+    return gathering.sum_of_own_rows(g.contiguous(), *ctx.saved_tensors, ctx.ranks), *[None] * 3
 
 
 for _name, _backward, _remember in (
@@ -64,7 +64,15 @@ def keyed_sums(
     return ops.keyed_sums_over_ranks(x, key, of, None, dtype, described(ranks, x))[0]
 
 
-def rows_of_all_ranks(x: Tensor, total: int, ranks: Ranks) -> tuple[Tensor, Tensor]:
-    """The rows ``[total, D]`` of all ranks' ``x [n, D]``, and the ranks' sizes ``[W, 2]``."""
+def rows_of_all_ranks(
+    x: Tensor,  # [n, D]
+    total: int,
+    argument: str,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """The rows ``[total, D]`` of all ranks' x, and the ranks' sizes ``[W, 2]``.
+
+    The `argument` of the loss that has `total` columns is named where `total` is wrong.
+    """
     refuse_transforms(x)
-    return gathering.rows_of_all_ranks(x, total, described(ranks, x))
+    return gathering.rows_of_all_ranks(x, total, argument, described(ranks, x))

@@ -8,11 +8,10 @@ from __future__ import annotations
 import torch
 
 from ..autograd.keyed_sums import keyed_sums
-from ..autograd.over_ranks import sum_over_ranks
 from ..autograd.similarity import Result
 from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
-from ..ops.keyed_sums import widened
+from ..ops.keyed_sums import exactly_summable
 from ..problem import Candidates
 from ..scalars import inverse_scale
 from ._comparison import Comparison, as_read, exact_rows, product
@@ -38,19 +37,6 @@ def class_sums(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         # CUDA's index_add adds in any order.
         return sums.index_put((index,), x, accumulate=True)[index]
     return sums.index_add(0, index, x).index_select(0, index)
-
-
-def without_rounding(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """A constant close to ``x [N, D]``, whose rows add up without rounding, in any order.
-
-    So the sums have the same bits on all ranks. The rows are multiples of a power of two, one for
-    each column, of which the column's magnitudes over all ranks are at most 2^51 in sum.
-    """
-    x = widened(x.detach())
-    _, exponent = torch.frexp(sum_over_ranks(x.abs().sum(0), ranks.encode()))
-    # The smallest unit is a normal number.
-    unit = torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), (exponent - 51).clamp_min(-1022))
-    return (x / unit).round() * unit
 
 
 class Batch:
@@ -166,7 +152,8 @@ class Batch:
         if self.by_views or self.ranks is None:
             total = self.sums(self.z).detach()
         else:
-            total = self.class_sums(without_rounding(self.z.sum(0), self.ranks)).to(self.z.dtype)
+            z = exactly_summable(self.z.detach().sum(0), self.ranks.encode())
+            total = self.class_sums(z).to(self.z.dtype)
         return total / (self.count + 1).unsqueeze(1)
 
     def mean(self) -> torch.Tensor:

@@ -237,7 +237,8 @@ def _weighted(batch: Batch, positive_weights: torch.Tensor):
     everyone = sums = batch.z.sum(0)
     itself = torch.arange(batch.samples, device=sums.device)
     if batch.ranks is not None:
-        everyone, sizes = rows_of_all_ranks(sums, positive_weights.shape[1], batch.ranks)
+        name, columns = "positive_weights", positive_weights.shape[1]
+        everyone, sizes = rows_of_all_ranks(sums, columns, name, batch.ranks)
         itself = itself + sizes[: batch.ranks.rank, 0].sum().to(sums.device, non_blocking=True)
     itself = itself.unsqueeze(1)
     others = positive_weights.to(sums.dtype, copy=True).scatter_(1, itself, 0.0)

@@ -12,11 +12,17 @@ The sums are accumulated in float64 where the device has it, and every run gives
 op is linear, and its transpose is the op with `key` and `of` exchanged, and with the columns of
 `sizes` exchanged. With `sizes` the ranks have agreed already. Without, they agree on the host, and
 ``ranks`` is `Ranks.encode`. In a ring a rank holds O((n + m) C) numbers.
+
+``exactly_summable`` takes ``x [n, C]`` and returns rows close to it, in float64 where the device
+has it. These add up without rounding, so that their sums have the same bits on all ranks, in any
+order. They are multiples of a power of two, one for each column. The magnitudes of a column over
+all ranks are at most 2^51 multiples in sum. It is for constants and has no derivative.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..distributed.exchange import Exchange, Visit
@@ -28,6 +34,7 @@ LIBRARY.define(
     "keyed_sums_over_ranks(Tensor x, Tensor key, Tensor of, Tensor? sizes, ScalarType dtype, "
     "str ranks) -> (Tensor, Tensor)"
 )
+LIBRARY.define("exactly_summable(Tensor x, str ranks) -> Tensor")
 
 
 def widened(x: Tensor) -> Tensor:
@@ -80,8 +87,21 @@ def over_ranks(
     return total.to(dtype), torch.tensor(sizes)
 
 
+def summable(x: Tensor, ranks: str) -> Tensor:
+    """The op ``exactly_summable``."""
+    x = widened(x)
+    total = x.abs().sum(0)
+    dist.all_reduce(total, group=Ranks.decode(ranks).process_group)
+    _, exponent = torch.frexp(total)
+    # The smallest unit is a normal number.
+    unit = torch.ldexp(torch.ones_like(total), (exponent - 51).clamp_min(-1022))
+    return (x / unit).round() * unit
+
+
 implement_over_ranks("keyed_sums_over_ranks", over_ranks)
+implement_over_ranks("exactly_summable", summable)
 keyed_sums_over_ranks = torch.ops.fused_contrastive.keyed_sums_over_ranks.default
+exactly_summable = torch.ops.fused_contrastive.exactly_summable.default
 
 
 @torch.library.register_fake("fused_contrastive::keyed_sums_over_ranks", lib=LIBRARY)
@@ -90,3 +110,8 @@ def _(x, key, of, sizes, dtype, ranks):
         x.new_empty((of.shape[0], x.shape[1]), dtype=dtype),
         torch.empty((Ranks.decode(ranks).size, 2), dtype=torch.int64, device="cpu"),
     )
+
+
+@torch.library.register_fake("fused_contrastive::exactly_summable", lib=LIBRARY)
+def _(x, ranks):
+    return widened(torch.empty_like(x, memory_format=torch.contiguous_format))

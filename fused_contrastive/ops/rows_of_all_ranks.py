@@ -1,7 +1,8 @@
 """The rows of all ranks of a process group as an op, and its transpose.
 
 ``rows_of_all_ranks`` takes this rank's rows ``x [n, D]`` and how many rows all ranks have together,
-`total`, so that a compiler knows the shape of the result. It returns
+`total`, so that a compiler knows the shape of the result. The `argument` of the loss whose columns
+are `total` is named in errors. The op returns
 
     rows [total, D]    the rows of all ranks in rank order
     sizes [W, 2]       n and `total` of each rank, int64 on the CPU
@@ -21,11 +22,13 @@ from ..distributed.exchange import padded
 from ..distributed.groups import Ranks, agree
 from ._library import LIBRARY, implement_over_ranks
 
-LIBRARY.define("rows_of_all_ranks(Tensor x, SymInt total, str ranks) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "rows_of_all_ranks(Tensor x, SymInt total, str argument, str ranks) -> (Tensor, Tensor)"
+)
 LIBRARY.define("sum_of_own_rows(Tensor g, Tensor x, Tensor sizes, str ranks) -> Tensor")
 
 
-def gather(x: Tensor, total: int, ranks: str) -> tuple[Tensor, Tensor]:
+def gather(x: Tensor, total: int, argument: str, ranks: str) -> tuple[Tensor, Tensor]:
     """The op ``rows_of_all_ranks``."""
     ranks = Ranks.decode(ranks)
     agreed = agree(ranks, x.shape[0], total, f"rows of all ranks, {x.shape[1]} {x.dtype}")
@@ -33,8 +36,8 @@ def gather(x: Tensor, total: int, ranks: str) -> tuple[Tensor, Tensor]:
     for rank, (_, claimed) in enumerate(agreed):
         if claimed != sum(rows):
             raise ValueError(
-                f"rank {rank} must have a column for each of the {sum(rows)} samples of all ranks, "
-                f"got {claimed}; the ranks have {rows} samples"
+                f"{argument} must have a column for each of the {sum(rows)} samples of all ranks, "
+                f"got {claimed} on rank {rank}; the ranks have {rows} samples"
             )
     sizes, longest = torch.tensor(agreed), max(rows)
     if len(rows) == 1 or not longest:
@@ -63,7 +66,7 @@ sum_of_own_rows = torch.ops.fused_contrastive.sum_of_own_rows.default
 
 
 @torch.library.register_fake("fused_contrastive::rows_of_all_ranks", lib=LIBRARY)
-def _(x, total, ranks):
+def _(x, total, argument, ranks):
     return (
         x.new_empty(total, x.shape[1]),
         torch.empty((Ranks.decode(ranks).size, 2), dtype=torch.int64, device="cpu"),
