@@ -137,7 +137,9 @@ class MemoryBank(nn.Module):
         if group is None or torch.compiler.is_compiling():
             self._check(keys, labels)
         else:
-            ranks = Ranks(group.group_name, "gather", "MemoryBank.enqueue()")
+            # The ranks must write into banks of one kind.
+            call = f"MemoryBank.enqueue() into {self!r} of {self.rows.dtype}"
+            ranks = Ranks(group.group_name, "gather", call)
             with told(ranks):
                 self._check(keys, labels)
                 lengths = [n for n, _ in agree(ranks, len(keys), 0)]

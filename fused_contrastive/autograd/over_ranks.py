@@ -113,9 +113,24 @@ torch.library.register_autograd(
 )
 
 
+def mean_backward(ctx, g):
+    """The mean of the ranks' gradients."""
+    return sum_over_ranks(g, ctx.ranks) / Ranks.decode(ctx.ranks).size, None
+
+
+torch.library.register_autograd(
+    "fused_contrastive::averaged_gradient", mean_backward, setup_context=remember_ranks, lib=LIBRARY
+)
+
+
 def sum_over_ranks(x: Tensor, ranks: str) -> Tensor:
     """The sum of the ranks' x, which have one shape."""
     return collectives.sum_over_ranks(x, ranks)
+
+
+def averaged_gradient(x: Tensor, ranks: str) -> Tensor:
+    """x itself. Its gradient is the mean of the ranks' gradients."""
+    return collectives.averaged_gradient(x, ranks)
 
 
 def described(ranks: Ranks, *tensors: Tensor | None) -> str:

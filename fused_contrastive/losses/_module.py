@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .. import checks
-from ..autograd.over_ranks import sum_over_ranks
+from ..autograd.over_ranks import averaged_gradient
 from ..distributed.groups import Ranks, resolve
 from ._arguments import Options, check_options
 from ._over_ranks import NOT_GIVEN
@@ -32,14 +32,14 @@ class Loss(nn.Module):
         self.options = options
 
     def learned(self, parameter: torch.Tensor) -> torch.Tensor:
-        """A parameter ``[]``, or with ``learnable="averaged"`` its mean over the ranks.
+        """A parameter ``[]``, whose gradient is averaged with ``learnable="averaged"``.
 
-        That mean is the parameter itself, up to its rounding, as long as all ranks have the same.
-        Its gradient is the mean of the ranks' gradients, so they go on having the same.
+        Ranks that start with the same parameter go on having the same. Nothing is exchanged before
+        the backward pass, so that one rank alone may read the value.
         """
         if self.ranks is None:
             return parameter
-        return sum_over_ranks(parameter, self.ranks.encode()) / self.ranks.size
+        return averaged_gradient(parameter, self.ranks.encode())
 
     def extra_repr(self) -> str:
         given = {name: x for name, x in self.options.items() if x is not NOT_GIVEN}

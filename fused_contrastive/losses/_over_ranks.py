@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 
 import torch
@@ -36,6 +37,9 @@ NOT_GIVEN = NotGiven()
 
 _warned = False
 
+PACKAGES = (__name__.partition(".")[0], "torch")
+"""The warning points at a line outside these."""
+
 
 def over_ranks(loss):
     """Let a loss function take `group` and `strategy`.
@@ -46,19 +50,21 @@ def over_ranks(loss):
 
     strategies = STRATEGIES if "strategy" in inspect.signature(loss).parameters else ("auto",)
 
+    def checked(inputs, group, strategy, options):
+        checks.choice("strategy", strategy, strategies)
+        return loss(*inputs, group=group, **options)
+
     @functools.wraps(loss)
     def call(*inputs, group=NOT_GIVEN, strategy="auto", **options):
-        if strategy not in strategies:
-            checks.choice("strategy", strategy, strategies)
         if group is NOT_GIVEN:
             warn_of_several_ranks(loss.__name__)
             group = None
         if group is None:
-            return loss(*inputs, group=None, **options)
+            return checked(inputs, None, strategy, options)
         group = resolve(group)
         ranks = Ranks(group.group_name, strategy, described(loss.__name__, inputs, options))
         if torch.compiler.is_compiling():
-            return loss(*inputs, group=ranks, **options)
+            return checked(inputs, ranks, strategy, options)
         if is_transformed():
             # Inside a transform the ranks cannot exchange anything, not even an error.
             raise NotImplementedError(
@@ -66,7 +72,7 @@ def over_ranks(loss):
                 "are not available: group must be None there"
             )
         with told(ranks):
-            return loss(*inputs, group=ranks, **options)
+            return checked(inputs, ranks, strategy, options)
 
     return call
 
@@ -83,8 +89,20 @@ def warn_of_several_ranks(name: str) -> None:
             f"{name} computes the loss of this rank's batch alone: the rows of the other "
             f"{dist.get_world_size() - 1} ranks are not among its negatives. Pass group='world' "
             "for the loss of the global batch, or group=None to keep this one without the warning",
-            stacklevel=4,
+            stacklevel=_level_of_user(),
         )
+
+
+def _level_of_user() -> int:
+    """The stacklevel, for the caller, of the innermost frame outside this package and torch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _package(frame) in PACKAGES:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _package(frame) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def described(name: str, inputs, options) -> str:
@@ -102,6 +120,9 @@ def _shown(x) -> str:
         if x.dim() == 0:
             return "a scalar"
         return f"[n] {x.dtype}" if x.dim() == 1 else f"[..., {x.shape[-1]}] {x.dtype}"
+    if isinstance(x, (set, frozenset)):
+        # Processes hash strings differently, so their sets have other orders.
+        return f"{{{', '.join(sorted([_shown(y) for y in x]))}}}"
     if isinstance(x, (tuple, list)):
         return f"({', '.join([_shown(y) for y in x])})"
     return repr(x)

@@ -43,6 +43,8 @@ WRONG = {
     "shape": lambda u, v, **where: fc.info_nce_loss(u, v[:2], **where),
     "eager": lambda u, v, **where: fc.siglip_loss(u, v, 2.0, 0.0, backend="eager", **where),
     "backend": lambda u, v, **where: fc.clip_loss(u, v, 2.0, backend="none", **where),
+    "strategy": lambda u, v, **where: fc.dcl_loss(u, v, **where | {"strategy": "star"}),
+    "correlation": lambda u, v, group, **_: fc.correlation_loss(u, v[:2], group=group),
 }
 
 
@@ -252,20 +254,32 @@ def test_wrong_groups(pool):
 
 
 def warned(group):
-    """How often calls without and with a group warn."""
+    """What calls without and with a group warn of, and the files that the warnings point at."""
     u, v = views()
     found = []
     for where in ({"group": None}, {"group": group}, {}, {}):
-        with warnings.catch_warnings(record=True) as caught_warnings:
-            warnings.simplefilter("always")
-            fc.nt_xent_loss(u, v, **where)
-        found.append([str(w.message) for w in caught_warnings])
+        for call in (fc.nt_xent_loss, lambda u, v, **where: fc.NTXentLoss(**where)(u, v)):
+            with warnings.catch_warnings(record=True) as caught_warnings:
+                warnings.simplefilter("always")
+                call(u, v, **where)
+            found.append([(str(w.message), w.filename) for w in caught_warnings])
+            if len(found) == 5:
+                # The module is to warn, too.
+                _over_ranks._warned = False
     _over_ranks._warned = False
     return found
 
 
 def test_warning(pool):
     """A loss of one rank's batch warns once where several ranks run, unless it says group=None."""
-    for none, given, first, second in pool.run(4, warned):
-        assert none == given == second == []
-        assert len(first) == 1 and "the other 3 ranks are not among its negatives" in first[0]
+    for *given, function, module, again, once_more in pool.run(4, warned):
+        assert given == [[]] * 4 and again == once_more == []
+        for ((message, file),) in (function, module):
+            assert "the other 3 ranks are not among its negatives" in message
+            assert file == __file__
+
+
+def test_sets_are_described_in_one_order():
+    """Another process has a set of strings in another order."""
+    call = _over_ranks.described("loss", (), {"directions": {"c", "a", "b"}})
+    assert call == "loss(directions={'a', 'b', 'c'})"

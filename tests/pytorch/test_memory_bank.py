@@ -267,6 +267,35 @@ def test_ranks_write_one_bank():
         assert all(torch.equal(state[name], x) for name, x in expected.state_dict().items())
 
 
+def _banks_of_other_kinds(rank, world):
+    """The errors of ranks whose banks differ, and whether equal ones still serve after that."""
+    found = []
+    kinds = ({"labels": rank == 1}, {"dtype": (torch.float32, torch.float64)[rank]}, {"dim": rank})
+    for kind in kinds:
+        bank = MemoryBank(8, 3 + kind.pop("dim", 0), **kind)
+        labels = torch.arange(2) if bank.labels is not None else None
+        with pytest.raises(ValueError) as caught:
+            bank.enqueue(torch.ones(2, bank.rows.shape[1]), labels, group="world")
+        found.append(str(caught.value))
+    bank = MemoryBank(8, 3, fill="empty")
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        bank.enqueue(torch.ones(2, 3 + rank), group="world")
+    found.append(str(caught.value))
+    bank.enqueue(torch.ones(2, 3), group="world")
+    return found, len(bank)
+
+
+def test_ranks_with_banks_of_other_kinds():
+    """They raise one error that tells them apart, and nothing is exchanged."""
+    first, second = on_ranks(2, _banks_of_other_kinds)
+    assert first[1] == second[1] == 4
+    for mine, other in zip(first[0][:3], second[0][:3], strict=True):
+        assert mine == other and mine.startswith("the ranks of the group must make the same call")
+    # Rank 1 raises its own error, and tells rank 0.
+    assert "rank 1 raised ValueError: keys must have shape [n, 3]" in first[0][3]
+    assert second[0][3].startswith("keys must have shape [n, 3]")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     (
