@@ -1,9 +1,8 @@
-"""Sums and rows of all ranks as ops, so that autograd and torch.compile see them.
+"""Sums over the ranks as ops, so that autograd and torch.compile see them.
 
-``sum_over_ranks`` returns the sum of the ranks' tensors of one shape. ``rows_of_all_ranks`` takes
-``x [n, ...]`` and returns the rows of all ranks in rank order, where every rank may have its own n;
-``sum_of_own_rows`` is its transpose. ``averaged_gradient`` returns its tensor, and the gradient of
-that is the mean of the ranks' gradients. ``ranks`` is `Ranks.encode`.
+``sum_over_ranks`` returns the sum of the ranks' tensors of one shape. ``averaged_gradient`` returns
+its tensor, and the gradient of that is the mean of the ranks' gradients. ``ranks`` is
+`Ranks.encode`.
 """
 
 from __future__ import annotations
