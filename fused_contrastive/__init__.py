@@ -3,6 +3,7 @@
 from types import ModuleType as _ModuleType
 
 from .backends.dispatch import backends as backends
+from .backends.dispatch import set_backend as set_backend
 from .backends.dispatch import use_backend as use_backend
 from .grad_cache import cached_step as cached_step
 from .heatmap import similarity_heatmap as similarity_heatmap
