@@ -20,10 +20,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LEVELS = (
     {"problem", "dtypes", "_torch_internals"},
     {"checks", "scalars", "reference", "backends", "distributed"},
-    {"triton_kernels", "ops", "heatmap"},
+    {"triton_kernels", "ops"},
     {"autograd", "memory_bank"},
-    {"losses", "grad_cache"},
-    {"integrations", "__init__"},
+    {"losses", "tools"},
+    {"integrations", "__init__", "__main__"},
 )
 """Each entry of the package may import itself, and entries of the lines above its own."""
 
