@@ -72,7 +72,7 @@ def examine() -> dict:
         "self_test": part(run_self_tests),
         "speed": part(time_losses),
     }
-    problems += part(broken_library, found["backends"])
+    problems += part(broken_libraries, found["backends"])
     problems += [
         f"{row['family']}, {row['case']}, by {row['backend']!r} on {row['device']} in "
         f"{row['dtype']}: {row['failure']}."
@@ -151,14 +151,16 @@ def time_losses() -> list[dict]:
     ]
 
 
-def broken_library(backends: dict[str, str]) -> list[str]:
-    """Whether compiled CPU kernels lie in the package and cannot be used."""
+def broken_libraries(backends: dict[str, str]) -> list[str]:
+    """Find compiled kernels that lie in the package and cannot be used on a device that is here."""
     folder = Path(__file__).resolve().parents[1]
-    libraries = [x.name for x in folder.glob("*cpu*") if x.suffix in LIBRARY_SUFFIXES]
-    status = backends.get("cpu", "")
-    if libraries and status.startswith("unavailable"):
-        return [f"The compiled CPU kernels in {libraries[0]} cannot be used: {status}."]
-    return []
+    found = []
+    for name in {device.type for device in machine.devices()} & {"cpu", "cuda"}:
+        libraries = [x.name for x in folder.glob(f"*{name}*") if x.suffix in LIBRARY_SUFFIXES]
+        status, _, reason = backends.get(name, "").partition(": ")
+        if libraries and status == "unavailable":
+            found.append(f"The compiled kernels in {libraries[0]} cannot be used: {reason}.")
+    return found
 
 
 def hints(report: dict) -> list[str]:

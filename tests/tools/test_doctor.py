@@ -174,9 +174,9 @@ def test_a_library_that_does_not_load_is_a_problem(monkeypatch, tmp_path):
     (tmp_path / "_C_cpu.so").touch()
     monkeypatch.setattr(doctor, "__file__", str(tmp_path / "tools" / "doctor.py"))
     status = "unavailable: built for torch 2.11.0, this is torch 2.13.0"
-    (problem,) = doctor.broken_library({"cpu": status})
-    assert "_C_cpu.so cannot be used: unavailable: built for torch 2.11.0" in problem
-    assert doctor.broken_library({"cpu": "available: avx2"}) == []
+    (problem,) = doctor.broken_libraries({"cpu": status})
+    assert "_C_cpu.so cannot be used: built for torch 2.11.0" in problem
+    assert doctor.broken_libraries({"cpu": "available: avx2"}) == []
 
 
 def test_what_cannot_be_found_out_is_said(monkeypatch):
