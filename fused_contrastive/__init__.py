@@ -3,9 +3,8 @@
 from types import ModuleType as _ModuleType
 
 from .backends.dispatch import backends as backends
+from .backends.dispatch import set_backend as set_backend
 from .backends.dispatch import use_backend as use_backend
-from .grad_cache import cached_step as cached_step
-from .heatmap import similarity_heatmap as similarity_heatmap
 from .losses.clip import ClipLoss as ClipLoss
 from .losses.clip import clip_loss as clip_loss
 from .losses.correlation import BarlowTwinsLoss as BarlowTwinsLoss
@@ -40,6 +39,8 @@ from .losses.siglip import siglip_loss as siglip_loss
 from .losses.sup_con import SupConLoss as SupConLoss
 from .losses.sup_con import sup_con_loss as sup_con_loss
 from .memory_bank import MemoryBank as MemoryBank
+from .tools.grad_cache import cached_step as cached_step
+from .tools.heatmap import similarity_heatmap as similarity_heatmap
 
 __version__ = "0.1.0"
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 
@@ -13,6 +11,7 @@ import torch.distributed as dist
 
 from .. import checks
 from ..autograd.over_ranks import sum_over_ranks
+from ..backends._warnings import warn
 from ..distributed.groups import Ranks
 from ..dtypes import in_autocast, matrix_dtype
 
@@ -34,14 +33,15 @@ def package(module: str, distribution: str) -> ModuleType:
         ) from error
 
 
-@functools.cache
-def _warn(message: str) -> None:
-    warnings.warn(message, FallbackWarning, stacklevel=4)
-
-
 def falls_back(what: str, reason: str) -> None:
-    """Say, once for each reason, that what was asked of `what` does not stream."""
-    _warn(f"{what} does not stream here and runs the package's own code: {reason}")
+    """Say, once for each reason and line, that what was asked of `what` does not stream.
+
+    Args:
+        what: the class or function that was called. Its name begins with that of its package.
+        reason: why it does not stream.
+    """
+    message = f"{what} does not stream here and runs the package's own code: {reason}"
+    warn(message, FallbackWarning, beside=what.partition(".")[0])
 
 
 def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
-import warnings
 
 import torch
 import torch.distributed as dist
@@ -19,6 +17,7 @@ import torch.distributed as dist
 from .. import checks
 from .._torch_internals import constant_result
 from ..autograd._formulas import is_transformed
+from ..backends._warnings import warn
 from ..distributed.groups import STRATEGIES, Ranks, resolve, told
 
 
@@ -36,9 +35,6 @@ class NotGiven:
 NOT_GIVEN = NotGiven()
 
 _warned = False
-
-PACKAGES = (__name__.partition(".")[0], "torch")
-"""The warning points at a line outside these."""
 
 
 def over_ranks(loss):
@@ -85,24 +81,11 @@ def warn_of_several_ranks(name: str) -> None:
         return
     if dist.get_world_size() > 1:
         _warned = True
-        warnings.warn(
+        warn(
             f"{name} computes the loss of this rank's batch alone: the rows of the other "
             f"{dist.get_world_size() - 1} ranks are not among its negatives. Pass group='world' "
-            "for the loss of the global batch, or group=None to keep this one without the warning",
-            stacklevel=_level_of_user(),
+            "for the loss of the global batch, or group=None to keep this one without the warning"
         )
-
-
-def _level_of_user() -> int:
-    """The stacklevel, for the caller, of the innermost frame outside this package and torch."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and _package(frame) in PACKAGES:
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def _package(frame) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def described(name: str, inputs, options) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import peer_packages
+from fused_contrastive.backends import _warnings as user_warnings
 from fused_contrastive.integrations import _common as common
 
 peer_packages.prepare()
@@ -19,7 +20,7 @@ peer_packages.prepare()
 @pytest.fixture(autouse=True)
 def told_again():
     """Every test is told again what falls back."""
-    common._warn.cache_clear()
+    user_warnings._said.clear()
 
 
 @pytest.fixture

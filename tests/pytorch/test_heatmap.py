@@ -10,7 +10,7 @@ import torch
 from oracles import similarity as oracle
 
 import fused_contrastive as fc
-from fused_contrastive.heatmap import similarity_blocks
+from fused_contrastive.tools.heatmap import similarity_blocks
 
 
 def test_values():
@@ -50,6 +50,20 @@ def test_figure(n, texts, tmp_path, device):
         assert [t.get_text() for t in axes.texts] == [f"{v:.2f}" for v in expected.ravel()]
     figure.savefig(tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_given_axes(tmp_path):
+    """The picture goes into the given axes, and leaves the others of their figure alone."""
+    figures = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    figure = figures.Figure()
+    left, right = figure.subplots(1, 2)
+    x = torch.randn(5, 4)
+    assert fc.similarity_heatmap(x, x + 1, ax=right) is figure
+    assert right.get_title() == "cosine similarity" and len(right.images) == 1
+    assert not left.images and not left.get_title()
+    figure.savefig(tmp_path / "map.png")
+    with pytest.raises(TypeError, match="ax must be matplotlib axes or None, got Figure"):
+        fc.similarity_heatmap(x, x + 1, ax=figure)
 
 
 def test_block_means_are_named(tmp_path):

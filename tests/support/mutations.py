@@ -183,7 +183,7 @@ MUTATIONS = (
     ),
     Mutation(
         "A chunk of the cached step receives the gradients of the first rows.",
-        "fused_contrastive/grad_cache.py",
+        "fused_contrastive/tools/grad_cache.py",
         "rows = slice(self.starts[index], self.starts[index] + self.size)",
         "rows = slice(0, self.size)",
         "tests/pytorch/test_grad_cache.py",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from ._torch_internals import tree_flatten, tree_map, tree_unflatten
+from .._torch_internals import tree_flatten, tree_map, tree_unflatten
 
 
 def cached_step(
