@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import importlib
+from collections.abc import Iterator
 
 import torch
 
@@ -172,7 +173,7 @@ def set_backend(name: str | None) -> None:
 
 
 @contextlib.contextmanager
-def use_backend(name: str | None):
+def use_backend(name: str | None) -> Iterator[None]:
     """Use backend `name` for every call inside the ``with`` block that names none.
 
     Blocks nest. The choice belongs to the context that the block runs in (`contextvars`). Another

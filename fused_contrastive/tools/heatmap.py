@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -30,7 +32,7 @@ def similarity_blocks(x1: torch.Tensor, x2: torch.Tensor, cells: int = 256) -> t
     return means[0] @ means[1].T
 
 
-def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor, *, ax=None):
+def similarity_heatmap(x1: torch.Tensor, x2: torch.Tensor, *, ax: Any = None) -> Any:
     """Draw the cosine similarities of ``x1 [M, D]`` (rows) and ``x2 [N, D]`` with matplotlib.
 
     With up to 16 x 16 values, each is written into its cell. Beyond 256 rows or columns the cells

@@ -179,6 +179,7 @@ CASES: tuple[Case, ...] = (
         scale=0.1,
     ),
     SimilarityCase("log-sum-exps of both sides", N=97, columns=True, extrema=True, bias=True),
+    SimilarityCase("many columns", M=70, N=1100, D=40, G=1, columns=True),
     SimilarityCase("fixed columns", N=97, fixed=True),
     SimilarityCase("equal keys", kind="same_key"),
     SimilarityCase("other keys", N=97, kind="other_key", columns=True),
@@ -301,7 +302,7 @@ def _run(
         if x.is_floating_point() and name not in fixed
     }
     outputs = case.outputs(inputs | leaves, backend)
-    found = {name: x.detach().to(CPU, torch.float64) for name, x in outputs.items()}
+    found = {name: x.detach().cpu().double() for name, x in outputs.items()}
     differentiable = [x for x in outputs.values() if x.requires_grad]
     if differentiable:
         upstream = [_upstream(x, seed) for x in differentiable]
@@ -309,7 +310,7 @@ def _run(
         gradients = torch.autograd.grad(differentiable, wanted, upstream, allow_unused=True)
         for name, gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:
-                found[f"the gradient of {name}"] = gradient.to(CPU, torch.float64)
+                found[f"the gradient of {name}"] = gradient.cpu().double()
     return found
 
 
