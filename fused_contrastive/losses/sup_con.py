@@ -84,7 +84,7 @@ def sup_con_loss(
     >>> fused_contrastive.sup_con_loss(views, reduction="none").shape
     torch.Size([4, 2])
     """
-    _check(features, labels, temperature, positives, positive_weights, weights, group)
+    _check(features, labels, temperature, positives, positive_weights, weights, group=group)
     checks.choice("contrast_mode", contrast_mode, CONTRAST_MODES)
     check_settings(
         normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics, reduction=reduction
@@ -106,7 +106,7 @@ def sup_con_loss(
     return _fused(features, labels, temperature, group, backend, **arguments)
 
 
-def _check(features, labels, temperature, positives, positive_weights, weights, group):
+def _check(features, labels, temperature, positives, positive_weights, weights, *, group):
     checks.embeddings("features", features)
     if features.dim() not in (2, 3) or (features.dim() == 3 and features.shape[1] == 0):
         raise ValueError(
