@@ -71,7 +71,6 @@ def sup_con_loss(
             logit is a positive's. The positive similarity is the mean cosine (or logit) over all
             pairs of row and positive. Rows without positives are in neither. Metrics cost another
             forward pass.
-        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N,
@@ -85,8 +84,7 @@ def sup_con_loss(
     >>> fused_contrastive.sup_con_loss(views, reduction="none").shape
     torch.Size([4, 2])
     """
-    tensors = {"weights": weights, "group": group}
-    _check(features, labels, temperature, positives, positive_weights, **tensors)
+    _check(features, labels, temperature, positives, positive_weights, weights, group=group)
     checks.choice("contrast_mode", contrast_mode, CONTRAST_MODES)
     check_settings(
         normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics, reduction=reduction
@@ -108,7 +106,7 @@ def sup_con_loss(
     return _fused(features, labels, temperature, group, backend, **arguments)
 
 
-def _check(features, labels, temperature, positives, positive_weights, *, weights, group):
+def _check(features, labels, temperature, positives, positive_weights, weights, *, group):
     checks.embeddings("features", features)
     if features.dim() not in (2, 3) or (features.dim() == 3 and features.shape[1] == 0):
         raise ValueError(
