@@ -7,7 +7,7 @@ training set is one batch, and larger batches hold several augmented pairs of ea
 
 The example reports how far the two loss curves part, and time and memory of the loss. It also
 reports what the features are worth to a nearest-neighbour classifier, the only user of the labels.
-The result is printed and drawn into one picture.
+The result is printed and drawn into one picture. Under torchrun `simclr_ranks` runs instead.
 """
 
 from __future__ import annotations
@@ -391,4 +391,8 @@ def main(arguments: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
+    if torch.distributed.is_torchelastic_launched():
+        import simclr_ranks
+
+        main = simclr_ranks.main
     main()

@@ -8,7 +8,7 @@ from torch import nn
 
 from . import checks
 from .distributed.collectives import gather_rows
-from .distributed.groups import resolve
+from .distributed.groups import Ranks, agree, resolve, told
 
 WRAPS = ("drop", "exact", "around")
 FILLS = ("random", "empty")
@@ -126,31 +126,27 @@ class MemoryBank(nn.Module):
             keys: ``[n, D]``. To write only some of a batch, index it: ``enqueue(keys[mask],
                 labels[mask])``.
             labels: integers ``[n]``, exactly where the bank keeps labels.
-            group: a torch.distributed process group. The batches of all its ranks are written in
-                rank order. They must be equally long.
+            group: a torch.distributed process group, a one-dimensional DeviceMesh or "world". The
+                batches of all its ranks are written in rank order. Inside torch.compile they must
+                be equally long.
 
         Raises:
             ValueError, TypeError: an argument is wrong; the error names it.
         """
-        K, D = self.rows.shape
-        checks.embeddings("keys", keys, dim=2)
-        if keys.shape[1] != D:
-            raise ValueError(f"keys must have shape [n, {D}], got {tuple(keys.shape)}")
-        if keys.device != self.rows.device:
-            raise ValueError(
-                f"keys must be on the device of the bank ({self.rows.device}), got {keys.device}"
-            )
-        if (labels is None) != (self.row_labels is None):
-            raise ValueError("labels must be given exactly when the bank keeps them (labels=True)")
-        if labels is not None:
-            checks.keys("labels", labels, keys.shape[:1], keys.device)
-        group = resolve(group)
+        K, group, lengths = len(self.rows), resolve(group), None
+        if group is None or torch.compiler.is_compiling():
+            self._check(keys, labels)
+        else:
+            ranks = Ranks(group.group_name, "gather", "MemoryBank.enqueue()")
+            with told(ranks):
+                self._check(keys, labels)
+                lengths = [n for n, _ in agree(ranks, len(keys), 0)]
         stores = (
             ((self.rows, keys),)
             if labels is None
             else ((self.rows, keys), (self.row_labels, labels))
         )
-        batches = [gather_rows(batch.to(store.dtype), group) for store, batch in stores]
+        batches = [gather_rows(x.to(store.dtype), group, lengths) for store, x in stores]
         n = len(batches[0])
         if self.wrap == "exact" and n and K % n:
             raise ValueError(f"keys must divide the bank's {K} rows evenly (wrap='exact'), got {n}")
@@ -171,6 +167,20 @@ class MemoryBank(nn.Module):
             # Until the bank is full, its position and its length are the same number.
             self._length = min(K, self._length + n)
             self.length.fill_(self._length)
+
+    def _check(self, keys, labels) -> None:
+        D = self.rows.shape[1]
+        checks.embeddings("keys", keys, dim=2)
+        if keys.shape[1] != D:
+            raise ValueError(f"keys must have shape [n, {D}], got {tuple(keys.shape)}")
+        if keys.device != self.rows.device:
+            raise ValueError(
+                f"keys must be on the device of the bank ({self.rows.device}), got {keys.device}"
+            )
+        if (labels is None) != (self.row_labels is None):
+            raise ValueError("labels must be given exactly when the bank keeps them (labels=True)")
+        if labels is not None:
+            checks.keys("labels", labels, keys.shape[:1], keys.device)
 
     def _load_from_state_dict(self, *arguments, **options):
         super()._load_from_state_dict(*arguments, **options)

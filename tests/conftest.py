@@ -20,6 +20,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from support import interpreter
+from support import poison as poisoning
+from support.processes import Pool
 
 import fused_contrastive
 from fused_contrastive.backends import cuda, dispatch
@@ -27,7 +29,6 @@ from fused_contrastive.backends import cuda, dispatch
 if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.patch_language_once_per_launch()
 
-PACKAGE = "fused_contrastive"
 PEERS = Path(__file__).resolve().parent / "peers"
 BACKENDS = tuple(name for name in dispatch.NAMES if name != "eager")
 """Every registered backend that streams."""
@@ -219,20 +220,6 @@ def is_interpreted(name: str) -> bool:
     return name == "cuda" and not torch.cuda.is_available()
 
 
-def _poisoned(function, self_module: str):
-    def wrapper(*args, **kwargs):
-        out = function(*args, **kwargs)
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.partition(".")[0] == self_module and isinstance(out, torch.Tensor):
-            if out.is_floating_point():
-                out.fill_(float("nan"))
-            elif not out.is_complex() and out.dtype != torch.bool:
-                out.fill_(torch.iinfo(out.dtype).min)
-        return out
-
-    return wrapper
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers in every run, alone or behind others."""
@@ -241,17 +228,13 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def poison(request, monkeypatch):
-    """Fill uninitialised memory that the package allocates, so that unwritten outputs show.
+    """Fill uninitialised memory that the package allocates, so that unwritten outputs show."""
+    if "no_poison" not in request.keywords:
+        poisoning.poison(monkeypatch)
 
-    Floating-point memory becomes NaN, and integers become the smallest of their type.
-    """
-    if "no_poison" in request.keywords:
-        return
-    for owner, name in (
-        (torch, "empty"),
-        (torch, "empty_like"),
-        (torch, "empty_strided"),
-        (torch.Tensor, "new_empty"),
-        (torch.Tensor, "new_empty_strided"),
-    ):
-        monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name), PACKAGE))
+
+@pytest.fixture(scope="session")
+def pool():
+    """Four ranks, which are started when the first test uses them."""
+    with Pool(4) as started:
+        yield started

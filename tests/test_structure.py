@@ -168,9 +168,9 @@ def test_reference_has_the_signatures_of_the_losses():
                 ours.pop(key, None)
         assert list(ours) == list(theirs), name
         for key, parameter in ours.items():
-            assert (
-                parameter.default == theirs[key].default and parameter.kind == theirs[key].kind
-            ), (name, key)
+            # The default of a group is None there, where nothing warns.
+            same = key == "group" or parameter.default == theirs[key].default
+            assert same and parameter.kind == theirs[key].kind, (name, key)
 
 
 def test_the_package_is_small_to_look_at():

@@ -6,6 +6,8 @@ sum of what all ranks make of its results. Derivatives are of first order.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from ..ops import sigmoid_over_ranks as sigmoid_ops
 from ..ops import similarity_over_ranks as similarity_ops
 from ..ops._library import LIBRARY
 from ..problem import NO_SELF
-from ._formulas import only, refuse_transforms, unavailable
+from ._formulas import only, refuse_transforms
 from ._groups import group, group_vector, ungroup
 
 
@@ -28,7 +30,10 @@ def register(op: str, backward, setup_context) -> None:
         return backward(ctx, *upstream)
 
     def second(ctx, *upstream):
-        unavailable("second")
+        raise NotImplementedError(
+            "second derivatives of a loss over the ranks of a group are not available: "
+            "compute it without group= where you need them"
+        )
 
     name = f"fused_contrastive::{op}"
     torch.library.register_autograd(name, first, setup_context=setup_context, lib=LIBRARY)
@@ -37,29 +42,34 @@ def register(op: str, backward, setup_context) -> None:
 
 def remember_similarity(ctx, inputs, output):
     """Keep what the backward op reads."""
-    *operands, kind, offset, stride, _columns, _extrema, dtype, backend, ranks = inputs
-    rows, cols, _row_max, _col_max, sizes = output
+    *operands, kind, offset, stride, positive, normalize = inputs[:11]
+    *_, dtype, backend, ranks = inputs
+    rows, cols, pos, _loss, _row_max, _col_max, *prepared, sizes = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*operands, rows, cols, sizes)
-    ctx.options = kind, offset, stride, dtype
+    ctx.save_for_backward(*operands, rows, cols, pos, *prepared, sizes)
+    ctx.options = kind, offset, stride, positive, normalize, dtype
     ctx.where = backend, ranks
 
 
-def similarity_backward(ctx, g_rows, g_cols, *_):
+def similarity_backward(ctx, g_rows, g_cols, _pos, g_loss, *_):
     """The gradients of ``similarity_over_ranks``. Every rank exchanges, whatever it has to give."""
     saved = ctx.saved_tensors
-    rows, cols = saved[6], saved[7]
-    # The second half of a log-sum-exp in two parts is a constant.
-    g_rows = torch.zeros_like(rows[0]) if g_rows is None else g_rows[0]
-    if cols.dim() == 3:
-        g_cols = torch.zeros_like(cols[0]) if g_cols is None else g_cols[0]
+    rows, cols, positive = saved[6], saved[7], ctx.options[3]
+    if positive >= 0:
+        g_rows, g_cols = g_loss, None
     else:
+        # The second half of a log-sum-exp in two parts is a constant.
+        g_rows, g_cols = (None if g is None else g[0] for g in (g_rows, g_cols))
+    g_rows = torch.zeros_like(rows[0]) if g_rows is None else g_rows.contiguous()
+    if positive >= 0 or cols.dim() == 1:
         g_cols = cols.new_empty(0)
+    else:
+        g_cols = torch.zeros_like(cols[0]) if g_cols is None else g_cols.contiguous()
     needed = ctx.needs_input_grad[:4]
     found = similarity_ops.similarity_over_ranks_backward(
-        g_rows.contiguous(), g_cols.contiguous(), *saved, *ctx.options, *needed, *ctx.where
+        g_rows, g_cols, *saved, *ctx.options, *needed, *ctx.where
     )
-    return *only(needed, found), *[None] * 10
+    return *only(needed, found), *[None] * 12
 
 
 register("similarity_over_ranks", similarity_backward, remember_similarity)
@@ -110,10 +120,24 @@ def sum_over_ranks(x: Tensor, ranks: str) -> Tensor:
 
 def described(ranks: Ranks, *tensors: Tensor | None) -> str:
     """`Ranks.encode`, with what the ranks' backward passes exchange as a part of the call."""
-    needs = "".join(
-        "-" if x is None else str(int(x.requires_grad and torch.is_grad_enabled())) for x in tensors
-    )
-    return ranks._replace(call=f"{ranks.call} gradients {needs}").encode()
+    names = zip(("rows", "columns", "scale", "bias"), tensors, strict=False)
+    wanted = [name for name, x in names if x is not None and x.requires_grad]
+    wanted = ", ".join(wanted) if wanted and torch.is_grad_enabled() else "nothing"
+    return ranks._replace(call=f"{ranks.call} with gradients of {wanted}").encode()
+
+
+class Result(NamedTuple):
+    """What `similarity` returns, in the accumulation dtype. What was not asked for is None.
+
+    With a positive that is the loss and the logit of each row's positive, else the log-sum-exps.
+    """
+
+    rows: Tensor | None  # [..., M]
+    cols: Tensor | None  # [..., N]
+    loss: Tensor | None = None  # [..., M]
+    pos: Tensor | None = None  # [..., M]
+    row_max: Tensor | None = None  # [..., M]
+    col_max: Tensor | None = None  # [..., N]
 
 
 def similarity_over_ranks(
@@ -128,21 +152,19 @@ def similarity_over_ranks(
     kind: str = "all",
     offset: int = 0,
     stride: int = 1,
+    positive: int = -1,
+    normalize: bool = False,
     columns: bool = False,
     extrema: bool = False,
     dtype: torch.dtype | None = None,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """The log-sum-exps in two parts, ``[2, ..., M]`` and ``[2, ..., N]``, and the largest logits.
-
-    The arguments are those of `similarity`, for this rank's rows and columns. What was not asked
-    for is None.
-    """
+) -> Result:
+    """`similarity` of this rank's rows with the columns of all ranks. It has its arguments."""
     refuse_transforms(a, b, scale, bias)
     dtype = matrix_dtype(a) if dtype is None else dtype
     name = dispatch.select(backend, a.device, dtype)
     lead, M = a.shape[:-2], a.shape[-2]
-    if b is not None and b.dtype != a.dtype:
+    if b is not None and b.dtype != a.dtype and not normalize:
         # Inside autocast the dtypes may differ.
         a, b = a.to(dtype), b.to(dtype)
     both = columns and b is None
@@ -150,7 +172,7 @@ def similarity_over_ranks(
         # Logits or candidates that are not symmetric need two sets.
         b, key_b, both = a.clone(), key_a, False
     N = M if b is None else b.shape[-2]
-    rows, cols, row_max, col_max, _ = similarity_ops.similarity_over_ranks(
+    rows, cols, pos, loss, row_max, col_max, *_ = similarity_ops.similarity_over_ranks(
         group(a),
         group(b),
         scale,
@@ -160,6 +182,8 @@ def similarity_over_ranks(
         kind,
         offset,
         stride,
+        positive,
+        normalize,
         columns and not both,
         extrema,
         dtype,
@@ -168,16 +192,14 @@ def similarity_over_ranks(
     )
     if both:
         cols, col_max = rows, row_max
-
-    def parts(x):
-        return torch.stack([ungroup(part, lead) for part in x])
-
-    return (
-        parts(rows),
-        parts(cols) if columns else None,
-        ungroup(row_max, lead) if extrema else None,
-        ungroup(col_max, lead) if extrema and columns else None,
-    )
+    if positive >= 0:
+        result = Result(None, None, ungroup(loss, lead), ungroup(pos, lead).detach())
+    else:
+        result = Result(ungroup(rows[0], lead), ungroup(cols[0], lead) if columns else None)
+    if not extrema:
+        return result
+    col_max = ungroup(col_max, lead).detach() if columns else None
+    return result._replace(row_max=ungroup(row_max, lead).detach(), col_max=col_max)
 
 
 def sigmoid_over_ranks(

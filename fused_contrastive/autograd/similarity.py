@@ -7,8 +7,6 @@ sum, so the loss is accurate relative to itself (docs/maths.md).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from .. import reference
@@ -19,7 +17,7 @@ from ..ops import similarity as ops
 from ..problem import NO_SELF
 from ._formulas import Formula, first_derivative_context, is_plain, only, register_derivatives
 from ._groups import group, group_vector, ungroup
-from .over_ranks import similarity_over_ranks
+from .over_ranks import Result, similarity_over_ranks
 
 
 class Similarity(Formula):
@@ -96,22 +94,6 @@ DirectSimilarity = register_derivatives(
 )
 
 
-class Result(NamedTuple):
-    """What `similarity` returns, in the accumulation dtype. What was not asked for is None.
-
-    With a positive that is the loss and the logit of each row's positive, else the log-sum-exps.
-    """
-
-    rows: torch.Tensor | None  # [..., M]
-    cols: torch.Tensor | None  # [..., N]
-    loss: torch.Tensor | None = None  # [..., M]
-    pos: torch.Tensor | None = None  # [..., M]
-    row_max: torch.Tensor | None = None  # [..., M]
-    col_max: torch.Tensor | None = None  # [..., N]
-    # Over ranks: what the rounding of rows and of cols has lost.
-    lost: tuple[torch.Tensor, torch.Tensor | None] | None = None
-
-
 def similarity(
     a: torch.Tensor,  # [..., M, D]
     b: torch.Tensor | None,  # [..., N, D]
@@ -149,20 +131,16 @@ def similarity(
         extrema: whether the largest logits are returned, too.
         dtype: the dtype that the products read; None: `matrix_dtype` of a.
         backend: a name; None: the default of the device.
-        ranks: whose columns are candidates, too (ops/similarity_over_ranks.py). There is neither a
-            positive nor a normalisation then.
+        ranks: whose columns are candidates, too (ops/similarity_over_ranks.py).
     """
     if backend is not None:
         dispatch.check_name(backend)
     if ranks is not None:
         wanted = {"columns": columns, "extrema": extrema, "dtype": dtype, "backend": backend}
-        among = {"kind": kind, "offset": offset, "stride": stride}
+        among = {"kind": kind, "offset": offset, "stride": stride, "positive": positive}
         vectors = {"bias": bias, "key_a": key_a, "key_b": key_b}
-        rows, cols, *largest = similarity_over_ranks(
-            a, b, scale, ranks, **vectors, **among, **wanted
-        )
-        (of_rows, lost), (of_cols, of_lost) = rows, (None, None) if cols is None else cols
-        return Result(of_rows, of_cols, None, None, *largest, lost=(lost, of_lost))
+        options = {"normalize": normalize, **vectors, **among, **wanted}
+        return similarity_over_ranks(a, b, scale, ranks, **options)
     dtype = matrix_dtype(a) if dtype is None else dtype
     M = a.shape[-2]
     N = M if b is None else b.shape[-2]

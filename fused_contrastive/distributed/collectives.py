@@ -25,13 +25,20 @@ def add_over_ranks(x: torch.Tensor, group) -> torch.Tensor:
     return x
 
 
-def gather_rows(x: torch.Tensor, group) -> torch.Tensor:
-    """The x ``[n, ...]`` of all ranks in rank order, ``[ranks * n, ...]``.
+def gather_rows(x: torch.Tensor, group, rows: list[int] | None = None) -> torch.Tensor:
+    """The x ``[n, ...]`` of all ranks in rank order, ``[all rows, ...]``.
 
-    The x of all ranks have the same shape.
+    `rows` has the n of each rank. With None all ranks have the same.
     """
     if group is None:
         return x
-    everyone = x.new_empty(ranks(group) * x.shape[0], *x.shape[1:])
-    all_gather_single(everyone, x.contiguous(), group=group)
-    return everyone
+    longest = x.shape[0] if rows is None else max(rows)
+    if x.shape[0] < longest:
+        x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
+    everyone = x.new_empty(ranks(group) * longest, *x.shape[1:])
+    if longest:
+        all_gather_single(everyone, x.contiguous(), group=group)
+    if rows is None or min(rows) == longest:
+        return everyone
+    parts = zip(everyone.split(longest), rows, strict=True)
+    return torch.cat([part[:n] for part, n in parts])

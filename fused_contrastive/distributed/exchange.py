@@ -47,11 +47,14 @@ class Result(NamedTuple):
         """The value that changes nothing."""
         return 0.0 if self.how == "sum" else float("-inf")
 
-    def merge(self, x: Tensor, y: Tensor) -> Tensor:
-        """Both together, in the memory of x."""
+    def merge(self, x: Tensor, y: Tensor) -> None:
+        """Put both together, in x."""
         if self.how == "sum":
-            return x.add_(y)
-        return torch.logaddexp(x, y, out=x) if self.how == "lse" else torch.maximum(x, y, out=x)
+            x.add_(y)
+        elif self.how == "lse":
+            torch.logaddexp(x, y, out=x)
+        else:
+            torch.maximum(x, y, out=x)
 
 
 class Exchange(NamedTuple):
@@ -104,13 +107,6 @@ class Exchange(NamedTuple):
             return slice(0, middle), slice(0, self.sizes[other])
         return slice(0, None), slice(middle, self.sizes[lower])
 
-    def empty(self, like: Tensor, *shape: int) -> list[Tensor]:
-        """A tensor for each result that holds nothing yet, ``[*shape, width]``."""
-        return [
-            torch.full((*shape, r.width), r.nothing, dtype=r.dtype, device=like.device)
-            for r in self.results
-        ]
-
 
 def padded(x: Tensor, start: int, size: int) -> Tensor:
     """The columns ``[G, size, ...]`` of x from `start` on, with anything where it has no more."""
@@ -137,8 +133,10 @@ class _Neighbours(NamedTuple):
         """
         operations = []
         for sent, to, received, source in messages:
-            operations.append(dist.P2POp(dist.isend, sent, group=group, group_peer=to))
-            operations.append(dist.P2POp(dist.irecv, received, group=group, group_peer=source))
+            if sent.numel():
+                operations.append(dist.P2POp(dist.isend, sent, group=group, group_peer=to))
+            if received.numel():
+                operations.append(dist.P2POp(dist.irecv, received, group=group, group_peer=source))
         return cls(group, dist.batch_isend_irecv(operations) if operations else [])
 
     def wait(self) -> None:
@@ -149,7 +147,7 @@ class _Neighbours(NamedTuple):
 
 def _ring(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tensor]:
     before, after, steps = (rank - 1) % world, (rank + 1) % world, plan.steps(world)
-    G, longest = columns[0].shape[0], max(plan.sizes)
+    longest = max(plan.sizes)
     home = None
     for start in range(0, max(longest, 1), PART):
         size = min(PART, longest - start)
@@ -176,35 +174,53 @@ def _ring(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tenso
             posted = _Neighbours.post(plan.group, messages)
             other = (rank + step) % world
             rows, valid = plan.part(rank, other, step, world)
-            first, last = (min(max(i - start, 0), size) for i in (valid.start, valid.stop))
+            first, last = _within(valid, start, size)
             new = compute(Visit(False, rows), [x[:, first:last] for x in held])
-            partial = _placed(plan, new, first, size, G)
-            if found is not None:
+            if found is None:
+                found = new if step == steps else _placed(plan, new, first, size)
+            else:
                 posted.wait()
                 posted = _Neighbours(plan.group, [])
-                pairs = zip(plan.results, partial, arriving, strict=True)
-                partial = [result.merge(x, y) for result, x, y in pairs]
-            found = partial
+                for result, x, y in zip(plan.results, arriving, new, strict=True):
+                    result.merge(x[:, first:last], y)
+                found = arriving
         posted.wait()
         if plan.results:
-            arriving = [torch.empty_like(x) for x in found]
-            to, source = (rank + steps) % world, (rank - steps) % world
-            messages = [(x, to, y, source) for x, y in zip(found, arriving, strict=True)]
-            _Neighbours.post(plan.group, messages).wait()
-            for result, x, y in zip(plan.results, home, arriving, strict=True):
-                here = x[:, start : start + size]
-                result.merge(here, y[:, : here.shape[1]])
+            _sent_home(plan, found, home, (start, size), rank, world)
     return home
 
 
-def _placed(plan: Exchange, found: list[Tensor], first: int, size: int, G: int) -> list[Tensor]:
+def _within(columns: slice, start: int, size: int) -> tuple[int, int]:
+    """Where some columns of a shard begin and end in the part of it from the column `start` on."""
+    return tuple(min(max(i - start, 0), size) for i in (columns.start, columns.stop))
+
+
+def _sent_home(plan: Exchange, found, home, part: tuple[int, int], rank: int, world: int) -> None:
+    """Send the results about the shard met last to its rank, and merge what arrives here."""
+    steps, (start, size) = plan.steps(world), part
+    to, source = (rank + steps) % world, (rank - steps) % world
+    # What has met one rank only is of the columns that met it.
+    met = plan.part(source, rank, steps, world)[1] if steps == 1 else slice(start, start + size)
+    first, last = _within(met, start, size)
+    found = [x.contiguous() for x in found]
+    arriving = [x.new_empty(x.shape[0], last - first, x.shape[2]) for x in found]
+    messages = [(x, to, y, source) for x, y in zip(found, arriving, strict=True)]
+    _Neighbours.post(plan.group, messages).wait()
+    for result, x, y in zip(plan.results, home, arriving, strict=True):
+        here = x[:, start + first : start + last]
+        result.merge(here, y[:, : here.shape[1]])
+
+
+def _placed(plan: Exchange, found: list[Tensor], first: int, size: int) -> list[Tensor]:
     """The results about some of `size` columns, from the column `first` on, as those of all."""
-    if all(x.shape[1] == size for x in found):
-        return found
-    whole = plan.empty(found[0], G, size) if found else []
-    for x, y in zip(whole, found, strict=True):
-        x[:, first : first + y.shape[1]] = y
-    return whole
+    placed = []
+    for result, x in zip(plan.results, found, strict=True):
+        if x.shape[1] < size:
+            whole = x.new_full((x.shape[0], size, x.shape[2]), result.nothing)
+            whole[:, first : first + x.shape[1]] = x
+            x = whole
+        placed.append(x.contiguous())
+    return placed
 
 
 def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tensor]:
@@ -219,23 +235,19 @@ def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Ten
     home = compute(Visit(True, slice(None)), columns)
     for work in works:
         work.wait()
-    found = [{} for _ in plan.results]
+    found = [[x.new_empty(0)] * world for x in home]
     for others, rows in _runs(plan, rank, world, steps):
         parts = [(t, plan.part(rank, t, (t - rank) % world, world)[1]) for t in others]
-        met = [_together([x[t, :, valid] for t, valid in parts]) for x in everyone]
+        met = [torch.cat([x[t, :, valid] for t, valid in parts], 1) for x in everyone]
         new = compute(Visit(False, rows), met)
-        lengths = [valid.stop - valid.start for _, valid in parts]
-        for about, x in zip(found, new, strict=True):
-            about.update(zip(others, x.split(lengths, 1), strict=True))
+        sizes = [valid.stop - valid.start for _, valid in parts]
+        for pieces, x in zip(found, new, strict=True):
+            for t, piece in zip(others, x.split(sizes, 1), strict=True):
+                pieces[t] = piece.flatten()
     del everyone
-    for result, x, about in zip(plan.results, home, found, strict=True):
-        _send_home(plan, result, x, about)
+    for result, x, pieces in zip(plan.results, home, found, strict=True):
+        _all_sent_home(plan, result, x, pieces, rank)
     return home
-
-
-def _together(parts: list[Tensor]) -> Tensor:
-    """The columns of all parts, without a copy where there is one part."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 def _runs(plan: Exchange, rank: int, world: int, steps: int):
@@ -248,31 +260,21 @@ def _runs(plan: Exchange, rank: int, world: int, steps: int):
         yield [other], plan.part(rank, other, steps, world)[0]
 
 
-def _send_home(plan: Exchange, result: Result, home: Tensor, found: dict[int, Tensor]) -> None:
-    """Send each rank what was found about its columns, and merge into `home` what arrives.
+def _all_sent_home(plan: Exchange, result: Result, home: Tensor, pieces, rank: int) -> None:
+    """Send the results about each rank's columns to it, and merge what arrives here.
 
-    A rank sends to those that it has met, and nothing to the others.
+    Every rank meets some ranks only, so this takes the place of a reduce-scatter.
     """
-    rank, world = dist.get_rank(plan.group), dist.get_world_size(plan.group)
-    G, _, width = home.shape
-    sent = [found[t].reshape(-1) if t in found else home.new_empty(0) for t in range(world)]
-    places = [_met_by(plan, t, rank, world) for t in range(world)]
-    counts = [G * (place.stop - place.start) * width for place in places]
-    arrived = home.new_empty(sum(counts))
-    leaving = [x for x in sent if x.numel()]
-    dist.all_to_all_single(
-        arrived,
-        _together([x[None] for x in leaving])[0] if leaving else home.new_empty(0),
-        output_split_sizes=counts,
-        input_split_sizes=[x.numel() for x in sent],
-        group=plan.group,
-    )
-    for place, x in zip(places, arrived.split(counts), strict=True):
+    world, (G, _, width) = len(pieces), home.shape
+    met = [slice(0, 0)] * world
+    for source in range(world):
+        step = (rank - source) % world
+        if 0 < step <= plan.steps(world):
+            met[source] = plan.part(source, rank, step, world)[1]
+    sizes = [G * width * (columns.stop - columns.start) for columns in met]
+    sent, arrived = torch.cat(pieces), home.new_empty(sum(sizes))
+    splits = {"output_split_sizes": sizes, "input_split_sizes": [x.numel() for x in pieces]}
+    dist.all_to_all_single(arrived, sent, **splits, group=plan.group)
+    for columns, x in zip(met, arrived.split(sizes), strict=True):
         if x.numel():
-            result.merge(home[:, place], x.view(G, -1, width))
-
-
-def _met_by(plan: Exchange, other: int, rank: int, world: int) -> slice:
-    """Which of this rank's columns another rank meets."""
-    step = (rank - other) % world
-    return plan.part(other, rank, step, world)[1] if 0 < step <= plan.steps(world) else slice(0, 0)
+            result.merge(home[:, columns], x.view(G, -1, width))

@@ -6,13 +6,14 @@ A rank that disagrees, or that has raised an error, is therefore an error on eve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from .._torch_internals import group_timeout, group_with_name
+from .._torch_internals import constant_result, group_timeout, group_with_name
 from .collectives import all_gather_single
 
 STRATEGIES = ("auto", "gather", "ring")
@@ -44,12 +45,17 @@ class Ranks(NamedTuple):
     @property
     def size(self) -> int:
         """How many ranks there are."""
-        return dist.get_world_size(self.process_group)
+        return _size(self.group)
 
     @property
     def rank(self) -> int:
         """The place of this process among them."""
         return dist.get_rank(self.process_group)
+
+
+@constant_result
+def _size(name: str) -> int:
+    return dist.get_world_size(group_with_name(name))
 
 
 def resolve(group):
@@ -114,11 +120,7 @@ def _gloo_beside(group):
 
 
 _agreements = 0
-
-
-def agreements() -> int:
-    """How often this process has begun to agree with others."""
-    return _agreements
+"""How often this process has begun to agree with others."""
 
 
 def digest(text: str) -> int:
@@ -154,7 +156,7 @@ def agree(ranks: Ranks, rows: int, columns: int, call: str = "") -> list[tuple[i
     """
     global _agreements
     _agreements += 1
-    group, call = ranks.process_group, f"{ranks.call} {ranks.strategy} {call}"
+    group, call = ranks.process_group, f"{ranks.call}, strategy={ranks.strategy!r} [{call}]"
     if dist.get_world_size(group) == 1:
         return [(rows, columns)]
     records = _exchange(group, [AGREES, digest(call), rows, columns], ranks.call)
@@ -178,6 +180,18 @@ def refuse(ranks: Ranks, error: Exception) -> None:
     if dist.get_world_size(group) > 1:
         _exchange(group, [RAISED, 0, 0, 0], ranks.call)
         _texts(group, f"{type(error).__name__}: {error}")
+
+
+@contextlib.contextmanager
+def told(ranks: Ranks | None):
+    """Tell the other ranks of an error inside the ``with`` block, while they wait to agree."""
+    before = _agreements
+    try:
+        yield
+    except Exception as error:
+        if ranks is not None and _agreements == before:
+            refuse(ranks, error)
+        raise
 
 
 def _texts(group, text: str) -> list[str]:

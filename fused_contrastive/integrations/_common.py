@@ -9,8 +9,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+import torch.distributed as dist
 
 from .. import checks
+from ..autograd.over_ranks import sum_over_ranks
+from ..distributed.groups import Ranks
 from ..dtypes import in_autocast, matrix_dtype
 
 LOW = (torch.float16, torch.bfloat16)
@@ -98,3 +101,43 @@ def in_dtype_of(
     if not in_autocast(x.device):
         return loss.to(x.dtype)
     return loss if operations is None else loss.to(operations(x.detach()[:1]).dtype)
+
+
+def world():
+    """The process group of all ranks; None: there are not several."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None
+    return dist.group.WORLD
+
+
+class MeanOfRanks(torch.autograd.Function):
+    """The mean of the ranks' losses, with the gradient of this rank's own loss."""
+
+    @staticmethod
+    def forward(loss, group):
+        ranks = Ranks(group.group_name, "auto", "the mean of the ranks' losses")
+        return sum_over_ranks(loss, ranks.encode()) / ranks.size
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+class ScaledGradient(torch.autograd.Function):
+    """x itself, with `factor` times its gradient."""
+
+    @staticmethod
+    def forward(x, factor):
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.factor * g, None

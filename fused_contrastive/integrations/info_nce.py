@@ -41,6 +41,7 @@ def info_nce(
         number(temperature, query, divisor=True),
         negative_mode="unpaired" if negative_keys is None else negative_mode,
         reduction=reduction,
+        group=None,
     )
     return in_dtype_of(query, loss)
 

@@ -27,7 +27,7 @@ def NT_Xent(zi, zj, tau=1):
 
     It is a scalar, the mean over all 2B rows.
     """
-    return nt_xent_loss(*(keras.ops.convert_to_tensor(z) for z in (zi, zj)), tau)
+    return nt_xent_loss(*(keras.ops.convert_to_tensor(z) for z in (zi, zj)), tau, group=None)
 
 
 @keras.saving.register_keras_serializable(package="fused_contrastive")
@@ -42,7 +42,8 @@ class NTXentLoss(keras.losses.Loss):
         self.tau = tau
 
     def call(self, y_true, y_pred):
-        return nt_xent_loss(y_true, y_pred, self.tau, reduction="none").view(2, -1).mean(0)
+        losses = nt_xent_loss(y_true, y_pred, self.tau, reduction="none", group=None)
+        return losses.view(2, -1).mean(0)
 
     def get_config(self):
         return {**super().get_config(), "tau": self.tau}

@@ -2,71 +2,46 @@
 
 `DCLLoss`, `DCLWLoss` and `BarlowTwinsLoss` are here, too.
 
-Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed` (by
-lightly's own gather, and so with its gradients). A temperature falls back if it has several
-elements, is infinite or, in DCL and DCLW, is 0. So do inputs of Barlow Twins that do not have two
-dimensions.
+Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed`, whose
+values and gradients are those of a loss with ``group="world"`` (see docs/many_gpus.md). Each pair
+of shards is computed once there, where lightly computes the rows of every process. A temperature
+falls back if it has several elements, is infinite or, in DCL and DCLW, is 0. So do inputs of Barlow
+Twins that do not have two dimensions.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 
 from ..dtypes import matrix_dtype
 from ..losses._comparison import compare
+from ..losses._over_ranks import over_ranks
 from ..losses.correlation import barlow_twins_loss
 from ..losses.info_nce import info_nce_loss
 from ..losses.nt_xent import nt_xent_loss
 from ..problem import Candidates
 from ..scalars import inverse_scale
-from ._common import falls_back, in_dtype_of, mismatch, number, package
+from ._common import falls_back, in_dtype_of, mismatch, number, package, world
 
 peer = package("lightly.loss", "lightly")
-dist = package("lightly.utils.dist", "lightly")
 
 __all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "NTXentLoss"]
 
 
-class Views:
-    """The two normalised views ``[n, d]`` of this process among the rows of all processes."""
+@over_ranks
+def log_sums(
+    out0: torch.Tensor, out1: torch.Tensor, temperature, *, group
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits ``[n]`` of the pairs, and the log-sum-exp ``[2, n]`` of each row's other logits.
 
-    def __init__(self, out0: torch.Tensor, out1: torch.Tensor, temperature, gather: bool):
-        scale = inverse_scale(number(temperature, out0, divisor=True), out0)
-        # One view is compared with the other.
-        self.pair = compare(out0, out1, scale, normalize=True)
-        own = self.pair.rows, self.pair.columns
-        self.gathered = gather and dist.world_size() > 1
-        if self.gathered:
-            columns = torch.cat([torch.cat(dist.gather(z)) for z in own])
-            offset = dist.rank() * len(out0)
-            # The rows of each view are compared with both views of all processes.
-            self.among_all = [
-                self.pair._replace(rows=z, columns=columns, offset=offset) for z in own
-            ]
-            self.samples = len(columns) // 2
-        else:
-            self.among_all = [self.pair._replace(rows=torch.cat(own), columns=None)]
-            self.samples = len(out0)
-        # These are all rows but those of the same sample.
-        self.others = Candidates("not_pair", stride=max(self.samples, 1))
-
-    def cross_entropy(self) -> torch.Tensor:
-        """NT-Xent of this process's rows, ``[2, n]``, where views are gathered."""
-        first, second = self.among_all
-        # A row's positive is in the other half of the columns.
-        losses = first.lse(self.others, positive=self.samples), second.lse(self.others, positive=0)
-        return torch.stack([result.loss for result in losses])
-
-    def positive(self) -> torch.Tensor:
-        """The logits of the pairs, ``[n]``."""
-        return self.pair.scale * self.pair.dot(self.pair.columns)
-
-    def log_sums(self) -> torch.Tensor:
-        """The log-sum-exp ``[2, n]`` of each row's logits with the rows of other samples."""
-        lses = [compared.lse(self.others).rows for compared in self.among_all]
-        return torch.stack(lses) if self.gathered else lses[0].view(2, -1)
+    These are the logits with the rows of other samples, over all ranks of the group.
+    """
+    scale = inverse_scale(number(temperature, out0, divisor=True), out0)
+    pair = compare(out0, out1, scale, normalize=True)
+    both = pair._replace(rows=torch.cat([pair.rows, pair.columns]), columns=None, ranks=group)
+    others = both.lse(Candidates("not_pair", stride=max(len(out0), 1)))
+    return scale * pair.dot(pair.columns), others.rows.view(2, -1)
 
 
 def reason_against(temperature, out0: torch.Tensor, out1: torch.Tensor) -> str | None:
@@ -96,12 +71,16 @@ class NTXentLoss(peer.NTXentLoss):
             unit0, unit1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
             unit1, negatives = self.memory_bank.forward(unit1, update=unit0.requires_grad)
             loss = info_nce_loss(
-                unit0, unit1, negatives.to(out0.device).T, temperature, normalize=False
+                unit0,
+                unit1,
+                negatives.to(out0.device).T,
+                temperature,
+                normalize=False,
+                group=None,
             )
-        elif self.gather_distributed and dist.world_size() > 1:
-            loss = Views(out0, out1, temperature, True).cross_entropy().mean()
         else:
-            loss = nt_xent_loss(out0, out1, temperature)
+            group = world() if self.gather_distributed else None
+            loss = nt_xent_loss(out0, out1, temperature, group=group)
         return in_dtype_of(out0, loss)
 
     def _bank_reason(self, out0: torch.Tensor) -> str | None:
@@ -127,10 +106,11 @@ class DCLLoss(peer.DCLLoss):
         if reason is not None:
             falls_back(f"lightly.{type(self).__name__}", reason)
             return super().forward(out0, out1)
-        views = Views(out0, out1, self.temperature, self.gather_distributed)
-        positive = weighted = views.positive()
+        group = world() if self.gather_distributed else None
+        positive, of_views = log_sums(out0, out1, self.temperature, group=group)
+        weighted = positive
         loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
-        for view, log_sum in enumerate(views.log_sums()):
+        for view, log_sum in enumerate(of_views):
             if self.weight_fn:
                 anchor, partner = (
                     F.normalize(x, dim=1) for x in ((out0, out1), (out1, out0))[view]
@@ -169,11 +149,7 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
         if reason is not None:
             falls_back("lightly.BarlowTwinsLoss", reason)
             return super().forward(z_a, z_b)
-        group = (
-            torch.distributed.group.WORLD
-            if self.gather_distributed and dist.world_size() > 1
-            else None
-        )
+        group = world() if self.gather_distributed else None
         loss = barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
         loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
         return loss.to((loss.detach() * self.lambda_param).dtype)

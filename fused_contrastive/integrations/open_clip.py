@@ -1,10 +1,15 @@
 """open_clip: ``from fused_contrastive.integrations.open_clip import ClipLoss, SigLipLoss``.
 
-Every option streams, over several processes, too. `local_loss`, `gather_with_grad` and `dist_impl`
-use open_clip's own communication, and so have its gradients. `cache_labels` has nothing to cache.
-`CoCaLoss` is open_clip's with this contrastive term. Distillation needs the logits of two models at
-once, which `ClipLoss.get_logits` still returns; it has no streaming form here. A scale or bias of
-several elements falls back.
+Every option streams. Over several processes both losses compute each pair of shards once (see
+docs/many_gpus.md). Values and gradients of features are open_clip's for every `dist_impl` and
+all options but one: without `gather_with_grad`, `local_loss` leaves out a part of the gradient, so
+open_clip's own gather runs. Without `gather_with_grad` the features' gradients are one W-th of
+those of the global loss, as in open_clip, for W processes. The gradients of a scale are shares:
+their mean over the processes, which DistributedDataParallel takes, is open_clip's.
+
+`cache_labels` has nothing to cache. `CoCaLoss` is open_clip's with this contrastive term.
+Distillation needs the logits of two models at once, which `ClipLoss.get_logits` still returns; it
+has no streaming form here. A scale or bias of several elements falls back.
 """
 
 from __future__ import annotations
@@ -17,7 +22,16 @@ from ..losses.clip import clip_loss
 from ..losses.siglip import siglip_loss
 from ..problem import Candidates
 from ..scalars import as_scalar
-from ._common import falls_back, in_dtype_of, mismatch, number, package
+from ._common import (
+    MeanOfRanks,
+    ScaledGradient,
+    falls_back,
+    in_dtype_of,
+    mismatch,
+    number,
+    package,
+    world,
+)
 
 peer = package("open_clip.loss", "open_clip_torch")
 
@@ -34,6 +48,15 @@ def reason_against(image_features, text_features, logit_scale, logit_bias) -> st
     if reason is None and logit_bias is not None and number(logit_bias, image_features) is None:
         reason = f"logit_bias={logit_bias}"
     return reason
+
+
+def ranks_of(loss):
+    """The process group of the ranks that a loss was built for; None: there is no such group."""
+    group = world()
+    if group is None or getattr(loss, "use_horovod", False):
+        return None
+    same = (loss.rank, loss.world_size) == (group.rank(), group.size())
+    return group if same else None
 
 
 class ClipLoss(peer.ClipLoss):
@@ -54,20 +77,32 @@ class ClipLoss(peer.ClipLoss):
                 image_features, text_features, logit_scale, logit_bias, output_dict
             )
         scale = number(logit_scale, image_features)
+        group = None if self.local_loss and not self.gather_with_grad else ranks_of(self)
         if self.world_size == 1:
-            total = clip_loss(image_features, text_features, scale)
+            total = clip_loss(image_features, text_features, scale, group=None)
+        elif group is not None:
+            total = self._over_ranks(image_features, text_features, scale, group)
         else:
             images, texts = self._gather(image_features, text_features)
             if self.local_loss:
                 of_images = self._rows(image_features, texts, scale)
                 total = (of_images + self._rows(text_features, images, scale)) / 2
             else:
-                total = clip_loss(images, texts, scale)
+                total = clip_loss(images, texts, scale, group=None)
         if logit_bias is not None:
             # A bias changes nothing and has a gradient of 0.
             total = total + 0.0 * as_scalar(number(logit_bias, image_features), image_features)
         total = in_dtype_of(image_features, total)
         return {"contrastive_loss": total} if output_dict else total
+
+    def _over_ranks(self, image_features, text_features, scale, group):
+        """The loss where all gradients reach the features: each pair of shards computed once."""
+        features = image_features, text_features
+        if not self.gather_with_grad:
+            # Every process computes the whole loss, and keeps the gradient of its own alone.
+            features = [ScaledGradient.apply(x, 1 / self.world_size) for x in features]
+        loss = clip_loss(*features, scale, group=group)
+        return loss if self.local_loss else MeanOfRanks.apply(loss, group)
 
     def _gather(self, image_features, text_features):
         options = {"use_horovod": self.use_horovod} if hasattr(self, "use_horovod") else {}
@@ -99,6 +134,21 @@ class SigLipLoss(peer.SigLipLoss):
     features ``[N, D]``.
     """
 
+    def forward(self, image_features, text_features, logit_scale, logit_bias, output_dict=False):
+        group = ranks_of(self)
+        operands = image_features, text_features, logit_scale, logit_bias
+        if group is None or reason_against(*operands) is not None:
+            return super().forward(*operands, output_dict)
+        loss = self._own(*operands, group)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _own(self, image_features, text_features, logit_scale, logit_bias, group):
+        """The loss of this process's images; with a group, against the texts of its ranks."""
+        scale = number(logit_scale, image_features)
+        bias = 0.0 if logit_bias is None else number(logit_bias, image_features)
+        loss = siglip_loss(image_features, text_features, scale, bias, group=group)
+        return in_dtype_of(image_features, loss, log_sigmoids)
+
     def _loss(
         self, image_features, text_features, logit_scale, logit_bias=None, negative_only=False
     ):
@@ -108,14 +158,16 @@ class SigLipLoss(peer.SigLipLoss):
             return super()._loss(
                 image_features, text_features, logit_scale, logit_bias, negative_only
             )
-        scale = number(logit_scale, image_features)
+        if not negative_only:
+            return self._own(image_features, text_features, logit_scale, logit_bias, None)
+        scale = as_scalar(number(logit_scale, image_features), image_features)
         bias = 0.0 if logit_bias is None else number(logit_bias, image_features)
-        if negative_only:
-            scale, bias = as_scalar(scale, image_features), as_scalar(bias, image_features)
-            compared = Comparison(image_features, text_features, scale)
-            loss = compared.softplus_sum(Candidates("all"), bias).rows.mean()
-        else:
-            loss = siglip_loss(image_features, text_features, scale, bias)
-        return in_dtype_of(
-            image_features, loss, lambda x: F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum()
-        )
+        compared = Comparison(image_features, text_features, scale)
+        bias = as_scalar(bias, image_features)
+        loss = compared.softplus_sum(Candidates("all"), bias).rows.mean()
+        return in_dtype_of(image_features, loss, log_sigmoids)
+
+
+def log_sigmoids(x: torch.Tensor) -> torch.Tensor:
+    """What open_clip computes with features ``[N, D]``, for its dtype."""
+    return F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum()

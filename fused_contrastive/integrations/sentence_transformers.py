@@ -4,10 +4,12 @@
 
 The deprecated `MultipleNegativesSymmetricRankingLoss` is here, too. Every option streams: all
 `directions`, both values of `partition_mode`, all of `hardness_mode`, any number of hard negatives,
-and `similarity_fct` `cos_sim` or `dot_score`. `gather_across_devices` streams by the library's own
-gather, and so with its gradients. Other similarity functions, sparse embeddings and a scale of
-several elements fall back. So do hard negatives that are not one per query and column. As in the
-library, the products of float16 and bfloat16 embeddings are float32 outside autocast.
+and `similarity_fct` `cos_sim` or `dot_score`. So does `gather_across_devices`, with the library's
+values and gradients; each pair of shards is computed once there (see docs/many_gpus.md). A scale
+that has a gradient gets a share: the mean over the processes, which DistributedDataParallel takes,
+is the library's. Other similarity functions, sparse embeddings and a scale of several elements fall
+back. So do hard negatives that are not one per query and column. As in the library, the products of
+float16 and bfloat16 embeddings are float32 outside autocast.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from typing_extensions import deprecated
 
 from ..dtypes import accumulation_dtype, matrix_dtype
 from ..losses._comparison import Comparison, exact_rows
+from ..losses._over_ranks import over_ranks
 from ..losses._reduction import merged, one_positive
 from ..problem import Candidates
 from ..scalars import as_scalar
-from ._common import falls_back, in_dtype_of, mismatch, number, package
+from ._common import falls_back, in_dtype_of, mismatch, number, package, world
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
@@ -34,26 +37,17 @@ COSINE = (util.cos_sim, util.pytorch_cos_sim)
 
 
 class Batch:
-    """Queries and documents of all processes, ``[m, d]`` each.
+    """Queries and documents ``[n, d]`` each, among those of all ranks."""
 
-    This process has the n of them in the places `rows`.
-    """
-
-    def __init__(self, queries, documents, rows: slice, scale, normalize: bool):
+    def __init__(self, queries, documents, scale, normalize: bool, ranks):
         self.queries = exact_rows(queries, normalize)
         # The positives come first, then the hard negatives.
         self.documents = [exact_rows(x, normalize) for x in documents]
-        self.rows, self.local = rows, rows.stop - rows.start == len(queries)
-        self.own_queries, self.own_positives = self.queries[rows], self.documents[0][rows]
-        self.compared = Comparison(
-            self.own_queries,
-            self.queries,
-            as_scalar(scale, queries),
-            matrix_dtype(queries),
-            offset=rows.start,
-        )
+        scale = as_scalar(scale, queries)
+        dtype = matrix_dtype(queries)
+        self.compared = Comparison(self.queries, None, scale, dtype, ranks=ranks)
         # These are the logits of the positives, [n].
-        self.positive = self.compared.scale * self.compared.dot(self.own_positives)
+        self.positive = self.compared.scale * self.compared.dot(self.documents[0])
 
     def others(self, a, b, hardness: float = 0.0, columns: bool = False):
         """The log-sum-exp of the rows of a with all rows of b (None: a) of other queries.
@@ -74,28 +68,44 @@ class Batch:
         own hard negatives.
         """
         sums: dict[str, list[torch.Tensor]] = {name: [] for name in directions}
-        documents = self.documents
-        if "doc_to_query" in directions and self.local and not in_batch:
+        documents, positives = self.documents, self.documents[0]
+        if "doc_to_query" in directions and not in_batch:
             # One pass serves both directions.
-            both = self.others(self.own_queries, documents[0], columns=True)
+            both = self.others(self.queries, positives, columns=True)
             sums["query_to_doc"].append(both.rows)
             sums["doc_to_query"].append(both.cols)
             documents = documents[1:]
         elif "doc_to_query" in directions:
-            sums["doc_to_query"].append(self.others(self.own_positives, self.queries).rows)
+            sums["doc_to_query"].append(self.others(positives, self.queries).rows)
         if documents:
-            result = self.others(self.own_queries, torch.cat(documents), in_batch)
+            result = self.others(self.queries, torch.cat(documents), in_batch)
             sums["query_to_doc"].append(result.rows)
         for hard in self.documents[1:]:
-            cosine = self.compared.dot(hard[self.rows])
+            cosine = self.compared.dot(hard)
             sums["query_to_doc"].append(self.compared.scale * cosine + own * cosine.detach())
         if "query_to_query" in directions:
-            other = None if self.local else self.queries
-            sums["query_to_query"].append(self.others(self.own_queries, other).rows)
+            sums["query_to_query"].append(self.others(self.queries, None).rows)
         if "doc_to_doc" in directions:
-            other = None if self.local and len(self.documents) == 1 else torch.cat(self.documents)
-            sums["doc_to_doc"].append(self.others(self.own_positives, other).rows)
+            other = None if len(self.documents) == 1 else torch.cat(self.documents)
+            sums["doc_to_doc"].append(self.others(positives, other).rows)
         return sums
+
+
+@over_ranks
+def ranking_losses(
+    *embeddings, scale, normalize, directions, partition_mode, hardness, group
+) -> torch.Tensor:
+    """The losses ``[n]`` of queries, positives and hard negatives, ``[n, d]`` each."""
+    batch = Batch(embeddings[0], embeddings[1:], scale, normalize, group)
+    sums, positive = batch.log_sums({*directions}, *hardness), batch.positive
+    if partition_mode == "joint":
+        # The softmax counts the positive once for each direction that holds it. So the loss is
+        # softplus(lse - pos - log count) + log count.
+        count = math.log(len({"query_to_doc", "doc_to_query"} & sums.keys()))
+        lse = merged([x for terms in sums.values() for x in terms])
+        return one_positive(lse, positive + count) + count
+    losses = [one_positive(merged(terms), positive) for terms in sums.values()]
+    return sum(losses) / len(losses)
 
 
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
@@ -111,28 +121,19 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
         if reason is not None:
             falls_back("sentence_transformers.MultipleNegativesRankingLoss", reason)
             return super().compute_loss_from_embeddings(embeddings, labels)
-        size, start = len(embeddings[0]), 0
         embeddings = [x.to(accumulation_dtype(x.dtype)) for x in embeddings]
-        if self.gather_across_devices:
-            embeddings = [util.all_gather_with_grad(x) for x in embeddings]
-            start = util.get_rank() * size
-        scale = number(self.scale, embeddings[0])
-        rows = slice(start, start + size)
-        batch = Batch(embeddings[0], embeddings[1:], rows, scale, self.similarity_fct in COSINE)
-        in_batch, own = (
-            self.hardness_strength if self.hardness_mode in (mode, "all_negatives") else 0.0
-            for mode in ("in_batch_negatives", "hard_negatives")
+        loss = ranking_losses(
+            *embeddings,
+            scale=number(self.scale, embeddings[0]),
+            normalize=self.similarity_fct in COSINE,
+            directions=sorted({*self.directions}),
+            partition_mode=self.partition_mode,
+            hardness=[
+                self.hardness_strength if self.hardness_mode in (mode, "all_negatives") else 0.0
+                for mode in ("in_batch_negatives", "hard_negatives")
+            ],
+            group=world() if self.gather_across_devices else None,
         )
-        sums, positive = batch.log_sums(set(self.directions), in_batch, own), batch.positive
-        if self.partition_mode == "joint":
-            # The softmax counts the positive once for each direction that holds it. So the loss is
-            # softplus(lse - pos - log count) + log count.
-            count = math.log(len({"query_to_doc", "doc_to_query"} & sums.keys()))
-            lse = merged([x for terms in sums.values() for x in terms])
-            loss = one_positive(lse, positive + count) + count
-        else:
-            losses = [one_positive(merged(terms), positive) for terms in sums.values()]
-            loss = sum(losses) / len(losses)
         return in_dtype_of(
             embeddings[0],
             loss.mean(),

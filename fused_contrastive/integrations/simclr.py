@@ -1,8 +1,10 @@
 """Spijkervet/SimCLR (`simclr`): ``from fused_contrastive.integrations.simclr import NT_Xent``.
 
-Every option streams for ``world_size=1``. ``world_size > 1`` falls back, because its gather returns
-each rank's own gradient only. The package builds its ``[2B, 2B]`` mask by a loop over B; here it is
-built when it is asked for.
+Every option streams for ``world_size=1``. ``world_size > 1`` falls back: the package then pairs
+other rows than the two views of a sample, and each rank gets a part of the gradient only. The exact
+loss of all ranks is ``nt_xent_loss(z_i, z_j, temperature, group="world")``.
+
+The package builds its ``[2B, 2B]`` mask by a loop over B; here it is built when it is asked for.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class NT_Xent(peer.NT_Xent):
             return super().forward(z_i, z_j)
         views = unit(torch.cat((z_i, z_j))).chunk(2)
         temperature = number(self.temperature, z_i, divisor=True)
-        loss = nt_xent_loss(*views, temperature, normalize=False)
+        loss = nt_xent_loss(*views, temperature, normalize=False, group=None)
         return in_dtype_of(z_i, loss)
 
     def _reason(self, z_i, z_j) -> str | None:

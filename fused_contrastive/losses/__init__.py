@@ -12,10 +12,38 @@ Common arguments
     detached, and come from the same passes. The accuracy is the share of rows whose positive is at
     least their largest other candidate. The positive similarity is the mean cosine, or the mean
     logit where nothing is normalised.
+``group``, ``strategy``: the ranks of a process group that share a batch; see "Several ranks".
 ``backend``: a name of `fused_contrastive.backends()`, or None.
 
 Losses are float32 (float64 for float64 inputs). Wrong shapes, dtypes, devices or values raise
 ValueError or TypeError that names the argument.
+
+Several ranks
+-------------
+With a ``group`` the loss is that of the global batch, the rows of all ranks of the group. The group
+is a torch.distributed process group, a one-dimensional DeviceMesh, or "world" for all ranks. Each
+rank passes its own rows and what belongs to them: labels, keys, weights, biases and hard negatives.
+The ranks may have different numbers of rows, or none.
+
+Let N be the rows of all ranks, and W their number. A rank returns ``W / N`` times the sum of the
+losses of its own rows, and with "sum" W times that sum. The mean over the ranks is then the loss of
+the global batch. A rank's inputs receive the gradient of the sum of what all ranks return. So the
+mean of the parameters' gradients over the ranks, which DistributedDataParallel and FSDP take, is
+that of the global loss. A scalar that all ranks have (a temperature, scale or bias) receives a
+share on each rank, and the mean of these is right, too. "none" returns the losses of the rank's own
+rows. Metrics are those of the global batch, and ``"loss"`` among them is the global loss.
+
+A learnable temperature belongs inside the module that DistributedDataParallel wraps. A module that
+is not wrapped takes ``learnable="averaged"`` with its group, and averages the gradient itself.
+
+``strategy="gather"`` collects the columns of all ranks first. ``"ring"`` passes them around, so
+that a rank never holds more than a part of another one's rows. ``"auto"`` gathers small batches.
+Both compute each pair of rows once, on one rank. Options must be the same on all ranks. Ranks that
+disagree, or of which one raised an error, raise an error that says so. Derivatives are of first
+order, and ``backend="eager"`` knows no group.
+
+Without a group a loss is that of the rank's own batch. Where several ranks are running this warns
+once, unless ``group=None`` says that it is meant.
 
 Options
 -------

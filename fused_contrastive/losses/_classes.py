@@ -1,11 +1,18 @@
-"""Rows by class: sizes, sums and comparisons, without reading a label back from the device."""
+"""Rows by class: sizes, sums and comparisons, without reading a label back from the device.
+
+Over ranks the classes are those of all ranks, and each rank sorts its own rows.
+"""
 
 from __future__ import annotations
 
 import torch
 
+from ..autograd.keyed_sums import keyed_sums
+from ..autograd.over_ranks import sum_over_ranks
 from ..autograd.similarity import Result
+from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
+from ..ops.keyed_sums import widened
 from ..problem import Candidates
 from ..scalars import inverse_scale
 from ._comparison import Comparison, as_read, exact_rows, product
@@ -33,6 +40,19 @@ def class_sums(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return sums.index_add(0, index, x).index_select(0, index)
 
 
+def without_rounding(x: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """A constant close to ``x [N, D]``, whose rows add up without rounding, in any order.
+
+    So the sums have the same bits on all ranks. The rows are multiples of a power of two, one for
+    each column, of which the column's magnitudes over all ranks are at most 2^51 in sum.
+    """
+    x = widened(x.detach())
+    _, exponent = torch.frexp(sum_over_ranks(x.abs().sum(0), ranks.encode()))
+    # The smallest unit is a normal number.
+    unit = torch.ldexp(torch.ones_like(exponent, dtype=x.dtype), (exponent - 51).clamp_min(-1022))
+    return (x / unit).round() * unit
+
+
 class Batch:
     """The rows of V views of N samples, which of them are anchors, and who their positives are.
 
@@ -49,18 +69,25 @@ class Batch:
         contrast_mode: str,
         normalize: bool,
         backend: str | None,
+        ranks: Ranks | None = None,
     ):
         views = features.unsqueeze(0) if features.dim() == 2 else features.transpose(0, 1)
         self.views, self.samples, _ = views.shape
         self.anchors = self.views if contrast_mode == "all" else 1
         self.scale, self.dtype = inverse_scale(temperature, views), matrix_dtype(views)
-        self.backend = backend
+        self.backend, self.ranks = backend, ranks
+        # The index names the class of each row, [N].
         self.by_views, self.index, self.order = labels is None, None, None
         if labels is None:
             size = torch.ones(self.samples, dtype=torch.int64, device=views.device)
         else:
             labels, self.order = labels.to(torch.int64).sort(stable=True)
-            self.index, size = classes(labels)
+            if ranks is None:
+                self.index, size = classes(labels)
+            else:
+                self.index = labels
+                ones = torch.ones_like(labels, dtype=self.scale.dtype).unsqueeze(1)
+                size = self.class_sums(ones).squeeze(1).long()
             views = views.index_select(1, self.order)
         # These are the rows as the products read them, [V, N, D].
         self.z = exact_rows(views, normalize)
@@ -81,13 +108,15 @@ class Batch:
         kind: str,
         *,
         z: torch.Tensor | None = None,  # [V, N, D]; None: the rows themselves
-        bias: torch.Tensor | None = None,  # [V * N]
-        positive: int | None = None,
         metrics: bool = False,
+        **options,
     ) -> Result:
-        """The log-sum-exp ``[A, N]`` of the anchors with the candidates among all rows."""
+        """The log-sum-exp ``[A, N]`` of the anchors with the candidates among all rows.
+
+        The `options` are those of `Comparison.lse`.
+        """
         compared, candidates = self._compared(kind, self.z if z is None else z)
-        result = compared.lse(candidates, positive=positive, bias=bias, extrema=metrics)
+        result = compared.lse(candidates, extrema=metrics, **options)
         return self._by_anchor(result)
 
     def softplus_of_positives(self, row_bias: torch.Tensor) -> torch.Tensor:
@@ -106,7 +135,8 @@ class Batch:
             rows, columns, key_b = everything[: self.samples].clone(), everything, key
         key_a = None if key is None else key[: rows.shape[0]]
         candidates = Candidates(kind, 0, max(self.samples, 1), key_a, key_b)
-        return Comparison(rows, columns, self.scale, self.dtype, backend=self.backend), candidates
+        where = {"backend": self.backend, "ranks": self.ranks}
+        return Comparison(rows, columns, self.scale, self.dtype, **where), candidates
 
     def _by_anchor(self, result):
         shape = self.anchors, self.samples
@@ -123,7 +153,21 @@ class Batch:
     def sums(self, z: torch.Tensor) -> torch.Tensor:
         """The sums of ``z [V, N, D]`` over each sample's class, ``[N, D]``."""
         z = z.sum(0)
-        return z if self.by_views else class_sums(z, self.index)
+        return z if self.by_views else self.class_sums(z)
+
+    def class_sums(self, x: torch.Tensor) -> torch.Tensor:
+        """The sums of ``x [N, C]`` over each sample's class, ``[N, C]``."""
+        if self.ranks is None:
+            return class_sums(x, self.index)
+        return keyed_sums(x, self.index, self.index, self.ranks)
+
+    def center(self) -> torch.Tensor:
+        """The mean of each sample's class, a constant ``[N, D]`` of the same bits in all rows."""
+        if self.by_views or self.ranks is None:
+            total = self.sums(self.z).detach()
+        else:
+            total = self.class_sums(without_rounding(self.z.sum(0), self.ranks)).to(self.z.dtype)
+        return total / (self.count + 1).unsqueeze(1)
 
     def mean(self) -> torch.Tensor:
         """The mean logit of the positives, 0 where there are none, ``[A, N]``."""
@@ -137,7 +181,7 @@ class Batch:
         What remains is as small as the differences that count. All rounding errors are then as
         small, those of the gradients as well.
         """
-        center = (self.sums(self.z) / (self.count + 1).unsqueeze(1)).detach()
+        center = self.center()
         z = as_read(self.z - center, self.dtype)
         a = z[: self.anchors]
         # s_ij is scale * <a_i, z_j> + column_j, plus what is constant in j.

@@ -14,7 +14,6 @@ from ..distributed.groups import Ranks
 from ..dtypes import accumulation_dtype, in_autocast, matrix_dtype, outside_autocast
 from ..problem import Candidates
 from ._hardness import negatives
-from ._reduction import one_positive
 
 
 class Comparison(NamedTuple):
@@ -51,8 +50,6 @@ class Comparison(NamedTuple):
                 the loss, too.
             hardness: see `negatives`.
         """
-        if self.ranks is not None and positive is not None:
-            return self._loss_over_ranks(candidates, positive, **options)
         kind, offset, stride, key_a, key_b = candidates
         # Every layer of keyword arguments costs time, so plain calls skip `negatives`.
         compute = partial(negatives, hardness=hardness) if hardness else similarity
@@ -71,41 +68,6 @@ class Comparison(NamedTuple):
             ranks=self.ranks,
             **options,
         )
-
-    def _loss_over_ranks(
-        self,
-        candidates: Candidates,
-        positive: int,
-        *,
-        normalize: bool = False,
-        columns: bool = False,
-        extrema: bool = False,
-    ) -> Result:
-        """The loss with one positive. Its row is one of this rank's own columns.
-
-        The gradients of the log-sum-exps and of the positives meet in the accumulation dtype.
-        """
-        rows = exact_rows(self.rows, normalize)
-        own = None if self.columns is None else exact_rows(self.columns, normalize)
-        dtype = matrix_dtype(self.rows) if self.dtype is None else self.dtype
-        compared = self._replace(rows=rows, columns=own, dtype=dtype)
-        result = compared.lse(candidates, columns=columns, extrema=extrema)
-        M, place = rows.shape[-2], self.offset + positive
-        if own is None and 2 * place == M:
-            # Row and positive are each other's.
-            product = dot(rows[..., :place, :], rows[..., place:, :], self.scale.dtype)
-            product = torch.cat([product, product], -1)
-        else:
-            partner = rows if own is None else own
-            partner = partner.roll(-place, -2) if place else partner
-            product = dot(rows, partner[..., :M, :], self.scale.dtype)
-        pos = self.scale * product
-        loss = one_positive(result.rows, pos, result.lost[0])
-        if columns:
-            of_positive = (x.roll(-place, -1)[..., :M] for x in (result.cols, result.lost[1]))
-            cols, lost = of_positive
-            loss = (loss + one_positive(cols, pos, lost)) / 2
-        return Result(None, None, loss, pos, result.row_max, result.col_max)
 
     def softplus_sum(
         self,

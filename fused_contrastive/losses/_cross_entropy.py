@@ -11,8 +11,11 @@ import math
 
 import torch
 
+from ..autograd.keyed_sums import keyed_sums
+from ..autograd.over_ranks import sum_over_ranks
 from ..distributed.groups import Ranks
-from ..problem import Candidates
+from ..ops.keyed_sums import widened
+from ..problem import KEYED, Candidates
 from ._arguments import Options
 from ._comparison import Comparison, compare
 from ._reduction import Outcome, one_positive
@@ -22,30 +25,31 @@ def sum_over_negatives(
     x: torch.Tensor,  # [..., N, C]
     rows: int,
     candidates: Candidates,
+    ranks: Ranks | None = None,
 ) -> torch.Tensor:
     """``Σ_j x_j`` over the negatives of each row, ``[..., rows, C]``.
 
     There is one row where all rows have the same sum. The offset of the candidates is 0,
-    ``not_pair`` has two views, and keys have one group or groups of one row.
+    ``not_pair`` has two views, and keys have one group or groups of one row. Over ranks the rows
+    of all other ranks are negatives, too, but for those of equal keys.
     """
     kind, key_a, key_b = candidates.kind, candidates.key_a, candidates.key_b
-    if kind == "all" or not x.shape[-2]:
+    if ranks is None and not x.shape[-2]:
         return x.sum(-2, keepdim=True)
-    if kind == "not_self":
-        return x.sum(0) - x[:rows]
-    if kind == "not_pair":
-        return x.sum(0) - x - x.roll(rows // 2, 0)
-    if x.dim() == 3:
+    if kind in KEYED and x.dim() == 3:
         return x.masked_fill((key_a == key_b).unsqueeze(-1), 0.0).sum(-2, keepdim=True)
-    key_a, key_b = key_a.long(), (key_a if key_b is None else key_b).long()
-    # The result is what a sum leaves without its largest class, so it needs float64 where the
-    # device has that.
-    wide = x.double() if x.device.type in ("cpu", "cuda") else x
-    order = key_b.sort().values
-    classes = torch.zeros_like(wide).index_add(0, torch.searchsorted(order, key_b), wide)
-    place = torch.searchsorted(order, key_a).clamp_max(x.shape[0] - 1)
-    own = classes.index_select(0, place).masked_fill((order[place] != key_a).unsqueeze(-1), 0.0)
-    return (wide.sum(0) - own).to(x.dtype)
+    # A sum without its largest class may be small, so keys need float64 where the device has that.
+    total = (widened(x) if kind in KEYED else x).sum(-2, keepdim=True)
+    if ranks is not None:
+        total = sum_over_ranks(total, ranks.encode())
+    if kind == "all":
+        return total
+    if kind == "not_self":
+        return total - x[:rows]
+    if kind == "not_pair":
+        return total - x - x.roll(rows // 2, 0)
+    key_b = key_a if key_b is None else key_b
+    return (total - keyed_sums(x, key_b, key_a, ranks, total.dtype)).to(x.dtype)
 
 
 def count_and_total(
@@ -70,7 +74,7 @@ def count_and_total(
         parts[1] = bias.to(scale.dtype).unsqueeze(-1)
         removed = parts[1] == -math.inf
         parts = [x.masked_fill(removed, 0.0) for x in parts]
-    sums = sum_over_negatives(torch.cat(parts, -1), a.shape[-2], candidates)
+    sums = sum_over_negatives(torch.cat(parts, -1), a.shape[-2], candidates, compared.ranks)
     count = sums[..., -1]
     if not options.label_smoothing:
         return count, None
@@ -150,6 +154,12 @@ def one_direction(
     return cross_entropy(lse, pos, scale, options, *sums), (pos, largest)
 
 
+def own_keys(b: torch.Tensor, ranks: Ranks | None) -> torch.Tensor:
+    """A key ``[N]`` for each row of ``b [N, D]``, which no other row of any rank has."""
+    keys = torch.arange(b.shape[0], device=b.device)
+    return keys if ranks is None else keys * ranks.size + ranks.rank
+
+
 def in_batch(
     a: torch.Tensor,  # [M, D]
     b: torch.Tensor,  # [N, D]
@@ -173,8 +183,7 @@ def in_batch(
     """
     kind, key_a, key_b = "not_self", None, None
     if target is not None or keys is not None:
-        kind = "other_key"
-        key_b = torch.arange(b.shape[0], device=b.device) if keys is None else keys
+        kind, key_b = "other_key", own_keys(b, group) if keys is None else keys
         key_a = key_b[: a.shape[0]] if target is None else key_b.index_select(0, target)
     candidates = Candidates(kind, key_a=key_a, key_b=key_b)
     to_cosine = scale if normalize else None

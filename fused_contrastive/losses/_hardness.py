@@ -28,7 +28,9 @@ def negatives(
         share = (scale / (scale + hardness)).detach()
         softened = (x if x is None else x.detach() + share * (x - x.detach()) for x in (a, b))
         result = similarity(*softened, scale + hardness, **arguments)
-        if result.rows.requires_grad and not torch.compiler.is_compiling():
+        # Over ranks there are no second derivatives, and asking for them is an error.
+        again = arguments.get("ranks") is None and not torch.compiler.is_compiling()
+        if again and result.rows.requires_grad:
             bias = arguments.get("bias")
             options = {name: x for name, x in arguments.items() if name != "bias"}
             operands = a, b, scale, bias, hardness, options

@@ -9,6 +9,7 @@ exactly the mean over all rows, and its gradient.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 
 import torch
@@ -16,7 +17,8 @@ import torch.distributed as dist
 
 from .. import checks
 from .._torch_internals import constant_result
-from ..distributed.groups import STRATEGIES, Ranks, agreements, refuse, resolve
+from ..autograd._formulas import is_transformed
+from ..distributed.groups import STRATEGIES, Ranks, resolve, told
 
 
 class NotGiven:
@@ -42,10 +44,12 @@ def over_ranks(loss):
     raises an error, the other ranks are told, so that they raise one, too.
     """
 
+    strategies = STRATEGIES if "strategy" in inspect.signature(loss).parameters else ("auto",)
+
     @functools.wraps(loss)
     def call(*inputs, group=NOT_GIVEN, strategy="auto", **options):
-        if strategy not in STRATEGIES:
-            checks.choice("strategy", strategy, STRATEGIES)
+        if strategy not in strategies:
+            checks.choice("strategy", strategy, strategies)
         if group is NOT_GIVEN:
             warn_of_several_ranks(loss.__name__)
             group = None
@@ -55,14 +59,14 @@ def over_ranks(loss):
         ranks = Ranks(group.group_name, strategy, described(loss.__name__, inputs, options))
         if torch.compiler.is_compiling():
             return loss(*inputs, group=ranks, **options)
-        before = agreements()
-        try:
+        if is_transformed():
+            # Inside a transform the ranks cannot exchange anything, not even an error.
+            raise NotImplementedError(
+                "torch.func's transforms and forward mode of a loss over the ranks of a group "
+                "are not available: group must be None there"
+            )
+        with told(ranks):
             return loss(*inputs, group=ranks, **options)
-        except Exception as error:
-            # The others wait for this rank only until they have agreed.
-            if agreements() == before:
-                refuse(ranks, error)
-            raise
 
     return call
 
@@ -92,9 +96,12 @@ def described(name: str, inputs, options) -> str:
 
 def _shown(x) -> str:
     if isinstance(x, torch.Tensor):
+        if torch.compiler.is_compiling():
+            # Sizes may be unknown. The ops compare dtypes and widths again.
+            return "a tensor"
         if x.dim() == 0:
             return "a scalar"
-        return f"[{', '.join(['n', *(str(size) for size in x.shape[1:])])}] {x.dtype}"
+        return f"[n] {x.dtype}" if x.dim() == 1 else f"[..., {x.shape[-1]}] {x.dtype}"
     if isinstance(x, (tuple, list)):
         return f"({', '.join([_shown(y) for y in x])})"
     return repr(x)

@@ -109,16 +109,12 @@ def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (pos >= other) | (pos + slack >= other) & other.isfinite()
 
 
-def one_positive(
-    lse: torch.Tensor, pos: torch.Tensor, lost: torch.Tensor | None = None
-) -> torch.Tensor:
+def one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
     """``softplus(lse - pos)``, the loss of a row with one positive.
 
-    `lost` is what the rounding of `lse` has lost, where that is known. Where a logit is infinite
-    the loss is NaN or infinite, as that of the cross entropy is.
+    Where a logit is infinite the loss is NaN or infinite, as that of the cross entropy is.
     """
-    gap = lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0))
-    return F.softplus(gap if lost is None else gap + lost, threshold=40)
+    return F.softplus(lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0)), threshold=40)
 
 
 def masked_logsumexp(s: torch.Tensor, dim: int) -> torch.Tensor:

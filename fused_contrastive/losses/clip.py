@@ -48,6 +48,7 @@ def clip_loss(
         bias: ``[N]`` of the pairs, or ``(image_bias, text_bias)``, where either may be None. A
             text's bias counts where texts are the candidates, an image's where images are.
         label_smoothing, margin, hardness: see `fused_contrastive.losses`, as for the vectors above.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.
@@ -145,8 +146,8 @@ class ClipLoss(Loss):
     ):
         options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
         where = {"group": group, "strategy": strategy, "backend": backend}
-        super().__init__(**options, reduction=reduction, metrics=metrics, **where)
-        if learnable != (logit_scale is not None):
+        super().__init__(learnable, **options, reduction=reduction, metrics=metrics, **where)
+        if self.learnable != (logit_scale is not None):
             raise ValueError(
                 f"logit_scale must be given exactly when learnable=True, got {logit_scale}"
             )
@@ -155,7 +156,6 @@ class ClipLoss(Loss):
             if logit_scale <= 0:
                 raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
             self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
-        self.learnable = learnable
 
     def forward(
         self,
@@ -172,6 +172,6 @@ class ClipLoss(Loss):
             raise ValueError(
                 "logit_scale must be passed to forward exactly when the module does not learn it"
             )
-        scale = self.log_logit_scale.exp() if self.learnable else logit_scale
+        scale = self.learned(self.log_logit_scale).exp() if self.learnable else logit_scale
         operands = image_features, text_features, scale, logit_bias
         return clip_loss(*operands, keys=keys, weights=weights, bias=bias, **self.options)

@@ -13,11 +13,12 @@ from torch import nn
 from .. import checks, reference
 from ..autograd._formulas import FirstDerivative, refuse_transforms
 from ..distributed.collectives import add_over_ranks, gather_rows, ranks
-from ..distributed.groups import resolve
+from ..distributed.groups import Ranks, agree, resolve
 from ..dtypes import accumulation_dtype, matrix_dtype, outside_autocast
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, two_sets
 from ._module import own_number
+from ._over_ranks import NOT_GIVEN, over_ranks
 
 # This is the eps of batch_norm.
 EPS = 1e-5
@@ -157,6 +158,15 @@ def _loss(z1, z2, lamb, scale_loss, samples, group):
     return scale_loss * (diagonal + lamb * rest)
 
 
+def equal_shards(ranks: Ranks, z1: torch.Tensor):
+    """The process group, once the ranks are found to have as many rows each."""
+    if not torch.compiler.is_compiling():
+        rows = [n for n, _ in agree(ranks, z1.shape[0], 0, f"{z1.shape[1]}")]
+        if len(set(rows)) > 1:
+            raise ValueError(f"z1 must have as many rows on all ranks of the group, got {rows}")
+    return ranks.process_group
+
+
 def _check(z1, z2, lamb, scale_loss, backend) -> bool:
     """Whether the reference serves the call, after a check of all arguments."""
     two_sets("z1", z1, "z2", z2)
@@ -165,13 +175,14 @@ def _check(z1, z2, lamb, scale_loss, backend) -> bool:
     return asks_for_eager(backend) or z1.numel() == 0
 
 
+@over_ranks
 def correlation_loss(
     z1: torch.Tensor,
     z2: torch.Tensor,
     lamb: float | torch.Tensor = 5e-3,
     scale_loss: float | torch.Tensor = 0.025,
     *,
-    group=None,
+    group=NOT_GIVEN,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Correlation of samples with samples against the identity.
@@ -182,9 +193,10 @@ def correlation_loss(
 
     Args:
         z1, z2: two views ``[N, D]``, D > 1.
-        group: a torch.distributed process group whose ranks call with one shape. Then c is the mean
-            of theirs, and all return the same loss. The mean of their gradients, which
-            DistributedDataParallel takes, is exactly that of the loss.
+        group: the ranks of a process group, which call with one shape (see
+            `fused_contrastive.losses`). Then c is the mean of theirs, and all return the same loss.
+            The mean of their gradients, which DistributedDataParallel takes, is exactly that of the
+            loss.
         backend: "eager" for the dense form; every other name computes alike.
 
     Returns:
@@ -200,7 +212,7 @@ def correlation_loss(
     2.0
     """
     use_reference = _check(z1, z2, lamb, scale_loss, backend)
-    group = resolve(group)
+    group = None if group is None else equal_shards(group, z1)
     if z1.shape[1] == 1:
         raise ValueError(
             f"z1 must have more than one feature to have a variance, got shape {tuple(z1.shape)}"
@@ -210,13 +222,14 @@ def correlation_loss(
     return _loss(z1, z2, lamb, scale_loss, True, group)
 
 
+@over_ranks
 def barlow_twins_loss(
     z1: torch.Tensor,
     z2: torch.Tensor,
     lamb: float | torch.Tensor = 5e-3,
     scale_loss: float | torch.Tensor = 1.0,
     *,
-    group=None,
+    group=NOT_GIVEN,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Barlow Twins (Zbontar et al. 2021, arXiv:2103.03230, eq. 1).
@@ -236,7 +249,7 @@ def barlow_twins_loss(
     0.0
     """
     use_reference = _check(z1, z2, lamb, scale_loss, backend)
-    group = resolve(group)
+    group = None if group is None else equal_shards(group, z1)
     if z1.shape[0] == 1:
         raise ValueError(
             f"z1 must have more than one row to have a variance, got shape {tuple(z1.shape)}"
@@ -251,7 +264,8 @@ class _Correlation(nn.Module):
         super().__init__()
         own_number("lamb", lamb)
         own_number("scale_loss", scale_loss)
-        resolve(group)
+        if group is not NOT_GIVEN:
+            resolve(group)
         self.options = {"lamb": lamb, "scale_loss": scale_loss, "group": group, "backend": backend}
 
     def extra_repr(self) -> str:
@@ -267,7 +281,7 @@ class CorrelationLoss(_Correlation):
     2.0
     """
 
-    def __init__(self, lamb=5e-3, scale_loss=0.025, *, group=None, backend=None):
+    def __init__(self, lamb=5e-3, scale_loss=0.025, *, group=NOT_GIVEN, backend=None):
         super().__init__(lamb, scale_loss, group, backend)
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:
@@ -283,7 +297,7 @@ class BarlowTwinsLoss(_Correlation):
     0.0
     """
 
-    def __init__(self, lamb=5e-3, scale_loss=1.0, *, group=None, backend=None):
+    def __init__(self, lamb=5e-3, scale_loss=1.0, *, group=NOT_GIVEN, backend=None):
         super().__init__(lamb, scale_loss, group, backend)
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor) -> torch.Tensor:

@@ -10,9 +10,11 @@ from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison
 from ._module import Loss
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
 
 
+@over_ranks
 def cpc_loss(
     predictions: torch.Tensor,
     latents: torch.Tensor,
@@ -20,6 +22,8 @@ def cpc_loss(
     keys: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The CPC loss (van den Oord et al. 2018, arXiv:1807.03748, eqs. 3-4).
@@ -29,6 +33,7 @@ def cpc_loss(
     Args:
         predictions, latents: ``[K, B, D]``, the K predicted and true latents of B sequences.
         keys, weights: ``[B]``, one for each sequence; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``(loss, accuracy)``. The loss is ``[K, B]`` with ``reduction="none"``, else a scalar; its
@@ -44,18 +49,19 @@ def cpc_loss(
     check_settings(reduction=reduction)
     check_vectors(predictions, predictions.shape[1], (predictions.shape[1],), keys, weights)
     arguments = {"keys": keys, "weights": weights, "reduction": reduction}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.cpc_loss(predictions, latents, **arguments)
-    return _fused(predictions, latents, backend, **arguments)
+    return _fused(predictions, latents, group=group, backend=backend, **arguments)
 
 
-def _fused(predictions, latents, backend, *, keys, weights, reduction):
+def _fused(predictions, latents, *, group, backend, keys, weights, reduction):
     candidates = Candidates("not_self" if keys is None else "other_key", key_a=keys, key_b=keys)
-    compared = Comparison(predictions, latents, as_scalar(1.0, predictions), backend=backend)
+    where = {"backend": backend, "ranks": group}
+    compared = Comparison(predictions, latents, as_scalar(1.0, predictions), **where)
     result = compared.lse(candidates, positive=0, extrema=True)
     weights = None if weights is None else weights.expand(predictions.shape[:2])
     outcome = Outcome(result.loss, result.pos, None, ((result.pos, result.row_max),))
-    loss, metrics = outcome.reduced(reduction, True, weights)
+    loss, metrics = outcome.reduced(reduction, True, weights, group)
     return loss, metrics["accuracy"]
 
 
@@ -70,8 +76,9 @@ class CPCLoss(Loss):
     0.7437
     """
 
-    def __init__(self, *, reduction="mean", backend=None):
-        super().__init__(reduction=reduction, backend=backend)
+    def __init__(self, *, reduction="mean", group=NOT_GIVEN, strategy="auto", backend=None):
+        where = {"group": group, "strategy": strategy, "backend": backend}
+        super().__init__(reduction=reduction, **where)
 
     def forward(self, predictions: torch.Tensor, latents: torch.Tensor, *, keys=None, weights=None):
         return cpc_loss(predictions, latents, keys=keys, weights=weights, **self.options)

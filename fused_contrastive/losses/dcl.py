@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
+from ..autograd.over_ranks import sum_over_ranks
+from ..distributed.groups import Ranks
 from ..problem import Candidates
 from ..scalars import as_scalar, inverse_scale
 from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
-from ._comparison import compare
+from ._comparison import Comparison, compare
 from ._module import TemperatureLoss, own_number
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
 
 
+@over_ranks
 def dcl_loss(
     z1: torch.Tensor,
     z2: torch.Tensor,
@@ -23,6 +27,8 @@ def dcl_loss(
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """Decoupled contrastive loss (Yeh et al. 2022, arXiv:2110.06848, eq. 6).
@@ -34,6 +40,7 @@ def dcl_loss(
         normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
             products.
         keys, weights: ``[B]``, one for each pair; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf
@@ -52,11 +59,13 @@ def dcl_loss(
     check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights)
     tensors = {"keys": keys, "weights": weights}
     settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.dcl_loss(z1, z2, temperature, **tensors, **settings)
-    return _fused(z1, z2, temperature, None, backend, **tensors, **settings)
+    where = {"group": group, "backend": backend}
+    return _fused(z1, z2, temperature, None, **where, **tensors, **settings)
 
 
+@over_ranks
 def dclw_loss(
     z1: torch.Tensor,
     z2: torch.Tensor,
@@ -68,6 +77,8 @@ def dclw_loss(
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """`dcl_loss` with weighted positives (Yeh et al. 2022, arXiv:2110.06848).
@@ -81,6 +92,7 @@ def dclw_loss(
         sigma: a number or a 0-d tensor, whose value is never read.
         normalize: compare cosines, as in `dcl_loss`.
         keys, weights: ``[B]``, one for each pair, as in `dcl_loss`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar. The loss is −inf
@@ -100,28 +112,45 @@ def dclw_loss(
     checks.number("sigma", sigma, z1.device, divisor=True)
     tensors = {"keys": keys, "weights": weights}
     settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.dclw_loss(z1, z2, temperature, sigma, **tensors, **settings)
-    return _fused(z1, z2, temperature, sigma, backend, **tensors, **settings)
+    where = {"group": group, "backend": backend}
+    return _fused(z1, z2, temperature, sigma, **where, **tensors, **settings)
 
 
-def _fused(z1, z2, temperature, sigma, backend, *, keys, weights, normalize, reduction, metrics):
+def _fused(
+    z1, z2, temperature, sigma, *, group, backend, keys, weights, normalize, reduction, metrics
+):
     """Both losses; without a sigma all positives have the weight 1."""
     B, z = z1.shape[0], torch.cat([z1, z2])
     scale = inverse_scale(temperature, z)
     keys, weights = (None if x is None else x.repeat(2) for x in (keys, weights))
     kind = "not_pair" if keys is None else "other_key"
-    compared = compare(z, None, scale, normalize=normalize, backend=backend)
+    compared = compare(z, None, scale, normalize=normalize, backend=backend, ranks=group)
     candidates = Candidates(kind, stride=max(B, 1), key_a=keys)
     result = compared.lse(candidates, extrema=metrics)
     z = compared.rows
     cosine = (z[:B] * z[B:]).sum(-1)
     pos = weighted = scale * cosine
     if sigma is not None:
-        weighted = pos * (2 - B * (cosine.detach() / as_scalar(sigma, z).detach()).softmax(0))
+        weighted = pos * (
+            2 - relative(cosine.detach() / as_scalar(sigma, z).detach(), group, backend)
+        )
     loss, pos = result.rows - torch.cat([weighted, weighted]), torch.cat([pos, pos])
     outcome = Outcome(loss, pos, scale if normalize else None, ((pos, result.row_max),))
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
+
+
+def relative(x: torch.Tensor, group: Ranks | None, backend: str | None) -> torch.Tensor:
+    """The softmax of ``x [B]`` over the rows of all ranks, times their number."""
+    if group is None:
+        return x.shape[0] * x.softmax(0)
+    # A row of zeros has logits that are the columns' biases.
+    scale, zeros = x.new_ones(()), x.new_zeros(x.shape[0] + 1, 1)
+    compared = Comparison(zeros[:1], zeros[1:], scale, backend=backend, ranks=group)
+    lse = compared.lse(Candidates("all"), bias=x).rows
+    count = sum_over_ranks(x.new_tensor(x.shape[0]), group.encode())
+    return count * (x - lse).exp()
 
 
 class DCLLoss(TemperatureLoss):
@@ -142,11 +171,14 @@ class DCLLoss(TemperatureLoss):
         normalize=True,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
         settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
-        super().__init__(temperature, learnable, normalize=normalize, **settings)
+        where = {"group": group, "strategy": strategy}
+        super().__init__(temperature, learnable, normalize=normalize, **settings, **where)
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
         return dcl_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)
@@ -171,12 +203,15 @@ class DCLWLoss(TemperatureLoss):
         normalize=True,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
         own_number("sigma", sigma, divisor=True)
         settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
-        super().__init__(temperature, learnable, sigma=sigma, normalize=normalize, **settings)
+        settings |= {"group": group, "strategy": strategy, "sigma": sigma}
+        super().__init__(temperature, learnable, normalize=normalize, **settings)
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
         return dclw_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)

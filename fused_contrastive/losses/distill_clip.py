@@ -9,13 +9,16 @@ import torch
 from .. import checks, reference
 from ..autograd._formulas import refuse_transforms
 from ..backends import dispatch
+from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
+from ..ops import similarity_over_ranks as ops_over_ranks
 from ..problem import Candidates, LogSumExp, Needs, Prepared, Problem, Saved, Upstream, Wanted
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison, as_read, dot, exact_rows
 from ._module import Loss
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import one_positive, reduce
 
 OTHERS = Candidates("not_self")
@@ -48,13 +51,21 @@ class Teacher(NamedTuple):
     own: torch.Tensor | None  # [N], the logit of each pair; no backward pass needs it
     dtype: torch.dtype
     backend: str
+    ranks: Ranks | None = None  # the pairs are then those of this rank with all ranks' columns
 
-    def lse(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The row and column log-sum-exps over all pairs but the own ones, ``[2, 1, N]`` each."""
+    def lse(self) -> tuple[torch.Tensor, ...]:
+        """The row and column log-sum-exps over all pairs but the own ones, ``[2, 1, N]`` each.
+
+        Over ranks their sizes ``[W, 2]`` follow.
+        """
         wanted = Wanted(columns=True, extrema=False, mean=False)
         problem = teacher_problem(self.x, self.y, self.dtype)
-        found = ops.call_forward(problem, wanted, self.backend)
-        return found.row_lse.parts, found.col_lse.parts
+        if self.ranks is None:
+            found, sizes = ops.call_forward(problem, wanted, self.backend), ()
+        else:
+            where = self.backend, self.ranks
+            found, *sizes = ops_over_ranks.call_forward(problem, wanted, *where)
+        return found.row_lse.parts, found.col_lse.parts, *sizes
 
 
 def share(lse: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -70,7 +81,7 @@ def teacher_sums(
     a: torch.Tensor,  # [N, D]
     b: torch.Tensor,  # [N, D]
     teacher: Teacher,
-    lse: tuple[torch.Tensor, torch.Tensor],  # [2, 1, N] each
+    lse: tuple[torch.Tensor, ...],  # as `Teacher.lse` returns them
     g: torch.Tensor,  # [N]
     h: torch.Tensor,  # [N]
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +103,12 @@ def teacher_sums(
         mean=None,
     )
     need = Needs(a=True, b=True, scale=False, bias=False)
-    found = ops.call_backward(Upstream(g[None], h[None]), problem, saved, need, teacher.backend)
+    call = Upstream(g[None], h[None]), problem, saved, need
+    if teacher.ranks is None:
+        found = ops.call_backward(*call, teacher.backend)
+    else:
+        where = {"backend": teacher.backend, "ranks": teacher.ranks}
+        found = ops_over_ranks.call_backward(*call, lse[2], **where)
     T, D = x.shape[1], a.shape[1]
     return found.a[0, :, T + D :], found.b[0, :, T : T + D]
 
@@ -102,11 +118,15 @@ class TeacherRows(torch.autograd.Function):
 
     The sums are over j ≠ i, and p and q are the teacher's shares of these j. The results after the
     products are these shares and the two log-sum-exps. The mean of the features under a row's
-    softmax comes from the same pass as its log-sum-exp.
+    softmax comes from the same pass as its log-sum-exp. Over ranks it does not, and further results
+    are those of `Teacher.lse`.
     """
 
     @staticmethod
-    def forward(a, b, x, y, own, dtype, backend):
+    def forward(a, b, x, y, own, dtype, backend, ranks):
+        if ranks is not None:
+            *found, lse = summed_rows(a, b, Teacher(x, y, own, dtype, backend, ranks))
+            return (*found, *lse)
         products, shares, sums = [], [], []
         for rows, columns, mine, others in ((x, y, a, b), (y, x, b, a)):
             padded = torch.cat([rows, torch.zeros_like(others)], 1)
@@ -121,28 +141,29 @@ class TeacherRows(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, _, ctx.dtype, ctx.backend = inputs
+        *tensors, _, ctx.dtype, ctx.backend, ctx.ranks = inputs
         ctx.mark_non_differentiable(*outputs[2:])
         ctx.save_for_backward(*tensors, *outputs[2:])
 
     @staticmethod
     def backward(ctx, g, h, *_):
         a, b, x, y, p, q, *lse = ctx.saved_tensors
-        teacher = Teacher(x, y, own=None, dtype=ctx.dtype, backend=ctx.backend)
-        return (*teacher_sums(a, b, teacher, lse, g * p, h * q), None, None, None, None, None)
+        teacher = Teacher(x, y, None, ctx.dtype, ctx.backend, ctx.ranks)
+        return (*teacher_sums(a, b, teacher, lse, g * p, h * q), *[None] * 6)
 
 
-def traced_rows(a: torch.Tensor, b: torch.Tensor, teacher: Teacher):
-    """The first four results of `TeacherRows` for a and b ``[N, D]``, by differentiable operations.
+def summed_rows(a: torch.Tensor, b: torch.Tensor, teacher: Teacher):
+    """The first four results of `TeacherRows` for a and b ``[N, D]``, and `Teacher.lse`.
 
-    Exported programs keep no formulas of Python.
+    For one process the operations are differentiable, as exported programs need it, because these
+    keep no formulas of Python.
     """
     lse = teacher.lse()
-    p, q = (share(one, teacher.own) for one in lse)
+    p, q = (share(one, teacher.own) for one in lse[:2])
     nothing = torch.zeros_like(p)
     of_a, _ = teacher_sums(a, b, teacher, lse, p, nothing)
     _, of_b = teacher_sums(a, b, teacher, lse, nothing, q)
-    return (a * of_a).sum(1), (b * of_b).sum(1), p, q
+    return (a * of_a).sum(1), (b * of_b).sum(1), p, q, lse
 
 
 class TeacherTotal(torch.autograd.Function):
@@ -178,6 +199,7 @@ class TeacherTotal(torch.autograd.Function):
         return (*gradients, None, None, None, None, None, None)
 
 
+@over_ranks
 def distill_clip_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,
@@ -188,6 +210,8 @@ def distill_clip_loss(
     *,
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """The distillation term of open_clip's DistillClipLoss, to be added to `clip_loss`.
@@ -202,6 +226,7 @@ def distill_clip_loss(
             caller; constants.
         teacher_logit_scale: multiplies the teacher's dot products; a constant.
         weights: ``[N]``, one for each pair; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``½ (−Σ_j P_ij log p_ij − Σ_j Q_ji log q_ji)``: ``[N]`` with ``reduction="none"``, else a
@@ -235,9 +260,11 @@ def distill_clip_loss(
     check_vectors(image_features, N, (N,), weights=weights)
     operands = image_features, text_features, logit_scale
     operands += teacher_image_features, teacher_text_features, teacher_logit_scale
-    if asks_for_eager(backend) or teacher_image_features.numel() == 0:
+    eager = asks_for_eager(backend, group)
+    if eager or (group is None and teacher_image_features.numel() == 0):
         return reference.distill_clip_loss(*operands, weights=weights, reduction=reduction)
-    return _fused(*operands, backend, weights=weights, reduction=reduction)
+    settings = {"weights": weights, "reduction": reduction}
+    return _fused(*operands, group=group, backend=backend, **settings)
 
 
 def _fused(
@@ -247,8 +274,9 @@ def _fused(
     teacher_image_features,
     teacher_text_features,
     teacher_logit_scale,
-    backend,
     *,
+    group,
+    backend,
     weights,
     reduction,
 ):
@@ -265,19 +293,22 @@ def _fused(
         y = exact_rows(teacher_text_features, False)
         own = dot(x, y, scale.dtype)
     name = dispatch.select(backend, a.device, dtype)
-    compared = Comparison(a, b, as_scalar(1.0, image_features), dtype, backend=backend)
+    unit = as_scalar(1.0, image_features)
+    compared = Comparison(a, b, unit, dtype, backend=backend, ranks=group)
     pos = compared.dot(b)
-    result = compared.lse(Candidates("not_self"), columns=True)
+    result = compared.lse(OTHERS, columns=True)
     student = (one_positive(result.rows, pos) + one_positive(result.cols, pos)) / 2
     exporting = torch.compiler.is_exporting()
-    if exporting or reduction == "none" or (weights is not None and weights.requires_grad):
+    by_rows = reduction == "none" or (weights is not None and weights.requires_grad)
+    # `TeacherTotal` does not know which part of its sum belongs to the rows of which rank.
+    if exporting or by_rows or group is not None:
         if exporting:
-            found = traced_rows(a, b, Teacher(x, y, own, dtype, name))
+            found = summed_rows(a, b, Teacher(x, y, own, dtype, name))
         else:
-            found = TeacherRows.apply(a, b, x, y, own, dtype, name)
+            found = TeacherRows.apply(a, b, x, y, own, *(dtype, name, group))
         of_rows, of_columns, p, q, *_ = found
         loss = student + ((p + q) * pos - (of_rows + of_columns)) / 2
-        return reduce(loss, reduction, weights)
+        return reduce(loss, reduction, weights, group=group)
     weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
     terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)
     total = (weights * student + (weights * (p + q) * pos - terms) / 2).sum()
@@ -294,8 +325,9 @@ class DistillClipLoss(Loss):
     0.9183
     """
 
-    def __init__(self, *, reduction="mean", backend=None):
-        super().__init__(reduction=reduction, backend=backend)
+    def __init__(self, *, reduction="mean", group=NOT_GIVEN, strategy="auto", backend=None):
+        where = {"group": group, "strategy": strategy, "backend": backend}
+        super().__init__(reduction=reduction, **where)
 
     def forward(
         self,

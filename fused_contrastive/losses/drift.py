@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from .. import checks
 from ..autograd._formulas import refuse_export, refuse_transforms
 from ..autograd.force import Drift, call_forward
+from ..autograd.over_ranks import sum_over_ranks
 from ..backends import dispatch
+from ..distributed.groups import Ranks
+from ..ops import drift_over_ranks as ops_over_ranks
 from ..ops import force as ops
 from ..problem import ForceProblem
 from ..reference import drift as reference
 from ..scalars import inverse_scale
 from ._arguments import asks_for_eager
 from ._module import own_temperatures
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._points import check_temperatures, inverse_temperatures, points_dtype, stacked
 
 MIN_DISTANCE = 1e-4
@@ -32,6 +36,7 @@ LOG_FLOOR = math.log(1e-6) / 2
 """The log of the published lower bound of an affinity, which is the root of the bounded product."""
 
 
+@over_ranks
 def drift_loss(
     gen: Tensor,
     positive: Tensor,
@@ -41,6 +46,8 @@ def drift_loss(
     weight_positive: Tensor | None = None,
     weight_negative: Tensor | None = None,
     temperatures: tuple = (0.02, 0.05, 0.2),
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """The drifting loss as published (lambertae/drifting, ``drift_loss.py``).
@@ -54,11 +61,15 @@ def drift_loss(
         weight_gen, weight_positive, weight_negative: ``[G, n]``, weights of the points as columns,
             which multiply their affinities. None is 1.
         temperatures: numbers in units of the mean distance, at least one.
+        group: the ranks of which each passes its own groups; the batch is then that of all ranks.
+            Every set has the same n on all ranks, and G may differ and be 0. The groups stay where
+            they are, and only sums are exchanged, so `strategy` makes no difference.
 
     Returns:
         ``(loss, info)``. The loss is ``[G]``, float32, or float64 for float64 inputs. The
         dictionary ``{"scale": ..., "loss_<temperature>": ...}`` has the mean distance and the mean
-        square of each temperature's drift.
+        square of each temperature's drift. With `group` the loss is of this rank's groups, and the
+        dictionary is of the whole batch.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the error names it.
@@ -99,10 +110,10 @@ def drift_loss(
             "temperatures must be numbers, got a tensor: nothing here is differentiable in them"
         )
     inverse = inverse_temperatures(temperatures, gen)
-    eager = asks_for_eager(backend)
+    eager = asks_for_eager(backend, group)
     gen = gen.to(inverse.dtype)
     # Means over nothing are NaN.
-    if gen.numel() == 0:
+    if gen.numel() == 0 and group is None:
         nan = gen.detach().sum() + math.nan
         info = {"scale": nan, **{f"loss_{t}": nan.clone() for t in temperatures}}
         return (gen * gen).mean((1, 2)), info
@@ -123,15 +134,34 @@ def drift_loss(
     n = gen.shape[1]
     fixed = 0 if negative is None else negative.shape[1]
     name = dispatch.select(backend, x.device, x.dtype)
-    scale = ops.distance_sums(x, weight, n, MIN_DISTANCE**2, name).mean() / x.shape[1]
-    if weight is not None:
-        scale = scale / weight.mean()
+    scale, groups = _scale(x, weight, n, name, group)
     s_in, fields = _fields(x, weight, inverse, scale, (n, n + fixed), name)
-    squares = (fields * fields).mean((1, 2, 3))
+    if group is None:
+        squares = (fields * fields).mean((1, 2, 3))
+    else:
+        squares = sum_over_ranks((fields * fields).sum((1, 2, 3)), group.encode())
+        squares = squares / (groups * n * gen.shape[2])
     force = (fields / squares.clamp_min(1e-8).sqrt()[:, None, None, None]).sum(0)
     by_temperature = zip(temperatures, squares.unbind(), strict=True)
     info = {"scale": scale, **{f"loss_{t}": square for t, square in by_temperature}}
     return Drift.apply(gen, force, s_in), info
+
+
+def _scale(
+    x: Tensor,  # [G, P, D]
+    weight: Tensor | None,  # [G, P]
+    n: int,
+    backend: str,
+    group: Ranks | None,
+) -> tuple[Tensor, Tensor | None]:
+    """The weighted mean distance ``[]``, and with `group` the number of groups of all ranks."""
+    if group is not None:
+        scale, groups = ops_over_ranks.drift_scale_over_ranks(
+            x, weight, n, MIN_DISTANCE**2, backend, group.encode()
+        )
+        return scale, groups.sum()
+    scale = ops.distance_sums(x, weight, n, MIN_DISTANCE**2, backend).mean() / x.shape[1]
+    return scale if weight is None else scale / weight.mean(), None
 
 
 def _check_weight(name: str, weight: Tensor | None, points_name: str, points: Tensor) -> None:
@@ -177,6 +207,8 @@ def _fields(
     rows, negatives = sizes
     G, _, D = x.shape
     s_in = (scale / math.sqrt(D)).clamp_min(MIN_SCALE)
+    if G * rows * D == 0:
+        return s_in, x.new_zeros((len(inverse), G, rows, D))
     problem = ForceProblem(
         x,
         inverse,
@@ -206,7 +238,8 @@ def drift_field(
     """The drift of each sample as in the published toy notebook (drifting_model_demo.ipynb).
 
     Distances are raw and nothing is normalised. Train with
-    ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``.
+    ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``. Over several ranks the field is
+    that of this rank's points alone.
 
     Args:
         gen, positive: ``[..., n, D]`` and ``[..., N, D]``. Each leading index is a group of its
@@ -267,9 +300,17 @@ class DriftLoss(nn.Module):
         torch.Size([2, 3, 4])
     """
 
-    def __init__(self, temperatures=(0.02, 0.05, 0.2), *, backend=None):
+    def __init__(
+        self,
+        temperatures=(0.02, 0.05, 0.2),
+        *,
+        group=NOT_GIVEN,
+        strategy="auto",
+        backend=None,
+    ):
         super().__init__()
-        self.options = {"temperatures": own_temperatures(temperatures), "backend": backend}
+        where = {"group": group, "strategy": strategy, "backend": backend}
+        self.options = {"temperatures": own_temperatures(temperatures), **where}
 
     def forward(self, gen: Tensor, positive: Tensor, negative: Tensor | None = None, **weights):
         """``(loss, info)`` of gen, positive and negative, ``[G, n, D]`` with each its own n."""

@@ -15,17 +15,21 @@ from torch import Tensor
 from .. import checks
 from ..autograd import force as autograd
 from ..autograd._formulas import refuse_export, refuse_transforms
+from ..autograd.force_over_ranks import force_loss as loss_over_ranks
 from ..backends import dispatch
 from ..reference import force as reference
 from ..scalars import inverse_scale
 from ._arguments import asks_for_eager
 from ._module import Loss, own_number, own_temperatures
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._points import inverse_temperatures, points_dtype, stacked
+from ._reduction import reduce
 
 MASKS = ("sum", "softmax")
 NORMALIZERS = (None, "dist_affinity_rms", "force_rms")
 
 
+@over_ranks
 def contrastive_force(
     positive: Tensor,
     negative: Tensor,
@@ -34,6 +38,8 @@ def contrastive_force(
     mask_self: str = "sum",
     normalizer: str | None = None,
     affinity_floor: float = 0.0,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ) -> Tensor:
     """Force on each negative, towards the positives and away from the other negatives.
@@ -52,6 +58,7 @@ def contrastive_force(
             ``sqrt(mean((d A)^2))`` over the group's (N + M)^2 pairs. "force_rms" is
             ``sqrt(mean(force^2))``, and a force of 0 stays 0.
         affinity_floor: lower bound of the product of the two softmaxes.
+        group, strategy: not available yet; a group raises NotImplementedError.
 
     Returns:
         ``[..., M, D]`` in the dtype of the inputs, differentiable once in positive, negative and
@@ -76,6 +83,7 @@ def contrastive_force(
     dtype = points_dtype("positive", positive, "negative", negative)
     checks.number("temperature", temperature, negative.device, divisor=True)
     floor = check_options(mask_self, normalizer, affinity_floor)
+    _refuse_ranks(group)
     eager = asks_for_eager(backend)
     if negative.numel() == 0 or positive.numel() == 0:
         return _nothing(negative, positive, inverse_scale(temperature, negative)).to(dtype)
@@ -100,6 +108,7 @@ def contrastive_force(
     return force.reshape(negative.shape).to(dtype)
 
 
+@over_ranks
 def contrastive_force_loss(
     positive: Tensor,
     negative: Tensor,
@@ -111,6 +120,8 @@ def contrastive_force_loss(
     detach_scale: bool = False,
     affinity_floor: float = 0.0,
     reduction: str = "none",
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ) -> Tensor:
     """Squared step of each negative along the sum over the temperatures of `contrastive_force`.
@@ -129,6 +140,9 @@ def contrastive_force_loss(
             leading dimensions and then gets a gradient. A tensor's values are not read; a scale of
             0 counts as 1.
         detach_scale: take the scale as a constant.
+        group, strategy: the ranks whose points are one set, and how they are exchanged. Each rank
+            passes its own points of every group, and gets the loss of its own negatives. The loss
+            is then computed in torch operations, whatever `backend` is.
 
     Returns:
         ``[..., M, D]`` elementwise with ``reduction="none"``, else a scalar; float32, or float64
@@ -156,14 +170,24 @@ def contrastive_force_loss(
     floor = check_options(mask_self, normalizer, affinity_floor)
     checks.choice("detach_scale", detach_scale, (True, False))
     checks.choice("reduction", reduction, checks.REDUCTIONS)
-    eager = asks_for_eager(backend)
+    eager = asks_for_eager(backend, group)
     x = stacked(negative, positive, dtype)
     inverse = inverse_temperatures(temperatures, x)
     lead = negative.shape[:-2]
     scale = _given_scale(scale, lead, inverse)
     if detach_scale and scale is not None:
         scale = scale.detach()
-    if negative.numel() == 0 or positive.shape[-2] == 0:
+    if group is not None:
+        refuse_transforms(positive, negative, scale)
+        refuse_export(positive, negative, scale)
+        dispatch.select(backend, x.device, dtype)
+        options = autograd.ForceOptions(
+            negative.shape[-2], mask=mask_self == "softmax", floor=floor, normalizer=normalizer
+        )
+        attached = not detach_scale
+        loss = loss_over_ranks(x, scale, inverse, options, attached=attached, ranks=group)
+        loss = loss.reshape(negative.shape)
+    elif negative.numel() == 0 or positive.shape[-2] == 0:
         others = [positive] if scale is None else [positive, scale]
         loss = _nothing(negative, *others).to(inverse.dtype)
     elif eager:
@@ -186,7 +210,7 @@ def contrastive_force_loss(
         )
         loss = autograd.force_loss(x, scale, inverse, options, not detach_scale, name)
         loss = loss.reshape(negative.shape)
-    return loss if reduction == "none" else getattr(loss, reduction)()
+    return reduce(loss, reduction, group=group)
 
 
 def check_options(mask_self, normalizer, affinity_floor) -> float:
@@ -203,6 +227,15 @@ def check_options(mask_self, normalizer, affinity_floor) -> float:
     if not 0 <= affinity_floor <= 1:
         raise ValueError(f"affinity_floor must be between 0 and 1, got {affinity_floor}")
     return math.log(affinity_floor) / 2 if affinity_floor > 0 else -math.inf
+
+
+def _refuse_ranks(group) -> None:
+    """Raise where the points of several ranks are asked for."""
+    if group is not None:
+        raise NotImplementedError(
+            "contrastive_force does not compute over the points of a group's ranks yet: "
+            "group must be None"
+        )
 
 
 def _nothing(negative: Tensor, *others: Tensor) -> Tensor:
@@ -257,6 +290,8 @@ class ContrastiveForceLoss(Loss):
         detach_scale=False,
         affinity_floor=0.0,
         reduction="none",
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
     ):
         super().__init__(
@@ -267,6 +302,8 @@ class ContrastiveForceLoss(Loss):
             detach_scale=detach_scale,
             affinity_floor=affinity_floor,
             reduction=reduction,
+            group=group,
+            strategy=strategy,
             backend=backend,
         )
         check_options(mask_self, normalizer, affinity_floor)

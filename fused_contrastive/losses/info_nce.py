@@ -59,6 +59,9 @@ def info_nce_loss(
         label_smoothing, margin, hardness, tau_plus: see `fused_contrastive.losses`, as for the
             vectors above. The integer `keys` have nothing to do with the embeddings `positive_key`
             and `negative_keys`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`. The
+            negatives of ``"in_batch"`` are then those of all ranks, while ``"paired"`` ones, and a
+            queue, are this rank's own. Ranks keep equal queues (`MemoryBank.enqueue` with group).
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.

@@ -8,8 +8,11 @@ from .. import checks
 from ..autograd.similarity import similarity
 from ..problem import KEYED, KINDS, resolve_offset
 from ..scalars import as_scalar
+from ._arguments import asks_for_eager
+from ._over_ranks import over_ranks
 
 
+@over_ranks
 def similarity_logsumexp(
     a: torch.Tensor,
     b: torch.Tensor | None = None,
@@ -23,6 +26,8 @@ def similarity_logsumexp(
     key_a: torch.Tensor | None = None,
     key_b: torch.Tensor | None = None,
     return_columns: bool = False,
+    group=None,
+    strategy: str = "auto",
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """``logsumexp_j(scale * <a_i, b_j> + bias_j)`` over the candidate columns of each row.
@@ -56,6 +61,10 @@ def similarity_logsumexp(
         key_b: integer keys of the columns, ``[N]`` or ``[..., N]``, with two sets.
         return_columns: also return the log-sum-exp over the candidate rows of each column. It comes
             from the same pass.
+        group, strategy: a and b are this rank's rows and columns, and all ranks' columns are
+            candidates (see `fused_contrastive.losses`). `self_offset` and `pair_stride` describe
+            this rank's own columns. A rank's inputs receive the gradient of the sum of what all
+            ranks make of their results; of the scale's gradient a rank receives a share.
         backend: a name of `backends()`; None: the default of the device.
 
     Returns:
@@ -104,6 +113,7 @@ def similarity_logsumexp(
         raise ValueError(
             f"key_a and key_b need candidates in {KEYED}, got candidates={candidates!r}"
         )
+    asks_for_eager(backend, group)
     kind, offset = resolve_offset(candidates, self_offset, b is None)
     result = similarity(
         a,
@@ -118,5 +128,6 @@ def similarity_logsumexp(
         normalize=normalize,
         columns=return_columns,
         backend=backend,
+        ranks=group,
     )
     return (result.rows, result.cols) if return_columns else result.rows

@@ -9,8 +9,10 @@ from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
 from ._cross_entropy import in_batch
 from ._module import Loss
+from ._over_ranks import NOT_GIVEN, over_ranks
 
 
+@over_ranks
 def n_pairs_loss(
     anchors: torch.Tensor,
     positives: torch.Tensor,
@@ -24,6 +26,8 @@ def n_pairs_loss(
     margin: float = 0.0,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """N-pairs loss (Sohn 2016): the cross entropy of each anchor's similarities to all positives.
@@ -34,11 +38,12 @@ def n_pairs_loss(
         anchors, positives: ``[B, D]``.
         target: ``[B]`` integers, the column of each anchor's positive, or the ``[B, B]`` identity
             matrix. With None it is the row of the same index. Values are checked, except inside
-            torch.compile and torch.func's transforms.
+            torch.compile and torch.func's transforms. With `group` it counts this rank's columns.
         normalize: compare cosines instead of raw dot products.
         keys, bias: ``[B]``, one for each positive as a column. A row has the key of its positive.
         weights: ``[B]``, one for each anchor.
         label_smoothing, margin: see `fused_contrastive.losses`, as for the vectors above.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[B]`` with ``reduction="none"``, else a scalar.
@@ -59,11 +64,12 @@ def n_pairs_loss(
         target = _target_indices(target, anchors)
     tensors = {"keys": keys, "weights": weights, "bias": bias}
     settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.n_pairs_loss(
             anchors, positives, target, **tensors, **settings, **options.given()
         )
-    return _fused(anchors, positives, target, options, backend, **tensors, **settings)
+    where = {"group": group, "backend": backend}
+    return _fused(anchors, positives, target, options, **where, **tensors, **settings)
 
 
 def _fused(
@@ -71,8 +77,9 @@ def _fused(
     positives,
     target,
     options,
-    backend,
     *,
+    group,
+    backend,
     keys,
     weights,
     bias,
@@ -90,9 +97,10 @@ def _fused(
         keys=keys,
         bias=bias,
         metrics=metrics,
+        group=group,
         backend=backend,
     )
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
 
 
 def _target_indices(target, anchors: torch.Tensor) -> torch.Tensor | None:
@@ -140,11 +148,14 @@ class NPairsLoss(Loss):
         margin=0.0,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
     ):
         options = {"label_smoothing": label_smoothing, "margin": margin}
         settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
-        super().__init__(normalize=normalize, **options, **settings)
+        where = {"group": group, "strategy": strategy}
+        super().__init__(normalize=normalize, **options, **settings, **where)
 
     def forward(
         self,

@@ -46,6 +46,7 @@ def nt_xent_loss(
             is no longer symmetric, and the loss takes twice as long.
         label_smoothing, margin, hardness, tau_plus: see `fused_contrastive.losses`, as for the
             vectors above.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[2B]`` ordered ``[z1; z2]`` with ``reduction="none"``, else a scalar.

@@ -17,12 +17,14 @@ from ._arguments import asks_for_eager, check_options, check_settings, check_vec
 from ._comparison import Comparison, exact_rows
 from ._cross_entropy import in_batch
 from ._module import TemperatureLoss
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome, merged, one_positive
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = ("all_negatives", "in_batch_negatives", "hard_negatives")
 
 
+@over_ranks
 def multiple_negatives_ranking_loss(
     query: torch.Tensor,
     positive_key: torch.Tensor,
@@ -38,6 +40,8 @@ def multiple_negatives_ranking_loss(
     hardness_mode: str = "all_negatives",
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """Multiple negatives ranking loss (Henderson et al. 2017, arXiv:1705.00652, sec. 4.4).
@@ -62,6 +66,7 @@ def multiple_negatives_ranking_loss(
         hardness_mode: the negatives of ``"query_to_doc"`` that `hardness` is for. They are
             ``"all_negatives"``, ``"in_batch_negatives"`` (the other queries' documents) or
             ``"hard_negatives"`` (the query's own `negative_keys`).
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar.
@@ -101,9 +106,9 @@ def multiple_negatives_ranking_loss(
         "reduction": reduction,
         "metrics": metrics,
     }
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.multiple_negatives_ranking_loss(*operands, **settings, **options.given())
-    return _fused(*operands, options, backend, **settings)
+    return _fused(*operands, options, group=group, backend=backend, **settings)
 
 
 def _fused(
@@ -112,8 +117,9 @@ def _fused(
     negative_keys,
     temperature,
     options,
-    backend,
     *,
+    group,
+    backend,
     directions,
     partition,
     normalize,
@@ -142,18 +148,19 @@ def _fused(
             normalize=normalize,
             keys=keys,
             metrics=metrics,
+            group=group,
             backend=backend,
         )
-        return outcome.reduced(reduction, metrics, weights)
+        return outcome.reduced(reduction, metrics, weights, group)
     dtype = matrix_dtype(query)
     query, docs = exact_rows(query, normalize), exact_rows(docs, normalize)
     positive_key = docs[:N]
-    queries = Comparison(query, docs, scale, dtype, backend=backend)
+    queries = Comparison(query, docs, scale, dtype, backend=backend, ranks=group)
     positives = queries._replace(rows=positive_key)
 
     def others(compared: Comparison, **wanted):
         """The log-sum-exp with the columns of other queries than that of each row."""
-        times = 1 if compared.columns is None else compared.columns.shape[0] // max(N, 1)
+        times = 1 + H if compared.columns is docs else 1
         if keys is None:
             candidates = Candidates("not_pair" if times > 1 else "not_self", stride=max(N, 1))
         else:
@@ -166,7 +173,8 @@ def _fused(
     forward = [(first.rows, first.row_max)]
     if H:
         own = docs[N:].reshape(H, N, D).transpose(0, 1)
-        hard = queries._replace(rows=query.unsqueeze(1), columns=own)
+        # A query's own hard negatives are here.
+        hard = queries._replace(rows=query.unsqueeze(1), columns=own, ranks=None)
         result = hard.lse(Candidates("all"), hardness=of_own, extrema=metrics)
         forward.append((result.rows.squeeze(1), result.row_max.squeeze(1) if metrics else None))
     if "query_to_query" in directions:
@@ -195,7 +203,7 @@ def _fused(
         largest = [torch.stack([x for _, x in parts]).amax(0) for parts in softmaxes]
         ranks = tuple((pos, x) for x in largest)
     outcome = Outcome(sum(losses) / len(losses), pos, to_cosine, ranks)
-    return outcome.reduced(reduction, metrics, weights)
+    return outcome.reduced(reduction, metrics, weights, group)
 
 
 def check_directions(directions, partition: str, hardness_mode: str) -> None:
@@ -240,6 +248,8 @@ class MultipleNegativesRankingLoss(TemperatureLoss):
         hardness_mode="all_negatives",
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
@@ -254,6 +264,8 @@ class MultipleNegativesRankingLoss(TemperatureLoss):
             hardness_mode=hardness_mode,
             reduction=reduction,
             metrics=metrics,
+            group=group,
+            strategy=strategy,
             backend=backend,
         )
 

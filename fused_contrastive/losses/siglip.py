@@ -44,6 +44,7 @@ def siglip_loss(
         logit_bias: added to every logit.
         keys: ``[N]`` integers. Two pairs with the same key are no negatives of each other.
         weights: ``[N]``, one for each image; see `fused_contrastive.losses`.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"``, else a scalar. The mean is over the N images, not over
@@ -118,9 +119,9 @@ class SigLipLoss(Loss):
         learnable=False,
     ):
         where = {"backend": backend, "group": group, "strategy": strategy}
-        super().__init__(reduction=reduction, metrics=metrics, **where)
+        super().__init__(learnable, reduction=reduction, metrics=metrics, **where)
         for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-            if learnable != (value is not None):
+            if self.learnable != (value is not None):
                 raise ValueError(f"{name} must be given exactly when learnable=True, got {value}")
             if learnable:
                 own_number(name, value)
@@ -129,7 +130,6 @@ class SigLipLoss(Loss):
                 raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
             self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
             self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
-        self.learnable = learnable
 
     def forward(
         self,
@@ -147,6 +147,7 @@ class SigLipLoss(Loss):
                     f"{name} must be passed to forward exactly when the module does not learn it"
                 )
         if self.learnable:
-            logit_scale, logit_bias = self.log_logit_scale.exp(), self.logit_bias
+            logit_scale = self.learned(self.log_logit_scale).exp()
+            logit_bias = self.learned(self.logit_bias)
         operands = image_features, text_features, logit_scale, logit_bias
         return siglip_loss(*operands, keys=keys, weights=weights, **self.options)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
+from ..autograd.keyed_sums import rows_of_all_ranks
+from ..autograd.over_ranks import sum_over_ranks
 from ._arguments import asks_for_eager, check_settings
 from ._classes import Batch
 from ._comparison import product
 from ._module import TemperatureLoss
+from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import hits, masked_logsumexp, one_positive, reduce
 
 POSITIVES = ("out", "in", "pairs")
 CONTRAST_MODES = ("all", "one")
 
 
+@over_ranks
 def sup_con_loss(
     features: torch.Tensor,
     labels: torch.Tensor | None = None,
@@ -28,6 +32,8 @@ def sup_con_loss(
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
     metrics: bool = False,
+    group=NOT_GIVEN,
+    strategy: str = "auto",
     backend: str | None = None,
 ):
     """Supervised contrastive losses (Khosla et al. 2020, arXiv:2004.11362).
@@ -50,7 +56,9 @@ def sup_con_loss(
         positive_weights: ``[N, N]`` non-negative weights of sample j as a positive of sample i, in
             place of labels and with "out" only. They are SupContrast's mask. They need not be
             symmetric, and the diagonal weights the other views of i. The mean over P is then
-            ``sum_P w s / sum_P w``. They are copied once; all else is O(N D).
+            ``sum_P w s / sum_P w``. They are copied once; all else is O(N D). Over ranks they are
+            the rows of this rank's n samples, ``[n, N]``, against the N samples of all ranks in
+            rank order, whose rows are then gathered.
         contrast_mode: ``"all"``: every view's rows have a loss; ``"one"``: only the first view's,
             against all rows.
         normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
@@ -63,6 +71,7 @@ def sup_con_loss(
             logit is a positive's. The positive similarity is the mean cosine (or logit) over all
             pairs of row and positive. Rows without positives are in neither. Metrics cost another
             forward pass.
+        group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
 
     Returns:
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N,
@@ -76,7 +85,7 @@ def sup_con_loss(
     >>> fused_contrastive.sup_con_loss(views, reduction="none").shape
     torch.Size([4, 2])
     """
-    _check(features, labels, temperature, positives, positive_weights, weights)
+    _check(features, labels, temperature, positives, positive_weights, weights, group)
     checks.choice("contrast_mode", contrast_mode, CONTRAST_MODES)
     check_settings(
         normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics, reduction=reduction
@@ -93,12 +102,12 @@ def sup_con_loss(
         "reduction": reduction,
         "metrics": metrics,
     }
-    if asks_for_eager(backend):
+    if asks_for_eager(backend, group):
         return reference.sup_con_loss(features, labels, temperature, **arguments)
-    return _fused(features, labels, temperature, backend, **arguments)
+    return _fused(features, labels, temperature, group, backend, **arguments)
 
 
-def _check(features, labels, temperature, positives, positive_weights, weights):
+def _check(features, labels, temperature, positives, positive_weights, weights, group):
     checks.embeddings("features", features)
     if features.dim() not in (2, 3) or (features.dim() == 3 and features.shape[1] == 0):
         raise ValueError(
@@ -119,7 +128,11 @@ def _check(features, labels, temperature, positives, positive_weights, weights):
             raise ValueError("labels must be None where positive_weights are given")
         if positives != "out":
             raise ValueError(f"positive_weights need positives='out', got {positives!r}")
-        checks.array("positive_weights", positive_weights, (N, N), device)
+        columns = N
+        if group is not None and getattr(positive_weights, "ndim", 0) == 2:
+            # How many samples all ranks have is not known before they exchange their rows.
+            columns = positive_weights.shape[1]
+        checks.array("positive_weights", positive_weights, (N, columns), device)
     if weights is not None:
         checks.embeddings("weights", weights)
         checks.array("weights", weights, (N,), device)
@@ -129,6 +142,7 @@ def _fused(
     features,
     labels,
     temperature,
+    group,
     backend,
     *,
     positives,
@@ -140,8 +154,8 @@ def _fused(
     reduction,
     metrics,
 ):
-    settings = {"contrast_mode": contrast_mode, "normalize": normalize, "backend": backend}
-    batch = Batch(features, labels, temperature, **settings)
+    settings = {"contrast_mode": contrast_mode, "normalize": normalize}
+    batch = Batch(features, labels, temperature, **settings, backend=backend, ranks=group)
     if positive_weights is not None:
         loss, count = _weighted(batch, positive_weights)
     else:
@@ -163,16 +177,22 @@ def _fused(
         x = batch.restored(x)
         return x.T if features.dim() == 3 and contrast_mode == "all" else x[0]
 
-    loss = reduce(by_sample(loss), reduction, weights, by_sample(terms))
+    loss = reduce(by_sample(loss), reduction, weights, by_sample(terms), group)
     if not metrics:
         return loss
     with torch.no_grad():
         hit, mean, count = _metrics(batch, largest)
         total = count * mean / (batch.scale if normalize else 1.0)
-        hit, has_positives = by_sample(hit.to(loss.dtype)), by_sample(count > 0)
-        accuracy = reduce(hit, "mean", weights, has_positives)
-        similarity = reduce(by_sample(total), "mean", weights, by_sample(count))
-    return loss, {"accuracy": accuracy, "positive_similarity": similarity}
+        values = (hit, count > 0, total, count)
+        numbers = [reduce(by_sample(x.to(loss.dtype)), "sum", weights) for x in values]
+        if group is not None and loss.dim() == 0:
+            numbers.append(loss / group.size)
+        numbers = torch.stack(numbers)
+        if group is not None:
+            numbers = sum_over_ranks(numbers, group.encode())
+        hit, matched, total, count, *mean_loss = numbers.unbind()
+    found = {"accuracy": hit / matched, "positive_similarity": total / count}
+    return loss, found | dict(zip(("loss",), mean_loss, strict=False))
 
 
 def _one_pair(batch: Batch, metrics: bool):
@@ -214,13 +234,17 @@ def _pairs(batch: Batch, metrics: bool):
 
 def _weighted(batch: Batch, positive_weights: torch.Tensor):
     """lse - the weighted mean, and the sums of the weights; ``[A, N]`` each."""
-    others = positive_weights.to(batch.z.dtype, copy=True)
-    others.diagonal().zero_()
-    sums = batch.z.sum(0)
-    mean_of, total = product(others, sums), batch.views * others.sum(1)
+    everyone = sums = batch.z.sum(0)
+    itself = torch.arange(batch.samples, device=sums.device)
+    if batch.ranks is not None:
+        everyone, sizes = rows_of_all_ranks(sums, positive_weights.shape[1], batch.ranks)
+        itself = itself + sizes[: batch.ranks.rank, 0].sum().to(sums.device, non_blocking=True)
+    itself = itself.unsqueeze(1)
+    others = positive_weights.to(sums.dtype, copy=True).scatter_(1, itself, 0.0)
+    mean_of, total = product(others, everyone), batch.views * others.sum(1)
     if batch.views > 1:
         # These weights are for the other views of the sample itself.
-        own = positive_weights.diagonal().to(batch.z.dtype)
+        own = positive_weights.gather(1, itself).squeeze(1).to(sums.dtype)
         mean_of = mean_of + own.unsqueeze(1) * (sums - batch.z[: batch.anchors])
         total = total + (batch.views - 1) * own
     mean = batch.dots(mean_of) / total.masked_fill(total == 0, 1.0)
@@ -261,6 +285,8 @@ class SupConLoss(TemperatureLoss):
         skip_unmatched=False,
         reduction="mean",
         metrics=False,
+        group=NOT_GIVEN,
+        strategy="auto",
         backend=None,
         learnable=False,
     ):
@@ -276,6 +302,8 @@ class SupConLoss(TemperatureLoss):
             reduction=reduction,
             metrics=metrics,
             backend=backend,
+            group=group,
+            strategy=strategy,
         )
 
     def forward(

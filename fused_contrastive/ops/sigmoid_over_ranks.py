@@ -65,7 +65,8 @@ def forward(
     G, M, D = a.shape
     a = a.to(dtype)
     b, key_b = (a, key_a) if b is None else (b.to(dtype), key_b)
-    call = f"{kind} {positive >= 0} {sign} {extrema} {dtype} {G} {D}"
+    call = f"candidates {kind}, D = {D}, groups = {G}, {dtype}, sign {sign}, extrema {extrema}"
+    call += f", positive {positive >= 0}"
     sizes = agree(ranks, M, b.shape[1], call)
     kinds = Kinds(kind, offset, stride, key_a)
     keys = [] if key_b is None else [key_b]
@@ -178,7 +179,7 @@ def backward(
     return (
         gradient.to(inputs[0].dtype),
         home[0].to(inputs[1].dtype) if need_b and not one_set else inputs[1].new_empty(0),
-        of_scale.to(wide) if need_scale else nothing,
+        of_scale.to(wide) if need_scale else scale.new_empty(0),
         of_bias,
     )
 

@@ -1,6 +1,10 @@
 """The demo runs through with few images and steps."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +37,22 @@ def test_both_losses_train_alike(monkeypatch, tmp_path, capsys):
     assert [row["N"] for row in result["rows"]] == [128, 256]
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "largest difference of the loss curves" in capsys.readouterr().out
+
+
+def test_ranks_train_as_one_process():
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    options = "--images 65 --epochs 4 --double".split()
+    result = subprocess.run(
+        [*torchrun, "--standalone", str(EXAMPLES / "simclr_digits.py"), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=EXAMPLES.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    (parted,) = re.findall(r"curves: \S+ in the first 20 steps, (\S+) in all 4", result.stdout)
+    assert float(parted) < 1e-10, result.stdout
 
 
 def test_memory_is_that_of_the_loss_alone(monkeypatch):

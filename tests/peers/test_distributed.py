@@ -1,6 +1,6 @@
 """The integrations agree with the packages over several processes.
 
-Gathers, exchanges and their gradients are the packages' own. The losses that are compared stream.
+Each rank's values and gradients are compared. The losses that are compared stream.
 """
 
 from __future__ import annotations

@@ -335,6 +335,8 @@ def test_enqueue_errors(options, arguments, error, message):
 
 def test_group_must_be_a_group():
     with pytest.raises(TypeError, match=r"group must be a torch\.distributed\.ProcessGroup"):
+        MemoryBank(8, 3).enqueue(torch.ones(2, 3), group="ranks")
+    with pytest.raises(ValueError, match="init_process_group"):
         MemoryBank(8, 3).enqueue(torch.ones(2, 3), group="world")
 
 
