@@ -53,7 +53,9 @@ class Rank:
 
     def prepare(self, loss: str, size: Size, strategy: str | None, whole: bool = False) -> None:
         """Makes the inputs: this rank's share, or with `whole` those of all ranks."""
-        options = {} if strategy is None else {"group": "world", "strategy": strategy}
+        options = {"group": None}
+        if strategy is not None:
+            options = {"group": "world", "strategy": strategy}
         share = size if whole else size_of_rank(loss, size, self.world)
         self.inputs = make_inputs(
             loss, share, torch.float32, torch.device("cpu"), seed=0 if whole else self.rank
