@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import compare, contenders, digest, environment, report, rows
+from . import compare, contenders, digest, environment, report, rows, scaling
 from .losses import DTYPES, LOSSES, PASSES, parse_size
 from .source_tree import complete_package
 
@@ -30,7 +30,7 @@ Its memory is not measured then.
 MEMORY_FROM = 2048
 """Resident memory is measured from this N (or K) on. Below, it would be noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
-SUBCOMMANDS = {"compare": compare.main, "digest": digest.main}
+SUBCOMMANDS = {"compare": compare.main, "digest": digest.main, "scaling": scaling.main}
 
 
 def parser() -> argparse.ArgumentParser:
