@@ -281,3 +281,14 @@ def test_docstrings_say_something():
                 if re.fullmatch(r"See [^.]*(\.py)?\.?", document):
                     wrong.append(f"{place(path, getattr(node, 'lineno', 1))}: {document}")
     assert not wrong, "\n".join(["", *wrong])
+
+
+def test_every_folder_is_installed():
+    """The package's folders are those that pyproject.toml lists."""
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'^  "(fused_contrastive[.\w]*)",$', text, re.MULTILINE))
+    found = {
+        ".".join(("fused_contrastive", *path.parent.relative_to(ROOT).parts))
+        for path in ROOT.rglob("__init__.py")
+    }
+    assert listed == found | {"fused_contrastive.triton_kernels"}
