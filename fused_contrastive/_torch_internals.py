@@ -68,6 +68,13 @@ def group_timeout(group):
     return None
 
 
+def keep_in_order(op) -> None:
+    """Have compiled programs run this op in the order of the calls of all such ops."""
+    from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+
+    _register_effectful_op(op, _EffectType.ORDERED)
+
+
 def constant_result(function):
     """Have torch.compile call `function` while it traces, and take the result for a constant.
 
@@ -93,6 +100,7 @@ __all__ = [
     "group_with_name",
     "in_forward_mode",
     "is_wrapped_by_transform",
+    "keep_in_order",
     "set_forward_mode_enabled",
     "tree_flatten",
     "tree_map",

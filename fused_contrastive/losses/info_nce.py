@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import checks, reference
+from ..distributed.groups import agree
 from ..dtypes import matrix_dtype
 from ..problem import Candidates
 from ..scalars import inverse_scale
@@ -152,6 +153,9 @@ def _fused(
         )
         return outcome.reduced(reduction, metrics, weights, group)
     N, paired, dtype = query.shape[0], negative_mode == "paired", matrix_dtype(query)
+    if group is not None and not torch.compiler.is_compiling():
+        # Nothing else would tell the ranks of an error, or of another call.
+        agree(group, N, 0)
     # Without options the gradients of several terms need not cancel.
     as_read = rounded if not any(options) and keys is None and bias is None else exact_rows
     query, positive_key, negative_keys = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .._torch_internals import keep_in_order
 from ..backends import dispatch
 from ..dtypes import in_autocast, outside_autocast
 from . import _codec
@@ -33,13 +34,17 @@ def implement(name: str, module=None) -> None:
 
 
 def implement_over_ranks(name: str, function) -> None:
-    """Register the op `name`, implemented by `function` on every device, with autocast off."""
+    """Register the op `name`, implemented by `function` on every device, with autocast off.
+
+    A compiler must not change the order of such ops, for then ranks would wait for one another.
+    """
 
     def call(*arguments):
         with outside_autocast(arguments[0].device):
             return function(*arguments)
 
     LIBRARY.impl(name, call, "CompositeExplicitAutograd")
+    keep_in_order(getattr(torch.ops.fused_contrastive, name).default)
 
 
 def register_vmap(op, dimensions: tuple[int | None, ...]) -> None:
