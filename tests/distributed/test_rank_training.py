@@ -164,6 +164,34 @@ def test_compile(strategy, pool):
     assert all(max(differences) < 1e-12 for differences in results)
 
 
+def compiled_in_order(group) -> float:
+    """The difference to the eager call of a loss that exchanges several things."""
+    rank = dist.get_rank(group)
+    torch.manual_seed(rank)
+    n = (5, 3)[rank]
+    u, v = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weights, keys = torch.rand(n, dtype=torch.float64), torch.randint(0, 3, (n,))
+    options = {"label_smoothing": 0.1, "tau_plus": 0.1, "group": group}
+
+    def loss(u, v, keys, weights):
+        return fc.nt_xent_loss(u, v, keys=keys, weights=weights, **options)
+
+    found = []
+    for call in (loss, torch.compile(loss, fullgraph=True)):
+        value = call(u, v, keys, weights)
+        found.append((value, *torch.autograd.grad(value, (u, v))))
+    return max((x - y).abs().max().item() for x, y in zip(*found, strict=True))
+
+
+def test_compile_keeps_the_order(pool):
+    """The default compiler reorders what is independent, but not exchanges.
+
+    It would do so differently on ranks whose shards have different sizes, and all would wait.
+    """
+    results = pool.run(2, compiled_in_order, poisoned=False, timeout=300)
+    assert max(results) < 1e-12
+
+
 def in_autocast(group, sizes):
     """Losses and gradients of a step inside autocast, for some losses."""
     rank, found = dist.get_rank(group), []
