@@ -10,7 +10,7 @@ HEAD ?= .
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
 .PHONY: demo demo-force test test-peers nightly mutations bench bench-peers compare lint gate
-.PHONY: gpu gpu-status readme clean
+.PHONY: scaling gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -37,6 +37,11 @@ test-peers: $(VENV)/peers/installed
 bench: $(VENV)/installed
 	$(RUN) -m bench --quick
 
+# The losses over ranks on this machine against one process, and the prediction for GPUs.
+scaling: $(VENV)/installed
+	$(RUN) -m bench scaling --ranks 1 2 4
+	$(RUN) -m bench scaling --model
+
 # Whether two revisions are equally fast and compute the same bits: make compare BASE=main HEAD=.
 compare: $(VENV)/installed
 	$(RUN) -m bench compare $(BASE) $(HEAD)
@@ -54,9 +59,10 @@ gate: $(VENV)/installed
 readme: $(VENV)/installed
 	$(RUN) -m bench.readme
 
-# Runs on a machine with an NVIDIA GPU. It uses the Python and torch found there and installs
-# nothing. PART=verify or PART=sweep runs one part, QUICK=1 the two-minute version. OUT names the
-# folder of the results. Where it holds an earlier run's, the run goes on with that.
+# Runs on a machine with NVIDIA GPUs. It uses the Python and torch found there and installs
+# nothing. PART=verify, PART=sweep or PART=ranks (the losses over NCCL) runs one part, QUICK=1 the
+# two-minute version. OUT names the folder of the results. Where it holds an earlier run's, the run
+# goes on with that.
 gpu:
 	$(PYTHON) -m bench.gpu $(if $(PART),--part $(PART)) $(if $(QUICK),--quick) $(if $(OUT),--out "$(OUT)")
 

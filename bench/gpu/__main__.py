@@ -1,4 +1,4 @@
-"""``make gpu`` runs everything that needs an NVIDIA GPU, in two parts of at most eight minutes.
+"""``make gpu`` runs everything that needs an NVIDIA GPU, in three parts of at most eight minutes.
 
 PART=verify takes or builds the CUDA library. Then it runs the tests with device inputs on every
 backend, and compute-sanitizer where there is one. PART=sweep measures, the most valuable rows
@@ -31,10 +31,11 @@ from ..measure import Copy, Product, interleave, quartiles, seconds_of
 from ..source_tree import complete_package
 from . import kernel_table, small_case
 from . import library as gpu_library
-from .run import Run, Stage, run_rows, run_tests
+from . import ranks as over_ranks
+from .run import Run, Stage, run_ranks, run_rows, run_tests
 
 RESULTS = ROOT / "bench" / "results"
-PARTS = ("verify", "sweep")
+PARTS = ("verify", "sweep", "ranks")
 SECONDS, QUICK_SECONDS = 450.0, 60.0
 """Each part has this budget. Building the CUDA library takes at most BUILD_SHARE of the first."""
 BUILD_SHARE = 0.7
@@ -72,7 +73,7 @@ QUICK_TESTS = (
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     p = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.split("\n\n")[0])
-    p.add_argument("--part", choices=PARTS, help="one part alone (default: both, verify first)")
+    p.add_argument("--part", choices=PARTS, help="one part alone (default: all, verify first)")
     p.add_argument(
         "--quick",
         action="store_true",
@@ -186,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.result["library"] = library
     for part in PARTS if options.part is None else (options.part,):
         run.begin(budget - (time.monotonic() - began))
-        {"verify": verify, "sweep": sweep}[part](run, options.quick)
+        {"verify": verify, "sweep": sweep, "ranks": run_ranks}[part](run, options.quick)
         began = time.monotonic()
     return conclude(run)
 
@@ -221,7 +222,11 @@ def conclude(run: Run) -> int:
         )
     left = "" if result["complete"] else " (not complete: the same command goes on with it)"
     print(f"results: {run.path.name}{left}")
-    faults = any(said.startswith("failed") for said in result["sanitizer"].values())
+    if result["ranks"]:
+        print(over_ranks.markdown(result["ranks"]))
+    faults = bool(result["ranks"] and over_ranks.failed(result["ranks"])) or any(
+        said.startswith("failed") for said in result["sanitizer"].values()
+    )
     return 1 if faults or (tests and (tests["failed"] or not tests["passed"])) else 0
 
 

@@ -5,6 +5,7 @@ A later run finds the file again and goes on with it. Each stage is a process of
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -17,11 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from .. import environment, report
 from ..environment import ROOT
 from ..losses import Size, parse_size
 from . import device_tests
 from . import log as test_log
+from . import ranks as over_ranks
 
 SECONDS_OF_A_SIZE = 50.0
 """A process that takes longer (compiling included) is taken to hang."""
@@ -105,6 +109,7 @@ class Run:
             swept=False,
         )
         result.update(given_up=[], outcomes={})
+        result["ranks"] = None
         run = cls(result, unused(folder, stem + result["date"]), device)
         run.write()
         return run
@@ -307,3 +312,24 @@ def run_tests(run: Run, limit: float, selection: tuple[str, ...] = ("tests",)) -
         complete = not suspects and (status in (0, 1) or (status == 5 and bool(earlier)))
         run.result["tests"].update(complete=complete, exit_status=status)
     run.write()
+
+
+def run_ranks(run: Run, quick: bool) -> None:
+    """Runs the losses over ranks (ranks.py), once for these sources and this number of GPUs."""
+    world = torch.cuda.device_count() if run.device == "cuda" else 1
+    earlier = run.result.get("ranks")
+    if earlier and earlier["complete"] and earlier["world"] == world:
+        return
+    print(f"\nthe losses over {world} ranks", flush=True)
+    out = run.scratch / "ranks.json"
+    command = ["-m", "bench.gpu.ranks", "--out", str(out), "--device", run.device]
+    command += ["--world", str(world), *(["--quick"] if quick else [])]
+
+    def merge() -> None:
+        # The file is rewritten while it is read; a part of it is read again a second later.
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            run.result["ranks"] = json.loads(out.read_text())
+            run.write()
+
+    run.result["ranks"] = over_ranks.unfinished(world)
+    child(command, run.left(), {}, merge)

@@ -55,7 +55,9 @@ def global_means(
 ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     """The means of values over the rows of all ranks, and of numbers over the ranks, in one sum."""
     sums = [reduce(x, "sum", weights) for x in values]
-    count = sums[0].new_tensor(values[0].numel()) if weights is None else weights.to(sums[0]).sum()
+    count = (
+        sums[0].new_full((), values[0].numel()) if weights is None else weights.to(sums[0]).sum()
+    )
     numbers = torch.stack([*sums, count, *of_ranks.values()])
     numbers = sum_over_ranks(numbers, group.encode()).unbind()
     *sums, count = numbers[: len(values) + 1]
@@ -91,7 +93,7 @@ def reduce(
     elif weights is None:
         if group is None:
             return loss.mean()
-        count = loss.new_tensor(loss.numel())
+        count = loss.new_full((), loss.numel())
     else:
         count = weights if weights.shape == loss.shape else weights * torch.ones_like(loss)
     if group is None:

@@ -149,7 +149,7 @@ def relative(x: torch.Tensor, group: Ranks | None, backend: str | None) -> torch
     scale, zeros = x.new_ones(()), x.new_zeros(x.shape[0] + 1, 1)
     compared = Comparison(zeros[:1], zeros[1:], scale, backend=backend, ranks=group)
     lse = compared.lse(Candidates("all"), bias=x).rows
-    count = sum_over_ranks(x.new_tensor(x.shape[0]), group.encode())
+    count = sum_over_ranks(x.new_full((), x.shape[0]), group.encode())
     return count * (x - lse).exp()
 
 
