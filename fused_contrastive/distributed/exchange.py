@@ -34,6 +34,15 @@ class Visit(NamedTuple):
     own: bool  # whether the columns are this rank's own, all of them
     rows: slice
 
+    def parts(self, M: int) -> list[Visit]:
+        """The same visit with some of the rows at a time, of M that this rank has.
+
+        What a block allocates for its rows is then no larger than for the columns of a ring.
+        """
+        first, last, _ = self.rows.indices(M)
+        starts = range(first, max(last, first + 1), PART)
+        return [self._replace(rows=slice(i, min(i + PART, last))) for i in starts]
+
 
 class Result(NamedTuple):
     """How the results about the columns are put together, one entry for each tensor."""

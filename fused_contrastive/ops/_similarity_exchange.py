@@ -146,7 +146,7 @@ def backward(
     gradient = scale.new_empty((G, M, D) if need.a else 0)
     of_scale = torch.zeros((), dtype=torch.float64, device=x.device)
 
-    def compute(visit: Visit, met: list[Tensor]) -> list[Tensor]:
+    def block(visit: Visit, met: list[Tensor]) -> list[Tensor]:
         rows, others = x[:, visit.rows], met[0]
         n, symmetric = others.shape[1], one_set and visit.own
         if rows.numel() == 0 or n == 0:
@@ -193,6 +193,14 @@ def backward(
             home.append(found.bias.unsqueeze(-1))
         return home
 
+    def compute(visit: Visit, met: list[Tensor]) -> list[Tensor]:
+        if visit.own:
+            return block(visit, met)
+        home = []
+        for part in visit.parts(M):
+            home = added(home, block(part, met))
+        return home
+
     exchange = Exchange(ranks.process_group, ranks.strategy, columns, one_set, results)
     home = exchange.run([y, *packed(vectors)], compute)
     G_a = gradient if need.a else None
@@ -211,6 +219,13 @@ def backward(
         scale=of_scale.to(wide) if need.scale else None,
         bias=dbias,
     )
+
+
+def added(totals: list[Tensor], found: list[Tensor]) -> list[Tensor]:
+    """The totals, to which what was found is added, or what was found where there are none yet."""
+    for total, x in zip(totals, found, strict=bool(totals)):
+        total += x
+    return totals or found
 
 
 def positive_pairs(problem: Problem) -> list[tuple[slice, slice]]:

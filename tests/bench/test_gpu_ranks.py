@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu import ranks
+from bench.gpu import run as gpu_run
 from bench.losses import LOSSES, Size, make_inputs
 
 
@@ -65,3 +66,22 @@ def test_a_loss_has_no_operator_that_waits_for_a_gpu(world_of_one, loss):
     waiting = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::item"}
     assert not run.names & waiting
     assert any("over_ranks" in name for name in run.names)
+
+
+def test_the_ranks_are_a_part_of_a_run(tmp_path, monkeypatch):
+    calls = []
+
+    def child(command, limit, extra, poll):
+        calls.append(command)
+        out = command[command.index("--out") + 1]
+        with open(out, "w") as file:
+            json.dump({**ranks.unfinished(1), "complete": len(calls) > 1}, file)
+        poll()
+
+    monkeypatch.setattr(gpu_run, "child", child)
+    run = gpu_run.Run({"ranks": None}, tmp_path / "result.json", device="cpu")
+    run.begin(60)
+    for _ in range(3):
+        gpu_run.run_ranks(run, quick=True)
+    assert len(calls) == 2 and run.result["ranks"]["complete"], "what is complete is not repeated"
+    assert calls[0][-3:] == ["--world", "1", "--quick"]
