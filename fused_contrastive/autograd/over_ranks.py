@@ -46,6 +46,10 @@ def remember_similarity(ctx, inputs, output):
     *_, dtype, backend, ranks = inputs
     rows, cols, pos, _loss, _row_max, _col_max, *prepared, sizes = output
     ctx.set_materialize_grads(False)
+    for i, hat in enumerate(prepared[:2]):
+        if hat.dim() == 3 and hat.dtype == rows.dtype:
+            # The backward pass reads the prepared rows, and of these only shape and dtype.
+            operands[i] = operands[i].new_empty(()).expand(operands[i].shape)
     ctx.save_for_backward(*operands, rows, cols, pos, *prepared, sizes)
     ctx.options = kind, offset, stride, positive, normalize, dtype
     ctx.where = backend, ranks

@@ -24,7 +24,7 @@ from .collectives import all_gather_single
 GATHERED_BYTES = 1 << 26
 """``strategy="auto"`` gathers where a rank's gathered columns take at most this many bytes."""
 
-PART = 16384
+PART = 8192
 """The rows of a shard that travel around the ring together."""
 
 
@@ -178,6 +178,8 @@ def _ring(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tenso
                     # The first shard sent may be this rank's own columns, which stay.
                     spare = [torch.empty_like(x) for x in held]
                 messages = [(x, before, y, after) for x, y in zip(held, spare, strict=True)]
+            else:
+                spare = []
             arriving = [torch.empty_like(x) for x in found or ()]
             messages += [(x, before, y, after) for x, y in zip(found or (), arriving, strict=True)]
             posted = _Neighbours.post(plan.group, messages)
