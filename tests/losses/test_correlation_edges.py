@@ -267,7 +267,7 @@ def test_errors(name, arguments, error_type, message):
 @pytest.mark.parametrize("name", NAMES)
 def test_errors_of_options(name):
     with pytest.raises(TypeError, match=r"group must be a torch\.distributed\.ProcessGroup"):
-        getattr(fc, name)(Z, Z, group="world")
+        getattr(fc, name)(Z, Z, group="ranks")
     with pytest.raises(ValueError, match="backend must be one of"):
         getattr(fc, name)(Z, Z, backend="gpu")
 
