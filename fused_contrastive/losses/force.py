@@ -16,7 +16,9 @@ from .. import checks
 from ..autograd import force as autograd
 from ..autograd._formulas import refuse_export, refuse_transforms
 from ..autograd.force_over_ranks import force_loss as loss_over_ranks
+from ..autograd.keyed_sums import rows_of_all_ranks
 from ..backends import dispatch
+from ..distributed.groups import Ranks, agree
 from ..reference import force as reference
 from ..scalars import inverse_scale
 from ._arguments import asks_for_eager
@@ -58,7 +60,10 @@ def contrastive_force(
             ``sqrt(mean((d A)^2))`` over the group's (N + M)^2 pairs. "force_rms" is
             ``sqrt(mean(force^2))``, and a force of 0 stays 0.
         affinity_floor: lower bound of the product of the two softmaxes.
-        group, strategy: not available yet; a group raises NotImplementedError.
+        group, strategy: the ranks that share the points; see `fused_contrastive.losses`. Each rank
+            passes its own positives and negatives, and gets the forces on its own negatives. The
+            points of all ranks are gathered, and every rank computes the forces on all negatives.
+            So there is no strategy "ring". `contrastive_force_loss` shares its work.
 
     Returns:
         ``[..., M, D]`` in the dtype of the inputs, differentiable once in positive, negative and
@@ -83,10 +88,14 @@ def contrastive_force(
     dtype = points_dtype("positive", positive, "negative", negative)
     checks.number("temperature", temperature, negative.device, divisor=True)
     floor = check_options(mask_self, normalizer, affinity_floor)
-    _refuse_ranks(group)
-    eager = asks_for_eager(backend)
+    eager, own = asks_for_eager(backend, group), slice(None)
+    if group is not None:
+        checks.choice("strategy", group.strategy, ("auto", "gather"))
+        positive, _ = _of_all_ranks(positive, group)
+        negative, own = _of_all_ranks(negative, group)
     if negative.numel() == 0 or positive.numel() == 0:
-        return _nothing(negative, positive, inverse_scale(temperature, negative)).to(dtype)
+        force = _nothing(negative, positive, inverse_scale(temperature, negative)).to(dtype)
+        return force[..., own, :]
     if eager:
         force = reference.contrastive_force(
             positive,
@@ -105,7 +114,7 @@ def contrastive_force(
         negative.shape[-2], mask=mask_self == "softmax", floor=floor, normalizer=normalizer
     )
     force = autograd.force(x, inverse_scale(temperature, x).reshape(1), options, name)
-    return force.reshape(negative.shape).to(dtype)
+    return force.reshape(negative.shape).to(dtype)[..., own, :]
 
 
 @over_ranks
@@ -229,13 +238,14 @@ def check_options(mask_self, normalizer, affinity_floor) -> float:
     return math.log(affinity_floor) / 2 if affinity_floor > 0 else -math.inf
 
 
-def _refuse_ranks(group) -> None:
-    """Raise where the points of several ranks are asked for."""
-    if group is not None:
-        raise NotImplementedError(
-            "contrastive_force does not compute over the points of a group's ranks yet: "
-            "group must be None"
-        )
+def _of_all_ranks(points: Tensor, group: Ranks) -> tuple[Tensor, slice]:
+    """The points ``[..., n, D]`` of all ranks in rank order, and where this rank's own are."""
+    *lead, n, D = points.shape
+    sizes = [m for m, _ in agree(group, n, 0, "points of all ranks")]
+    rows, total = points.movedim(-2, 0).reshape(n, math.prod(lead) * D), sum(sizes)
+    everyone, _ = rows_of_all_ranks(rows, total, "points", group)
+    start = sum(sizes[: group.rank])
+    return everyone.view(total, *lead, D).movedim(0, -2), slice(start, start + n)
 
 
 def _nothing(negative: Tensor, *others: Tensor) -> Tensor:

@@ -105,3 +105,58 @@ def test_over_ranks_is_one_process(world):
     for of_force, of_drift in on_ranks(world, all_errors):
         assert not of_force
         assert not of_drift
+
+
+def gathered_force(group, layout) -> list[float]:
+    """The largest errors of forces and gradients on a rank, for all normalisers and masks."""
+    rank, errors = dist.get_rank(group), []
+    torch.manual_seed(0)
+    negatives, positives = zip(*layout, strict=True)
+    negative, g = torch.randn(2, 2, sum(negatives), 6, dtype=torch.float64)
+    positive = torch.randn(2, sum(positives), 6, dtype=torch.float64)
+    for normalizer, mask in itertools.product(
+        (None, "dist_affinity_rms", "force_rms"), ("sum", "softmax")
+    ):
+        found = []
+        for where in (None, group):
+            points, upstream = (positive, negative), g
+            if where is not None:
+                points = [
+                    x.split(n, 1)[rank] for x, n in zip(points, (positives, negatives), strict=True)
+                ]
+                upstream = g.split(negatives, 1)[rank]
+            points = [x.clone().requires_grad_() for x in points]
+            t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+            options = {"normalizer": normalizer, "mask_self": mask, "group": where}
+            force = fc.contrastive_force(*points, t, **options)
+            gradients = torch.autograd.grad((force * upstream).sum(), (*points, t))
+            found.append((force.detach(), *gradients))
+        whole, mine = found
+        temperature = mine[3].clone()
+        dist.all_reduce(temperature, group=group)
+        sizes = (negatives, positives, negatives)
+        parts = [x.split(n, 1)[rank] for x, n in zip(whole[:3], sizes, strict=True)]
+        pairs = [*zip(mine[:3], parts, strict=True), (temperature, whole[3])]
+        errors += [
+            (x - y).abs().max().item() / (1 + y.abs().max().item()) for x, y in pairs if x.numel()
+        ]
+    return errors
+
+
+@pytest.mark.parametrize("world", LAYOUTS)
+def test_force(world, pool):
+    """The force on a rank's negatives is that of the points of all ranks, and so is its gradient."""
+    for layout in LAYOUTS[world]:
+        for errors in pool.run(world, gathered_force, tuple(layout)):
+            assert max(errors) < 1e-10, layout
+
+
+def ring_of_forces(group) -> str:
+    """The error of a strategy that forces do not have."""
+    with pytest.raises(ValueError, match="strategy must be one of 'auto', 'gather'") as error:
+        fc.contrastive_force(torch.ones(2, 3), torch.ones(2, 3), 0.3, group=group, strategy="ring")
+    return str(error.value)
+
+
+def test_force_has_no_ring(pool):
+    assert all(pool.run(2, ring_of_forces))
