@@ -145,7 +145,7 @@ def gathered_force(group, layout) -> list[float]:
 
 @pytest.mark.parametrize("world", LAYOUTS)
 def test_force(world, pool):
-    """The force on a rank's negatives is that of the points of all ranks, and so is its gradient."""
+    """The force on a rank's negatives, and its gradients, are those of the points of all ranks."""
     for layout in LAYOUTS[world]:
         for errors in pool.run(world, gathered_force, tuple(layout)):
             assert max(errors) < 1e-10, layout
