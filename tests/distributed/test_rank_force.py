@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
+from support.processes import on_ranks
 
 import fused_contrastive as fc
-from tests.support.processes import on_ranks
 
 # Each rank has so many negatives and positives.
 LAYOUTS = {
