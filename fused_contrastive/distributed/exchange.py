@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .collectives import all_gather_single
 
-GATHERED_BYTES = 1 << 26
+GATHERED_BYTES = 1 << 28
 """``strategy="auto"`` gathers where a rank's gathered columns take at most this many bytes."""
 
 PART = 8192
