@@ -53,6 +53,8 @@ class Pool:
             ends: the ranks whose processes the function ends.
             poisoned: whether fresh memory is filled, as tests/support/poison.py says.
         """
+        if not all(process.is_alive() for process in self._processes):
+            self.stop()
         if not self._processes:
             self._start()
         job = pickle.dumps((world, function, arguments, poisoned))
