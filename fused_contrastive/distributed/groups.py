@@ -120,7 +120,11 @@ def _gloo_beside(group):
 
 
 _agreements = 0
-"""How often this process has begun to agree with others."""
+
+
+def agreements() -> int:
+    """How often this process has begun to agree with others."""
+    return _agreements
 
 
 def digest(text: str) -> int:
@@ -185,11 +189,11 @@ def refuse(ranks: Ranks, error: Exception) -> None:
 @contextlib.contextmanager
 def told(ranks: Ranks | None):
     """Tell the other ranks of an error inside the ``with`` block, while they wait to agree."""
-    before = _agreements
+    before = agreements()
     try:
         yield
     except Exception as error:
-        if ranks is not None and _agreements == before:
+        if ranks is not None and agreements() == before:
             refuse(ranks, error)
         raise
 
