@@ -38,7 +38,6 @@ RANKING = [
 ]
 ELSEWHERE = (
     "{'local_loss': True, 'gather_with_grad': False}",
-    "BarlowTwinsLoss",
     "memory bank",
     "pytorch_metric_learning",
     "simclr",
