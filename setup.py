@@ -1,11 +1,10 @@
-"""Builds the native kernels where it can, and says what it decided and why.
+"""Builds the native kernels, or fails with a sentence that says what to do.
 
 The environment variable FUSED_CONTRASTIVE_BUILD chooses what to build:
 
-- ``auto``, the default, builds the CPU kernels where torch and a C++ compiler are present.
-- ``cpu`` means that the CPU kernels must build.
-- ``cuda`` means that the CUDA kernels must build, too.
-- ``none`` builds nothing.
+- ``cpu``, the default, builds the CPU kernels. It needs a C++20 compiler, and no torch.
+- ``cuda`` builds the CUDA kernels, too. It needs nvcc, and torch in the build environment.
+- ``none`` builds nothing: the panels and Triton backends need no native kernels.
 """
 
 import importlib.util
@@ -23,7 +22,7 @@ from setuptools.command.build_ext import build_ext
 
 CPU = Path("csrc/cpu")
 CUDA = Path("csrc/cuda")
-TORCH_SOURCES = ("library.cpp", "similarity_ops.cpp", "sigmoid_ops.cpp", "force_ops.cpp")
+MODULE = ("module.cpp", "library.cpp")
 KERNELS = "isa_kernels.cpp"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX512 = ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq"]
@@ -33,10 +32,29 @@ ISAS = {
     "avx512": (AVX512, ["FUSED_AVX512"]),
     "avx512_bf16": ([*AVX512, "-mavx512bf16"], ["FUSED_AVX512", "FUSED_BF16"]),
 }
+WITHOUT = (
+    "FUSED_CONTRASTIVE_BUILD=none installs the package without native kernels, "
+    "whose panels and Triton backends need no compiler"
+)
+# One binary serves every Python from this one on. Python without its global lock has no such ABI.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+PYTHON = "0x030a0000"
 
 
 def say(message):
     print(f"fused_contrastive: {message}", file=sys.stderr, flush=True)
+
+
+def fail(message):
+    raise SystemExit(f"fused_contrastive: {message}")
+
+
+def wanted():
+    """Returns what to build: "cpu", "cuda" (which includes the CPU kernels) or "none"."""
+    choice = os.environ.get("FUSED_CONTRASTIVE_BUILD", "cpu")
+    if choice not in ("cpu", "cuda", "none"):
+        fail(f"FUSED_CONTRASTIVE_BUILD must be cpu, cuda or none, got {choice!r}")
+    return choice
 
 
 def compiler():
@@ -45,46 +63,6 @@ def compiler():
         return "cl"
     command = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++"
     return shutil.which(command.split()[0])
-
-
-def decide():
-    """Returns what to build, and whether a failure to build it is an error.
-
-    What to build is "cuda" (which includes the CPU kernels), "cpu" or "none".
-    """
-    wanted = os.environ.get("FUSED_CONTRASTIVE_BUILD", "auto")
-    if wanted not in ("auto", "cpu", "cuda", "none"):
-        raise SystemExit(f"FUSED_CONTRASTIVE_BUILD must be auto, cpu, cuda or none, got {wanted!r}")
-    if wanted == "none":
-        say(
-            "no native kernels, as FUSED_CONTRASTIVE_BUILD=none asks; "
-            "the panels and Triton backends need none"
-        )
-        return "none", False
-    missing = []
-    try:
-        import torch
-    except ImportError:
-        missing.append("torch in the build environment (pip install --no-build-isolation)")
-    if compiler() is None:
-        missing.append("a C++ compiler")
-    if wanted == "cuda" and cuda_build().nvcc() is None:
-        missing.append("nvcc (CUDA_HOME or the path)")
-    if missing:
-        reason = "native kernels need " + " and ".join(missing)
-        if wanted != "auto":
-            raise SystemExit(f"FUSED_CONTRASTIVE_BUILD={wanted}: {reason}")
-        say(f"no native kernels: {reason}; the panels and Triton backends work without them")
-        return "none", False
-    say(
-        f"CPU kernels for torch {torch.__version__}, {', '.join(isas())} "
-        f"(FUSED_CONTRASTIVE_BUILD={wanted})"
-    )
-    if wanted == "cuda":
-        architectures = ", sm_".join(cuda_build().ARCHITECTURES)
-        say(f"CUDA kernels for sm_{architectures}, by {cuda_build().nvcc()}")
-        return "cuda", True
-    return "cpu", wanted != "auto"
 
 
 def cuda_build():
@@ -116,58 +94,63 @@ def isas():
 class BuildKernels(build_ext):
     """This compiles the kernels.
 
-    isa_kernels.cpp is compiled once for each instruction set, and the other files against torch.
-    All compilations run at once. Then one library is linked.
+    isa_kernels.cpp is compiled once for each instruction set. All compilations run at once. Then
+    one library is linked.
     """
 
+    def copy_extensions_to_source(self):
+        """Puts the libraries beside the sources, for an editable install."""
+        for stale in Path("fused_contrastive").glob("_C_*.so"):
+            # One of an earlier build, by another name, would be loaded in place of the new one.
+            if any(stale.name.startswith(e.name.rpartition(".")[2]) for e in self.extensions):
+                stale.unlink()
+        super().copy_extensions_to_source()
+
     def build_extension(self, extension):
-        # An earlier editable install may have left a library here.
-        Path(self.get_ext_filename(extension.name)).unlink(missing_ok=True)
+        build = self.build_cuda if extension.name.endswith("_C_cuda") else self.build_cpu
+        build(Path(self.get_ext_fullpath(extension.name)))
+
+    def build_cuda(self, library):
+        if cuda_build().nvcc() is None:
+            fail("the CUDA kernels need nvcc: set CUDA_HOME, or put nvcc on the path")
+        if importlib.util.find_spec("torch") is None:
+            fail(
+                "the CUDA kernels need torch's headers, and there is no torch in the build "
+                "environment: install with --no-build-isolation where torch is installed"
+            )
+        architectures = ", sm_".join(cuda_build().ARCHITECTURES)
+        say(f"CUDA kernels for sm_{architectures}, by {cuda_build().nvcc()}")
+        # The objects are kept, for they take minutes to compile.
+        cuda_build().build(library.absolute(), Path("build/cuda").absolute())
+
+    def build_cpu(self, library):
+        if compiler() is None:
+            fail(
+                "there is no C++ compiler here. Install one (g++ 10, clang 12 or later), or name "
+                f"yours in the variable CXX, or install a wheel. {WITHOUT}"
+            )
+        say(f"CPU kernels for {', '.join(isas())}, by {compiler()}")
         try:
-            self.build_kernels(extension)
-        except Exception:
-            if extension.optional:
-                say(
-                    "the CPU kernels did not build (reason below); "
-                    "the panels and Triton backends work without them"
-                )
-            raise
+            self.compile_cpu(library)
+        except Exception as error:
+            fail(
+                f"{compiler()} did not compile the CPU kernels, as it says above ({error}). "
+                f"They need a C++20 compiler: g++ 10, clang 12 or later. {WITHOUT}"
+            )
 
-    def build_kernels(self, extension):
-        if extension.name.endswith("_C_cuda"):
-            library = Path(self.get_ext_fullpath(extension.name))
-            # The objects are kept, for they take minutes to compile.
-            cuda_build().build(library.absolute(), Path("build/cuda").absolute())
-            return
-        import torch
-
-        root = Path(torch.__file__).parent
-        include = [
-            root / "include",
-            root / "include/torch/csrc/api/include",
-            sysconfig.get_paths()["include"],
-        ]
+    def compile_cpu(self, library):
         names = isas()
-        version = torch.__version__.partition("+")[0]
-        macros = [("FUSED_TORCH_VERSION", f'"{version}"')]
+        macros = [("FUSED_CONTRASTIVE_VERSION", f'"{self.distribution.get_version()}"')]
+        macros += [("Py_LIMITED_API", PYTHON)] if STABLE_ABI else []
         macros += [("FUSED_" + name.upper() + "_KERNELS", None) for name in names]
+        link = []
         if os.name == "nt":
-            common, openmp, link = ["/O2", "/std:c++20", "/EHsc", "/permissive-"], ["/openmp"], []
+            common = ["/O2", "/std:c++20", "/EHsc", "/permissive-"]
         else:
-            abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
-            common = [
-                "-std=c++20",
-                "-O3",
-                "-g0",
-                "-fvisibility=hidden",
-                "-fno-math-errno",
-                "-ffp-contract=fast",
-            ]
-            macros.append(("_GLIBCXX_USE_CXX11_ABI", str(abi)))
-            openmp = ["-fopenmp"] if supports(["-fopenmp"]) else []
-            link = ["-s", *openmp] if sys.platform == "linux" else openmp
-        headers = [str(path) for path in CPU.glob("*.h")]
-        jobs = [(Path(name).stem, CPU / name, [*common, *openmp], macros) for name in TORCH_SOURCES]
+            common = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-pthread"]
+            common += ["-fno-math-errno", "-ffp-contract=fast"]
+            link = ["-s", "-pthread"] if sys.platform == "linux" else []
+        jobs = [(Path(name).stem, CPU / name, common, macros) for name in MODULE]
         for name in names:
             flags, defines = ISAS[name]
             isa = [("FUSED_ISA", name), *((define, None) for define in defines)]
@@ -179,35 +162,37 @@ class BuildKernels(build_ext):
                 [str(source)],
                 output_dir=str(Path(self.build_temp, name)),
                 macros=defines,
-                include_dirs=[] if source.name == KERNELS else [str(path) for path in include],
+                include_dirs=[sysconfig.get_paths()["include"]],
                 extra_postargs=flags,
-                depends=headers,
+                depends=[str(path) for path in CPU.glob("*.h")],
             )
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = [path for paths in pool.map(compile_one, jobs) for path in paths]
         self.compiler.link_shared_object(
             objects,
-            self.get_ext_fullpath(extension.name),
-            libraries=["c10", "torch_cpu", "torch"],
-            library_dirs=[str(root / "lib")],
+            str(library),
             extra_postargs=link,
-            export_symbols=self.get_export_symbols(extension),
+            export_symbols=["PyInit__C_cpu"],
             target_lang="c++",
         )
 
 
-what, required = decide()
+def extension(name, sources):
+    return Extension(
+        f"fused_contrastive.{name}", [str(path) for path in sources], py_limited_api=STABLE_ABI
+    )
+
+
 extensions = []
-if what in ("cpu", "cuda"):
-    sources = [str(CPU / name) for name in (*TORCH_SOURCES, KERNELS)]
-    extensions.append(
-        Extension("fused_contrastive._C_cpu", sources, language="c++", optional=not required)
-    )
-if what == "cuda":
-    # One binary serves every Python and every torch from 2.11 on.
-    library = Extension(
-        "fused_contrastive._C_cuda", [str(CUDA / "library.cpp")], py_limited_api=True
-    )
-    extensions.append(library)
-setup(license="Apache-2.0", ext_modules=extensions, cmdclass={"build_ext": BuildKernels})
+if wanted() == "none":
+    say(WITHOUT)
+else:
+    extensions.append(extension("_C_cpu", [CPU / name for name in (*MODULE, KERNELS)]))
+if wanted() == "cuda":
+    extensions.append(extension("_C_cuda", [CUDA / "library.cpp"]))
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildKernels},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if extensions and STABLE_ABI else {},
+)

@@ -2,6 +2,7 @@
 #include "isa_kernels.h"
 
 #include "force_pass.h"
+#include "glibc.h"
 
 namespace fused_contrastive::FUSED_ISA {
 

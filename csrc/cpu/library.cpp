@@ -1,12 +1,5 @@
-// The library: the choice among instruction sets, and the Python module. The ops register
-// themselves: similarity_ops.cpp, sigmoid_ops.cpp, force_ops.cpp.
+// The choice among the instruction sets that the library was compiled for.
 #include "library.h"
-
-#include <Python.h>
-#include <torch/library.h>
-
-#include <algorithm>
-#include <string>
 
 namespace fused_contrastive {
 namespace {
@@ -33,19 +26,17 @@ Isa best_isa() {
 
 Isa chosen_isa = best_isa();
 
-std::string isa() { return ISA_NAMES[chosen_isa]; }
+}  // namespace
 
-void set_isa(const std::string& name) {
-  const auto* found = std::find(std::begin(ISA_NAMES), std::end(ISA_NAMES), name);
-  TORCH_CHECK_VALUE(found != std::end(ISA_NAMES),
-                    "isa must be portable, avx2, avx512 or avx512_bf16, got ", name);
-  const Isa wanted = Isa(found - ISA_NAMES);
-  TORCH_CHECK_VALUE(wanted <= best_isa(), "this CPU has no ", name, ": its best is ",
-                    ISA_NAMES[best_isa()]);
-  chosen_isa = wanted;
+std::string isas() {
+  std::string names = ISA_NAMES[0];
+  for (int isa = 1; isa <= best_isa(); ++isa) names = names + " " + ISA_NAMES[isa];
+  return names;
 }
 
-}  // namespace
+void choose_isa(int isa) {
+  if (isa >= PORTABLE && isa <= best_isa()) chosen_isa = Isa(isa);
+}
 
 Kernels kernels_for(Type matrix) {
 #if defined(FUSED_AVX512_BF16_KERNELS)
@@ -70,17 +61,4 @@ ForceKernels force_kernels_for(Type accumulation) {
   return portable::force_kernels(accumulation);
 }
 
-TORCH_LIBRARY(fused_contrastive_cpu, m) {
-  m.def("isa() -> str", &isa);
-  m.def("set_isa(str name) -> ()", &set_isa);
-}
-
 }  // namespace fused_contrastive
-
-// Importing the module runs the registrations above; it has no Python functions of its own.
-PyMODINIT_FUNC PyInit__C_cpu(void) {
-  // fused_contrastive/backends/cpu.py looks for this mark in the file before it loads the library.
-  static const char* const mark = "fused_contrastive for torch " FUSED_TORCH_VERSION ";";
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cpu", mark, -1, nullptr};
-  return PyModule_Create(&module);
-}

@@ -1,6 +1,8 @@
 // The kernels of every instruction set (isa_kernels.cpp), and those in use (library.cpp).
 #pragma once
 
+#include <string>
+
 #include "force.h"
 #include "sigmoid.h"
 #include "similarity.h"
@@ -37,6 +39,11 @@ ForceKernels force_kernels(Type accumulation);
 namespace avx512_bf16 {
 Kernels kernels(Type matrix);
 }  // namespace avx512_bf16
+
+// The instruction sets that this library and this CPU have, from the weakest to the best, with spaces
+// between them. The best one is in use until `choose_isa` is called with the index of another.
+std::string isas();
+void choose_isa(int isa);
 
 // The kernels of the instruction set in use.
 Kernels kernels_for(Type matrix);

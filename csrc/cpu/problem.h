@@ -1,5 +1,5 @@
-// The plain structures that bindings and kernels share. Kernels include no torch headers, so that a
-// kernel file compiles in seconds.
+// The plain structures that the Python module and the kernels share. Neither knows torch, so that the
+// library compiles without it and serves every version.
 //
 // All G groups have the same sizes. Matrices are row-major, and strides are in elements. T is the
 // accumulation type: double for float64 matrices, else float.

@@ -338,13 +338,13 @@ def test_upstream_far_from_one():
 
 def test_wrong_isa_is_named():
     with pytest.raises(ValueError, match="portable, avx2"):
-        torch.ops.fused_contrastive_cpu.set_isa("sse9")
+        native.set_isa("sse9")
 
 
 def test_refusals():
     assert "CPU" in native.refusal(torch.device("cuda"), torch.float32)
     assert "float32" in native.refusal(torch.device("cpu"), torch.int32)
-    assert native.status() == "available: " + torch.ops.fused_contrastive_cpu.isa()
+    assert native.status() == "available: " + native.isa()
 
 
 @pytest.mark.parametrize("upstream", (5e-314, 1e-308))

@@ -272,16 +272,16 @@ ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 def available_isas() -> tuple[str, ...]:
     if native.refusal(torch.device("cpu"), torch.float32) is not None:
         return ()
-    best = torch.ops.fused_contrastive_cpu.isa()
+    best = native.isa()
     return ISAS[: ISAS.index(best) + 1]
 
 
 @pytest.fixture(params=available_isas())
 def isa(request):
-    best = torch.ops.fused_contrastive_cpu.isa()
-    torch.ops.fused_contrastive_cpu.set_isa(request.param)
+    best = native.isa()
+    native.set_isa(request.param)
     yield request.param
-    torch.ops.fused_contrastive_cpu.set_isa(best)
+    native.set_isa(best)
 
 
 @pytest.fixture
