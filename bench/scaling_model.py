@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fused_contrastive.distributed.exchange import GATHERED_BYTES, PART
 
-from . import report
+from . import plots, report
 from .model import PREDICTIONS
 
 TWO_SETS = {"nt_xent": False, "clip": True, "siglip": True, "info_nce": True}
@@ -218,40 +218,6 @@ def markdown(rows: list[dict]) -> str:
     return f"{title}\n\n{assumptions()}\n\n{explained}\n\n{report.table(header, lines)}\n"
 
 
-def plot(rows: list[dict], path: Path) -> str | None:
-    """Draws the predicted time of both strategies against the GPUs. Returns why nothing is."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        return f"no plot: {error}"
-    losses = list(dict.fromkeys(row["loss"] for row in rows))
-    figure, axes = pyplot.subplots(1, len(losses), figsize=(11, 5), layout="constrained")
-    for axis, loss in zip(axes, losses, strict=True):
-        for k, N in enumerate(dict.fromkeys(row["N"] for row in rows)):
-            own = [row for row in rows if row["loss"] == loss and row["N"] == N]
-            for name, line in (("ring", "-"), ("gather", "--")):
-                times = [1e3 * row[name]["total"] for row in own]
-                label = f"N = {N}" if name == "ring" else None
-                axis.plot([row["gpus"] for row in own], times, line, color=f"C{k}", label=label)
-            times = [1e3 * row["gather"]["compute"] for row in own]
-            axis.plot([row["gpus"] for row in own], times, ":", color=f"C{k}", alpha=0.5)
-        axis.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="ms of a step", title=loss)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.suptitle(
-        f"Predicted, not measured (D = {rows[0]['D']}, bf16): ring (solid), gather (dashed), "
-        "compute alone (dotted)",
-        fontsize=9,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return None
-
-
 def write(stem: Path) -> int:
     """Writes the table and the plot, and prints the table."""
     rows = predictions()
@@ -259,5 +225,6 @@ def write(stem: Path) -> int:
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".md").write_text(page)
     print(page)
-    print(plot(rows, stem.with_name(stem.name + ".png")) or f"plot: {stem.name}.png")
+    picture = stem.with_name(stem.name + ".png")
+    print(plots.predict(rows, assumptions(), picture) or f"plot: {picture.name}")
     return 0
