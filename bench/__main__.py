@@ -41,7 +41,11 @@ SUBCOMMANDS = {
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
+    p = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__.split("\n\n")[0],
+        epilog=f"Other commands: python -m bench {' | '.join(SUBCOMMANDS)}, each with --help.",
+    )
     p.add_argument(
         "--losses",
         help=f"comma-separated, of {', '.join(LOSSES)}, or all "

@@ -32,7 +32,7 @@ def figure(result: dict, D: int, rows: list[dict]):
     title = f"NT-Xent, forward + backward, D = {D}, fp32, on {style.machine(result['environment'])}"
     names = style.contenders(row["backend"] for row in rows)
     handles = [*ratios.legend(names), computed()]
-    canvas = style.canvas(3.7, title, style.provenance([result]), width=10.0, handles=handles)
+    canvas = style.canvas(3.4, title, style.provenance([result]), width=8.8, handles=handles)
     time, memory = canvas.subplots(1, 2)
     lines(time, rows, "ms", 1.0)
     lines(memory, rows, "peak_extra_bytes", 1e-6)
