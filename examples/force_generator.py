@@ -11,7 +11,7 @@ float64. In float32 the eager distances, ``|x|^2 + |y|^2 - 2 x y``, would lose t
 
 The example reports the energy distance of the samples to held-out data over the training, beside
 that of data to data, and how far the two copies differ. It draws the samples beside the data. All
-this takes about two minutes of a processor; ``--steps 200 --compared 5`` takes half a minute.
+this takes two to six minutes on two cores; ``--steps 200 --compared 5`` takes half a minute.
 """
 
 from __future__ import annotations
