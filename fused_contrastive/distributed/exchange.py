@@ -28,16 +28,14 @@ GATHERED_BYTES = 1 << 28
 """``strategy="auto"`` gathers where a rank's gathered columns take at most this many bytes."""
 
 PIECE = 8192
-"""The most columns of a shard that a piece has."""
+"""The most columns of a shard that a piece has. On a GPU, whose calls take the host a while, a
+piece has as many where there are so many."""
 
-LEAST = 512
-"""A piece has at least so many columns, for small calls of the kernels are slow."""
+LEAST = 2048
+"""On a CPU a piece has at least so many columns, for each adds a few passes over the rows."""
 
-PIECES = 4
-"""Into how many pieces a shard is cut otherwise.
-
-More pieces take less memory, and leave less of the last message home to wait for.
-"""
+PIECES = 8
+"""Into how many pieces a CPU cuts a shard otherwise, so that they take memory as the shard does."""
 
 
 class Visit(NamedTuple):
@@ -134,11 +132,10 @@ class Exchange(NamedTuple):
         """How many ranks a rank meets."""
         return world // 2 if self.half else world - 1
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self, device: torch.device) -> list[Piece]:
         """What the shards are cut into. It is the same on all ranks."""
         longest = max(self.sizes)
-        size = min(PIECE, max(LEAST, -(-longest // PIECES)))
-        half, middle = max(size // 2, 1), (longest + 1) // 2
+        half, middle = max(piece_columns(longest, device.type) // 2, 1), (longest + 1) // 2
         return [Piece(start, min(half, middle - start)) for start in range(0, middle, half)]
 
     def met(self, rank: int, step: int, piece: Piece) -> tuple[slice, tuple[slice, ...]]:
@@ -154,6 +151,12 @@ class Exchange(NamedTuple):
         if rank < other:
             return slice(0, (self.sizes[rank] + 1) // 2), columns
         return slice(0, None), columns[1:]
+
+
+def piece_columns(longest: int, device: str) -> int:
+    """The most columns of a shard that a piece has, where the longest shard has so many."""
+    size = PIECE if device != "cpu" else min(PIECE, max(LEAST, -(-longest // PIECES)))
+    return min(size, longest)
 
 
 def taken(x: Tensor, columns: tuple[slice, ...]) -> Tensor:
@@ -212,7 +215,7 @@ class _Arriving(NamedTuple):
 
 def _ring(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tensor]:
     before, after, steps = (rank - 1) % world, (rank + 1) % world, plan.steps(world)
-    n, pieces = plan.sizes[rank], plan.pieces()
+    n, pieces = plan.sizes[rank], plan.pieces(columns[0].device)
 
     def passed_on(sent: list[Tensor]) -> _Arriving:
         received = [torch.empty_like(x) for x in sent]
@@ -274,7 +277,7 @@ def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Ten
     for work in works:
         work.wait()
     going_home = []
-    for piece in plan.pieces():
+    for piece in plan.pieces(columns[0].device):
         found = [[x.new_empty(0)] * world for x in home]
         for run in _runs(plan, world, steps):
             rows = plan.met(rank, run[0], piece)[0]
