@@ -179,7 +179,8 @@ def markdown(result: dict) -> str:
     note = (
         "`x one` is the time of one process of one thread over that of the ranks, within rounds; "
         "it is left out where there are more ranks than cores. Core time is what a process had a "
-        "core for, waiting left out. `ceiling` is what as many unconnected processes gain."
+        "core for, waiting left out. `ceiling` is what as many unconnected processes gain. "
+        "Without times the peak is of what is in use, without gaps that the allocator keeps."
     )
     summary = report.summary(result["environment"])
     return f"{summary}\n\n{note}\n\n{report.table(header, lines)}\n"
@@ -197,6 +198,10 @@ def run(options: argparse.Namespace, stem: Path) -> dict:
         for size in sizes:
             for world in worlds:
                 size_of_rank(loss, size, world)
+    if not rounds:
+        # The C library then returns every freed block to the system, so that the resident set is
+        # what is in use. That takes time, so it is not done where times are measured.
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     with contextlib.ExitStack() as stack:
         pools = {world: stack.enter_context(Pool(world)) for world in worlds}
         for loss in options.losses:

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from fused_contrastive.distributed.exchange import GATHERED_BYTES, PART
+from fused_contrastive.distributed.exchange import GATHERED_BYTES, piece_columns
 
 from . import plots, report
 from .model import PREDICTIONS
@@ -141,8 +141,9 @@ def predict(loss: str, N: int, D: int, world: int, strategy: str, machine=MACHIN
     total = compute = 0.0
     held = 0
     for which, of in enumerate(passes(loss, D, 2)):
+        each = piece_columns(n, "cuda")
+        parts = math.ceil(n / each)
         if strategy == "ring":
-            each, parts = min(n, PART), math.ceil(n / PART)
             whole = computing(n, each, D, machine)[which] * parts
             last = computing(n // 2, each, D, machine)[which] * parts
             message = n * (of.out + of.home) / machine.link(world) + parts * machine.message
@@ -153,16 +154,18 @@ def predict(loss: str, N: int, D: int, world: int, strategy: str, machine=MACHIN
             host = parts * machine.visit
             total += max(own[which], host, n * of.out / machine.link(world))
             total += sum(max(x, message, host) for x in work)
-            total += n * of.home / (machine.network if world > machine.node else machine.nvlink)
-            held = max(held, 3 * each * (of.out + of.home))
+            # The results about the last piece have nothing beside them.
+            total += each * of.home / (machine.network if world > machine.node else machine.nvlink)
+            held = max(held, each * (4 * of.out + 5 * of.home))
         else:
             columns = met * n - (n // 2 if split else 0)
-            others = computing(n, columns, D, machine)[which]
+            others = parts * computing(n, math.ceil(columns / parts), D, machine)[which]
             gathered = N * of.out / machine.gathering(world) + machine.message
-            home = columns * of.home / machine.link(world) + machine.message
+            home = columns * of.home / machine.link(world) + parts * machine.message
             busy = others + own[which]
-            total += max(own[which], machine.visit, gathered) + max(others, machine.visit) + home
-            held = max(held, (N + columns) * of.out + 3 * columns * of.home)
+            total += max(own[which], machine.visit, gathered)
+            total += max(others, home, parts * machine.visit) + home / parts
+            held = max(held, (N + columns / parts) * of.out + 5 * columns / parts * of.home)
         compute += busy
     agreement = (world - 1) * machine.agreement
     return Predicted(total, compute, total - compute, agreement, held)
