@@ -18,15 +18,23 @@ LOG_FROM = 12.0
 def merged(results: list[dict]) -> list[dict]:
     """Returns the newest row of each loss, size, number of ranks and strategy.
 
-    Times and memory may come from different results.
+    Times and memory may come from different results. Where a line was also measured without times,
+    its memory is from there alone: it then has no gaps that the allocator keeps.
     """
     found: dict[tuple, dict] = {}
+    apart = {_line(row) for result in results for row in result["rows"] if not row.get("ms")}
     for result in sorted(results, key=lambda r: (r["date"], r["time"])):
         for row in result["rows"]:
-            place = row["loss"], row["N"], row["D"], row["ranks"], row["strategy"]
             known = {key: value for key, value in row.items() if value is not None}
-            found[place] = found.get(place, {}) | known
+            if row.get("ms") and _line(row) in apart:
+                known.pop("peak_extra_bytes", None)
+            place = (*_line(row), row["ranks"])
+            found[place] = found.get(place, {}) | known | {"strategy": row["strategy"]}
     return list(found.values())
+
+
+def _line(row: dict) -> tuple:
+    return row["loss"], row["N"], row["D"], row["strategy"]
 
 
 def figure(rows: list[dict], caption: str):
@@ -38,8 +46,7 @@ def figure(rows: list[dict], caption: str):
     lines: dict[tuple, list[dict]] = {}
     for row in rows:
         if row["ranks"]:
-            place = row["loss"], row["N"], row["D"], row["strategy"]
-            lines.setdefault(place, []).append(row)
+            lines.setdefault(_line(row), []).append(row)
     title = "A loss over ranks of one machine, a thread each: forward + backward, fp32"
     entries = len(lines) + 1
     height = 3.9 + 0.22 * ((entries + 1) // 2)

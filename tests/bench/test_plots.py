@@ -84,9 +84,15 @@ def rank_row(ranks: int, **other) -> dict:
 
 
 def test_ranks_join_the_newest_times_and_memory():
-    times = result([rank_row(0), rank_row(1), rank_row(4)], kind="scaling")
-    memory = result([rank_row(4, ms=None, peak_extra_bytes=7e6)], "2026-02-01", "scaling")
+    timed = [rank_row(0), rank_row(1, peak_extra_bytes=9e6), rank_row(4, peak_extra_bytes=9e6)]
+    times = result(timed, "2026-02-01", "scaling")
+    untimed = [rank_row(2, ms=None, peak_extra_bytes=8e6)]
+    untimed.append(rank_row(4, ms=None, peak_extra_bytes=7e6))
+    memory = result(untimed, kind="scaling")
     rows = ranks.merged([memory, times])
+    # With the times, a peak has gaps that the allocator keeps.
+    peaks = {r["ranks"]: r.get("peak_extra_bytes") for r in rows}
+    assert peaks == {0: None, 1: None, 2: 8e6, 4: 7e6}
     (last,) = [r for r in rows if r["ranks"] == 4]
     assert last["ms"] == 12.0 and last["peak_extra_bytes"] == 7e6
     figure = ranks.figure(rows, "caption")
