@@ -135,7 +135,7 @@ def faults(found: list[Picture]) -> list[str]:
     for folder in {path.parent for path in known}:
         for path in sorted(folder.glob("*.png")):
             if path not in known and path.name not in DRAWN_ELSEWHERE:
-                told.append(f"{path.name} belongs to no record")
+                told.append(f"{path.name} belongs to no record: delete it")
     return told
 
 

@@ -118,7 +118,7 @@ def test_a_record_leaves_out_what_was_measured_again(tmp_path):
     style.save(picture.figure(), picture.path, picture.digest())
     shutil.copy(picture.path, tmp_path / "cpu-old.png")
     told = committed.faults([picture])
-    assert told == ["cpu-old.png belongs to no record"]
+    assert told == ["cpu-old.png belongs to no record: delete it"]
     changed = picture._replace(rows=[row("clip", x_eager=3.0)])
     assert "cpu-b.png does not show its record" in committed.faults([changed])
 
