@@ -97,6 +97,13 @@ class MemoryBank(nn.Module):
         self._length = len(self.rows) if self.fill == "random" else 0
         self.length.fill_(self._length)
 
+    def forward(self, *_arguments, **_options):
+        """Raise an error: a bank is read and written, and never called."""
+        raise TypeError(
+            "a MemoryBank cannot be called: pass bank.negatives to the loss, "
+            "and write keys with bank.enqueue(keys)"
+        )
+
     def __len__(self) -> int:
         """How many rows count: K, or with ``fill="empty"`` as many as have been written."""
         return self._length
