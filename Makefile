@@ -10,7 +10,7 @@ HEAD ?= .
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
 .PHONY: demo demo-force test test-peers nightly mutations bench bench-peers compare lint gate
-.PHONY: scaling gpu gpu-status readme clean
+.PHONY: types scaling gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -52,6 +52,11 @@ bench-peers: $(VENV)/peers/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 
+# What type checkers see of the package in a user's file.
+types: $(VENV)/installed
+	$(RUN) -m mypy
+	$(RUN) -m basedpyright --level error
+
 gate: $(VENV)/installed
 	$(RUN) -m bench.gates.triton
 	$(RUN) -m bench.gates.cuda
@@ -73,6 +78,7 @@ $(VENV)/tools: Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q "$(TORCH)" setuptools wheel ninja numpy
 	$(RUN) -m pip install -q "$(TRITON)" pytest pytest-xdist matplotlib scikit-learn ruff
+	$(RUN) -m pip install -q mypy basedpyright
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from . import compare, contenders, digest, environment, report, rows, scaling
+from . import compare, contenders, digest, environment, plots, report, rows, scaling
 from .losses import DTYPES, LOSSES, PASSES, parse_size
+from .plots import committed
 from .source_tree import complete_package
 
 QUICK_SIZES = ("8192x128", "8192x256", "8192x512", "4096x1024", "2048x128", "256x128", "64x128")
@@ -30,12 +31,21 @@ Its memory is not measured then.
 MEMORY_FROM = 2048
 """Resident memory is measured from this N (or K) on. Below, it would be noise."""
 QUICK_SECONDS, FULL_SECONDS = 55.0, 600.0
-SUBCOMMANDS = {"compare": compare.main, "digest": digest.main, "scaling": scaling.main}
+SUBCOMMANDS = {
+    "compare": compare.main,
+    "digest": digest.main,
+    "plot": committed.main,
+    "scaling": scaling.main,
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    p = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
+    p = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__.split("\n\n")[0],
+        epilog=f"Other commands: python -m bench {' | '.join(SUBCOMMANDS)}, each with --help.",
+    )
     p.add_argument(
         "--losses",
         help=f"comma-separated, of {', '.join(LOSSES)}, or all "
@@ -228,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     page = report.markdown(result)
     stem.with_name(stem.name + ".md").write_text(page)
     print(page)
-    print(report.plot(result, stem.with_name(stem.name + ".png")) or f"plot: {stem.name}.png")
+    print(plots.draw(result, stem.with_name(stem.name + ".png")) or f"plot: {stem.name}.png")
     print(f"results: {stem}.json")
     return 0
 

@@ -1,4 +1,4 @@
-"""``make readme`` writes the README's tables between their markers.
+"""``make readme`` writes the tables of the README and of docs/ between their markers.
 
 They are made from the newest committed results.
 """
@@ -6,7 +6,9 @@ They are made from the newest committed results.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from .gpu import status as gpu_status
 from .losses import LOSSES
 from .report import cell, milliseconds, summary, table
 
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RESULTS = ROOT / "bench" / "results"
 UNMEASURED = {
     "cpu": "Nothing has been measured on a CPU yet.",
@@ -82,14 +84,9 @@ def section(kind: str, folder: Path = RESULTS) -> str:
     for entry in entries:
         ours = entry["ours"]
         line = [str(ours["N"]), str(ours["D"]), ours["dtype"]]
-        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [
-            milliseconds(ours["ms"])
-        ]
+        line += [*baselines(entry), milliseconds(ours["ms"])]
         line += [cell(key, ours[key]) for key in ("x_eager", "x_compile", "gemm_fraction")]
-        line += [
-            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
-            for b in ("eager", "ours")
-        ]
+        line += memory(entry)
         lines.append(line)
     source = (
         f"NT-Xent, forward + backward; N counts the rows of both views. {measured(name, result)}"
@@ -105,6 +102,19 @@ def measured(name: str, result: dict) -> str:
     )
 
 
+def baselines(entry: dict[str, dict]) -> list[str]:
+    """Returns the cells of the times of eager and torch.compile."""
+    return [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES]
+
+
+def memory(entry: dict[str, dict]) -> list[str]:
+    """Returns the cells of the peak memory of eager and of ours."""
+    return [
+        cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
+        for b in ("eager", "ours")
+    ]
+
+
 def force(folder: Path = RESULTS) -> str:
     """Returns the Markdown table of the force loss on the CPU."""
     latest = newest("cpu", folder, "contrastive_force")
@@ -115,25 +125,12 @@ def force(folder: Path = RESULTS) -> str:
     for entry in chosen(result, "contrastive_force"):
         ours = entry["ours"]
         line = [str(ours["K"]), f"{ours['N']} + {ours['N']}", str(ours["D"])]
-        line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES] + [
-            milliseconds(ours["ms"])
-        ]
+        line += [*baselines(entry), milliseconds(ours["ms"])]
         line += [cell(key, ours[key]) for key in ("x_eager", "x_compile")]
-        line += [
-            cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
-            for b in ("eager", "ours")
-        ]
+        line += memory(entry)
         lines.append(line)
-    header = [
-        "groups",
-        "points",
-        "D",
-        "eager ms",
-        "torch.compile ms",
-        f"{ours['backend']} ms",
-        "x eager",
-        "x torch.compile",
-    ]
+    header = ["groups", "points", "D", "eager ms", "torch.compile ms", f"{ours['backend']} ms"]
+    header += ["x eager", "x torch.compile"]
     return f"{table([*header, 'eager MB', 'ours MB'], lines)}\n\nfp32. {measured(name, result)}"
 
 
@@ -170,15 +167,12 @@ def losses(folder: Path = RESULTS) -> str:
                 continue
             size = f"{ours['N']} x {ours['K']}" if ours["K"] else str(ours["N"])
             line = [loss, size, str(ours["D"]), ours["dtype"]]
-            line += [milliseconds(entry[b]["ms"]) if b in entry else "-" for b, _ in BASELINES]
+            line += baselines(entry)
             line += [
                 milliseconds(ours["ms"]),
                 *(cell(key, ours[key]) for key in ("x_eager", "x_compile")),
             ]
-            line += [
-                cell("peak_extra_bytes", entry[b]["peak_extra_bytes"]) if b in entry else "-"
-                for b in ("eager", "ours")
-            ]
+            line += memory(entry)
             lines.append(line)
     if not lines:
         return UNMEASURED["cpu"]
@@ -320,15 +314,61 @@ def replace(text: str, kind: str, content: str) -> str:
     return text[: text.index(begin) + len(begin)] + f"\n{content}\n" + text[text.index(end) :]
 
 
-def generated(text: str, folder: Path = RESULTS) -> str:
-    """Returns `text` with all its tables."""
-    for kind in UNMEASURED:
-        text = replace(text, kind, section(kind, folder))
-    text = replace(text, "kernels", kernels(folder))
-    text = replace(text, "force", force(folder))
-    text = replace(text, "peers", peers(folder))
-    text = replace(text, "losses", losses(folder))
-    return replace(text, "accuracy", accuracy(folder))
+FEW = (
+    ("nt_xent", 8192, 128, "fp32"),
+    ("nt_xent", 8192, 512, "fp32"),
+    ("clip", 4096, 512, "fp32"),
+    ("siglip", 8192, 256, "fp32"),
+    ("contrastive_force", 4096, 128, "fp32"),
+)
+"""The rows of the README: loss, N, D and dtype."""
+
+
+def few(folder: Path = RESULTS) -> str:
+    """Returns the README's Markdown table of a few results on the CPU."""
+    lines, sources = [], {}
+    for loss, *place in FEW:
+        _, result = newest("cpu", folder, loss) or (None, {"rows": [], "kind": "cpu"})
+        for entry in chosen(result, loss):
+            ours = entry["ours"]
+            if [ours["N"], ours["D"], ours["dtype"]] != place:
+                continue
+            sources[summary(result["environment"])] = result["date"]
+            line = [f"`{loss}_loss`", f"{ours['N']:,} × {ours['D']}", ours["dtype"]]
+            line += baselines(entry)
+            line += [milliseconds(ours["ms"]), f"{ours['x_eager']:.1f} ×"]
+            line += memory(entry)
+            lines.append(line)
+    if not lines:
+        return UNMEASURED["cpu"]
+    header = ["loss", "rows × D", "dtype", "eager ms", "torch.compile ms", "ours ms"]
+    machine = next(iter(sources)).partition(";")[0]
+    note = f"Forward + backward on {machine}, measured {max(sources.values())}."
+    return f"{table([*header, 'faster', 'eager MB', 'ours MB'], lines)}\n\n{note}"
+
+
+TABLES = {
+    "results": few,
+    "cpu": functools.partial(section, "cpu"),
+    "gpu": functools.partial(section, "gpu"),
+    "kernels": kernels,
+    "force": force,
+    "peers": peers,
+    "losses": losses,
+    "accuracy": accuracy,
+}
+"""The tables by the names of their markers. Each takes the folder of the results."""
+
+
+def generated(page: Path, folder: Path = RESULTS) -> str:
+    """Returns the text of a page with all its tables."""
+    text = page.read_text()
+    for kind in re.findall("<!-- bench:(\\w+) -->", text):
+        content = TABLES[kind](folder)
+        if page.parent != ROOT:
+            content = content.replace("](bench/", "](../bench/")
+        text = replace(text, kind, content)
+    return text
 
 
 def main() -> int:
@@ -339,12 +379,16 @@ def main() -> int:
         help="write nothing; exit 1 where the tables differ from the results",
     )
     options = p.parse_args()
-    text = README.read_text()
-    new = generated(text)
-    if options.check:
-        return int(new != text)
-    README.write_text(new)
-    return 0
+    status = 0
+    for page in PAGES:
+        new = generated(page)
+        if new != page.read_text():
+            if options.check:
+                print(f"{page.relative_to(ROOT)} is out of date: run `make readme`")
+                status = 1
+            else:
+                page.write_text(new)
+    return status
 
 
 if __name__ == "__main__":

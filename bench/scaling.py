@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import environment, report, scaling_model
+from . import environment, plots, report, scaling_model
 from .losses import Size, parse_size
 from .measure import interleave, paired_ratio, quartiles
 from .ranks import SMALL, Pool, size_of_rank
@@ -179,46 +179,11 @@ def markdown(result: dict) -> str:
     note = (
         "`x one` is the time of one process of one thread over that of the ranks, within rounds; "
         "it is left out where there are more ranks than cores. Core time is what a process had a "
-        "core for, waiting left out. `ceiling` is what as many unconnected processes gain."
+        "core for, waiting left out. `ceiling` is what as many unconnected processes gain. "
+        "Without times the peak is of what is in use, without gaps that the allocator keeps."
     )
     summary = report.summary(result["environment"])
     return f"{summary}\n\n{note}\n\n{report.table(header, lines)}\n"
-
-
-def plot(result: dict, path: Path) -> str | None:
-    """Draws the speed, bytes and memory against the ranks. Returns why nothing is drawn."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        return f"no plot: {error}"
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 4), layout="constrained")
-    lines = {}
-    for row in result["rows"]:
-        if row["ranks"]:
-            place = row["loss"], row["N"], row["D"], row["strategy"]
-            lines.setdefault(place, []).append(row)
-    shown = (("speedup", 1.0), ("sent_bytes", 1e-6), ("peak_extra_bytes", 1e-6))
-    for (loss, N, D, strategy), rows in lines.items():
-        style = {"marker": "o", "linestyle": "-" if strategy == "ring" else "--"}
-        for axis, (name, scale) in zip(axes, shown, strict=True):
-            points = [(row["ranks"], row[name] * scale) for row in rows if row.get(name)]
-            if name == "speedup":
-                points = [p for p, row in zip(points, rows, strict=False) if p[0] <= row["cores"]]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=f"{loss} {N}x{D} {strategy}", **style)
-    labels = ("times faster than one process", "MB sent by a rank", "peak MB of a rank")
-    for axis, label in zip(axes, labels, strict=True):
-        axis.set(xlabel="ranks", ylabel=label, ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[2].legend(fontsize=6)
-    figure.suptitle(report.summary(result["environment"]), fontsize=7, x=0.01, ha="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return None
 
 
 def run(options: argparse.Namespace, stem: Path) -> dict:
@@ -233,6 +198,10 @@ def run(options: argparse.Namespace, stem: Path) -> dict:
         for size in sizes:
             for world in worlds:
                 size_of_rank(loss, size, world)
+    if not rounds:
+        # The C library then returns every freed block to the system, so that the resident set is
+        # what is in use. That takes time, so it is not done where times are measured.
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     with contextlib.ExitStack() as stack:
         pools = {world: stack.enter_context(Pool(world)) for world in worlds}
         for loss in options.losses:
@@ -263,5 +232,5 @@ def main(arguments: list[str]) -> int:
     page = markdown(result)
     stem.with_name(stem.name + ".md").write_text(page)
     print(page)
-    print(plot(result, stem.with_name(stem.name + ".png")) or f"plot: {stem.name}.png")
+    print(plots.draw(result, stem.with_name(stem.name + ".png")) or f"plot: {stem.name}.png")
     return 0

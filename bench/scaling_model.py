@@ -11,9 +11,9 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from fused_contrastive.distributed.exchange import GATHERED_BYTES, PART
+from fused_contrastive.distributed.exchange import GATHERED_BYTES, piece_columns
 
-from . import report
+from . import plots, report
 from .model import PREDICTIONS
 
 TWO_SETS = {"nt_xent": False, "clip": True, "siglip": True, "info_nce": True}
@@ -141,8 +141,9 @@ def predict(loss: str, N: int, D: int, world: int, strategy: str, machine=MACHIN
     total = compute = 0.0
     held = 0
     for which, of in enumerate(passes(loss, D, 2)):
+        each = piece_columns(n, "cuda")
+        parts = math.ceil(n / each)
         if strategy == "ring":
-            each, parts = min(n, PART), math.ceil(n / PART)
             whole = computing(n, each, D, machine)[which] * parts
             last = computing(n // 2, each, D, machine)[which] * parts
             message = n * (of.out + of.home) / machine.link(world) + parts * machine.message
@@ -153,16 +154,18 @@ def predict(loss: str, N: int, D: int, world: int, strategy: str, machine=MACHIN
             host = parts * machine.visit
             total += max(own[which], host, n * of.out / machine.link(world))
             total += sum(max(x, message, host) for x in work)
-            total += n * of.home / (machine.network if world > machine.node else machine.nvlink)
-            held = max(held, 3 * each * (of.out + of.home))
+            # The results about the last piece have nothing beside them.
+            total += each * of.home / (machine.network if world > machine.node else machine.nvlink)
+            held = max(held, each * (4 * of.out + 5 * of.home))
         else:
             columns = met * n - (n // 2 if split else 0)
-            others = computing(n, columns, D, machine)[which]
+            others = parts * computing(n, math.ceil(columns / parts), D, machine)[which]
             gathered = N * of.out / machine.gathering(world) + machine.message
-            home = columns * of.home / machine.link(world) + machine.message
+            home = columns * of.home / machine.link(world) + parts * machine.message
             busy = others + own[which]
-            total += max(own[which], machine.visit, gathered) + max(others, machine.visit) + home
-            held = max(held, (N + columns) * of.out + 3 * columns * of.home)
+            total += max(own[which], machine.visit, gathered)
+            total += max(others, home, parts * machine.visit) + home / parts
+            held = max(held, (N + columns / parts) * of.out + 5 * columns / parts * of.home)
         compute += busy
     agreement = (world - 1) * machine.agreement
     return Predicted(total, compute, total - compute, agreement, held)
@@ -218,40 +221,6 @@ def markdown(rows: list[dict]) -> str:
     return f"{title}\n\n{assumptions()}\n\n{explained}\n\n{report.table(header, lines)}\n"
 
 
-def plot(rows: list[dict], path: Path) -> str | None:
-    """Draws the predicted time of both strategies against the GPUs. Returns why nothing is."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError as error:
-        return f"no plot: {error}"
-    losses = list(dict.fromkeys(row["loss"] for row in rows))
-    figure, axes = pyplot.subplots(1, len(losses), figsize=(11, 5), layout="constrained")
-    for axis, loss in zip(axes, losses, strict=True):
-        for k, N in enumerate(dict.fromkeys(row["N"] for row in rows)):
-            own = [row for row in rows if row["loss"] == loss and row["N"] == N]
-            for name, line in (("ring", "-"), ("gather", "--")):
-                times = [1e3 * row[name]["total"] for row in own]
-                label = f"N = {N}" if name == "ring" else None
-                axis.plot([row["gpus"] for row in own], times, line, color=f"C{k}", label=label)
-            times = [1e3 * row["gather"]["compute"] for row in own]
-            axis.plot([row["gpus"] for row in own], times, ":", color=f"C{k}", alpha=0.5)
-        axis.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="ms of a step", title=loss)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.suptitle(
-        f"Predicted, not measured (D = {rows[0]['D']}, bf16): ring (solid), gather (dashed), "
-        "compute alone (dotted)",
-        fontsize=9,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-    return None
-
-
 def write(stem: Path) -> int:
     """Writes the table and the plot, and prints the table."""
     rows = predictions()
@@ -259,5 +228,6 @@ def write(stem: Path) -> int:
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_name(stem.name + ".md").write_text(page)
     print(page)
-    print(plot(rows, stem.with_name(stem.name + ".png")) or f"plot: {stem.name}.png")
+    picture = stem.with_name(stem.name + ".png")
+    print(plots.predict(rows, assumptions(), picture) or f"plot: {picture.name}")
     return 0

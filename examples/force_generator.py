@@ -9,8 +9,9 @@ Two copies of each generator start from the same weights and see the same noise 
 function that computes the loss differs: the fused one in float32, and the dense eager one in
 float64. In float32 the eager distances, ``|x|^2 + |y|^2 - 2 x y``, would lose three digits.
 
-The example reports how far the two trajectories part, and the distance of samples from held-out
-data beside that of data from data. It draws the samples beside the data over the training.
+The example reports the energy distance of the samples to held-out data over the training, beside
+that of data to data, and how far the two copies differ. It draws the samples beside the data. All
+this takes two to six minutes on two cores; ``--steps 200 --compared 5`` takes half a minute.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fused_contrastive import contrastive_force_loss
@@ -168,15 +170,14 @@ def train(name: str, task: Task, steps: int, compared: int, seed: int) -> dict:
             with torch.no_grad():
                 shown[step] = runs["fused"].model(noise(100 if task.D > 2 else 2000))
         progress(name, step, steps, f"loss {runs['fused'].losses[-1]:.3f}")
-    held_out = [task.held_out(len(shown[steps][0]), generator) for _ in range(2)]
-    start = min(shown)
+    # A set for each of the groups, as large as a group's part of the samples.
+    held_out = [task.held_out(shown[steps].shape[1], generator) for _ in range(2)]
     return {
         "runs": runs,
         "parted": parted,
         "shown": shown,
         "data": held_out[0],
-        "start": energy_distance(shown[start], held_out[0]),
-        "end": energy_distance(shown[steps], held_out[0]),
+        "distances": {step: energy_distance(x, held_out[0]) for step, x in shown.items()},
         "floor": energy_distance(held_out[1], held_out[0]),
     }
 
@@ -193,31 +194,62 @@ def progress(label: str, done: int, total: int, status: str = "") -> None:
 
 
 def picture(x: torch.Tensor) -> torch.Tensor:
-    """Returns ten classes ``[10, n, 64]`` as one image with a row for each class."""
-    tiles = x[:, :10].reshape(10, 10, 8, 8).permute(0, 2, 1, 3)
-    return tiles.reshape(80, 80)
+    """Returns ten classes ``[10, n, 64]`` as one image: a row for each class, gaps of a pixel."""
+    tiles = F.pad(x[:, :10].reshape(10, 10, 8, 8), (1, 0, 1, 0), value=0.25)
+    image = tiles.permute(0, 2, 1, 3).reshape(90, 90)
+    return F.pad(image, (0, 1, 0, 1), value=0.25)
 
 
-def draw(path: Path, results: dict) -> None:
+LIMITS = {"moons": (1.8, 1.15), "checkerboard": (1.25, 1.25), "digits": (1.0, 1.0)}
+"""Half the width and the height of what is drawn. For images only their ratio counts."""
+
+
+def draw(path: Path, results: dict, steps: int) -> None:
     """Draws a row for each data set: samples over the training, then the data."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.4 * len(results)), layout="constrained")
-    axes = figure.subplots(len(results), len(SHOWN) + 1, squeeze=False)
+    columns = len(SHOWN) + 1
+    heights = [LIMITS[name][1] / LIMITS[name][0] for name in results]
+    size = (2.9 * columns, sum(2.85 * h + 0.24 for h in heights) + 0.65)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.01, hspace=0.01)
+    figure.suptitle(
+        f"One-step generators trained for {steps} steps with the contrastive force.\n"
+        "The numbers are energy distances of the samples to held-out data.",
+        fontsize=12,
+    )
+    axes = figure.subplots(len(results), columns, squeeze=False, height_ratios=heights)
     for row, (name, result) in zip(axes, results.items(), strict=True):
-        for place, (title, x) in zip(
-            row,
-            [*((f"step {s}", x) for s, x in result["shown"].items()), ("data", result["data"])],
-            strict=True,
-        ):
-            color = "#8b93a1" if title == "data" else "#2563a8"
+        panels = [
+            (f"{name}, step {step}: {result['distances'][step]:.4f}", x, "#2563a8")
+            for step, x in result["shown"].items()
+        ]
+        panels.append((f"data: {result['floor']:.4f} to other data", result["data"], "#8b93a1"))
+        for place, (title, x, color) in zip(row, panels, strict=True):
             if x.shape[2] > 2:
-                place.imshow(picture(x), cmap="gray_r", vmin=0, vmax=1)
+                place.imshow(picture(x), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+                place.set(aspect="equal")
             else:
+                width, height = LIMITS[name]
                 place.scatter(*x[0].T, s=1.5, color=color, linewidths=0)
-                place.set(xlim=(-1.9, 1.9), ylim=(-1.4, 1.4), aspect="equal")
-            place.set(title=f"{name}: {title}", xticks=[], yticks=[])
+                place.set(xlim=(-width, width), ylim=(-height, height), aspect="equal")
+            place.set(xticks=[], yticks=[])
+            place.set_title(title, fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def report(results: dict, compared: int) -> None:
+    """Prints a table of the distances, and one of the differences of the two losses."""
+    print("\nenergy distance of the samples to held-out data (0: the same distribution)")
+    for k, (name, result) in enumerate(results.items()):
+        if k == 0:
+            titles = [f"step {step}" for step in result["distances"]]
+            print(" " * 13 + "".join(f"{title:>12}" for title in [*titles, "other data"]))
+        values = [*result["distances"].values(), result["floor"]]
+        print(f"{name:13}" + "".join(f"{value:12.4f}" for value in values))
+    print(f"\nlargest difference of a coordinate between the two copies, first {compared} steps")
+    for name, result in results.items():
+        print(f"{name:13}{result['parted']:12.1e}")
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -250,13 +282,8 @@ def main(arguments: list[str] | None = None) -> dict:
         for name, task in tasks.items()
         if not options.only or name in options.only
     }
-    print(f"\n{'':13}{'samples, fused and eager,':>27}", end="")
-    print(f"{'energy distance to held-out data':>36}{'of data':>10}")
-    print(f"{'':13}{f'part by, in {options.compared} steps':>27}{'first drawn -> last':>36}")
-    for name, r in results.items():
-        distance = f"{r['start']:.4f} -> {r['end']:.4f}"
-        print(f"{name:13}{r['parted']:27.1e}{distance:>36}{r['floor']:10.4f}")
-    draw(options.out, results)
+    report(results, options.compared)
+    draw(options.out, results, options.steps)
     print(f"\npicture: {options.out}; {time.perf_counter() - start:.0f} s in all")
     return results
 

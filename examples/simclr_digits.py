@@ -289,6 +289,7 @@ def report(runs: dict[str, Run], accuracy: dict, rows: list[dict], measure: str)
     print(f"largest difference of the loss curves: {largest_difference(runs, 20):.1e} ", end="")
     print(f"in the first 20 steps, {largest_difference(runs):.1e} in all {steps}")
     print("\naccuracy of 5 nearest neighbours among the unperturbed training images")
+    print("(the task is the perturbed images; raw pixels are enough for the others)")
     print(f"{'':24}{'test images':>12}{'perturbed test images':>24}")
     for name, (clean, perturbed) in accuracy.items():
         print(f"{name:24}{clean:12.1%}{perturbed:24.1%}")

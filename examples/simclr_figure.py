@@ -82,7 +82,11 @@ def accuracy_bars(axes, accuracy) -> None:
         ylim=(0, 132),
         yticks=range(0, 101, 25),
     )
-    axes.set_xticks(range(2), ["test images", "perturbed test images"])
+    easy, task = (
+        "test images\n(raw pixels are enough)",
+        "perturbed test images\n(the task of SimCLR)",
+    )
+    axes.set_xticks(range(2), [easy, task])
     axes.legend(frameon=False, loc="upper center", ncols=2)
 
 

@@ -30,6 +30,7 @@ def embeddings(
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    dense(name, x)
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
     if dim is not None and x.dim() != dim:
@@ -47,6 +48,14 @@ def embeddings(
         )
     if x.dtype != reference.dtype and not in_autocast(x.device):
         raise TypeError(f"{name} must have the dtype of {other} ({reference.dtype}), got {x.dtype}")
+
+
+def dense(name: str, x: torch.Tensor) -> None:
+    """Check that x is a plain tensor, neither sparse nor nested."""
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one: pad it first")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {x.layout}")
 
 
 def readable() -> bool:
@@ -76,12 +85,12 @@ def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
         raise TypeError(
             f"{name} must be an integer tensor, got {getattr(key, 'dtype', type(key).__name__)}"
         )
+    dense(name, key)
     if key.device != device:
         raise ValueError(f"{name} must be on {device}, got {key.device}")
+    or_fewer = ", or leading dimensions that broadcast to it" if len(shape) > 1 else ""
     if key.dim() == 0 or key.shape[-1] != shape[-1] or not broadcastable(key.shape, shape):
-        raise ValueError(
-            f"{name} must be broadcastable to shape {tuple(shape)}, got {tuple(key.shape)}"
-        )
+        raise ValueError(f"{name} must have shape {tuple(shape)}{or_fewer}, got {tuple(key.shape)}")
 
 
 def array(name: str, x, shape: tuple, device: torch.device) -> None:
@@ -90,6 +99,7 @@ def array(name: str, x, shape: tuple, device: torch.device) -> None:
         raise TypeError(
             f"{name} must be a real tensor, got {getattr(x, 'dtype', type(x).__name__)}"
         )
+    dense(name, x)
     if x.device != device:
         raise ValueError(f"{name} must be on {device}, got {x.device}")
     if x.shape != shape:
@@ -110,6 +120,7 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
     in magnitude.
     """
     if isinstance(value, torch.Tensor):
+        dense(name, value)
         if value.dim() != 0 or not value.is_floating_point():
             raise ValueError(
                 f"{name} must be a 0-d floating-point tensor, "

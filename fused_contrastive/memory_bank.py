@@ -97,6 +97,13 @@ class MemoryBank(nn.Module):
         self._length = len(self.rows) if self.fill == "random" else 0
         self.length.fill_(self._length)
 
+    def forward(self, *_arguments, **_options):
+        """Raise an error: a bank is read and written, and never called."""
+        raise TypeError(
+            "a MemoryBank cannot be called: pass bank.negatives to the loss, "
+            "and write keys with bank.enqueue(keys)"
+        )
+
     def __len__(self) -> int:
         """How many rows count: K, or with ``fill="empty"`` as many as have been written."""
         return self._length
@@ -165,7 +172,7 @@ class MemoryBank(nn.Module):
             store[slots % K] = batch
         end = self.position + n
         self.position.copy_(end.masked_fill(end >= K, 0) if self.wrap == "drop" else end % K)
-        if self.fill == "empty":
+        if self._length < K:
             # Until the bank is full, its position and its length are the same number.
             self._length = min(K, self._length + n)
             self.length.fill_(self._length)
@@ -184,10 +191,37 @@ class MemoryBank(nn.Module):
         if labels is not None:
             checks.keys("labels", labels, keys.shape[:1], keys.device)
 
-    def _load_from_state_dict(self, *arguments, **options):
-        super()._load_from_state_dict(*arguments, **options)
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        wrong = self._misfits({k: state_dict.get(prefix + k) for k in dict(self.named_buffers())})
+        if wrong:
+            # torch reports the messages in this list, which is its last argument.
+            arguments[-1].extend(f"{prefix}{message}" for message in wrong)
+            return
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
         if not self.length.is_meta:
             self._length = int(self.length)
+
+    def _misfits(self, saved: dict[str, torch.Tensor | None]) -> list[str]:
+        """What is wrong with saved buffers, beyond the shapes, which torch compares."""
+        K, wrong = len(self.rows), []
+        for name, value in saved.items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            if name == "rows":
+                if not value.is_floating_point():
+                    wrong.append(f"rows must be of a floating-point dtype, got {value.dtype}")
+                continue
+            if not checks.is_integer(value):
+                wrong.append(f"{name} must be of an integer dtype, got {value.dtype}")
+            elif name != "row_labels" and value.dim() == 0 and not value.is_meta:
+                most = K - 1 if name == "position" else K
+                if not 0 <= int(value) <= most:
+                    wrong.append(f"{name} must be from 0 to {most}, got {int(value)}")
+        position, length = saved.get("position"), saved.get("length")
+        if not wrong and position is not None and length is not None and not length.is_meta:
+            if int(length) < K and int(position) != int(length):
+                wrong.append(f"position must be the length {int(length)}, got {int(position)}")
+        return wrong
 
     def extra_repr(self) -> str:
         K, D = self.rows.shape

@@ -282,6 +282,8 @@ def _store_terms(
     exact = tl.where(empty, 0.0, lse * LOG2E)
     level = tl.floor(exact + 0.5).to(terms.dtype.element_ty)
     rest = level.to(tl.float64) - exact
-    weight *= tl.exp2(tl.where(tl.abs(level) < float("inf"), rest, 0.0))
+    # Beyond 2^44 two floats no longer hold how far a log-sum-exp is from its largest logit.
+    limit = float("inf") if terms.dtype.element_ty == tl.float64 else 17592186044416.0
+    weight *= tl.exp2(tl.where(tl.abs(level) < limit, rest, 0.0))
     tl.store(terms + 2 * index, level, mask=inside)
     tl.store(terms + 2 * index + 1, tl.where(empty, 0.0 * weight, weight), mask=inside)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from .. import environment, report
+from .. import environment, plots, report
 from ..environment import ROOT, slug
 from ..losses import DTYPES
 from ..measure import Copy, Product, interleave, quartiles, seconds_of
@@ -218,7 +218,7 @@ def conclude(run: Run) -> int:
         print(f"{tool}: {said}")
     if result["rows"]:
         print(
-            report.plot(result, run.path.with_suffix(".png"))
+            plots.draw(result, run.path.with_suffix(".png"))
             or f"plot: {run.path.with_suffix('.png').name}"
         )
     left = "" if result["complete"] else " (not complete: the same command goes on with it)"

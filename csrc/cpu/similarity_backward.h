@@ -111,13 +111,18 @@ class SimilarityBackwardPass
     const auto fill = [&](Weights<T>& w, const double* x, const void* lse, int64_t n,
                           Range<T>& range, bool bounds) {
       for (int64_t i = 0; i < n; ++i) {
-        const double x0 = at(lse, i, n), y = x0 * LOG2_E;
+        // Of large logits the second part of a log-sum-exp matters for its level, too.
+        const double x0 = at(lse, i, n), x1 = at(lse, f_.G * n + i, n);
+        const double y = std::fma(x0, LOG2_E, std::isfinite(x0) ? x1 * LOG2_E : 0.0);
         const bool empty = std::isinf(y) && y < 0;
         const double level = empty ? 0 : double(T(std::rint(y)));
         w.level[i] = T(level);
         w.coefficient[i] = empty && x[i] == x[i] ? T(0) : T(x[i] * inverse);
+        // Beyond 2^44 two floats no longer hold how far a log-sum-exp is from its largest logit.
         const double rest =
-            std::fma(x0, LOG2_E, -level) + x0 * LOG2_E_LOW + at(lse, f_.G * n + i, n) * LOG2_E;
+            std::fabs(y) < 0x1p44 || sizeof(T) == 8
+                ? std::fma(x0, LOG2_E, -level) + x0 * LOG2_E_LOW + x1 * LOG2_E
+                : 0;
         w.weight[i] = std::isfinite(y) ? T(x[i] * inverse * std::exp2(-rest)) : w.coefficient[i];
         if (!empty || x[i] != x[i]) range.include(level, w.weight[i], bounds);
       }

@@ -88,13 +88,14 @@ template <class Acc>
 __device__ void store_terms(void* terms, int64_t index, const LogSum& lse, Acc weight) {
   Acc* target = static_cast<Acc*>(terms) + 2 * index;
   const bool empty = lse.value == -infinity(lse.value);
-  const Acc level = static_cast<Acc>(rint(lse.value * LOG2E));
+  // Of large logits the second part of a log-sum-exp matters for its level, too.
+  const Acc level = static_cast<Acc>(rint(fma(lse.value, LOG2E, lse.lost * LOG2E)));
   const double below =
       fma(lse.value, LOG2E, -static_cast<double>(level)) + lse.value * LOG2E_LOW + lse.lost * LOG2E;
-  // `below` exceeds 1 only where Acc's whole numbers are further apart.
-  const double above = fmin(fmax(-below, -1.0), 1.0);
+  // Beyond 2^44 two floats no longer hold how far a log-sum-exp is from its largest logit.
+  const bool held = sizeof(Acc) == 8 || fabs(static_cast<double>(level)) < 0x1p44;
   target[0] = empty ? Acc(0) : level;
-  target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(above));
+  target[1] = empty ? Acc(0) * weight : static_cast<Acc>(weight * exp_2(held ? -below : 0.0));
 }
 
 // The unit of float16 weights that are at most `largest` after the sigmoids and `size` before them.

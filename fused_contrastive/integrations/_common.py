@@ -72,7 +72,8 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
 def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
     """`value` as the losses take it: a finite number, which is not 0 as a divisor, or a 0-d tensor.
 
-    A tensor of one element becomes 0-d. Anything else gives None.
+    A tensor of one element becomes 0-d. Anything else gives None. A negative divisor becomes a
+    tensor, for the packages take it without a warning.
     """
     if isinstance(value, torch.Tensor):
         lowered = in_autocast(like.device) and value.dtype != torch.float64
@@ -87,6 +88,8 @@ def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch
         checks.number("value", value, like.device, divisor=divisor)
     except (TypeError, ValueError):
         return None
+    if divisor and isinstance(value, (int, float)) and value < 0:
+        return torch.tensor(value, dtype=torch.float64)
     return value
 
 

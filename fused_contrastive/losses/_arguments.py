@@ -9,6 +9,8 @@ import torch
 
 from .. import checks
 from ..backends import dispatch
+from ..backends._warnings import warn
+from ..memory_bank import MemoryBank
 
 
 class Options(NamedTuple):
@@ -60,6 +62,30 @@ def check_settings(**settings) -> None:
             checks.choice(name, value, checks.REDUCTIONS)
         else:
             checks.choice(name, value, (True, False))
+
+
+def check_temperature(value, device: torch.device, name: str = "temperature") -> None:
+    """Check a number or 0-d tensor that divides similarities.
+
+    A negative number is legal, and warns. The value of a tensor is never read.
+    """
+    checks.number(name, value, device, divisor=True)
+    if isinstance(value, (int, float)) and value < 0:
+        warn(
+            f"{name} is negative ({value}): the loss then pushes positives apart and pulls "
+            "negatives together. A tensor gives the same without this warning"
+        )
+
+
+def check_negatives(x) -> None:
+    """Say what was probably meant where `negative_keys` are no tensor."""
+    if isinstance(x, MemoryBank):
+        raise TypeError("negative_keys must be a tensor, got MemoryBank: pass bank.negatives")
+    if isinstance(x, (int, float)):
+        raise TypeError(
+            f"negative_keys must be a tensor, got {type(x).__name__}: "
+            "temperature is the fourth argument"
+        )
 
 
 def asks_for_eager(backend: str | None, group=None) -> bool:

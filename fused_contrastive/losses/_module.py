@@ -59,6 +59,26 @@ def own_number(name: str, value, *, divisor: bool = False) -> None:
     checks.number(name, value, torch.device("cpu"), divisor=divisor)
 
 
+def own_scale(scale, learnable: bool):
+    """The logit scale of a module: a number, or None where each call has its own."""
+    if scale is None and learnable:
+        raise ValueError("logit_scale must be given to be learned, got None")
+    if scale is not None:
+        own_number("logit_scale", scale)
+        if learnable and scale <= 0:
+            raise ValueError(f"logit_scale must be positive to be learnable, got {scale}")
+    return scale
+
+
+def given_once(name: str, own, passed, example: str):
+    """The number of the module, or the one passed to `forward`, whichever there is."""
+    if own is None and passed is None:
+        raise ValueError(f"{name} must be passed to forward, or to the module as in {example}")
+    if own is not None and passed is not None:
+        raise ValueError(f"{name} must not be passed to forward, for the module has its own")
+    return passed if own is None else own
+
+
 def own_temperatures(values) -> tuple:
     """The values as a tuple, once they are at least one finite number and none is 0."""
     check_temperatures(values)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import checks
 from ..scalars import inverse_scale
+from ._arguments import check_temperature
 
 
 def points_dtype(name_a: str, a: Tensor, name_b: str, b: Tensor) -> torch.dtype:
@@ -45,7 +46,7 @@ def inverse_temperatures(temperatures, like: Tensor) -> Tensor:
     """``[K]`` in the accumulation dtype and on the device of `like`, which has any shape."""
     check_temperatures(temperatures)
     for value in temperatures:
-        checks.number("temperatures", value, like.device, divisor=True)
+        check_temperature(value, like.device, "temperatures")
     return torch.stack([inverse_scale(value, like) for value in temperatures])
 
 

@@ -11,7 +11,7 @@ from .. import checks, reference
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
 from ._cross_entropy import in_batch
-from ._module import Loss, own_number
+from ._module import Loss, given_once, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
 
 
@@ -121,8 +121,8 @@ class ClipLoss(Loss):
 
     With ``learnable=True`` the module owns the scale, and `forward` takes none:
     ``ClipLoss(1 / 0.07, learnable=True)(image_features, text_features)``. The parameter is
-    ``log_logit_scale``, which starts at log(`logit_scale`). The tensors `keys`, `weights` and
-    `bias` are keyword arguments of `forward`.
+    ``log_logit_scale``, which starts at log(`logit_scale`). ``ClipLoss(14.0)`` has a fixed scale.
+    The tensors `keys`, `weights` and `bias` are keyword arguments of `forward`.
 
     >>> import torch, fused_contrastive
     >>> loss = fused_contrastive.ClipLoss(logit_scale=2.0, learnable=True)
@@ -147,14 +147,8 @@ class ClipLoss(Loss):
         options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
         where = {"group": group, "strategy": strategy, "backend": backend}
         super().__init__(learnable, **options, reduction=reduction, metrics=metrics, **where)
-        if self.learnable != (logit_scale is not None):
-            raise ValueError(
-                f"logit_scale must be given exactly when learnable=True, got {logit_scale}"
-            )
+        self._logit_scale = own_scale(logit_scale, self.learnable)
         if learnable:
-            own_number("logit_scale", logit_scale)
-            if logit_scale <= 0:
-                raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
             self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
 
     def forward(
@@ -168,10 +162,9 @@ class ClipLoss(Loss):
         weights=None,
         bias=None,
     ):
-        if self.learnable == (logit_scale is not None):
-            raise ValueError(
-                "logit_scale must be passed to forward exactly when the module does not learn it"
-            )
-        scale = self.learned(self.log_logit_scale).exp() if self.learnable else logit_scale
+        example = "ClipLoss(1 / 0.07, learnable=True)"
+        scale = given_once("logit_scale", self._logit_scale, logit_scale, example)
+        if self.learnable:
+            scale = self.learned(self.log_logit_scale).exp()
         operands = image_features, text_features, scale, logit_bias
         return clip_loss(*operands, keys=keys, weights=weights, bias=bias, **self.options)

@@ -9,7 +9,13 @@ from ..autograd.over_ranks import sum_over_ranks
 from ..distributed.groups import Ranks
 from ..problem import Candidates
 from ..scalars import as_scalar, inverse_scale
-from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
+from ._arguments import (
+    asks_for_eager,
+    check_settings,
+    check_temperature,
+    check_vectors,
+    two_sets,
+)
 from ._comparison import Comparison, compare
 from ._module import TemperatureLoss, own_number
 from ._over_ranks import NOT_GIVEN, over_ranks
@@ -54,7 +60,7 @@ def dcl_loss(
     torch.Size([8])
     """
     two_sets("z1", z1, "z2", z2)
-    checks.number("temperature", temperature, z1.device, divisor=True)
+    check_temperature(temperature, z1.device)
     check_settings(normalize=normalize, metrics=metrics, reduction=reduction)
     check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights)
     tensors = {"keys": keys, "weights": weights}
@@ -106,7 +112,7 @@ def dclw_loss(
     torch.Size([8])
     """
     two_sets("z1", z1, "z2", z2)
-    checks.number("temperature", temperature, z1.device, divisor=True)
+    check_temperature(temperature, z1.device)
     check_settings(normalize=normalize, metrics=metrics, reduction=reduction)
     check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights)
     checks.number("sigma", sigma, z1.device, divisor=True)

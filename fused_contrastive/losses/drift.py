@@ -21,7 +21,7 @@ from ..ops import force as ops
 from ..problem import ForceProblem
 from ..reference import drift as reference
 from ..scalars import inverse_scale
-from ._arguments import asks_for_eager
+from ._arguments import asks_for_eager, check_temperature
 from ._module import own_temperatures
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._points import check_temperatures, inverse_temperatures, points_dtype, stacked
@@ -261,7 +261,7 @@ def drift_field(
         tensor([ 1., -1.])
     """
     dtype = points_dtype("gen", gen, "positive", positive)
-    checks.number("temperature", temperature, gen.device, divisor=True)
+    check_temperature(temperature, gen.device)
     eager = asks_for_eager(backend)
     if gen.numel() == 0 or positive.numel() == 0:
         return torch.zeros_like(gen)

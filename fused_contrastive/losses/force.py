@@ -21,7 +21,7 @@ from ..backends import dispatch
 from ..distributed.groups import Ranks, agree
 from ..reference import force as reference
 from ..scalars import inverse_scale
-from ._arguments import asks_for_eager
+from ._arguments import asks_for_eager, check_temperature
 from ._module import Loss, own_number, own_temperatures
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._points import inverse_temperatures, points_dtype, stacked
@@ -86,7 +86,7 @@ def contrastive_force(
         tensor(1.)
     """
     dtype = points_dtype("positive", positive, "negative", negative)
-    checks.number("temperature", temperature, negative.device, divisor=True)
+    check_temperature(temperature, negative.device)
     floor = check_options(mask_self, normalizer, affinity_floor)
     eager, own = asks_for_eager(backend, group), slice(None)
     if group is not None:

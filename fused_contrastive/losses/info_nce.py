@@ -9,7 +9,15 @@ from ..distributed.groups import agree
 from ..dtypes import matrix_dtype
 from ..problem import Candidates
 from ..scalars import inverse_scale
-from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
+from ._arguments import (
+    asks_for_eager,
+    check_negatives,
+    check_options,
+    check_settings,
+    check_temperature,
+    check_vectors,
+    two_sets,
+)
 from ._comparison import Comparison, dot, exact_rows, rounded
 from ._cross_entropy import in_batch, one_direction
 from ._module import TemperatureLoss
@@ -76,7 +84,7 @@ def info_nce_loss(
     torch.Size([4])
     """
     two_sets("query", query, "positive_key", positive_key)
-    checks.number("temperature", temperature, query.device, divisor=True)
+    check_temperature(temperature, query.device)
     check_settings(reduction=reduction, normalize=normalize, symmetric=symmetric, metrics=metrics)
     checks.choice("negative_mode", negative_mode, NEGATIVE_MODES)
     options = check_options(
@@ -108,6 +116,13 @@ def _columns(query, negative_keys, negative_mode: str, symmetric: bool) -> tuple
         raise ValueError("symmetric=True needs in-batch negatives: negative_keys must be None")
     paired = negative_mode == "paired"
     like = ("query", query)
+    check_negatives(negative_keys)
+    shared = isinstance(negative_keys, torch.Tensor) and not paired
+    if shared and not negative_keys.is_nested and negative_keys.dim() == 3:
+        raise ValueError(
+            "negative_keys must have shape [K, D], got "
+            f"{tuple(negative_keys.shape)}: negatives of each query need negative_mode='paired'"
+        )
     checks.embeddings("negative_keys", negative_keys, dim=3 if paired else 2, like=like)
     if negative_keys.shape[-1] != D or (paired and negative_keys.shape[0] != N):
         expected = f"[{N}, K, {D}]" if paired else f"[K, {D}]"

@@ -7,7 +7,13 @@ import torch
 from .. import checks, reference
 from ..problem import Candidates
 from ..scalars import inverse_scale
-from ._arguments import asks_for_eager, check_options, check_settings, check_vectors
+from ._arguments import (
+    asks_for_eager,
+    check_options,
+    check_settings,
+    check_temperature,
+    check_vectors,
+)
 from ._comparison import Comparison, compare, dot
 from ._cross_entropy import one_direction
 from ._module import TemperatureLoss
@@ -61,7 +67,7 @@ def nt_xent_loss(
     checks.embeddings("z1", z1, at_least=2)
     checks.embeddings("z2", z2, at_least=2, like=("z1", z1))
     checks.same_shape("z2", z2, "z1", z1)
-    checks.number("temperature", temperature, z1.device, divisor=True)
+    check_temperature(temperature, z1.device)
     check_settings(reduction=reduction, normalize=normalize, metrics=metrics)
     options = check_options(
         label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus

@@ -13,7 +13,15 @@ from .. import checks, reference
 from ..dtypes import matrix_dtype
 from ..problem import Candidates
 from ..scalars import inverse_scale
-from ._arguments import asks_for_eager, check_options, check_settings, check_vectors, two_sets
+from ._arguments import (
+    asks_for_eager,
+    check_negatives,
+    check_options,
+    check_settings,
+    check_temperature,
+    check_vectors,
+    two_sets,
+)
 from ._comparison import Comparison, exact_rows
 from ._cross_entropy import in_batch
 from ._module import TemperatureLoss
@@ -83,11 +91,12 @@ def multiple_negatives_ranking_loss(
     1.0339
     """
     two_sets("query", query, "positive_key", positive_key)
-    checks.number("temperature", temperature, query.device, divisor=True)
+    check_temperature(temperature, query.device)
     check_settings(reduction=reduction, normalize=normalize, metrics=metrics)
     check_directions(directions, partition, hardness_mode)
     N, D = query.shape
     if negative_keys is not None:
+        check_negatives(negative_keys)
         checks.embeddings("negative_keys", negative_keys, dim=3, like=("query", query))
         if negative_keys.shape[0] != N or negative_keys.shape[-1] != D:
             raise ValueError(

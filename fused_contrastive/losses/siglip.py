@@ -12,7 +12,7 @@ from ..problem import Candidates
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison
-from ._module import Loss, own_number
+from ._module import Loss, given_once, own_number, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
 
@@ -98,6 +98,7 @@ class SigLipLoss(Loss):
     ``learnable=True`` the module owns scale and bias, and `forward` takes neither:
     ``SigLipLoss(10.0, -10.0, learnable=True)(image_features, text_features)``, the paper's start.
     The parameters are ``log_logit_scale``, which starts at log(`logit_scale`), and ``logit_bias``.
+    ``SigLipLoss(10.0, -10.0)`` has fixed numbers.
     The tensors `keys` and `weights` are keyword arguments of `forward`.
 
     >>> import torch, fused_contrastive
@@ -120,14 +121,13 @@ class SigLipLoss(Loss):
     ):
         where = {"backend": backend, "group": group, "strategy": strategy}
         super().__init__(learnable, reduction=reduction, metrics=metrics, **where)
-        for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-            if self.learnable != (value is not None):
-                raise ValueError(f"{name} must be given exactly when learnable=True, got {value}")
-            if learnable:
-                own_number(name, value)
+        self._logit_scale = own_scale(logit_scale, self.learnable)
+        self._logit_bias = logit_bias
+        if logit_bias is not None:
+            own_number("logit_bias", logit_bias)
+        elif learnable:
+            raise ValueError("logit_bias must be given to be learned, got None")
         if learnable:
-            if logit_scale <= 0:
-                raise ValueError(f"logit_scale must be positive to be learnable, got {logit_scale}")
             self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
             self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
 
@@ -141,11 +141,9 @@ class SigLipLoss(Loss):
         keys=None,
         weights=None,
     ):
-        for name, value in (("logit_scale", logit_scale), ("logit_bias", logit_bias)):
-            if self.learnable == (value is not None):
-                raise ValueError(
-                    f"{name} must be passed to forward exactly when the module does not learn it"
-                )
+        example = "SigLipLoss(10.0, -10.0, learnable=True)"
+        logit_scale = given_once("logit_scale", self._logit_scale, logit_scale, example)
+        logit_bias = given_once("logit_bias", self._logit_bias, logit_bias, example)
         if self.learnable:
             logit_scale = self.learned(self.log_logit_scale).exp()
             logit_bias = self.learned(self.logit_bias)

@@ -7,7 +7,7 @@ import torch
 from .. import checks, reference
 from ..autograd.keyed_sums import rows_of_all_ranks
 from ..autograd.over_ranks import sum_over_ranks
-from ._arguments import asks_for_eager, check_settings
+from ._arguments import asks_for_eager, check_settings, check_temperature
 from ._classes import Batch
 from ._comparison import product
 from ._module import TemperatureLoss
@@ -113,7 +113,7 @@ def _check(features, labels, temperature, positives, positive_weights, weights, 
             f"features must have shape [N, D] or [N, V, D] with V >= 1, got {tuple(features.shape)}"
         )
     N, device = features.shape[0], features.device
-    checks.number("temperature", temperature, device, divisor=True)
+    check_temperature(temperature, device)
     checks.choice("positives", positives, POSITIVES)
     if labels is not None:
         checks.keys("labels", labels, (N,), device)

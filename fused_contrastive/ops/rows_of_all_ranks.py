@@ -42,7 +42,7 @@ def gather(x: Tensor, total: int, argument: str, ranks: str) -> tuple[Tensor, Te
     sizes, longest = torch.tensor(agreed), max(rows)
     if len(rows) == 1 or not longest:
         return x.clone(), sizes
-    own = padded(x[None], 0, longest)[0]
+    own = padded(x[None], longest)[0]
     everyone = x.new_empty(len(rows), *own.shape)
     all_gather_single(everyone.flatten(0, 1), own, group=ranks.process_group)
     return torch.cat([part[:n] for part, n in zip(everyone, rows, strict=True)]), sizes
@@ -53,7 +53,7 @@ def sum_home(g: Tensor, x: Tensor, sizes: Tensor, ranks: str) -> Tensor:
     rows = sizes[:, 0].tolist()
     if len(rows) == 1 or not max(rows):
         return g.clone()
-    parts = torch.stack([padded(part[None], 0, max(rows))[0] for part in g.split(rows)])
+    parts = torch.stack([padded(part[None], max(rows))[0] for part in g.split(rows)])
     mine = torch.empty_like(parts[0])
     reduce_scatter_single(mine, parts.flatten(0, 1), group=Ranks.decode(ranks).process_group)
     return mine[: x.shape[0]].clone()

@@ -74,7 +74,34 @@ def test_generators_follow_the_data(monkeypatch, tmp_path, capsys):
     results = force_generator.main([*options, "--out", str(picture)])
     assert set(results) == {"moons", "digits"}
     for result in results.values():
-        assert result["parted"] < 1e-3 and result["end"] < result["start"]
+        first, *_, last = result["distances"].values()
+        assert result["parted"] < 1e-3 and 0 <= result["floor"] < last < first
         assert all(map(math.isfinite, result["runs"]["fused"].losses))
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert "energy distance" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "energy distance" in told and re.search(r"step 1 +step 2 +step 20 +other data", told)
+
+
+def test_digits_have_gaps(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import force_generator
+
+    image = force_generator.picture(torch.zeros(10, 12, 64))
+    assert image.shape == (91, 91)
+    gaps = image > 0
+    assert gaps[::9].all() and gaps[:, ::9].all()
+    assert gaps.sum() == 91 * 91 - (80 * 80)
+
+
+def test_points_drift_onto_the_ring(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import drift_field
+
+    picture = tmp_path / "drift.png"
+    shown = drift_field.main(["--out", str(picture)])
+    away = [float((x.norm(dim=1) - 1).abs().mean()) for x, _ in shown.values()]
+    length = [float(drift.norm(dim=1).mean()) for _, drift in shown.values()]
+    # The data themselves are 0.04 away from the circle.
+    assert away[0] > 0.4 and away[-1] < 0.1
+    assert length[0] > 0.1 and length[-1] < 0.001
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -73,27 +73,30 @@ def result_file(folder, name, kind, day, **extra):
     return result
 
 
-def test_readme_tables_come_from_the_newest_result(tmp_path):
+def test_tables_come_from_the_newest_result(tmp_path):
+    page = tmp_path / "page.md"
     text = "a\n<!-- bench:cpu -->\nold\n<!-- /bench:cpu -->\nb\n"
     for kind in ("gpu", "peers", "losses", "kernels", "force", "accuracy"):
         text += f"<!-- bench:{kind} -->\n<!-- /bench:{kind} -->\n"
-    unmeasured = readme.generated(text, tmp_path)
+    page.write_text(text)
+    unmeasured = readme.generated(page, tmp_path)
     assert "Nothing has been measured on a GPU yet." in unmeasured
     assert "Nothing has been measured on a CPU yet." in unmeasured
     result_file(tmp_path, "cpu-one-2025-01-01", "cpu", "2025-01-01")
     result_file(tmp_path, "cpu-one-2025-03-01", "cpu", "2025-03-01")
-    new = readme.generated(text, tmp_path)
+    new = readme.generated(page, tmp_path)
     assert "old" not in new
-    assert "cpu-one-2025-03-01.json" in new
+    assert "(../bench/results/cpu-one-2025-03-01.json" in new
     assert "cpu-one-2025-01-01" not in new
     lines = [" ".join(line.split()) for line in new.splitlines()]
     assert "| 1000 | 100 | fp32 | 4000 | 2000 | 400 | 10.0 | 5.00 | 1.00 | - | - |" in lines
-    assert readme.generated(new, tmp_path) == new
+    page.write_text(new)
+    assert readme.generated(page, tmp_path) == new
     assert new.startswith("a\n<!-- bench:cpu -->\n|") and new.endswith(
         "not yet measured\n<!-- /bench:accuracy -->\n"
     )
     with pytest.raises(ValueError, match="bench:cpu"):
-        readme.generated("no markers", tmp_path)
+        readme.replace("no markers", "cpu", "")
 
 
 def test_every_other_loss_has_sizes_and_a_row_of_its_newest_result(tmp_path):
@@ -145,9 +148,14 @@ def test_predictions_stand_beside_measurements(tmp_path):
     assert lines[-1] == "These kernels failed on a GPU: `cuda/finish`."
 
 
-def test_the_readme_holds_what_the_results_say():
-    text = readme.README.read_text()
-    assert readme.generated(text) == text, "run: make readme"
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.name)
+def test_the_pages_hold_what_the_results_say(page):
+    assert readme.generated(page) == page.read_text(), "run: make readme"
+
+
+def test_every_table_is_in_one_page():
+    text = "".join(page.read_text() for page in readme.PAGES)
+    assert all(text.count(f"<!-- bench:{kind} -->") == 1 for kind in readme.TABLES)
 
 
 def test_committed_results_are_of_this_schema():

@@ -81,7 +81,7 @@ def counted(group, loss: str, sizes, strategy: str, part: int):
     n = sizes[dist.get_rank(group)]
     u, v = (torch.randn(n, D, requires_grad=True) for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exchange, "PART", part)
+        patch.setattr(exchange, "PIECE", part)
         events = watch(patch)
         value = LOSSES[loss](u, v, group=group, strategy=strategy)
         forward = list(events)
@@ -121,7 +121,7 @@ def test_pairs(sizes, strategy, pool):
         ("clip", n * n),
         ("siglip", n * n),
     ):
-        results = pool.run(world, counted, loss, sizes, strategy, exchange.PART)
+        results = pool.run(world, counted, loss, sizes, strategy, exchange.PIECE)
         for passes in zip(*results, strict=True):
             pairs = [total(events, "pairs") for events in passes]
             assert sum(pairs) == expected, (loss, pairs)
@@ -129,7 +129,7 @@ def test_pairs(sizes, strategy, pool):
                 assert len(set(pairs)) == 1, (loss, pairs)
 
 
-@pytest.mark.parametrize("part", (exchange.PART, 3))
+@pytest.mark.parametrize("part", (exchange.PIECE, 3))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("world", (2, 3, 4))
 def test_bytes(world, strategy, part, pool):
@@ -170,7 +170,7 @@ def test_order(world, strategy, pool):
     Nobody waits for it until the tile has been computed.
     """
     for loss in LOSSES:
-        for passes in pool.run(world, counted, loss, (4,) * world, strategy, exchange.PART):
+        for passes in pool.run(world, counted, loss, (4,) * world, strategy, exchange.PIECE):
             for events in passes:
                 kinds = [name for name, *_ in events]
                 tiles = [i for i, kind in enumerate(kinds) if kind == "pairs"]

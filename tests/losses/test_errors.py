@@ -145,7 +145,7 @@ def test_negative_mode(given):
     ("negatives", "mode", "error", "message"),
     (
         (torch.randn(5, 2), "unpaired", ValueError, r"negative_keys must have shape \[K, 3\]"),
-        (torch.randn(4, 5, 3), "unpaired", ValueError, "negative_keys must have 2 dimensions"),
+        (torch.randn(4, 5, 3), "unpaired", ValueError, "need negative_mode='paired'"),
         (torch.randn(5, 3), "paired", ValueError, "negative_keys must have 3 dimensions"),
         (torch.randn(5, 2, 3), "paired", ValueError, r"negative_keys must have shape \[4, K, 3\]"),
         (
@@ -251,8 +251,8 @@ KEY = torch.arange(4)
             TypeError,
             "key_a must be an integer tensor",
         ),
-        ({"candidates": "other_key", "key_a": KEY[:3]}, ValueError, "key_a must be broadcastable"),
-        ({"candidates": "other_key", "key_a": KEY[0]}, ValueError, "key_a must be broadcastable"),
+        ({"candidates": "other_key", "key_a": KEY[:3]}, ValueError, "key_a must have shape"),
+        ({"candidates": "other_key", "key_a": KEY[0]}, ValueError, "key_a must have shape"),
         ({"candidates": "other_key", "key_a": KEY.to("meta")}, ValueError, "key_a must be on"),
         (
             {"candidates": "other_key", "key_a": KEY, "key_b": KEY},
@@ -267,7 +267,7 @@ KEY = torch.arange(4)
         (
             {"candidates": "same_key", "b": Z, "key_a": KEY, "key_b": KEY[:2]},
             ValueError,
-            "key_b must be broadcastable",
+            "key_b must have shape",
         ),
         ({"key_a": KEY}, ValueError, "key_a and key_b need candidates in"),
     ),

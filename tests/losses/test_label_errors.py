@@ -14,7 +14,7 @@ WRONG = (
     ({"features": Z[:, None][:, :0]}, ValueError, "features must have shape"),
     ({"features": Z.long()}, TypeError, "features must be a floating-point"),
     ({"labels": None}, ValueError, r"labels must be given with features \[N, D\]"),
-    ({"labels": torch.arange(3)}, ValueError, r"labels must be broadcastable to shape \(4,\)"),
+    ({"labels": torch.arange(3)}, ValueError, r"labels must have shape \(4,\), got"),
     ({"labels": Z[:, 0]}, TypeError, "labels must be an integer tensor"),
     ({"labels": [0, 1, 2, 3]}, TypeError, "labels must be an integer tensor"),
     ({"labels": torch.arange(4, device="meta")}, ValueError, "labels must be on"),

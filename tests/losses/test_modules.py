@@ -309,9 +309,9 @@ def test_siglip_learns_its_scale_and_bias(device):
     ):
         with pytest.raises(ValueError, match=f"{missing} must be given"):
             fc.SigLipLoss(**given, learnable=True)
-        with pytest.raises(ValueError, match="must be given exactly when learnable=True"):
-            fc.SigLipLoss(**given)
-        with pytest.raises(ValueError, match="must be passed to forward"):
+        with pytest.raises(ValueError, match=f"{missing} must be passed to forward"):
+            fc.SigLipLoss(**given)(image, text)
+        with pytest.raises(ValueError, match="must not be passed to forward"):
             module(image, text, **given)
         with pytest.raises(ValueError, match=f"{missing} must be passed to forward"):
             fc.SigLipLoss()(image, text, **given)

@@ -15,7 +15,7 @@ Z = torch.randn(4, 3)
 WRONG = (
     ({"keys": [0, 1, 2, 3]}, TypeError, "keys must be an integer tensor"),
     ({"keys": torch.zeros(4)}, TypeError, "keys must be an integer tensor"),
-    ({"keys": torch.arange(3)}, ValueError, r"keys must be broadcastable to shape \(4,\)"),
+    ({"keys": torch.arange(3)}, ValueError, r"keys must have shape \(4,\), got"),
     ({"keys": torch.zeros(4, 4, dtype=torch.long)}, ValueError, "keys must"),
     ({"keys": torch.empty(4, dtype=torch.long, device="meta")}, ValueError, "keys must be on"),
     ({"weights": torch.ones(3)}, ValueError, r"weights must have shape \[4\]"),

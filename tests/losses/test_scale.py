@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import is_interpreted, skip_unless_served
 from support import cases, uses
 from support.yardstick import assert_within_yardstick
@@ -231,3 +232,35 @@ def test_memory_of_the_gpu(device):
     before = torch.cuda.memory_allocated()
     fc.nt_xent_loss(z1, z2).backward()
     assert torch.cuda.max_memory_allocated() - before < 1e9
+
+
+@pytest.mark.parametrize("scale", (5e9, 1e12, 1e20))
+def test_huge_logits(scale, backend, device):
+    """A row's gradient is that of its largest logit where the others are far below.
+
+    Neighbouring numbers are then further apart than the range of an exponential. Two float32
+    numbers hold a log-sum-exp of 1e12 to 0.004.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(16, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def gradients(loss, dtype, **where):
+        u, v = (F.normalize(x.to(device, dtype), dim=1).requires_grad_() for x in (a, b))
+        return torch.autograd.grad(loss(u, v, **where), (u, v))
+
+    for loss in (
+        lambda u, v, **where: fc.clip_loss(u, v, scale, **where),
+        lambda u, v, **where: fc.similarity_logsumexp(u, v, scale=scale, **where).sum(),
+        lambda u, v, **where: sum(
+            x.sum()
+            for x in fc.similarity_logsumexp(u, v, scale=scale, return_columns=True, **where)
+        ),
+        lambda u, v, **where: fc.similarity_logsumexp(
+            torch.cat([u, v]), scale=scale, candidates="not_self", **where
+        ).sum(),
+    ):
+        found = gradients(loss, torch.float32, backend=backend)
+        expected = gradients(loss, torch.float64, backend="eager")
+        for x, y in zip(found, expected, strict=True):
+            error, y = x.double() / scale - y / scale, y / scale
+            assert error.norm() <= 0.01 * y.norm()

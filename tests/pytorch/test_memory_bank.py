@@ -343,7 +343,7 @@ def test_constructor_errors(arguments, error, message):
             {"labels": True},
             (torch.ones(2, 3), torch.ones(3).long()),
             ValueError,
-            "labels must be broadcastable",
+            "labels must have shape",
         ),
         ({"wrap": "exact"}, (torch.ones(3, 3),), ValueError, "keys must divide the bank's 8 rows"),
         (

@@ -38,7 +38,7 @@ class Call:
     strategy: str = "ring"
     backend: str = "cpu"
     dtype: torch.dtype = torch.float64
-    part: int = exchange.PART
+    part: int = exchange.PIECE
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -104,7 +104,7 @@ def on_one_rank(group, calls) -> list[dict]:
 
 
 def _one(group, call, patch) -> dict:
-    patch.setattr(exchange, "PART", call.part)
+    patch.setattr(exchange, "PIECE", call.part)
     rank = dist.get_rank(group)
     ranks = Ranks(group.group_name, call.strategy, "test()")
     operands = share(call, rank)
