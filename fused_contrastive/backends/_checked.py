@@ -19,7 +19,7 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 
 _KINDS = {kind: number for number, kind in enumerate(KINDS)}
 _LARGEST = 2**31
-"""The largest offset, stride and positive. Differences of indices and offsets stay within 64 bits."""
+"""The largest offset, stride and positive: differences of indices stay within 64 bits."""
 
 
 def _listed(names) -> str:
