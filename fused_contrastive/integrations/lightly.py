@@ -6,7 +6,8 @@ Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_
 values and gradients are those of a loss with ``group="world"`` (see docs/many_gpus.md). Each pair
 of shards is computed once there, where lightly computes the rows of every process. A temperature
 falls back if it has several elements, is infinite or, in DCL and DCLW, is 0. So do inputs of Barlow
-Twins that do not have two dimensions.
+Twins that do not have two dimensions, and those of ranks with different numbers of samples. The
+other losses stream there, where lightly's own gather needs equal numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from ..dtypes import matrix_dtype
 from ..losses._comparison import compare
 from ..losses._over_ranks import over_ranks
-from ..losses.correlation import barlow_twins_loss
+from ..losses.correlation import UnevenShards, barlow_twins_loss
 from ..losses.info_nce import info_nce_loss
 from ..losses.nt_xent import nt_xent_loss
 from ..problem import Candidates
@@ -150,6 +151,11 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
             falls_back("lightly.BarlowTwinsLoss", reason)
             return super().forward(z_a, z_b)
         group = world() if self.gather_distributed else None
-        loss = barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
+        try:
+            loss = barlow_twins_loss(z_a, z_b, number(self.lambda_param, z_a), group=group)
+        except UnevenShards:
+            # Every rank comes here, for all know the numbers of rows of all.
+            falls_back("lightly.BarlowTwinsLoss", "ranks with different numbers of samples")
+            return super().forward(z_a, z_b)
         loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
         return loss.to((loss.detach() * self.lambda_param).dtype)

@@ -19,6 +19,7 @@ from agreement import agree, draw
 from torch import distributed
 
 from fused_contrastive.distributed.groups import agreements
+from fused_contrastive.integrations._common import ScaledGradient
 
 N, D = 4, 5
 OPEN_CLIP = [
@@ -40,7 +41,6 @@ ELSEWHERE = (
     "{'local_loss': True, 'gather_with_grad': False}",
     "memory bank",
     "pytorch_metric_learning",
-    "simclr",
 )
 """The cases that communicate by other means than the losses over ranks."""
 
@@ -90,6 +90,10 @@ def lightly(rank, world):
             getattr(module, name)(gather_distributed=True, **options) for module in (ours, peer)
         )
         yield f"lightly.{name}", pair, draw((N, D), (N, D), seed=rank)
+
+    # The last batch of an epoch may be uneven.
+    pair = (module.BarlowTwinsLoss(gather_distributed=True) for module in (ours, peer))
+    yield "lightly.BarlowTwinsLoss uneven", pair, draw((N + rank, D), (N + rank, D), seed=rank)
 
     bank = torch.nn.functional.normalize(
         torch.randn(20, D, generator=torch.Generator().manual_seed(0)), dim=1
@@ -146,15 +150,26 @@ def pytorch_metric_learning(rank, world):
 
 
 def simclr(rank, world):
+    """Ours against the package's own code in one process, which has the rows of all ranks.
+
+    The package's own code over ranks pairs the rows of different samples.
+    """
     from simclr.modules import NT_Xent as Peer
 
     from fused_contrastive.integrations.simclr import NT_Xent as Ours
 
-    yield (
-        "simclr.NT_Xent",
-        (c(N, 0.5, world) for c in (Ours, Peer)),
-        draw((N, D), (N, D), seed=rank),
-    )
+    for more in (0, 1):
+        rows = [N + more * r for r in range(world)]
+        everyone = [draw((n, D), (n, D), seed=r) for r, n in enumerate(rows)]
+
+        def theirs(*views, rows=rows, everyone=everyone):
+            # Each rank's gradient is W times that of the loss. So the mean over ranks is exact.
+            own = [ScaledGradient.apply(z, world) for z in views]
+            parts = [own if r == rank else everyone[r] for r in range(world)]
+            joined = (torch.cat(views) for views in zip(*parts, strict=True))
+            return Peer(sum(rows), 0.5, 1)(*joined)
+
+        yield f"simclr.NT_Xent {rows}", (Ours(N, 0.5, world), theirs), everyone[rank]
 
 
 def main(rank: int, world: int, folder: str) -> None:
