@@ -7,7 +7,8 @@ values and gradients are those of a loss with ``group="world"`` (see docs/many_g
 of shards is computed once there, where lightly computes the rows of every process. A temperature
 falls back if it has several elements, is infinite or, in DCL and DCLW, is 0. So do inputs of Barlow
 Twins that do not have two dimensions, and those of ranks with different numbers of samples. The
-other losses stream there, where lightly's own gather needs equal numbers.
+other losses stream there, with the mean over the samples of all ranks; lightly's own need equal
+numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..autograd.over_ranks import sum_over_ranks
 from ..dtypes import matrix_dtype
 from ..losses._comparison import compare
 from ..losses._over_ranks import over_ranks
@@ -33,16 +35,21 @@ __all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "NTXentLoss"]
 @over_ranks
 def log_sums(
     out0: torch.Tensor, out1: torch.Tensor, temperature, *, group
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, int | torch.Tensor]:
     """The logits ``[n]`` of the pairs, and the log-sum-exp ``[2, n]`` of each row's other logits.
 
-    These are the logits with the rows of other samples, over all ranks of the group.
+    These are the logits with the rows of other samples, over all ranks of the group. The third
+    result is how many samples a rank has on average. A sum over rows is divided by it, so that the
+    mean over the ranks is that over all rows.
     """
     scale = inverse_scale(number(temperature, out0, divisor=True), out0)
     pair = compare(out0, out1, scale, normalize=True)
     both = pair._replace(rows=torch.cat([pair.rows, pair.columns]), columns=None, ranks=group)
     others = both.lse(Candidates("not_pair", stride=max(len(out0), 1)))
-    return scale * pair.dot(pair.columns), others.rows.view(2, -1)
+    samples = len(out0)
+    if group is not None:
+        samples = sum_over_ranks(scale.new_full((), samples), group.encode()) / group.size
+    return scale * pair.dot(pair.columns), others.rows.view(2, -1), samples
 
 
 def reason_against(temperature, out0: torch.Tensor, out1: torch.Tensor) -> str | None:
@@ -108,7 +115,7 @@ class DCLLoss(peer.DCLLoss):
             falls_back(f"lightly.{type(self).__name__}", reason)
             return super().forward(out0, out1)
         group = world() if self.gather_distributed else None
-        positive, of_views = log_sums(out0, out1, self.temperature, group=group)
+        positive, of_views, samples = log_sums(out0, out1, self.temperature, group=group)
         weighted = positive
         loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
         for view, log_sum in enumerate(of_views):
@@ -118,7 +125,7 @@ class DCLLoss(peer.DCLLoss):
                 )
                 weights = self.weight_fn(anchor, partner)
                 weighted, like = positive * weights, like.to((like * weights).dtype)
-            loss = loss + 0.5 * (log_sum - weighted).mean()
+            loss = loss + 0.5 * (log_sum - weighted).sum() / samples
         return loss.to(like.dtype)
 
     def _log_sum(self, z: torch.Tensor) -> torch.Tensor:

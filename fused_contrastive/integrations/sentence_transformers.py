@@ -23,7 +23,7 @@ from typing_extensions import deprecated
 from ..dtypes import accumulation_dtype, matrix_dtype
 from ..losses._comparison import Comparison, exact_rows
 from ..losses._over_ranks import over_ranks
-from ..losses._reduction import merged, one_positive
+from ..losses._reduction import merged, one_positive, reduce
 from ..problem import Candidates
 from ..scalars import as_scalar
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
@@ -92,10 +92,10 @@ class Batch:
 
 
 @over_ranks
-def ranking_losses(
+def ranking_loss(
     *embeddings, scale, normalize, directions, partition_mode, hardness, group
 ) -> torch.Tensor:
-    """The losses ``[n]`` of queries, positives and hard negatives, ``[n, d]`` each."""
+    """The mean loss of queries, positives and hard negatives, ``[n, d]`` each."""
     batch = Batch(embeddings[0], embeddings[1:], scale, normalize, group)
     sums, positive = batch.log_sums({*directions}, *hardness), batch.positive
     if partition_mode == "joint":
@@ -103,9 +103,9 @@ def ranking_losses(
         # softplus(lse - pos - log count) + log count.
         count = math.log(len({"query_to_doc", "doc_to_query"} & sums.keys()))
         lse = merged([x for terms in sums.values() for x in terms])
-        return one_positive(lse, positive + count) + count
+        return reduce(one_positive(lse, positive + count) + count, "mean", group=group)
     losses = [one_positive(merged(terms), positive) for terms in sums.values()]
-    return sum(losses) / len(losses)
+    return reduce(sum(losses) / len(losses), "mean", group=group)
 
 
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
@@ -122,7 +122,7 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
             falls_back("sentence_transformers.MultipleNegativesRankingLoss", reason)
             return super().compute_loss_from_embeddings(embeddings, labels)
         embeddings = [x.to(accumulation_dtype(x.dtype)) for x in embeddings]
-        loss = ranking_losses(
+        loss = ranking_loss(
             *embeddings,
             scale=number(self.scale, embeddings[0]),
             normalize=self.similarity_fct in COSINE,
@@ -136,7 +136,7 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
         )
         return in_dtype_of(
             embeddings[0],
-            loss.mean(),
+            loss,
             lambda x: torch.logsumexp(self.similarity_fct(x, x) * self.scale, 1),
         )
 

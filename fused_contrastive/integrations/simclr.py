@@ -1,11 +1,12 @@
 """Spijkervet/SimCLR (`simclr`): ``from fused_contrastive.integrations.simclr import NT_Xent``.
 
-Every option streams. With ``world_size > 1`` this class differs from the package's on purpose, and a
-`DifferenceWarning` says so once. The package gathers ``[z_i; z_j]`` rank by rank and then pairs rows
-as if all z_i came before all z_j. So its positives are rows of different samples, and each rank gets
-a part of the gradient only. Here the positives are the two views of a sample. Every rank returns the
-loss of the global batch, and the mean of the ranks' gradients, which DistributedDataParallel takes,
-is exactly its gradient (see docs/many_gpus.md). The ranks may have different numbers of rows there.
+Every option streams. With ``world_size > 1`` this class differs from the package's on purpose, and
+a `DifferenceWarning` says so once. The package gathers ``[z_i; z_j]`` rank by rank and then pairs
+rows as if all z_i came before all z_j. So its positives are rows of different samples, and each
+rank gets a part of the gradient only. Here the positives are the two views of a sample. Every rank
+returns the loss of the global batch. The mean of the ranks' gradients, which
+DistributedDataParallel takes, is exactly its gradient (see docs/many_gpus.md). The ranks may have
+different numbers of rows.
 
 The package builds its ``[2B, 2B]`` mask by a loop over B; here it is built when it is asked for.
 """

@@ -19,7 +19,7 @@ from agreement import agree, draw
 from torch import distributed
 
 from fused_contrastive.distributed.groups import agreements
-from fused_contrastive.integrations._common import ScaledGradient
+from fused_contrastive.integrations._common import MeanOfRanks, ScaledGradient
 
 N, D = 4, 5
 OPEN_CLIP = [
@@ -91,10 +91,6 @@ def lightly(rank, world):
         )
         yield f"lightly.{name}", pair, draw((N, D), (N, D), seed=rank)
 
-    # The last batch of an epoch may be uneven.
-    pair = (module.BarlowTwinsLoss(gather_distributed=True) for module in (ours, peer))
-    yield "lightly.BarlowTwinsLoss uneven", pair, draw((N + rank, D), (N + rank, D), seed=rank)
-
     bank = torch.nn.functional.normalize(
         torch.randn(20, D, generator=torch.Generator().manual_seed(0)), dim=1
     )
@@ -149,11 +145,27 @@ def pytorch_metric_learning(rank, world):
         yield f"pytorch_metric_learning.{name} efficient={efficient}", pair, draw((N, D), seed=rank)
 
 
-def simclr(rank, world):
-    """Ours against the package's own code in one process, which has the rows of all ranks.
+def of_all_ranks(loss, everyone, rank, world):
+    """A package's loss in one process, which has the rows of all ranks.
 
-    The package's own code over ranks pairs the rows of different samples.
+    Each rank's gradient is W times that of the loss, so that the mean over ranks is exact.
     """
+
+    def value(*own):
+        own = [ScaledGradient.apply(x, world) for x in own]
+        parts = [own if r == rank else everyone[r] for r in range(world)]
+        return loss(*(torch.cat(x) for x in zip(*parts, strict=True)))
+
+    return value
+
+
+def global_mean(loss):
+    """The mean of the ranks' losses, with the gradient of their sum."""
+    return lambda *x: MeanOfRanks.apply(loss(*x), distributed.group.WORLD)
+
+
+def simclr(rank, world):
+    """Over ranks the package pairs rows of different samples, but not in one process."""
     from simclr.modules import NT_Xent as Peer
 
     from fused_contrastive.integrations.simclr import NT_Xent as Ours
@@ -161,15 +173,46 @@ def simclr(rank, world):
     for more in (0, 1):
         rows = [N + more * r for r in range(world)]
         everyone = [draw((n, D), (n, D), seed=r) for r, n in enumerate(rows)]
-
-        def theirs(*views, rows=rows, everyone=everyone):
-            # Each rank's gradient is W times that of the loss. So the mean over ranks is exact.
-            own = [ScaledGradient.apply(z, world) for z in views]
-            parts = [own if r == rank else everyone[r] for r in range(world)]
-            joined = (torch.cat(views) for views in zip(*parts, strict=True))
-            return Peer(sum(rows), 0.5, 1)(*joined)
-
+        theirs = of_all_ranks(Peer(sum(rows), 0.5, 1), everyone, rank, world)
         yield f"simclr.NT_Xent {rows}", (Ours(N, 0.5, world), theirs), everyone[rank]
+
+
+def uneven(rank, world):
+    """The last batch of an epoch may be uneven, which the packages' own gathers do not allow.
+
+    The mean over the ranks is then that over all rows, which the packages compute in one process.
+    """
+    from lightly import loss as lightly_peer
+    from sentence_transformers.sentence_transformer import losses as ranking_peer
+
+    from fused_contrastive.integrations import lightly as ours
+    from fused_contrastive.integrations import sentence_transformers as ours_ranking
+
+    def two(n, r):
+        return draw((n, D), (n, D), seed=r)
+
+    everyone = [two(N + r, r) for r in range(world)]
+    for name in ("NTXentLoss", "DCLLoss"):
+        mine = getattr(ours, name)(temperature=0.3, gather_distributed=True)
+        theirs = getattr(lightly_peer, name)(temperature=0.3)
+        theirs = of_all_ranks(theirs, everyone, rank, world)
+        yield f"lightly.{name} uneven", (global_mean(mine), theirs), everyone[rank]
+    for options in RANKING:
+        mine, theirs = (
+            lambda *x, m=module, o={**options, **more}: m.MultipleNegativesRankingLoss(
+                None, scale=4.0, **o
+            ).compute_loss_from_embeddings(list(x), None)
+            for module, more in (
+                (ours_ranking, {"gather_across_devices": True}),
+                (ranking_peer, {}),
+            )
+        )
+        theirs = of_all_ranks(theirs, everyone, rank, world)
+        name = f"sentence_transformers uneven {options}"
+        yield name, (global_mean(mine), theirs), everyone[rank]
+    # Barlow Twins standardises by rank, and lightly's own code weights all ranks alike.
+    pair = (m.BarlowTwinsLoss(gather_distributed=True) for m in (ours, lightly_peer))
+    yield "lightly.BarlowTwinsLoss uneven", pair, everyone[rank]
 
 
 def main(rank: int, world: int, folder: str) -> None:
@@ -177,7 +220,8 @@ def main(rank: int, world: int, folder: str) -> None:
     store = distributed.FileStore(str(Path(folder, "store")), world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     found = {}
-    families = (open_clip, lightly, sentence_transformers, pytorch_metric_learning, simclr)
+    families = (open_clip, lightly, sentence_transformers, pytorch_metric_learning)
+    families += (simclr, uneven)
     for family in families if world > 2 else families[:1]:
         for name, (ours, theirs), inputs in family(rank, world):
             before = agreements()
