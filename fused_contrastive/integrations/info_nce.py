@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from ..checks import REDUCTIONS
 from ..losses.info_nce import info_nce_loss
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 
 peer = package("info_nce", "info-nce-pytorch")
 
 __all__ = ["InfoNCE", "info_nce"]
+
+__getattr__ = absent(__name__)
 
 
 def info_nce(

@@ -1,6 +1,6 @@
 """lightly: ``from fused_contrastive.integrations.lightly import NTXentLoss``.
 
-`DCLLoss`, `DCLWLoss` and `BarlowTwinsLoss` are here, too.
+`DirectCLRLoss`, `DCLLoss`, `DCLWLoss` and `BarlowTwinsLoss` are here, too.
 
 Every option streams: the memory bank (lightly's own), `weight_fn`, and `gather_distributed`, whose
 values and gradients are those of a loss with ``group="world"`` (see docs/many_gpus.md). Each pair
@@ -25,11 +25,14 @@ from ..losses.info_nce import info_nce_loss
 from ..losses.nt_xent import nt_xent_loss
 from ..problem import Candidates
 from ..scalars import inverse_scale
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
 
 peer = package("lightly.loss", "lightly")
 
-__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "NTXentLoss"]
+__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "DirectCLRLoss", "NTXentLoss"]
+
+__getattr__ = absent(__name__)
 
 
 @over_ranks
@@ -101,6 +104,10 @@ class NTXentLoss(peer.NTXentLoss):
             f"a memory bank of {bank.dtype}, {tuple(bank.shape)}, "
             f"for outputs of {out0.dtype}, {tuple(out0.shape)}"
         )
+
+
+class DirectCLRLoss(peer.DirectCLRLoss, NTXentLoss):
+    """Works as `lightly.loss.DirectCLRLoss`: `NTXentLoss` of the first `loss_dim` dimensions."""
 
 
 class DCLLoss(peer.DCLLoss):

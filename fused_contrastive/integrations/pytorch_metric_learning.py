@@ -27,6 +27,7 @@ from ..losses.n_pairs import n_pairs_loss
 from ..losses.sup_con import sup_con_loss
 from ..problem import NO_SELF, Candidates
 from ..scalars import inverse_scale
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 from ._pairs import Labelled, listed_logits, listed_logsumexp
 
@@ -37,6 +38,8 @@ c_f = package("pytorch_metric_learning.utils.common_functions", "pytorch-metric-
 lmu = package("pytorch_metric_learning.utils.loss_and_miner_utils", "pytorch-metric-learning")
 
 __all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss"]
+
+__getattr__ = absent(__name__)
 
 # Up to this many positive pairs per row of either set are listed. Another pass sums over more.
 LISTED = 16

@@ -26,12 +26,15 @@ from ..losses._over_ranks import over_ranks
 from ..losses._reduction import merged, one_positive, reduce
 from ..problem import Candidates
 from ..scalars import as_scalar
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
 
 __all__ = ["MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"]
+
+__getattr__ = absent(__name__)
 
 COSINE = (util.cos_sim, util.pytorch_cos_sim)
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..dtypes import accumulation_dtype, matrix_dtype
 from ..losses.nt_xent import nt_xent_loss
+from ._classes import absent
 from ._common import (
     MeanOfRanks,
     differs,
@@ -34,6 +35,8 @@ from ._common import (
 peer = package("simclr.modules.nt_xent", "simclr")
 
 __all__ = ["NT_Xent"]
+
+__getattr__ = absent(__name__)
 
 # `torch.nn.CosineSimilarity` raises smaller norms to this one.
 EPS = 1e-8

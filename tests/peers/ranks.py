@@ -78,6 +78,16 @@ def open_clip(rank, world):
             # A rank's gradient of the scale is a share.
             pair = map(with_averages, pair)
         yield f"open_clip.{name} {options}", pair, [*draw((N, D), (N, D), seed=rank), *scalars]
+    for name, options in OPEN_CLIP:
+        if name == "ClipLoss":
+            pair = (m.DistillClipLoss(rank=rank, world_size=world, **options) for m in (ours, peer))
+            teacher = (*draw((N, 3), (N, 3), seed=10 + rank), 4.0)
+            pair = (
+                with_averages(lambda *x, loss=loss, y=teacher: torch.stack(loss(*x, *y)))
+                for loss in pair
+            )
+            inputs = [*draw((N, D), (N, D), seed=rank), scalars[0]]
+            yield f"open_clip.DistillClipLoss {options}", pair, inputs
 
 
 def lightly(rank, world):
