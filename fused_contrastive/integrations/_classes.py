@@ -312,6 +312,8 @@ def absent(module: str):
             message = f"{module} has no {name}. Instead: {line.instead}"
             if _is_import(sys._getframe(1)):
                 raise ImportError(message, name=module)
+        elif name == "patch" and not table.patched:
+            message += ": there is no package whose losses it could replace"
         raise AttributeError(message, name=name)
 
     return __getattr__

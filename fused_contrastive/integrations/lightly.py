@@ -27,10 +27,11 @@ from ..problem import Candidates
 from ..scalars import inverse_scale
 from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
+from ._patch import patching
 
 peer = package("lightly.loss", "lightly")
 
-__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "DirectCLRLoss", "NTXentLoss"]
+__all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "DirectCLRLoss", "NTXentLoss", "patch"]
 
 __getattr__ = absent(__name__)
 
@@ -173,3 +174,15 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
             return super().forward(z_a, z_b)
         loss = in_dtype_of(z_a, loss, lambda z: (z[:, :1].T @ z[:, :1]).pow(2).sum())
         return loss.to((loss.detach() * self.lambda_param).dtype)
+
+
+patch = patching(
+    __name__,
+    {
+        peer.BarlowTwinsLoss: BarlowTwinsLoss,
+        peer.DCLLoss: DCLLoss,
+        peer.DCLWLoss: DCLWLoss,
+        peer.DirectCLRLoss: DirectCLRLoss,
+        peer.NTXentLoss: NTXentLoss,
+    },
+)

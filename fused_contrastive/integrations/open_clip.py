@@ -38,10 +38,11 @@ from ._common import (
     package,
     world,
 )
+from ._patch import patching
 
 peer = package("open_clip.loss", "open_clip_torch")
 
-__all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss"]
+__all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "patch"]
 
 __getattr__ = absent(__name__)
 
@@ -251,3 +252,14 @@ class SigLipLoss(peer.SigLipLoss):
 def log_sigmoids(x: torch.Tensor) -> torch.Tensor:
     """What open_clip computes with features ``[N, D]``, for its dtype."""
     return F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum()
+
+
+patch = patching(
+    __name__,
+    {
+        peer.ClipLoss: ClipLoss,
+        peer.CoCaLoss: CoCaLoss,
+        peer.DistillClipLoss: DistillClipLoss,
+        peer.SigLipLoss: SigLipLoss,
+    },
+)

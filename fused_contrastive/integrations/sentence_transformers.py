@@ -28,11 +28,12 @@ from ..problem import Candidates
 from ..scalars import as_scalar
 from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
+from ._patch import patching
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
 
-__all__ = ["MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"]
+__all__ = ["MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss", "patch"]
 
 __getattr__ = absent(__name__)
 
@@ -169,3 +170,12 @@ with warnings.catch_warnings():
         peer.MultipleNegativesSymmetricRankingLoss, MultipleNegativesRankingLoss
     ):
         """Works as sentence-transformers' own: it is the mean of both directions."""
+
+
+patch = patching(
+    __name__,
+    {
+        peer.MultipleNegativesRankingLoss: MultipleNegativesRankingLoss,
+        peer.MultipleNegativesSymmetricRankingLoss: MultipleNegativesSymmetricRankingLoss,
+    },
+)

@@ -31,10 +31,11 @@ from ._common import (
     package,
     world,
 )
+from ._patch import patching
 
 peer = package("simclr.modules.nt_xent", "simclr")
 
-__all__ = ["NT_Xent"]
+__all__ = ["NT_Xent", "patch"]
 
 __getattr__ = absent(__name__)
 
@@ -112,3 +113,6 @@ def unit(z: torch.Tensor) -> torch.Tensor:
     z = z.to(accumulation_dtype(z.dtype))
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     return (z / torch.where(norm < EPS, norm - norm.detach() + EPS, norm)).to(dtype)
+
+
+patch = patching(__name__, {peer.NT_Xent: NT_Xent})
