@@ -37,11 +37,6 @@ class Table(NamedTuple):
         return sorted(name for x in self.lines if x.streams for name in x.names)
 
 
-CACHED = (
-    "`cached_step` with `multiple_negatives_ranking_loss`, as docs/drop_ins.md shows under "
-    '"In place of the cached losses"'
-)
-LIKE_CACHED = "the package's own class, or `cached_step` with a streaming loss"
 NO_MATRIX = "import it from the package; it makes no matrix of samples with samples"
 NOT_STREAMED = "import it from the package; it has no streaming form here"
 WRAPPER = "import it from the package and give it a loss from here; it works unchanged"
@@ -209,20 +204,19 @@ TABLES = {
         ),
     ),
     "sentence_transformers": Table(
-        "sentence_transformers.sentence_transformer.losses",
+        "sentence_transformers.sentence_transformer.losses and .sparse_encoder.losses",
         (
-            Line(
-                ("MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"),
-                "every option: directions, hardness, hard negatives, `gather_across_devices`",
-                "similarity functions other than `cos_sim` and `dot_score`; sparse embeddings; a "
-                "scale of several elements; hard negatives that are not one per query and column",
-            ),
             Line(
                 (
                     "CachedMultipleNegativesRankingLoss",
                     "CachedMultipleNegativesSymmetricRankingLoss",
+                    "MultipleNegativesRankingLoss",
+                    "MultipleNegativesSymmetricRankingLoss",
+                    "SparseMultipleNegativesRankingLoss",
                 ),
-                instead=CACHED,
+                "every option: directions, hardness, hard negatives, `gather_across_devices`",
+                "similarity functions other than `cos_sim` and `dot_score`; sparse tensors; a "
+                "scale of several elements; hard negatives that are not one per query and column",
             ),
             Line(
                 ("GISTEmbedLoss", "CachedGISTEmbedLoss"),
@@ -232,9 +226,12 @@ TABLES = {
             Line(
                 (
                     "AdaptiveLayerLoss",
+                    "CSRLoss",
+                    "CachedSpladeLoss",
                     "GlobalOrthogonalRegularizationLoss",
                     "Matryoshka2dLoss",
                     "MatryoshkaLoss",
+                    "SpladeLoss",
                 ),
                 instead=WRAPPER,
             ),
@@ -251,21 +248,30 @@ TABLES = {
                     "DistillKLDivLoss",
                     "MegaBatchMarginLoss",
                     "OnlineContrastiveLoss",
+                    "SparseAnglELoss",
+                    "SparseCoSENTLoss",
+                    "SparseDistillKLDivLoss",
                 ),
                 instead=NOT_STREAMED,
             ),
             Line(
                 (
                     "BatchHardTripletLossDistanceFunction",
+                    "CSRReconstructionLoss",
                     "ContrastiveLoss",
                     "ContrastiveTensionDataLoader",
                     "CosineSimilarityLoss",
                     "DenoisingAutoEncoderLoss",
                     "EmbedDistillLoss",
+                    "FlopsLoss",
                     "MSELoss",
                     "MarginMSELoss",
                     "SiameseDistanceMetric",
                     "SoftmaxLoss",
+                    "SparseCosineSimilarityLoss",
+                    "SparseMSELoss",
+                    "SparseMarginMSELoss",
+                    "SparseTripletLoss",
                     "TripletDistanceMetric",
                     "TripletLoss",
                 ),
