@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fused_contrastive.backends._verified import outcomes
 
-from . import model
+from . import drop_ins, model
 from .environment import ROOT, kernel_hashes
 from .gpu import kernel_table
 from .gpu import status as gpu_status
@@ -354,6 +354,7 @@ TABLES = {
     "kernels": kernels,
     "force": force,
     "peers": peers,
+    "classes": drop_ins.classes,
     "losses": losses,
     "accuracy": accuracy,
 }

@@ -33,6 +33,10 @@ def package(module: str, distribution: str) -> ModuleType:
         ) from error
 
 
+class DifferenceWarning(UserWarning):
+    """The numbers are not the package's, where the package's are wrong."""
+
+
 def falls_back(what: str, reason: str) -> None:
     """Say, once for each reason and line, that what was asked of `what` does not stream.
 
@@ -42,6 +46,17 @@ def falls_back(what: str, reason: str) -> None:
     """
     message = f"{what} does not stream here and runs the package's own code: {reason}"
     warn(message, FallbackWarning, beside=what.partition(".")[0])
+
+
+def differs(what: str, how: str) -> None:
+    """Say, once for each line, that `what` gives other numbers than its package.
+
+    Args:
+        what: the class that was called. Its name begins with that of its package.
+        how: what the package does, and what is done here.
+    """
+    message = f"{what} does not give the package's numbers here: {how}"
+    warn(message, DifferenceWarning, beside=what.partition(".")[0])
 
 
 def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:

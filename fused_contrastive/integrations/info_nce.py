@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from ..checks import REDUCTIONS
 from ..losses.info_nce import info_nce_loss
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package
+from ._patch import patching
 
 peer = package("info_nce", "info-nce-pytorch")
+own = peer.info_nce
 
-__all__ = ["InfoNCE", "info_nce"]
+__all__ = ["InfoNCE", "info_nce", "patch"]
+
+__getattr__ = absent(__name__)
 
 
 def info_nce(
@@ -31,9 +36,7 @@ def info_nce(
     reason = _reason(query, positive_key, negative_keys, temperature, reduction, negative_mode)
     if reason is not None:
         falls_back("info_nce.info_nce", reason)
-        return peer.info_nce(
-            query, positive_key, negative_keys, temperature, reduction, negative_mode
-        )
+        return own(query, positive_key, negative_keys, temperature, reduction, negative_mode)
     loss = info_nce_loss(
         query,
         positive_key,
@@ -76,3 +79,6 @@ class InfoNCE(peer.InfoNCE):
         return info_nce(
             query, positive_key, negative_keys, self.temperature, self.reduction, self.negative_mode
         )
+
+
+patch = patching(__name__, {peer.InfoNCE: InfoNCE, own: info_nce})

@@ -9,6 +9,7 @@ serialization. Nothing falls back; under other backends of Keras the import is a
 from __future__ import annotations
 
 from ..losses.nt_xent import nt_xent_loss
+from ._classes import absent
 from ._common import package
 
 keras = package("keras", "keras")
@@ -20,6 +21,8 @@ if keras.backend.backend() != "torch":
     )
 
 __all__ = ["NTXentLoss", "NT_Xent"]
+
+__getattr__ = absent(__name__)
 
 
 def NT_Xent(zi, zj, tau=1):

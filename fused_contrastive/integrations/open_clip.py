@@ -7,9 +7,12 @@ open_clip's own gather runs. Without `gather_with_grad` the features' gradients 
 those of the global loss, as in open_clip, for W processes. The gradients of a scale are shares:
 their mean over the processes, which DistributedDataParallel takes, is open_clip's.
 
-`cache_labels` has nothing to cache. `CoCaLoss` is open_clip's with this contrastive term.
-Distillation needs the logits of two models at once, which `ClipLoss.get_logits` still returns; it
-has no streaming form here. A scale or bias of several elements falls back.
+`cache_labels` has nothing to cache. `CoCaLoss` is open_clip's with this contrastive term. In
+`DistillClipLoss` the teacher's features and scale are constants. A scale or bias of several
+elements falls back. So does distillation where the teacher needs a gradient, and where open_clip's
+own gather would run.
+
+A trainer that builds its loss with `open_clip.create_loss` gets these classes after `patch()`.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..dtypes import matrix_dtype
 from ..losses._comparison import Comparison
 from ..losses.clip import clip_loss
+from ..losses.distill_clip import distill_clip_loss
 from ..losses.siglip import siglip_loss
 from ..problem import Candidates
 from ..scalars import as_scalar
+from ._classes import absent
 from ._common import (
     MeanOfRanks,
     ScaledGradient,
@@ -32,10 +38,13 @@ from ._common import (
     package,
     world,
 )
+from ._patch import patching
 
 peer = package("open_clip.loss", "open_clip_torch")
 
-__all__ = ["ClipLoss", "CoCaLoss", "SigLipLoss"]
+__all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "patch"]
+
+__getattr__ = absent(__name__)
 
 
 def reason_against(image_features, text_features, logit_scale, logit_bias) -> str | None:
@@ -97,12 +106,15 @@ class ClipLoss(peer.ClipLoss):
 
     def _over_ranks(self, image_features, text_features, scale, group):
         """The loss where all gradients reach the features: each pair of shards computed once."""
-        features = image_features, text_features
-        if not self.gather_with_grad:
-            # Every process computes the whole loss, and keeps the gradient of its own alone.
-            features = [ScaledGradient.apply(x, 1 / self.world_size) for x in features]
-        loss = clip_loss(*features, scale, group=group)
+        loss = clip_loss(*self._scaled(image_features, text_features), scale, group=group)
         return loss if self.local_loss else MeanOfRanks.apply(loss, group)
+
+    def _scaled(self, *features):
+        """The features, with the part of the gradient that `gather_with_grad` chooses."""
+        if self.gather_with_grad:
+            return features
+        # Every process computes the whole loss, and keeps the gradient of its own alone.
+        return [ScaledGradient.apply(x, 1 / self.world_size) for x in features]
 
     def _gather(self, image_features, text_features):
         options = {"use_horovod": self.use_horovod} if hasattr(self, "use_horovod") else {}
@@ -125,6 +137,75 @@ class ClipLoss(peer.ClipLoss):
 
 class CoCaLoss(peer.CoCaLoss, ClipLoss):
     """Works as `open_clip.CoCaLoss`, with the contrastive term of `ClipLoss`."""
+
+
+class DistillClipLoss(peer.DistillClipLoss, ClipLoss):
+    """Works as `open_clip.DistillClipLoss`, whose arguments are those of `ClipLoss`.
+
+    Call it with ``(image_features, text_features, logit_scale, dist_image_features,
+    dist_text_features, dist_logit_scale, output_dict)``, the features ``[N, D]`` of the student and
+    ``[N, T]`` of the teacher. It returns the contrastive term and the distillation.
+    """
+
+    def forward(
+        self,
+        image_features,
+        text_features,
+        logit_scale,
+        dist_image_features,
+        dist_text_features,
+        dist_logit_scale,
+        output_dict=False,
+    ):
+        student = image_features, text_features, logit_scale
+        teacher = dist_image_features, dist_text_features, dist_logit_scale
+        reason = self._distillation_reason(student, teacher)
+        if reason is not None:
+            falls_back("open_clip.DistillClipLoss", reason)
+            return super().forward(*student, *teacher, output_dict)
+        group = None if self.world_size == 1 else ranks_of(self)
+        scale = number(logit_scale, image_features)
+        features = (image_features, text_features)
+        if group is not None:
+            features = self._scaled(*features)
+        terms = (
+            clip_loss(*features, scale, group=group),
+            distill_clip_loss(
+                *features,
+                scale,
+                *teacher[:2],
+                number(dist_logit_scale, image_features),
+                group=group,
+            ),
+        )
+        if group is not None and not self.local_loss:
+            terms = [MeanOfRanks.apply(term, group) for term in terms]
+        contrastive, distill = (in_dtype_of(image_features, term) for term in terms)
+        if output_dict:
+            return {"contrastive_loss": contrastive, "distill_loss": distill}
+        return contrastive, distill
+
+    def _distillation_reason(self, student, teacher) -> str | None:
+        """Why this does not stream; None: it does."""
+        for operands in (student, teacher):
+            reason = reason_against(*operands, None)
+            if reason is not None:
+                return reason
+        if len(student[0]) != len(teacher[0]):
+            return "features of student and teacher of different lengths"
+        if (
+            student[0].device != teacher[0].device
+            or matrix_dtype(student[0]) != matrix_dtype(teacher[0])
+            or student[0].dtype != teacher[0].dtype
+        ):
+            return "features of student and teacher of different devices or dtypes"
+        if any(isinstance(x, torch.Tensor) and x.requires_grad for x in teacher):
+            return "a teacher that needs a gradient"
+        if self.world_size == 1:
+            return None
+        if ranks_of(self) is None or (self.local_loss and not self.gather_with_grad):
+            return "features that open_clip's own code gathers"
+        return None
 
 
 class SigLipLoss(peer.SigLipLoss):
@@ -171,3 +252,14 @@ class SigLipLoss(peer.SigLipLoss):
 def log_sigmoids(x: torch.Tensor) -> torch.Tensor:
     """What open_clip computes with features ``[N, D]``, for its dtype."""
     return F.logsigmoid(torch.ones_like(x) * (x @ x.T)).sum()
+
+
+patch = patching(
+    __name__,
+    {
+        peer.ClipLoss: ClipLoss,
+        peer.CoCaLoss: CoCaLoss,
+        peer.DistillClipLoss: DistillClipLoss,
+        peer.SigLipLoss: SigLipLoss,
+    },
+)

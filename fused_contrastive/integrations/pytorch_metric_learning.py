@@ -27,8 +27,10 @@ from ..losses.n_pairs import n_pairs_loss
 from ..losses.sup_con import sup_con_loss
 from ..problem import NO_SELF, Candidates
 from ..scalars import inverse_scale
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 from ._pairs import Labelled, listed_logits, listed_logsumexp
+from ._patch import patching
 
 peer = package("pytorch_metric_learning.losses", "pytorch-metric-learning")
 distances = package("pytorch_metric_learning.distances", "pytorch-metric-learning")
@@ -36,7 +38,9 @@ reducers = package("pytorch_metric_learning.reducers", "pytorch-metric-learning"
 c_f = package("pytorch_metric_learning.utils.common_functions", "pytorch-metric-learning")
 lmu = package("pytorch_metric_learning.utils.loss_and_miner_utils", "pytorch-metric-learning")
 
-__all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss"]
+__all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss", "patch"]
+
+__getattr__ = absent(__name__)
 
 # Up to this many positive pairs per row of either set are listed. Another pass sums over more.
 LISTED = 16
@@ -299,3 +303,9 @@ class NPairsLoss(peer.NPairsLoss):
         begins = torch.cat([edge, ordered[1:] != ordered[:-1]])
         at = torch.where(begins[:-1] & ~begins[1:])[0]
         return order[at], order[at + 1]
+
+
+patch = patching(
+    __name__,
+    {peer.NPairsLoss: NPairsLoss, peer.NTXentLoss: NTXentLoss, peer.SupConLoss: SupConLoss},
+)

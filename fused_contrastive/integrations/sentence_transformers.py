@@ -1,13 +1,15 @@
-"""sentence-transformers' ranking loss::
+"""sentence-transformers' ranking losses::
 
     from fused_contrastive.integrations.sentence_transformers import MultipleNegativesRankingLoss
 
-The deprecated `MultipleNegativesSymmetricRankingLoss` is here, too. Every option streams: all
-`directions`, both values of `partition_mode`, all of `hardness_mode`, any number of hard negatives,
-and `similarity_fct` `cos_sim` or `dot_score`. So does `gather_across_devices`, with the library's
+`SparseMultipleNegativesRankingLoss` is here, too, and `CachedMultipleNegativesRankingLoss`, for
+which the library encodes in mini-batches and the loss of all embeddings streams. So are the
+deprecated symmetric forms of both. Every option streams: all `directions`, both
+values of `partition_mode`, all of `hardness_mode`, any number of hard negatives, and
+`similarity_fct` `cos_sim` or `dot_score`. So does `gather_across_devices`, with the library's
 values and gradients; each pair of shards is computed once there (see docs/many_gpus.md). A scale
 that has a gradient gets a share: the mean over the processes, which DistributedDataParallel takes,
-is the library's. Other similarity functions, sparse embeddings and a scale of several elements fall
+is the library's. Other similarity functions, sparse tensors and a scale of several elements fall
 back. So do hard negatives that are not one per query and column. As in the library, the products of
 float16 and bfloat16 embeddings are float32 outside autocast.
 """
@@ -23,17 +25,33 @@ from typing_extensions import deprecated
 from ..dtypes import accumulation_dtype, matrix_dtype
 from ..losses._comparison import Comparison, exact_rows
 from ..losses._over_ranks import over_ranks
-from ..losses._reduction import merged, one_positive
+from ..losses._reduction import merged, one_positive, reduce
 from ..problem import Candidates
 from ..scalars import as_scalar
+from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
+from ._patch import patching
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
+sparse = package("sentence_transformers.sparse_encoder.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
 
-__all__ = ["MultipleNegativesRankingLoss", "MultipleNegativesSymmetricRankingLoss"]
+__all__ = [
+    "CachedMultipleNegativesRankingLoss",
+    "CachedMultipleNegativesSymmetricRankingLoss",
+    "MultipleNegativesRankingLoss",
+    "MultipleNegativesSymmetricRankingLoss",
+    "SparseMultipleNegativesRankingLoss",
+    "patch",
+]
+
+__getattr__ = absent(__name__)
 
 COSINE = (util.cos_sim, util.pytorch_cos_sim)
+SYMMETRIC = (
+    "{0}SymmetricRankingLoss is deprecated as sentence-transformers' is: use {0}RankingLoss with "
+    "directions=('query_to_doc', 'doc_to_query') and partition_mode='per_direction'"
+)
 
 
 class Batch:
@@ -92,10 +110,10 @@ class Batch:
 
 
 @over_ranks
-def ranking_losses(
+def ranking_loss(
     *embeddings, scale, normalize, directions, partition_mode, hardness, group
 ) -> torch.Tensor:
-    """The losses ``[n]`` of queries, positives and hard negatives, ``[n, d]`` each."""
+    """The mean loss of queries, positives and hard negatives, ``[n, d]`` each."""
     batch = Batch(embeddings[0], embeddings[1:], scale, normalize, group)
     sums, positive = batch.log_sums({*directions}, *hardness), batch.positive
     if partition_mode == "joint":
@@ -103,9 +121,45 @@ def ranking_losses(
         # softplus(lse - pos - log count) + log count.
         count = math.log(len({"query_to_doc", "doc_to_query"} & sums.keys()))
         lse = merged([x for terms in sums.values() for x in terms])
-        return one_positive(lse, positive + count) + count
+        return reduce(one_positive(lse, positive + count) + count, "mean", group=group)
     losses = [one_positive(merged(terms), positive) for terms in sums.values()]
-    return sum(losses) / len(losses)
+    return reduce(sum(losses) / len(losses), "mean", group=group)
+
+
+def streamed(loss, embeddings: list[torch.Tensor]) -> torch.Tensor:
+    """The loss of embeddings for which `reason_against` gave None."""
+    embeddings = [x.to(accumulation_dtype(x.dtype)) for x in embeddings]
+    value = ranking_loss(
+        *embeddings,
+        scale=number(loss.scale, embeddings[0]),
+        normalize=loss.similarity_fct in COSINE,
+        directions=sorted({*loss.directions}),
+        partition_mode=loss.partition_mode,
+        hardness=[
+            loss.hardness_strength if loss.hardness_mode in (mode, "all_negatives") else 0.0
+            for mode in ("in_batch_negatives", "hard_negatives")
+        ],
+        group=world() if loss.gather_across_devices else None,
+    )
+    return in_dtype_of(
+        embeddings[0],
+        value,
+        lambda x: torch.logsumexp(loss.similarity_fct(x, x) * loss.scale, 1),
+    )
+
+
+def reason_against(loss, embeddings: list[torch.Tensor]) -> str | None:
+    """Why a loss of these embeddings does not stream; None: it does."""
+    if loss.similarity_fct not in (*COSINE, util.dot_score):
+        return f"similarity_fct={getattr(loss.similarity_fct, '__name__', loss.similarity_fct)}"
+    if len(embeddings) < 2:
+        return "a single column of embeddings"
+    reason = mismatch(*embeddings)
+    if reason is None and any(x.shape != embeddings[0].shape for x in embeddings):
+        reason = "columns of different lengths"
+    if reason is None and number(loss.scale, embeddings[0]) is None:
+        reason = f"scale={loss.scale}"
+    return reason
 
 
 class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
@@ -117,52 +171,74 @@ class MultipleNegativesRankingLoss(peer.MultipleNegativesRankingLoss):
     def compute_loss_from_embeddings(
         self, embeddings: list[torch.Tensor], labels: torch.Tensor
     ) -> torch.Tensor:
-        reason = self._reason(embeddings)
-        if reason is not None:
-            falls_back("sentence_transformers.MultipleNegativesRankingLoss", reason)
-            return super().compute_loss_from_embeddings(embeddings, labels)
-        embeddings = [x.to(accumulation_dtype(x.dtype)) for x in embeddings]
-        loss = ranking_losses(
-            *embeddings,
-            scale=number(self.scale, embeddings[0]),
-            normalize=self.similarity_fct in COSINE,
-            directions=sorted({*self.directions}),
-            partition_mode=self.partition_mode,
-            hardness=[
-                self.hardness_strength if self.hardness_mode in (mode, "all_negatives") else 0.0
-                for mode in ("in_batch_negatives", "hard_negatives")
-            ],
-            group=world() if self.gather_across_devices else None,
-        )
-        return in_dtype_of(
-            embeddings[0],
-            loss.mean(),
-            lambda x: torch.logsumexp(self.similarity_fct(x, x) * self.scale, 1),
-        )
+        reason = reason_against(self, embeddings)
+        if reason is None:
+            return streamed(self, embeddings)
+        falls_back(f"sentence_transformers.{type(self).__name__}", reason)
+        return super().compute_loss_from_embeddings(embeddings, labels)
 
-    def _reason(self, embeddings) -> str | None:
-        if self.similarity_fct not in (*COSINE, util.dot_score):
-            return f"similarity_fct={getattr(self.similarity_fct, '__name__', self.similarity_fct)}"
-        if len(embeddings) < 2:
-            return "a single column of embeddings"
-        reason = mismatch(*embeddings)
-        if reason is None and any(x.shape != embeddings[0].shape for x in embeddings):
-            reason = "columns of different lengths"
-        if reason is None and number(self.scale, embeddings[0]) is None:
-            reason = f"scale={self.scale}"
-        return reason
+
+class SparseMultipleNegativesRankingLoss(
+    sparse.SparseMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
+):
+    """Works as `sentence_transformers.sparse_encoder.losses.SparseMultipleNegativesRankingLoss`.
+
+    The embeddings are dense tensors ``[B, V]`` over the vocabulary, as they are in training.
+    """
+
+
+class CachedMultipleNegativesRankingLoss(peer.CachedMultipleNegativesRankingLoss):
+    """Works as `sentence_transformers.losses.CachedMultipleNegativesRankingLoss` does.
+
+    The model still encodes `mini_batch_size` texts at a time, twice. The loss of all embeddings is
+    computed at once, without a matrix of scores.
+    """
+
+    def calculate_loss(
+        self,
+        reps: list[list[torch.Tensor]],
+        labels: torch.Tensor | None = None,
+        *,
+        with_backward: bool = False,
+    ) -> torch.Tensor:
+        embeddings = [torch.cat(column) for column in reps]
+        reason = reason_against(self, embeddings)
+        if reason is not None:
+            falls_back(f"sentence_transformers.{type(self).__name__}", reason)
+            return super().calculate_loss(reps, labels, with_backward=with_backward)
+        loss = streamed(self, embeddings)
+        if not with_backward:
+            return loss
+        loss.backward()
+        return loss.detach()
 
 
 with warnings.catch_warnings():
     # Deriving from a deprecated class warns.
     warnings.simplefilter("ignore", DeprecationWarning)
 
-    @deprecated(
-        "MultipleNegativesSymmetricRankingLoss is deprecated as sentence-transformers' is: "
-        "use MultipleNegativesRankingLoss with directions=('query_to_doc', 'doc_to_query') "
-        "and partition_mode='per_direction'"
-    )
+    @deprecated(SYMMETRIC.format("MultipleNegatives"))
     class MultipleNegativesSymmetricRankingLoss(
         peer.MultipleNegativesSymmetricRankingLoss, MultipleNegativesRankingLoss
     ):
         """Works as sentence-transformers' own: it is the mean of both directions."""
+
+    @deprecated(SYMMETRIC.format("CachedMultipleNegatives"))
+    class CachedMultipleNegativesSymmetricRankingLoss(
+        peer.CachedMultipleNegativesSymmetricRankingLoss, CachedMultipleNegativesRankingLoss
+    ):
+        """Works as sentence-transformers' own: it is the mean of both directions."""
+
+
+patch = patching(
+    __name__,
+    {
+        peer.MultipleNegativesRankingLoss: MultipleNegativesRankingLoss,
+        peer.MultipleNegativesSymmetricRankingLoss: MultipleNegativesSymmetricRankingLoss,
+        peer.CachedMultipleNegativesRankingLoss: CachedMultipleNegativesRankingLoss,
+        peer.CachedMultipleNegativesSymmetricRankingLoss: (
+            CachedMultipleNegativesSymmetricRankingLoss
+        ),
+        sparse.SparseMultipleNegativesRankingLoss: SparseMultipleNegativesRankingLoss,
+    },
+)

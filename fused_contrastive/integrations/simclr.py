@@ -1,8 +1,12 @@
 """Spijkervet/SimCLR (`simclr`): ``from fused_contrastive.integrations.simclr import NT_Xent``.
 
-Every option streams for ``world_size=1``. ``world_size > 1`` falls back: the package then pairs
-other rows than the two views of a sample, and each rank gets a part of the gradient only. The exact
-loss of all ranks is ``nt_xent_loss(z_i, z_j, temperature, group="world")``.
+Every option streams. With ``world_size > 1`` this class differs from the package's on purpose, and
+a `DifferenceWarning` says so once. The package gathers ``[z_i; z_j]`` rank by rank and then pairs
+rows as if all z_i came before all z_j. So its positives are rows of different samples, and each
+rank gets a part of the gradient only. Here the positives are the two views of a sample. Every rank
+returns the loss of the global batch. The mean of the ranks' gradients, which
+DistributedDataParallel takes, is exactly its gradient (see docs/many_gpus.md). The ranks may have
+different numbers of rows.
 
 The package builds its ``[2B, 2B]`` mask by a loop over B; here it is built when it is asked for.
 """
@@ -16,11 +20,24 @@ from torch import nn
 
 from ..dtypes import accumulation_dtype, matrix_dtype
 from ..losses.nt_xent import nt_xent_loss
-from ._common import falls_back, in_dtype_of, mismatch, number, package
+from ._classes import absent
+from ._common import (
+    MeanOfRanks,
+    differs,
+    falls_back,
+    in_dtype_of,
+    mismatch,
+    number,
+    package,
+    world,
+)
+from ._patch import patching
 
 peer = package("simclr.modules.nt_xent", "simclr")
 
-__all__ = ["NT_Xent"]
+__all__ = ["NT_Xent", "patch"]
+
+__getattr__ = absent(__name__)
 
 # `torch.nn.CosineSimilarity` raises smaller norms to this one.
 EPS = 1e-8
@@ -45,6 +62,9 @@ class NT_Xent(peer.NT_Xent):
         return self.mask_correlated_samples(self.batch_size, self.world_size)
 
     def forward(self, z_i, z_j):
+        group = world()
+        if self.world_size > 1 and group is not None and group.size() == self.world_size:
+            return self._over_ranks(z_i, z_j, group)
         reason = self._reason(z_i, z_j)
         if reason is not None:
             falls_back("simclr.NT_Xent", reason)
@@ -54,9 +74,27 @@ class NT_Xent(peer.NT_Xent):
         loss = nt_xent_loss(*views, temperature, normalize=False, group=None)
         return in_dtype_of(z_i, loss)
 
+    def _over_ranks(self, z_i, z_j, group):
+        """The loss of all ranks' rows. What does not stream is an error of `nt_xent_loss`."""
+        differs(
+            "simclr.NT_Xent",
+            f"for world_size={self.world_size} the package pairs rows of different samples, "
+            "and this class pairs the two views of each sample",
+        )
+        views, temperature = (z_i, z_j), self.temperature
+        rows = all(
+            isinstance(z, torch.Tensor) and z.is_floating_point() and z.dim() == 2 for z in views
+        )
+        if rows:
+            views = [unit(z) for z in views]
+            found = number(temperature, z_i, divisor=True)
+            temperature = temperature if found is None else found
+        loss = nt_xent_loss(*views, temperature, normalize=not rows, group=group)
+        return in_dtype_of(z_i, MeanOfRanks.apply(loss, group))
+
     def _reason(self, z_i, z_j) -> str | None:
         if self.world_size != 1:
-            return f"world_size={self.world_size}"
+            return f"world_size={self.world_size} without a process group of this size"
         reason = mismatch(z_i, z_j)
         if reason is None and len(z_i) + len(z_j) != 2 * self.batch_size:
             reason = f"batches of {len(z_i)} and {len(z_j)} with batch_size={self.batch_size}"
@@ -75,3 +113,6 @@ def unit(z: torch.Tensor) -> torch.Tensor:
     z = z.to(accumulation_dtype(z.dtype))
     norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     return (z / torch.where(norm < EPS, norm - norm.detach() + EPS, norm)).to(dtype)
+
+
+patch = patching(__name__, {peer.NT_Xent: NT_Xent})

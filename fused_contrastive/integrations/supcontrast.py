@@ -11,8 +11,11 @@ from torch import nn
 
 from ..checks import is_integer
 from ..losses.sup_con import sup_con_loss
+from ._classes import absent
 
 __all__ = ["SupConLoss"]
+
+__getattr__ = absent(__name__)
 
 # The terms of a row are not divided by a sum of weights below this.
 SMALL = 1e-6

@@ -158,12 +158,16 @@ def _loss(z1, z2, lamb, scale_loss, samples, group):
     return scale_loss * (diagonal + lamb * rest)
 
 
+class UnevenShards(ValueError):
+    """The ranks have different numbers of rows. Every rank raises it."""
+
+
 def equal_shards(ranks: Ranks, z1: torch.Tensor):
     """The process group, once the ranks are found to have as many rows each."""
     if not torch.compiler.is_compiling():
         rows = [n for n, _ in agree(ranks, z1.shape[0], 0, f"{z1.shape[1]}")]
         if len(set(rows)) > 1:
-            raise ValueError(f"z1 must have as many rows on all ranks of the group, got {rows}")
+            raise UnevenShards(f"z1 must have as many rows on all ranks of the group, got {rows}")
     return ranks.process_group
 
 

@@ -19,6 +19,7 @@ from agreement import agree, draw
 from torch import distributed
 
 from fused_contrastive.distributed.groups import agreements
+from fused_contrastive.integrations._common import MeanOfRanks, ScaledGradient
 
 N, D = 4, 5
 OPEN_CLIP = [
@@ -40,7 +41,6 @@ ELSEWHERE = (
     "{'local_loss': True, 'gather_with_grad': False}",
     "memory bank",
     "pytorch_metric_learning",
-    "simclr",
 )
 """The cases that communicate by other means than the losses over ranks."""
 
@@ -78,6 +78,16 @@ def open_clip(rank, world):
             # A rank's gradient of the scale is a share.
             pair = map(with_averages, pair)
         yield f"open_clip.{name} {options}", pair, [*draw((N, D), (N, D), seed=rank), *scalars]
+    for name, options in OPEN_CLIP:
+        if name == "ClipLoss":
+            pair = (m.DistillClipLoss(rank=rank, world_size=world, **options) for m in (ours, peer))
+            teacher = (*draw((N, 3), (N, 3), seed=10 + rank), 4.0)
+            pair = (
+                with_averages(lambda *x, loss=loss, y=teacher: torch.stack(loss(*x, *y)))
+                for loss in pair
+            )
+            inputs = [*draw((N, D), (N, D), seed=rank), scalars[0]]
+            yield f"open_clip.DistillClipLoss {options}", pair, inputs
 
 
 def lightly(rank, world):
@@ -145,16 +155,74 @@ def pytorch_metric_learning(rank, world):
         yield f"pytorch_metric_learning.{name} efficient={efficient}", pair, draw((N, D), seed=rank)
 
 
+def of_all_ranks(loss, everyone, rank, world):
+    """A package's loss in one process, which has the rows of all ranks.
+
+    Each rank's gradient is W times that of the loss, so that the mean over ranks is exact.
+    """
+
+    def value(*own):
+        own = [ScaledGradient.apply(x, world) for x in own]
+        parts = [own if r == rank else everyone[r] for r in range(world)]
+        return loss(*(torch.cat(x) for x in zip(*parts, strict=True)))
+
+    return value
+
+
+def global_mean(loss):
+    """The mean of the ranks' losses, with the gradient of their sum."""
+    return lambda *x: MeanOfRanks.apply(loss(*x), distributed.group.WORLD)
+
+
 def simclr(rank, world):
+    """Over ranks the package pairs rows of different samples, but not in one process."""
     from simclr.modules import NT_Xent as Peer
 
     from fused_contrastive.integrations.simclr import NT_Xent as Ours
 
-    yield (
-        "simclr.NT_Xent",
-        (c(N, 0.5, world) for c in (Ours, Peer)),
-        draw((N, D), (N, D), seed=rank),
-    )
+    for more in (0, 1):
+        rows = [N + more * r for r in range(world)]
+        everyone = [draw((n, D), (n, D), seed=r) for r, n in enumerate(rows)]
+        theirs = of_all_ranks(Peer(sum(rows), 0.5, 1), everyone, rank, world)
+        yield f"simclr.NT_Xent {rows}", (Ours(N, 0.5, world), theirs), everyone[rank]
+
+
+def uneven(rank, world):
+    """The last batch of an epoch may be uneven, which the packages' own gathers do not allow.
+
+    The mean over the ranks is then that over all rows, which the packages compute in one process.
+    """
+    from lightly import loss as lightly_peer
+    from sentence_transformers.sentence_transformer import losses as ranking_peer
+
+    from fused_contrastive.integrations import lightly as ours
+    from fused_contrastive.integrations import sentence_transformers as ours_ranking
+
+    def two(n, r):
+        return draw((n, D), (n, D), seed=r)
+
+    everyone = [two(N + r, r) for r in range(world)]
+    for name in ("NTXentLoss", "DCLLoss"):
+        mine = getattr(ours, name)(temperature=0.3, gather_distributed=True)
+        theirs = getattr(lightly_peer, name)(temperature=0.3)
+        theirs = of_all_ranks(theirs, everyone, rank, world)
+        yield f"lightly.{name} uneven", (global_mean(mine), theirs), everyone[rank]
+    for options in RANKING:
+        mine, theirs = (
+            lambda *x, m=module, o={**options, **more}: m.MultipleNegativesRankingLoss(
+                None, scale=4.0, **o
+            ).compute_loss_from_embeddings(list(x), None)
+            for module, more in (
+                (ours_ranking, {"gather_across_devices": True}),
+                (ranking_peer, {}),
+            )
+        )
+        theirs = of_all_ranks(theirs, everyone, rank, world)
+        name = f"sentence_transformers uneven {options}"
+        yield name, (global_mean(mine), theirs), everyone[rank]
+    # Barlow Twins standardises by rank, and lightly's own code weights all ranks alike.
+    pair = (m.BarlowTwinsLoss(gather_distributed=True) for m in (ours, lightly_peer))
+    yield "lightly.BarlowTwinsLoss uneven", pair, everyone[rank]
 
 
 def main(rank: int, world: int, folder: str) -> None:
@@ -162,7 +230,8 @@ def main(rank: int, world: int, folder: str) -> None:
     store = distributed.FileStore(str(Path(folder, "store")), world)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
     found = {}
-    families = (open_clip, lightly, sentence_transformers, pytorch_metric_learning, simclr)
+    families = (open_clip, lightly, sentence_transformers, pytorch_metric_learning)
+    families += (simclr, uneven)
     for family in families if world > 2 else families[:1]:
         for name, (ours, theirs), inputs in family(rank, world):
             before = agreements()

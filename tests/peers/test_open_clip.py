@@ -1,5 +1,7 @@
 """The integration of open_clip agrees with its losses in one process."""
 
+import itertools
+
 import agreement
 import pytest
 import torch
@@ -89,7 +91,50 @@ def test_coca(streams):
         agree(call(mine), call(package), [*draw((5, 3), (5, 3)), SCALE])
 
 
-def test_logits_are_there_for_distillation():
+def distilling(losses, scale=4.0, output_dict=False):
+    """Returns the calls of the losses with the teacher's features, and both terms in one tensor."""
+
+    def call(loss):
+        def value(image, text, student_scale, *teacher):
+            terms = loss(image, text, student_scale, *teacher, scale, output_dict=output_dict)
+            return torch.stack([*terms.values()] if output_dict else terms)
+
+        return value
+
+    def constant(f):
+        return lambda a, b, s, x, y: f(a, b, s, x.detach(), y.detach())
+
+    return [constant(call(loss)) for loss in losses]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_distillation(dtype, streams):
+    for (n, d), output_dict in itertools.product(SIZES, (False, True)):
+        inputs = [*draw((n, d), (n, d)), SCALE, *draw((n, 4), (n, 4), seed=1)]
+        agree(*distilling(pair("DistillClipLoss"), output_dict=output_dict), inputs, dtype)
+
+
+@pytest.mark.parametrize("autocast", (torch.bfloat16, torch.float16))
+def test_distillation_in_autocast(autocast, streams):
+    for dtype in (torch.float32, autocast, torch.float64):
+        inputs = [*draw((13, 16), (13, 16)), SCALE, *draw((13, 8), (13, 8), seed=1)]
+        agree(*distilling(pair("DistillClipLoss")), inputs, dtype, autocast)
+
+
+def test_distillation_falls_back():
+    def call(loss):
+        return lambda a, b, x, y: torch.stack(loss(a, b, SCALE, x, y, SCALE))
+
+    inputs = [*draw((5, 3), (5, 3)), *draw((5, 2), (5, 2))]
+    losses = pair("DistillClipLoss")
+    agreement.falls_back(*map(call, losses), inputs, "a teacher that needs a gradient")
+    a, b, x = draw((5, 3), (4, 3), (5, 2))
+    same_error(*losses, a, a, SCALE, x, x[:4], SCALE)
+    same_error(*losses, a, b, SCALE, x, x, SCALE)
+    same_error(*losses, a, a, SCALE, b, b, SCALE)
+
+
+def test_logits_are_still_there():
     mine, package = pair("ClipLoss")
     images, texts = draw((5, 3), (5, 3))
     for x, y in zip(
@@ -98,7 +143,7 @@ def test_logits_are_there_for_distillation():
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize("name", ("ClipLoss", "CoCaLoss", "SigLipLoss"))
+@pytest.mark.parametrize("name", ("ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss"))
 def test_signature(name):
     agreement.same_signature(getattr(ours, name), getattr(peer, name))
 

@@ -12,21 +12,25 @@ import torch
 from agreement import DTYPES, SIZES, agree, draw, same_error
 from sentence_transformers import util
 from sentence_transformers.sentence_transformer import losses as peer
+from sentence_transformers.sparse_encoder import losses as sparse
 
 from fused_contrastive.integrations import sentence_transformers as ours
 
 NAME = "MultipleNegativesRankingLoss"
+CACHED = ("CachedMultipleNegativesRankingLoss", "CachedMultipleNegativesSymmetricRankingLoss")
 EXTRA = ("query_to_query", "doc_to_query", "doc_to_doc")
 DIRECTIONS = [
     ("query_to_doc", *more) for k in range(4) for more in itertools.combinations(EXTRA, k)
 ]
+HARD = {"hardness_mode": "all_negatives", "hardness_strength": 4.0, "scale": 3.0}
 HARDNESS = (None, "in_batch_negatives", "hard_negatives", "all_negatives")
 
 
 def pair(name=NAME, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        losses = [getattr(module, name)(None, **options) for module in (ours, peer)]
+        theirs = peer if hasattr(peer, name) else sparse
+        losses = [getattr(module, name)(None, **options) for module in (ours, theirs)]
     return [
         lambda *x, loss=loss: loss.compute_loss_from_embeddings(list(x), None) for loss in losses
     ]
@@ -104,9 +108,76 @@ def test_a_scale_with_a_gradient(streams):
     agree(call(ours), call(peer), [torch.tensor(4.0, dtype=torch.float64), *columns(5, 3, 1)])
 
 
-@pytest.mark.parametrize("name", (NAME, "MultipleNegativesSymmetricRankingLoss"))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sparse(dtype, streams):
+    """The package multiplies dense embeddings over the vocabulary; many of their numbers are 0."""
+    for options in ({}, {"directions": DIRECTIONS[-1]}, {"similarity_fct": util.cos_sim}):
+        losses = pair("SparseMultipleNegativesRankingLoss", **options)
+        for n, d in SIZES:
+            agree(*losses, [0.5 * x.clamp_min(0) + 0.1 for x in columns(n, d, 1)], dtype)
+
+
+def cached(name, **options):
+    """Returns both losses, for a model that has no static embedding."""
+    model = [torch.nn.Identity()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return [
+            getattr(module, name)(model, mini_batch_size=3, **options) for module in (ours, peer)
+        ]
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
+@pytest.mark.parametrize("negatives", (0, 2))
+@pytest.mark.parametrize(
+    "options", ({}, {"directions": DIRECTIONS[-1], "scale": 5.0}, HARD), ids=str
+)
+def test_cached(options, negatives, dtype, streams):
+    """The loss of embeddings that came in mini-batches, and the gradients that are cached."""
+
+    def call(loss):
+        return lambda *x: loss.calculate_loss([x.split(3) for x in x])
+
+    def gradients(loss):
+        reps = [
+            [x.to(dtype).requires_grad_() for x in column.split(3)]
+            for column in columns(8, 4, negatives)
+        ]
+        value = loss.calculate_loss(reps, with_backward=True)
+        assert not value.requires_grad
+        return value, [[x.grad for x in column] for column in reps]
+
+    losses = cached(CACHED[0], **options)
+    for n, d in SIZES:
+        agree(*map(call, losses), columns(n, d, negatives), dtype)
+    torch.testing.assert_close(*map(gradients, losses))
+    if negatives == 0 and not options:
+        for n, d in SIZES:
+            agree(*map(call, cached(CACHED[1])), columns(n, d, 0), dtype)
+
+
+def test_cached_falls_back():
+    losses = cached(CACHED[0], similarity_fct=util.euclidean_sim)
+    calls = [lambda *x, loss=loss: loss.calculate_loss([[y] for y in x]) for loss in losses]
+    agreement.falls_back(*calls, columns(5, 3, 1), "similarity_fct=euclidean_sim")
+
+
+def test_cached_attributes():
+    mine, package = cached(CACHED[0], directions=DIRECTIONS[-1])
+    assert mine.get_config_dict() == package.get_config_dict()
+    assert mine.uses_gradient_cache == package.uses_gradient_cache
+    mine.scale = 3.0
+    assert mine.loss.scale == mine.scale == 3.0
+
+
+@pytest.mark.parametrize("name", (NAME, "MultipleNegativesSymmetricRankingLoss", *CACHED))
 def test_signature(name):
     agreement.same_signature(getattr(ours, name), getattr(peer, name))
+
+
+def test_signature_of_sparse():
+    name = "SparseMultipleNegativesRankingLoss"
+    agreement.same_signature(getattr(ours, name), getattr(sparse, name))
 
 
 def test_configuration_is_the_packages():

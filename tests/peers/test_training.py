@@ -259,11 +259,17 @@ def sentence_transformer(folder):
             },
         ),
         ("MultipleNegativesSymmetricRankingLoss", {}),
+        ("CachedMultipleNegativesRankingLoss", {"mini_batch_size": 2}),
+        ("CachedMultipleNegativesSymmetricRankingLoss", {"mini_batch_size": 2}),
     ),
 )
+@pytest.mark.parametrize("matryoshka", (False, True))
 @pytest.mark.filterwarnings("ignore")
-def test_sentence_transformers(name, options, tmp_path):
-    """`SentenceTransformerTrainer` trains on triplets to the same weights."""
+def test_sentence_transformers(name, options, matryoshka, tmp_path):
+    """`SentenceTransformerTrainer` trains on triplets to the same weights.
+
+    It does so also where the library's `MatryoshkaLoss` holds our loss.
+    """
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformerTrainer,
@@ -287,6 +293,9 @@ def test_sentence_transformers(name, options, tmp_path):
     trained = []
     for module in (ours, peer):
         model = copy.deepcopy(start)
+        loss = getattr(module, name)(model, **options)
+        if matryoshka:
+            loss = peer.MatryoshkaLoss(model, loss, [16, 4])
         trainer = SentenceTransformerTrainer(
             model=model,
             args=SentenceTransformerTrainingArguments(
@@ -303,7 +312,7 @@ def test_sentence_transformers(name, options, tmp_path):
                 use_cpu=True,
             ),
             train_dataset=Dataset.from_dict(texts),
-            loss=getattr(module, name)(model, **options),
+            loss=loss,
         )
         trainer.train()
         trained.append(model)
