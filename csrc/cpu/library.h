@@ -40,8 +40,9 @@ namespace avx512_bf16 {
 Kernels kernels(Type matrix);
 }  // namespace avx512_bf16
 
-// The instruction sets that this library and this CPU have, from the weakest to the best, with spaces
-// between them. The best one is in use until `choose_isa` is called with the index of another.
+// The instruction sets that this library and this CPU have, from the weakest to the best, with
+// spaces between them. The best one is in use until `choose_isa` is called with the index of
+// another.
 std::string isas();
 void choose_isa(int isa);
 

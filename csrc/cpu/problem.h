@@ -1,8 +1,7 @@
-// The plain structures that the Python module and the kernels share. Neither knows torch, so that the
-// library compiles without it and serves every version.
-//
-// All G groups have the same sizes. Matrices are row-major, and strides are in elements. T is the
-// accumulation type: double for float64 matrices, else float.
+// The plain structures that the Python module and the kernels share. Neither knows torch, so that
+// the library compiles without it and serves every version. All G groups have the same sizes.
+// Matrices are row-major, and strides are in elements. T is the accumulation type: double for
+// float64 matrices, else float.
 #pragma once
 
 #include <cstddef>

@@ -13,8 +13,8 @@
 #include <sys/mman.h>
 
 // The entry of OpenMP that torch's own loops call. The reference is weak and is resolved among the
-// libraries that torch has made visible to the whole process. So it is the one that torch calls, and
-// the kernels run on torch's threads. It is null where torch brings no such library.
+// libraries that torch has made visible to the whole process. So it is the one that torch calls,
+// and the kernels run on torch's threads. It is null where torch brings no such library.
 extern "C" __attribute__((weak)) void GOMP_parallel(void (*work)(void*), void* data,
                                                     unsigned threads, unsigned flags);
 #endif
@@ -87,7 +87,8 @@ class PythonRuntime : public Runtime {
       for (int i; (i = b.next.fetch_add(1, std::memory_order_relaxed)) < b.n;) b.body(b.context, i);
     };
 #if defined(__linux__)
-    // The team is always as large as torch's own, for OpenMP ends threads that a team does not need.
+    // The team is always as large as torch's own, for OpenMP ends threads that a team does not
+    // need.
     if (GOMP_parallel) return GOMP_parallel(work, &bodies, unsigned(runtime->threads), 0);
 #endif
     std::vector<std::thread> others;

@@ -100,7 +100,8 @@ def pairs(operands, candidates: tuple[str, int, int, int], dtype: torch.dtype) -
         key_a, key_b = _keys(kind, key_a, key_b, None if b is None else (G, N), (G, M))
     of_candidates = _KINDS[kind], offset, stride, positive
     arguments = (G, D, TYPES[dtype], scale.item(), *of_candidates, b is None)
-    return Pairs((G, M, N, D), dtype, accumulate, a, b, (key_a, key_b), arguments)
+    sizes, keys = (G, M, N, D), (key_a, key_b)
+    return Pairs(sizes, dtype, accumulate, a, b, keys=keys, arguments=arguments)
 
 
 def _keys(kind, key_a, key_b, columns: tuple[int, int] | None, rows: tuple[int, int]):
