@@ -11,11 +11,12 @@ from .. import checks
 from ..autograd.over_ranks import averaged_gradient
 from ..distributed.groups import Ranks, resolve
 from ._arguments import Options, check_options
+from ._help import Documented
 from ._over_ranks import NOT_GIVEN
 from ._points import check_temperatures
 
 
-class Loss(nn.Module):
+class Loss(Documented):
     """Keeps the options of one loss function, checked; subclasses call the function."""
 
     def __init__(self, learnable: bool | str = False, **options):

@@ -19,6 +19,7 @@ from .._torch_internals import constant_result
 from ..autograd._formulas import is_transformed
 from ..backends._warnings import warn
 from ..distributed.groups import STRATEGIES, Ranks, resolve, told
+from ._help import complete
 
 
 class NotGiven:
@@ -44,6 +45,7 @@ def over_ranks(loss):
     raises an error, the other ranks are told, so that they raise one, too.
     """
 
+    complete(loss)
     strategies = STRATEGIES if "strategy" in inspect.signature(loss).parameters else ("auto",)
 
     def checked(inputs, group, strategy, options):

@@ -36,7 +36,8 @@ def clip_loss(
 ):
     """The CLIP loss (Radford et al. 2021, arXiv:2103.00020, figure 3).
 
-    It is the mean of both directions' cross entropies.
+    It is the mean of both directions' cross entropies. With ``s_ij = logit_scale <image_i,
+    text_j>`` the loss of pair i is ``(log sum_j exp s_ij + log sum_j exp s_ji) / 2 - s_ii``.
 
     Args:
         image_features, text_features: ``[N, D]``, normalised by the caller; nothing is normalised

@@ -8,7 +8,6 @@ is float32 (float64 for float64 inputs), also the distance of the diagonal from 
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from .. import checks, reference
 from ..autograd._formulas import FirstDerivative, refuse_transforms
@@ -17,6 +16,7 @@ from ..distributed.groups import Ranks, agree, resolve
 from ..dtypes import accumulation_dtype, matrix_dtype, outside_autocast
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, two_sets
+from ._help import Documented
 from ._module import own_number
 from ._over_ranks import NOT_GIVEN, over_ranks
 
@@ -244,8 +244,10 @@ def barlow_twins_loss(
 
     Args:
         z1, z2: two views ``[N, D]``, N > 1.
-        lamb, scale_loss, group, backend: as in `correlation_loss`, as are the return value and the
-            errors.
+        group, backend: as in `correlation_loss`.
+
+    Returns:
+        A scalar, as `correlation_loss` does.
 
     >>> import torch, fused_contrastive
     >>> z = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
@@ -263,7 +265,7 @@ def barlow_twins_loss(
     return _loss(z1, z2, lamb, scale_loss, False, group)
 
 
-class _Correlation(nn.Module):
+class _Correlation(Documented):
     def __init__(self, lamb, scale_loss, group, backend):
         super().__init__()
         own_number("lamb", lamb)

@@ -28,7 +28,8 @@ def cpc_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The CPC loss (van den Oord et al. 2018, arXiv:1807.03748, eqs. 3-4).
 
-    The logits are raw dot products, and each step has one softmax over the batch.
+    The logits are raw dot products, and each step has one softmax over the batch. With ``s_ij =
+    <prediction_i, latent_j>`` of a step the loss of row i is ``log sum_j exp s_ij - s_ii``.
 
     Args:
         predictions, latents: ``[K, B, D]``, the K predicted and true latents of B sequences.

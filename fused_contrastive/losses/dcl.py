@@ -39,7 +39,8 @@ def dcl_loss(
 ):
     """Decoupled contrastive loss (Yeh et al. 2022, arXiv:2110.06848, eq. 6).
 
-    It is the log-sum-exp of the negatives less the positive.
+    It is the log-sum-exp of the negatives less the positive. With s as in `nt_xent_loss` the loss
+    of row i is ``log sum_{j != i, p(i)} exp s_ij - s_ip(i)``.
 
     Args:
         z1, z2: two views ``[B, D]``. Row i of one is the positive of row i of the other.

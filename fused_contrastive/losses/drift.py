@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import checks
 from ..autograd._formulas import refuse_export, refuse_transforms
@@ -22,6 +22,7 @@ from ..problem import ForceProblem
 from ..reference import drift as reference
 from ..scalars import inverse_scale
 from ._arguments import asks_for_eager, check_temperature
+from ._help import Documented
 from ._module import own_temperatures
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._points import check_temperatures, inverse_temperatures, points_dtype, stacked
@@ -52,9 +53,21 @@ def drift_loss(
 ):
     """The drifting loss as published (lambertae/drifting, ``drift_loss.py``).
 
-    Samples drift towards the positives and away from one another and from the fixed negatives. The
-    scale and the mean square of the drift of each temperature are taken over the whole batch.
-    Everything but ``gen / s_in`` is a constant.
+    Samples drift towards the positives and away from one another and from the fixed negatives. Let
+    x be the samples of a group and y all its points: gen, negative and positive, with weights w.
+    Let d be their distances over ``scale``, the mean distance, plus 100 for a sample and itself.
+
+    - Affinities of temperature T: ``A_ij = w_j sqrt(max(softmax_j(-d_ij / T) softmax_i(-d_ij / T),
+      1e-6))``, with rows that are the samples only.
+    - Drift: ``V_i = sum_n A_in sum_p A_ip y_p - sum_p A_ip sum_n A_in y_n``, over positives p and
+      all others n, in coordinates divided by ``s_in = scale / sqrt(D)``.
+    - Loss of a group: ``mean((x / s_in - stopgrad(x / s_in + sum_T V / sqrt(mean V^2)))^2)``.
+
+    The scale and the mean square of each temperature are taken over the whole batch. Everything but
+    ``gen / s_in`` is a constant. `contrastive_force_loss` with ``mask_self="softmax"``,
+    ``normalizer="force_rms"`` and ``affinity_floor=1e-6`` is the nearest to it: its columns'
+    softmax has all points as rows, and it takes scale and mean square group by group. Take
+    `drift_loss` to repeat the paper, and `contrastive_force_loss` for gradients through the scale.
 
     Args:
         gen, positive, negative: ``[G, n, D]``, each with its own n.
@@ -237,14 +250,21 @@ def drift_field(
 ) -> Tensor:
     """The drift of each sample as in the published toy notebook (drifting_model_demo.ipynb).
 
-    Distances are raw and nothing is normalised. Train with
-    ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``. Over several ranks the field is
-    that of this rank's points alone.
+    Distances d are raw and nothing is normalised. Let y be gen and positive.
+
+    - Kernel: ``K_ij = exp(-d_ij / temperature)``, 0 for a sample and itself.
+    - Affinities: ``A_ij = K_ij / sqrt(max(sum_k K_ik sum_k K_kj, 1e-12))``.
+    - Field: ``V_i = sum_n A_in sum_p A_ip y_p - sum_p A_ip sum_n A_in y_n``, over positives p and
+      samples n.
+
+    Train with ``mse_loss(gen, (gen + drift_field(gen, positive)).detach())``. Over several ranks
+    the field is that of this rank's points alone.
 
     Args:
         gen, positive: ``[..., n, D]`` and ``[..., N, D]``. Each leading index is a group of its
             own.
         temperature: in units of distance.
+        backend: a name of `fused_contrastive.backends()`; None: the default of the device.
 
     Returns:
         ``[..., n, D]`` in the dtype of gen, a constant.
@@ -285,7 +305,7 @@ def drift_field(
     return field[0].reshape(gen.shape).to(gen.dtype)
 
 
-class DriftLoss(nn.Module):
+class DriftLoss(Documented):
     """Module form of `drift_loss`: ``DriftLoss()(gen, positive, negative)``.
 
     The weights are keyword arguments of `forward`.

@@ -136,8 +136,8 @@ def contrastive_force_loss(
     """Squared step of each negative along the sum over the temperatures of `contrastive_force`.
 
     The loss is ``(negative - stopgrad(negative + sum_T force_T))^2``, after both sets are divided
-    by `scale`. Gradients flow through ``negative / scale``: to negative and, through the scale, to
-    both sets.
+    by `scale`. By default it is elementwise: pass ``reduction="mean"`` for a scalar. Gradients flow
+    through ``negative / scale``: to negative and, through the scale, to both sets.
 
     Args:
         positive, negative: ``[..., N, D]`` and ``[..., M, D]``. Each leading index is a group of

@@ -52,12 +52,16 @@ def info_nce_loss(
 ):
     """InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, eq. 4).
 
+    With ``s = cos(query, key) / temperature`` the loss of row i is ``-log(exp s_i+ / (exp s_i+ +
+    sum_k exp s_ik))``, over its positive and its negatives k.
+
     Args:
         query, positive_key: ``[N, D]``. Row i of one is the positive of row i of the other.
         negative_keys: with None, the other rows' positives are the negatives. ``[K, D]`` with
             ``negative_mode="unpaired"`` is a queue shared by all rows (MoCo); other positives are
             then no negatives. ``[K, D]`` with ``"in_batch"`` is shared as well, beside the other
             rows' positives. ``[N, K, D]`` with ``"paired"`` gives each row its own negatives.
+        negative_mode: ``"unpaired"``, ``"in_batch"`` or ``"paired"``; see `negative_keys`.
         normalize: compare cosines instead of raw dot products.
         symmetric: the mean of both directions, without `negative_keys` only.
         weights: ``[N]``, one for each row.

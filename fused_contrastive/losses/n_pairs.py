@@ -32,7 +32,8 @@ def n_pairs_loss(
 ):
     """N-pairs loss (Sohn 2016): the cross entropy of each anchor's similarities to all positives.
 
-    Only the anchors are rows, and there is no temperature.
+    Only the anchors are rows, and there is no temperature. With ``s_ij = cos(anchor_i,
+    positive_j)`` the loss of row i is ``log sum_j exp s_ij - s_i,target(i)``.
 
     Args:
         anchors, positives: ``[B, D]``.

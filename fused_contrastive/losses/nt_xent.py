@@ -43,6 +43,9 @@ def nt_xent_loss(
 ):
     """NT-Xent, the SimCLR loss (Chen et al. 2020, arXiv:2002.05709, eq. 1).
 
+    With ``z = [z1; z2]``, ``s_ij = cos(z_i, z_j) / temperature``, and p(i) the other view of i, the
+    loss of row i is ``-log(exp s_ip(i) / sum_{j != i} exp s_ij)``.
+
     Args:
         z1, z2: two views ``[B, ...]``, whose trailing dimensions are flattened. Row i of one is the
             positive of row i of the other.

@@ -57,7 +57,8 @@ def multiple_negatives_ranking_loss(
     It has the extensions of sentence-transformers. They are several directions (Li et al. 2023,
     arXiv:2308.03281) and hardness weighting (Lan et al. 2025, arXiv:2503.04812, eq. 5). The
     documents are the positives and the hard negatives of all queries. Every document is a candidate
-    of every query.
+    of every query. With ``s_ij = cos(query_i, document_j) / temperature`` and ``"query_to_doc"``
+    alone the loss of query i is ``log sum_j exp s_ij - s_ii``.
 
     Args:
         query, positive_key: ``[N, D]``. Row i of one is the positive of row i of the other.

@@ -53,6 +53,7 @@ def sup_con_loss(
         features: ``[N, D]``, or ``[N, V, D]``: V views of every sample, where each view is a row.
         labels: ``[N]`` integers. With None, which needs views, every sample is a class of its own
             (SimCLR with V views).
+        positives: ``"out"``, ``"in"`` or ``"pairs"``; see above.
         positive_weights: ``[N, N]`` non-negative weights of sample j as a positive of sample i, in
             place of labels and with "out" only. They are SupContrast's mask. They need not be
             symmetric, and the diagonal weights the other views of i. The mean over P is then
