@@ -25,9 +25,12 @@ def negatives(
     if is_transformed() or torch.compiler.is_exporting():
         result = hardened(a, b, scale, hardness, arguments)
     else:
-        share = (scale / (scale + hardness)).detach()
+        total = scale + hardness
+        # A sum of 0 would have no share. This one leaves the logits 0 to any precision.
+        total = total + 1e-20 * (total.detach() == 0).to(total.dtype)
+        share = (scale / total).detach()
         softened = (x if x is None else x.detach() + share * (x - x.detach()) for x in (a, b))
-        result = similarity(*softened, scale + hardness, **arguments)
+        result = similarity(*softened, total, **arguments)
         # Over ranks there are no second derivatives, and asking for them is an error.
         again = arguments.get("ranks") is None and not torch.compiler.is_compiling()
         if again and result.rows.requires_grad:

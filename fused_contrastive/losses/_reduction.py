@@ -97,8 +97,17 @@ def reduce(
     else:
         count = weights if weights.shape == loss.shape else weights * torch.ones_like(loss)
     if group is None:
-        return loss.sum() / count.sum()
-    return group.size * loss.sum() / sum_over_ranks(count.sum(), group.encode())
+        return ratio(loss.sum(), count.sum())
+    return group.size * ratio(loss.sum(), sum_over_ranks(count.sum(), group.encode()))
+
+
+def ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """``total / count``, of numbers ``[]``. Over nothing it is NaN, with a gradient of 0.
+
+    On one rank of many a gradient of NaN would become that of all.
+    """
+    nothing = count.detach() == 0
+    return (total / count.masked_fill(nothing, 1.0)).masked_fill(nothing, float("nan"))
 
 
 def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

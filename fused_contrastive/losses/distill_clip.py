@@ -19,7 +19,7 @@ from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison, as_read, dot, exact_rows
 from ._module import Loss
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import one_positive, reduce
+from ._reduction import one_positive, ratio, reduce
 
 OTHERS = Candidates("not_self")
 """These are all columns but the pair's own, which is the positive and is counted apart."""
@@ -312,7 +312,7 @@ def _fused(
     weights = torch.ones_like(pos) if weights is None else weights.to(pos.dtype)
     terms, p, q, *_ = TeacherTotal.apply(a, b, x, y, own, weights, dtype, name)
     total = (weights * student + (weights * (p + q) * pos - terms) / 2).sum()
-    return total if reduction == "sum" else total / weights.sum()
+    return total if reduction == "sum" else ratio(total, weights.sum())
 
 
 class DistillClipLoss(Loss):

@@ -20,7 +20,7 @@ def reduce(loss: torch.Tensor, reduction: str, weights: torch.Tensor | None = No
         weights = weights.to(loss.dtype)
         loss = weights * loss.masked_fill((weights == 0) & ~loss.isfinite(), 0.0)
         if reduction == "mean":
-            return loss.sum() / weights.sum()
+            return ratio(loss.sum(), weights.sum())
     return loss if reduction == "none" else getattr(loss, reduction)()
 
 
@@ -40,7 +40,13 @@ def weighted_reduce(loss: torch.Tensor, reduction: str, weights=None, terms=None
     if reduction != "mean" or (weights is None and terms is None):
         return reduce(loss, reduction)
     terms = torch.ones_like(loss) if terms is None else terms.to(loss.dtype)
-    return loss.sum() / (terms if weights is None else weights * terms).sum()
+    return ratio(loss.sum(), (terms if weights is None else weights * terms).sum())
+
+
+def ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """``total / count``, of numbers. Over nothing it is NaN, with a gradient of 0."""
+    nothing = count.detach() == 0
+    return (total / count.masked_fill(nothing, 1.0)).masked_fill(nothing, float("nan"))
 
 
 def with_metrics(

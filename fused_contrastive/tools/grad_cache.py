@@ -63,7 +63,8 @@ def cached_step(
         scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
 
     Returns:
-        What `loss_fn` returned, detached.
+        What `loss_fn` returned, detached. Where nothing needs a gradient, as under no_grad, this is
+        all that happens.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the error names it.
@@ -91,6 +92,9 @@ def cached_step(
         raise ValueError(
             f"loss_fn must return a 0-d tensor, or a tuple with one first, got {found}"
         )
+    if not loss.requires_grad:
+        # Nothing is trained, as under no_grad in an evaluation.
+        return tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, outputs)
     (loss if scaler is None else scaler.scale(loss)).backward()
     outputs, loss = (
         tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, outputs),

@@ -339,3 +339,16 @@ def test_errors(arguments, error, message):
     } | arguments
     with pytest.raises(error, match=message):
         cached_step(**given)
+
+
+def test_nothing_to_train():
+    """In an evaluation, and where nothing is trained, it returns the loss and no gradient."""
+    encoder = torch.nn.Linear(6, 4)
+    x1, x2 = torch.randn(8, 6), torch.randn(8, 6)
+    expected = fc.nt_xent_loss(encoder(x1), encoder(x2)).detach()
+    call = [encoder, encoder], [x1, x2], fc.nt_xent_loss
+    with torch.no_grad():
+        torch.testing.assert_close(fc.cached_step(*call, chunk_size=3), expected)
+    encoder.requires_grad_(False)
+    torch.testing.assert_close(fc.cached_step(*call, chunk_size=3), expected)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
