@@ -10,7 +10,8 @@ temperature that has several elements, is 0 or is infinite.
 
 `NTXentLoss` here needs O(N D) memory and a number per positive pair. The library's needs a matrix
 ``[positive pairs, negative pairs]``. With the default reducer and very many positive pairs, the
-loss here does not list them either.
+loss here does not list them either. The library's saturates where a probability is very small, and
+so does ours; ``NTXentLoss(exact=True)`` does not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 
 import torch
 
+from ..backends._warnings import warn
 from ..checks import is_integer
 from ..dtypes import matrix_dtype
 from ..losses._comparison import Comparison, exact_rows
@@ -41,6 +43,11 @@ lmu = package("pytorch_metric_learning.utils.loss_and_miner_utils", "pytorch-met
 __all__ = ["NPairsLoss", "NTXentLoss", "SupConLoss", "patch"]
 
 __getattr__ = absent(__name__)
+
+
+class SaturationWarning(UserWarning):
+    """Terms of the loss are so large that the package's arithmetic loses their gradient."""
+
 
 # Up to this many positive pairs per row of either set are listed. Another pass sums over more.
 LISTED = 16
@@ -159,15 +166,27 @@ def tuple_reason(indices_tuple, rows: int, columns: int) -> str | None:
 class NTXentLoss(Streaming, peer.NTXentLoss):
     """Works as `pytorch_metric_learning.losses.NTXentLoss` does.
 
-    There is a term for each pair of anchor and positive, against the anchor's negatives.
+    There is a term for each pair of anchor and positive, against the anchor's negatives. The
+    package adds the smallest normal number of the dtype to a probability before it takes the
+    logarithm. So its terms end at 87.3 in float32 and at 9.7 in float16, and there they have no
+    gradient. Raw dot products get there soon. This class does as the package, and warns once.
+
+    Args:
+        exact: leave this number out. Every term has its value and its gradient then.
+        temperature: divides the similarities; further arguments are the package's.
     """
+
+    def __init__(self, temperature=0.07, *, exact=False, **kwargs):
+        super().__init__(temperature=temperature, **kwargs)
+        self.exact = exact
 
     def _labelled(self, compared: Comparison, labelled: Labelled):
         keys = labelled.labels, labelled.ref_labels
         among, others = one_set_or_two(compared, "other_key", *keys)
         negative = among.lse(others).rows
         many = labelled.positives > LISTED * sum(map(len, keys))
-        if many and self._takes_the_mean() and self._cannot_saturate(compared):
+        certain = self.exact or self._cannot_saturate(compared)
+        if many and certain and self._takes_the_mean():
             among, positives = one_set_or_two(compared, "same_key", *keys, labelled.offset)
             total = among.softplus_sum(positives, -negative, sign=-1).rows.sum()
             return total / labelled.positives, None, "already_reduced", compared.scale.new_zeros(())
@@ -179,18 +198,32 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
 
     def _terms(self, compared: Comparison, negative: torch.Tensor, a, p):
         terms = one_positive(negative[a], listed_logits(compared, a, p))
-        terms = -torch.logaddexp(-terms, self._floor(compared))
+        if not self.exact:
+            floor = self._floor(compared)
+            if not self._cannot_saturate(compared) and (terms.detach() > -floor).any():
+                self._saturates(floor)
+            terms = -torch.logaddexp(-terms, terms.new_tensor(floor))
         return terms, (a, p), "pos_pair", terms.new_zeros(())
 
     def _operations(self, z: torch.Tensor) -> torch.Tensor:
         return torch.log(torch.exp(z @ z.T / self.temperature))
 
-    def _floor(self, compared: Comparison) -> torch.Tensor:
+    def _floor(self, compared: Comparison) -> float:
         """The logarithm of what the library adds to a probability before it takes the logarithm.
 
         This is the smallest normal number of the dtype.
         """
-        return compared.scale.new_tensor(math.log(c_f.small_val(compared.dtype)))
+        return math.log(c_f.small_val(compared.dtype))
+
+    @staticmethod
+    def _saturates(floor: float) -> None:
+        warn(
+            "pytorch_metric_learning.NTXentLoss saturates: as in the package, its terms end at "
+            f"{-floor:.1f} in this dtype, and terms beyond have no gradient. Pass exact=True, "
+            "which only the class from here takes, or normalise: distance=CosineSimilarity()",
+            SaturationWarning,
+            beside="pytorch_metric_learning",
+        )
 
     def _cannot_saturate(self, compared: Comparison) -> bool:
         """Whether rounding loses this number, whatever the embeddings."""

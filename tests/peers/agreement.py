@@ -135,19 +135,25 @@ def falls_back(ours, theirs, inputs: list[torch.Tensor], reason: str):
         torch.testing.assert_close(mine, package, rtol=0, atol=0, equal_nan=True)
 
 
-def same_signature(ours, theirs):
+def same_signature(ours, theirs, beside: tuple[str, ...] = ()):
     """Asserts that our class is a subclass with the same arguments.
 
-    Names, kinds and defaults of the constructor's and forward's arguments are compared.
+    Names, kinds and defaults of the constructor's and forward's arguments are compared. Our
+    constructor may have the keyword arguments `beside`, too.
     """
     if inspect.isclass(theirs):
         assert issubclass(ours, theirs)
         assert ours.__name__ == theirs.__name__
-        same_signature(ours.__init__, theirs.__init__)
+        same_signature(ours.__init__, theirs.__init__, beside)
         same_signature(ours.forward, theirs.forward)
         return
     mine, package = (
         [(p.name, p.kind, p.default) for p in inspect.signature(f).parameters.values()]
         for f in (ours, theirs)
     )
+    added = [x for x in mine if x[0] in beside]
+    assert [(name, kind) for name, kind, _ in added] == [
+        (name, inspect.Parameter.KEYWORD_ONLY) for name in beside
+    ]
+    mine = [x for x in mine if x not in added]
     assert mine == package

@@ -1,5 +1,7 @@
 """The integration of pytorch-metric-learning agrees with its losses, by labels and by pairs."""
 
+import warnings
+
 import agreement
 import pytest
 import torch
@@ -12,6 +14,9 @@ from fused_contrastive.integrations import pytorch_metric_learning as ours
 
 NAMES = ("NTXentLoss", "SupConLoss", "NPairsLoss")
 PAIRWISE = NAMES[:2]
+ENDS = {torch.float32: 87.3, torch.float16: 9.7}
+"""Where the library's NTXentLoss saturates."""
+
 LABELS = {
     "one row": [3],
     "two of one label": [1, 1],
@@ -186,12 +191,50 @@ def test_saturated_probabilities(dtype, streams):
     """
     labels = torch.tensor(LABELS["few labels"])
     losses = pair("NTXentLoss", temperature=0.01)
-    agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
+    if dtype == torch.float64:
+        agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
+    else:
+        with pytest.warns(ours.SaturationWarning, match=f"terms end at {ENDS[dtype]}"):
+            agree(*calls(losses, labels), draw((len(labels), 3)), dtype)
     if dtype == torch.float32:
         x = draw((len(labels), 3))[0].float()
-        assert float(
-            max(losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"])
-        ) == pytest.approx(87.3365)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ours.SaturationWarning)
+            terms = losses[0].compute_loss(x, labels, None, x, labels)["loss"]["losses"]
+        assert float(max(terms)) == pytest.approx(87.3365)
+
+
+def test_raw_dot_products(streams, monkeypatch):
+    """They saturate the loss. Our exact form has the value and the gradients of float64."""
+    labels = torch.arange(64) % 8
+    x = 10 * draw((64, 32))[0].float()
+    distance = distances.DotProductSimilarity(normalize_embeddings=False)
+    mine, package = pair("NTXentLoss", distance=distance)
+    with pytest.warns(ours.SaturationWarning, match="exact=True") as caught:
+        for _ in range(2):
+            saturated = run(lambda x: mine(x, labels), [x])
+    assert [w.filename for w in caught] == [__file__]
+    torch.testing.assert_close(saturated, run(lambda x: package(x, labels), [x]))
+    assert float(saturated[0]) < 88
+
+    def dense(x):
+        s, same = x @ x.T / 0.07, labels[:, None] == labels
+        negative = s.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
+        terms = torch.logaddexp(s, negative) - s
+        return terms[same & ~torch.eye(len(x), dtype=torch.bool)].mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ours.SaturationWarning)
+        for listed in (1, 16):
+            monkeypatch.setattr(ours, "LISTED", listed)
+            exact = ours.NTXentLoss(distance=distance, exact=True)
+            got = run(lambda x, exact=exact: exact(x, labels), [x])
+            want = run(dense, [x.double()])
+            assert float(want[0]) > 10_000
+            for a, b in zip(got, want, strict=True):
+                torch.testing.assert_close(
+                    a.double(), b, rtol=1e-5, atol=1e-5 * float(b.abs().max())
+                )
 
 
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
@@ -287,7 +330,8 @@ def test_kinds_of_labels(name, kind, streams):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signature(name):
-    agreement.same_signature(getattr(ours, name), getattr(peer, name))
+    beside = ("exact",) if name == "NTXentLoss" else ()
+    agreement.same_signature(getattr(ours, name), getattr(peer, name), beside)
 
 
 @pytest.mark.parametrize("name", NAMES)
