@@ -128,9 +128,12 @@ def test_compiles_in_one_graph(case, streams):
 def test_losses_are_copied_and_pickled(package):
     module = importlib.import_module(f"fused_contrastive.integrations.{package}")
     arguments = {"NT_Xent": (4, 0.5, 1), "CoCaLoss": (1.0, 1.0)}
+    model = torch.nn.Sequential(torch.nn.Identity())
     for name in module.__all__:
         kind = getattr(module, name)
         if isinstance(kind, type):
-            loss = kind(*arguments.get(name, (None,) if package == "sentence_transformers" else ()))
+            loss = kind(
+                *arguments.get(name, (model,) if package == "sentence_transformers" else ())
+            )
             for again in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
                 assert type(again) is kind
