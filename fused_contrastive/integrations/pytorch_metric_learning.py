@@ -215,12 +215,13 @@ class NTXentLoss(Streaming, peer.NTXentLoss):
         """
         return math.log(c_f.small_val(compared.dtype))
 
-    @staticmethod
-    def _saturates(floor: float) -> None:
+    def _saturates(self, floor: float) -> None:
+        normalize = ", or normalise: distance=CosineSimilarity()"
         warn(
             "pytorch_metric_learning.NTXentLoss saturates: as in the package, its terms end at "
             f"{-floor:.1f} in this dtype, and terms beyond have no gradient. Pass exact=True, "
-            "which only the class from here takes, or normalise: distance=CosineSimilarity()",
+            "which only the class from fused_contrastive takes"
+            f"{'' if self.distance.normalize_embeddings else normalize}",
             SaturationWarning,
             beside="pytorch_metric_learning",
         )
