@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -92,8 +93,12 @@ def resolve(group):
     )
 
 
-_HOST_GROUPS: dict[str, tuple] = {}
-"""The gloo group beside each group, by the group's name."""
+_HOST_GROUPS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+"""The gloo group beside each group; None where the group serves tensors on the CPU itself.
+
+Groups are not kept alive. `destroy_process_group` has to end their threads, for a thread that lives
+on can bring down the interpreter at its exit.
+"""
 
 
 def host_group(group):
@@ -101,12 +106,11 @@ def host_group(group):
 
     All ranks of the group call this at the same time.
     """
-    known, host = _HOST_GROUPS.get(group.group_name, (None, None))
-    if known is not group:
+    if group not in _HOST_GROUPS:
         serves_cpu = "cpu:" in dist.get_backend_config(group)
-        host = group if serves_cpu else _gloo_beside(group)
-        _HOST_GROUPS[group.group_name] = group, host
-    return host
+        _HOST_GROUPS[group] = None if serves_cpu else _gloo_beside(group)
+    host = _HOST_GROUPS[group]
+    return group if host is None else host
 
 
 def _gloo_beside(group):
