@@ -98,7 +98,7 @@ def reduce(
         count = weights if weights.shape == loss.shape else weights * torch.ones_like(loss)
     if group is None:
         return ratio(loss.sum(), count.sum())
-    return group.size * ratio(loss.sum(), sum_over_ranks(count.sum(), group.encode()))
+    return group.size * loss.sum() / sum_over_ranks(count.sum(), group.encode())
 
 
 def ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
