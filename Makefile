@@ -78,7 +78,7 @@ $(VENV)/tools: Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q "$(TORCH)" setuptools wheel ninja numpy
 	$(RUN) -m pip install -q "$(TRITON)" pytest pytest-xdist matplotlib scikit-learn ruff
-	$(RUN) -m pip install -q mypy basedpyright
+	$(RUN) -m pip install -q mypy==2.4.1 basedpyright==1.40.2
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
