@@ -72,7 +72,7 @@ class Pool:
             for rank in [rank for rank, x in waiting.items() if x in ready]:
                 try:
                     answers[rank] = pickle.loads(waiting.pop(rank).recv_bytes())
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     answers[rank] = (rank in ends, ENDED)
         errors = [f"rank {rank}: {x}" for rank, (fine, x) in sorted(answers.items()) if not fine]
         if errors or ends:
@@ -105,6 +105,11 @@ class Pool:
             there.close()
             self._connections.append(here)
             self._processes.append(process)
+        # A rank that ended while another one joins a group would end that one, too.
+        for rank, connection in enumerate(self._connections):
+            if not connection.poll(60):
+                pytest.fail(f"after 60 s rank {rank} had not joined the groups:\n{self._stacks()}")
+            connection.recv_bytes()
 
     def _stacks(self) -> str:
         for process in self._processes:
@@ -126,6 +131,7 @@ def _serve(rank: int, size: int, folder: str, patience: float, connection) -> No
         dist.barrier()
         joined = {"timeout": datetime.timedelta(seconds=patience)}
         groups = {n: dist.new_group(range(n), **joined) for n in range(1, size + 1)}
+        connection.send_bytes(b"joined")
         while True:
             try:
                 world, function, arguments, poisoned = pickle.loads(connection.recv_bytes())
