@@ -167,9 +167,15 @@ def taken(x: Tensor, columns: tuple[slice, ...]) -> Tensor:
     first, *others = columns
     for second in others:
         if second.start != first.stop:
-            return torch.cat([x[:, columns] for columns in (first, second)], 1)
+            return joined([x[:, columns] for columns in (first, second)], 1)
         first = slice(first.start, second.stop)
     return x[:, first]
+
+
+def joined(tensors: list[Tensor], dim: int) -> Tensor:
+    """The tensors, one after the other. Where only one of them has elements it is not copied."""
+    filled = [x for x in tensors if x.numel()]
+    return filled[0] if len(filled) == 1 else torch.cat(tensors, dim)
 
 
 def padded(x: Tensor, size: int) -> Tensor:
@@ -287,7 +293,7 @@ def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Ten
             met = [((rank + step) % world, plan.met(rank, step, piece)[1]) for step in run]
             new = compute(
                 Visit(False, rows),
-                [torch.cat([taken(x[t], its) for t, its in met], 1) for x in everyone],
+                [joined([taken(x[t], its) for t, its in met], 1) for x in everyone],
             )
             sizes = [length(its) for _, its in met]
             for parts, x in zip(found, new, strict=True):
@@ -332,7 +338,7 @@ def _sent_to_all(plan: Exchange, home, found, piece: Piece, rank: int) -> _Home:
         sizes = [G * width * length(its) for its in met]
         arriving = x.new_empty(sum(sizes))
         splits = {"output_split_sizes": sizes, "input_split_sizes": [x.numel() for x in parts]}
-        sent = torch.cat(parts)
+        sent = joined(parts, 0)
         work = dist.all_to_all_single(arriving, sent, **splits, group=plan.group, async_op=True)
         works.append(work)
         received.append([part.view(G, -1, width) for part in arriving.split(sizes)])
