@@ -52,7 +52,7 @@ bench-peers: $(VENV)/peers/installed
 lint: $(VENV)/installed
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 
-# What type checkers see of the package in a user's file.
+# The types of the package, and what type checkers see of it in a user's file.
 types: $(VENV)/installed
 	$(RUN) -m mypy
 	$(RUN) -m basedpyright --level error

@@ -6,8 +6,10 @@ checks that the installed torch has them. The rest of the package takes them fro
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, is_functorch_wrapped_tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
@@ -29,7 +31,7 @@ are_transforms_active = torch._C._are_functorch_transforms_active
 any_requires_grad = torch._C._any_requires_grad
 
 # This tells whether a tensor takes part in a transform of torch.func.
-is_wrapped_by_transform = torch._C._functorch.is_functorch_wrapped_tensor
+is_wrapped_by_transform = is_functorch_wrapped_tensor
 
 # This switches forward-mode differentiation on again inside an op's formula, where Function.apply
 # has turned it off.
@@ -53,9 +55,11 @@ def argument_names(op) -> list[str]:
 
 def group_with_name(name: str):
     """The process group whose ``group_name`` this is. An op knows its group by name."""
-    from torch.distributed.distributed_c10d import _resolve_process_group
+    import torch.distributed.distributed_c10d as c10d
 
-    return _resolve_process_group(name)
+    # The stubs of torch neither export this function nor let it take a string.
+    resolve: Any = vars(c10d)["_resolve_process_group"]
+    return resolve(name)
 
 
 def group_timeout(group):

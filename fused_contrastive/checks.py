@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -79,7 +81,7 @@ def is_integer(x: torch.Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
-def keys(name: str, key, shape: torch.Size, device: torch.device) -> None:
+def keys(name: str, key, shape: Sequence[int], device: torch.device) -> None:
     """Check that `key` is an integer tensor on `device` that broadcasts to ``[..., rows]``."""
     if not isinstance(key, torch.Tensor) or not is_integer(key):
         raise TypeError(
@@ -106,7 +108,7 @@ def array(name: str, x, shape: tuple, device: torch.device) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
-def broadcastable(shape: torch.Size, target: torch.Size) -> bool:
+def broadcastable(shape: Sequence[int], target: Sequence[int]) -> bool:
     """Whether a tensor of this shape can be expanded to `target`."""
     return len(shape) <= len(target) and all(
         s in (1, t) for s, t in zip(reversed(shape), reversed(target), strict=False)
@@ -125,6 +127,7 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
             raise ValueError(
                 f"{name} must be a 0-d floating-point tensor, "
                 f"got {value.dtype}, shape {tuple(value.shape)}"
+                + (": scale the rows themselves where each has its own" if value.dim() else "")
             )
         if value.device != device and value.device.type != "cpu":
             raise ValueError(f"{name} must be on {device} or the CPU, got {value.device}")
@@ -133,9 +136,11 @@ def number(name: str, value, device: torch.device, *, divisor: bool = False) -> 
         value, (numbers.Real, torch.SymInt, torch.SymFloat)
     ):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:
+    # Comparisons keep a symbolic number symbolic.
+    plain: Any = value
+    if not -math.inf < plain < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
-    if divisor and -1e-8 < value < 1e-8:
+    if divisor and -1e-8 < plain < 1e-8:
         raise ValueError(f"{name} must not be smaller than 1e-8 in magnitude, got {value}")
 
 

@@ -6,6 +6,7 @@ Here are the accumulation dtype, the matrix dtype, autocast and torch's float32 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,9 +41,8 @@ def float32_precision() -> str:
         return torch.get_float32_matmul_precision()
     except RuntimeError:
         # torch refuses to report through one of the two interfaces what was set through the other.
-        return {"tf32": "high", "bf16": "medium"}.get(
-            torch.backends.cuda.matmul.fp32_precision, "highest"
-        )
+        precision: Any = torch.backends.cuda.matmul.fp32_precision
+        return {"tf32": "high", "bf16": "medium"}.get(precision, "highest")
 
 
 def in_autocast(device: torch.device) -> bool:

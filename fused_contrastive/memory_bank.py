@@ -9,6 +9,7 @@ from torch import nn
 from . import checks
 from .distributed.collectives import gather_rows
 from .distributed.groups import Ranks, agree, resolve, told
+from .problem import MaybeNone
 
 WRAPS = ("drop", "exact", "around")
 FILLS = ("random", "empty")
@@ -52,6 +53,11 @@ class MemoryBank(nn.Module):
         device: the device of the rows.
         dtype: the dtype of the rows.
     """
+
+    rows: torch.Tensor  # [K, D]
+    row_labels: torch.Tensor | MaybeNone  # [K]
+    position: torch.Tensor  # []
+    length: torch.Tensor  # []
 
     def __init__(
         self,

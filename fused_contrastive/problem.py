@@ -21,10 +21,19 @@ temperatures. A field that may be absent is None.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+
+MaybeNone: TypeAlias = Any
+"""``Tensor | MaybeNone`` is a tensor, or None where it is absent. Whoever reads it knows which.
+
+Type checkers do not ask for a test of None there. The name is typeshed's.
+"""
+
+ABSENT: MaybeNone = None
+"""None, in place of a tensor that nothing reads."""
 
 KINDS = ("all", "not_self", "not_pair", "other_key", "same_key")
 KEYED = ("other_key", "same_key")
@@ -51,8 +60,8 @@ class Candidates(NamedTuple):
     kind: str = "all"
     offset: int = 0
     stride: int = 1
-    key_a: Tensor | None = None  # [G, M] int64, for the kinds in KEYED
-    key_b: Tensor | None = None  # [G, N] int64; with one set it is key_a
+    key_a: Tensor | MaybeNone = None  # [G, M] int64, for the kinds in KEYED
+    key_b: Tensor | MaybeNone = None  # [G, N] int64; with one set it is key_a
 
     def resolved(self, M: int, N: int) -> Candidates:
         """The same candidates with an offset and a stride of the order of M and N.
@@ -140,10 +149,10 @@ class LogSumExp(NamedTuple):
 class Prepared(NamedTuple):
     """Rows as the products read them, and the inverse norms that led to them."""
 
-    a_hat: Tensor | None  # [G, M, D] in the matrix dtype; None: a is read as it is
-    b_hat: Tensor | None  # [G, N, D]; None: b is read as it is, or there is one set
-    a_inv: Tensor | None  # [G, M] accumulation dtype; None: nothing is normalised
-    b_inv: Tensor | None  # [G, N]
+    a_hat: Tensor | MaybeNone  # [G, M, D] in the matrix dtype; None: a is read as it is
+    b_hat: Tensor | MaybeNone  # [G, N, D]; None: b is read as it is, or there is one set
+    a_inv: Tensor | MaybeNone  # [G, M] accumulation dtype; None: nothing is normalised
+    b_inv: Tensor | MaybeNone  # [G, N]
 
 
 class Problem(NamedTuple):
@@ -153,9 +162,9 @@ class Problem(NamedTuple):
     """
 
     a: Tensor  # [G, M, D]
-    b: Tensor | None  # [G, N, D]; None: b is a, and the problem is symmetric
+    b: Tensor | MaybeNone  # [G, N, D]; None: b is a, and the problem is symmetric
     scale: Tensor  # []
-    bias: Tensor | None  # [G, N]
+    bias: Tensor | MaybeNone  # [G, N]
     candidates: Candidates
     positive: int  # offset of the positive's column, or -1
     normalize: bool
@@ -185,30 +194,30 @@ class Forward(NamedTuple):
     """What a forward pass of the similarity family returns."""
 
     row_lse: LogSumExp
-    col_lse: LogSumExp | None
-    pos: Tensor | None  # [G, M]
-    loss: Tensor | None  # [G, M]
-    row_max: Tensor | None  # [G, M]
-    col_max: Tensor | None  # [G, N]
+    col_lse: LogSumExp | MaybeNone
+    pos: Tensor | MaybeNone  # [G, M]
+    loss: Tensor | MaybeNone  # [G, M]
+    row_max: Tensor | MaybeNone  # [G, M]
+    col_max: Tensor | MaybeNone  # [G, N]
     prepared: Prepared
-    mean: Tensor | None  # [G, M, D]
+    mean: Tensor | MaybeNone  # [G, M, D]
 
 
 class Upstream(NamedTuple):
     """The gradients of what a forward pass returned."""
 
     rows: Tensor  # [G, M]: of the loss where there is a positive, else of the rows' log-sum-exp
-    cols: Tensor | None  # [G, N]: of the columns' log-sum-exp
+    cols: Tensor | MaybeNone  # [G, N]: of the columns' log-sum-exp
 
 
 class Saved(NamedTuple):
     """What a forward pass of the similarity family leaves for the backward pass."""
 
     row_lse: LogSumExp
-    col_lse: LogSumExp | None
-    pos: Tensor | None
+    col_lse: LogSumExp | MaybeNone
+    pos: Tensor | MaybeNone
     prepared: Prepared
-    mean: Tensor | None
+    mean: Tensor | MaybeNone
 
 
 class Needs(NamedTuple):
@@ -223,10 +232,10 @@ class Needs(NamedTuple):
 class Gradients(NamedTuple):
     """The gradients that were needed, the others None."""
 
-    a: Tensor | None  # [G, M, D]; with one set the whole gradient of the set
-    b: Tensor | None  # [G, N, D]
-    scale: Tensor | None  # []
-    bias: Tensor | None  # [G, N]; in the sigmoid family of the row bias [G, M]
+    a: Tensor | MaybeNone  # [G, M, D]; with one set the whole gradient of the set
+    b: Tensor | MaybeNone  # [G, N, D]
+    scale: Tensor | MaybeNone  # []
+    bias: Tensor | MaybeNone  # [G, N]; in the sigmoid family of the row bias [G, M]
 
 
 class SigmoidProblem(NamedTuple):
@@ -236,32 +245,40 @@ class SigmoidProblem(NamedTuple):
     """
 
     a: Tensor  # [G, M, D]
-    b: Tensor | None  # [G, N, D]; None: b is a
+    b: Tensor | MaybeNone  # [G, N, D]; None: b is a
     scale: Tensor  # []
-    row_bias: Tensor | None  # [G, M]
+    row_bias: Tensor | MaybeNone  # [G, M]
     candidates: Candidates
     positive: int
     sign: int
     normalize: bool
     dtype: torch.dtype
 
-    one_set = Problem.one_set
-    sizes = Problem.sizes
+    @property
+    def one_set(self) -> bool:
+        """Whether the columns are the rows."""
+        return self.b is None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """``(G, M, N, D)``."""
+        G, M, D = self.a.shape
+        return G, M, M if self.b is None else self.b.shape[1], D
 
 
 class SigmoidForward(NamedTuple):
     """What a forward pass of the sigmoid family returns."""
 
     rows: Tensor  # [G, M]
-    pos: Tensor | None  # [G, M]
-    row_max: Tensor | None  # [G, M]
+    pos: Tensor | MaybeNone  # [G, M]
+    row_max: Tensor | MaybeNone  # [G, M]
     prepared: Prepared
 
 
 class SigmoidSaved(NamedTuple):
     """What a forward pass of the sigmoid family leaves for the backward pass."""
 
-    pos: Tensor | None
+    pos: Tensor | MaybeNone
     prepared: Prepared
 
 
@@ -273,8 +290,8 @@ class ForceProblem(NamedTuple):
 
     x: Tensor  # [G, P, D]: the negatives, then the positives
     inverse_temperatures: Tensor  # [K]
-    scale: Tensor | None  # [G]; None: the mean distance
-    weight: Tensor | None  # [G, P]
+    scale: Tensor | MaybeNone  # [G]; None: the mean distance
+    weight: Tensor | MaybeNone  # [G, P]
     rows: int
     negatives: int
     all_rows: bool = True
@@ -297,6 +314,6 @@ class ForceForward(NamedTuple):
     log_norm: Tensor  # [K, G]
     scale: Tensor  # [G]
     lse_rows: Tensor  # [K, G, rows or P]
-    lse_cols: Tensor | None  # [K, G, P]; None where every point is a row
+    lse_cols: Tensor | MaybeNone  # [K, G, P]; None where every point is a row
     shift: Tensor  # [2, K, G, rows]
     sums: Tensor  # [2, K, G, rows]

@@ -10,6 +10,7 @@ Sizes: ``G`` groups of ``P`` points, ``K`` temperatures, ``D`` features, and ``S
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ class Tiles:
         before them.
         """
         block_m, splits, columns = plan
-        *arguments, sizes = arguments
+        *tensors, sizes = arguments
         programs = self.x.shape[0] * ceil_div(M, block_m) * splits
         constants = constants | product_constants(self.x, self.config)
         tile = self.new(programs, block_m, self.config.block_n)
@@ -131,7 +132,7 @@ class Tiles:
             programs,
             self.points,
             self.centred(),
-            *arguments,
+            *tensors,
             tile,
             *sizes,
             columns,
@@ -239,7 +240,7 @@ class Passes:
         out = tiles.new(plan[1], 2, 2, K, G, rows)
         # With rms it gets the log of each row's sum of (d A)^2, in two parts. With apart it gets
         # the row's shifts over the points that do not equal the row.
-        extra = tiles.new(plan[1], 2, K, G, M) if rms or apart else None
+        extra: Any = tiles.new(plan[1], 2, K, G, M) if rms or apart else None
         tiles.launch(
             force_sums,
             M,

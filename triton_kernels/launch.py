@@ -33,7 +33,8 @@ def recording(run: bool = True):
     With ``run=False`` no kernel is started.
     """
     global _recorder
-    previous, launches = _recorder, []
+    launches: list = []
+    previous = _recorder
     _recorder = (launches, run)
     try:
         yield launches

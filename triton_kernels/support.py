@@ -44,8 +44,8 @@ def triton_version() -> tuple[int, int] | None:
     return None
 
 
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
+def _dotted(version: tuple[int, int] | None) -> str:
+    return "no version" if version is None else ".".join(map(str, version))
 
 
 def missing() -> str | None:
@@ -93,7 +93,8 @@ def ptxas_version(capability: int) -> tuple[int, int] | None:
     try:
         from triton.backends.nvidia.compiler import get_ptxas
 
-        return tuple(int(part) for part in get_ptxas(capability).version.split(".")[:2])
+        major, minor = get_ptxas(capability).version.split(".")[:2]
+        return int(major), int(minor)
     except (ImportError, AttributeError, TypeError, ValueError, RuntimeError, OSError):
         return None
 

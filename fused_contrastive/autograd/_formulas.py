@@ -8,7 +8,7 @@ exported programs.
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,7 +49,7 @@ def first_derivative_context():
     )
 
 
-def register_formula(op, formula: type) -> None:
+def register_formula(op, formula: type[Any]) -> None:
     """Make `formula`, which has setup_context, backward and jvp, the autograd formula of `op`."""
 
     def forward(*arguments):
@@ -170,7 +170,7 @@ class Layout(NamedTuple):
         )
 
 
-def register_derivatives(forward, backward, second, formula: type) -> type:
+def register_derivatives(forward, backward, second, formula: type[Any]) -> type[Any]:
     """Give a family's three ops their autograd formulas, and return a direct Function.
 
     `formula` is that of the forward op. Its `remember(ctx, inputs, outputs)` saves tensors for the
@@ -278,10 +278,10 @@ def second_formula(backward, second, layout: Layout) -> type:
                 unavailable("third")
             tangents, after = ctx.saved_tensors[:4], 4 + layout.saved
             given, saved = ctx.saved_tensors[4:after], ctx.saved_tensors[after:]
-            upstream = or_zeros(upstream[: layout.saved], given)
+            filled = or_zeros(upstream[: layout.saved], given)
             need_tangents = ctx.needs_input_grad[:4]
             need_operands = ctx.needs_input_grad[after : after + 4]
-            common = (*upstream, *saved, *ctx.options)
+            common = (*filled, *saved, *ctx.options)
             of_tangents = backward(*common, *need_tangents, ctx.backend)
             found = second(*tangents, *common, *need_operands, ctx.backend)
             return (

@@ -21,10 +21,8 @@ def call_forward(problem: ForceProblem, backend: str) -> ForceForward:
 
     The op returns an empty tensor for log-sum-exps that are absent. Here they become None.
     """
-    *first, lse_cols, shift, sums = ops.force_forward(*problem, backend)
-    return ForceForward(
-        *first, lse_cols=None if problem.all_rows else lse_cols, shift=shift, sums=sums
-    )
+    found = ForceForward(*ops.force_forward(*problem, backend))
+    return found._replace(lse_cols=None) if problem.all_rows else found
 
 
 def rms(x: Tensor) -> Tensor:

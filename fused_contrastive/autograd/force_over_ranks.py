@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..distributed.groups import Ranks
 from ..ops import force_over_ranks as ops
+from ..problem import MaybeNone
 from .force import ForceOptions
 from .over_ranks import described, register, sum_over_ranks
 
@@ -27,7 +28,7 @@ register("mean_distance_over_ranks", backward, remember)
 
 def force_loss(
     x: Tensor,  # [G, P, D]
-    scale: Tensor | None,  # [G]; None: the mean distance over all ranks
+    scale: Tensor | MaybeNone,  # [G]; None: the mean distance over all ranks
     inverse_temperatures: Tensor,  # [K]
     options: ForceOptions,
     attached: bool,

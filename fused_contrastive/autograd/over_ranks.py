@@ -18,7 +18,7 @@ from ..ops import collectives
 from ..ops import sigmoid_over_ranks as sigmoid_ops
 from ..ops import similarity_over_ranks as similarity_ops
 from ..ops._library import LIBRARY
-from ..problem import NO_SELF
+from ..problem import NO_SELF, MaybeNone
 from ._formulas import only, refuse_transforms
 from ._groups import group, group_vector, ungroup
 
@@ -139,9 +139,9 @@ def averaged_gradient(x: Tensor, ranks: str) -> Tensor:
 
 def described(ranks: Ranks, *tensors: Tensor | None) -> str:
     """`Ranks.encode`, with what the ranks' backward passes exchange as a part of the call."""
-    names = zip(("rows", "columns", "scale", "bias"), tensors, strict=False)
-    wanted = [name for name, x in names if x is not None and x.requires_grad]
-    wanted = ", ".join(wanted) if wanted and torch.is_grad_enabled() else "nothing"
+    pairs = zip(("rows", "columns", "scale", "bias"), tensors, strict=False)
+    names = [name for name, x in pairs if x is not None and x.requires_grad]
+    wanted = ", ".join(names) if names and torch.is_grad_enabled() else "nothing"
     return ranks._replace(call=f"{ranks.call} with gradients of {wanted}").encode()
 
 
@@ -151,12 +151,12 @@ class Result(NamedTuple):
     With a positive that is the loss and the logit of each row's positive, else the log-sum-exps.
     """
 
-    rows: Tensor | None  # [..., M]
-    cols: Tensor | None  # [..., N]
-    loss: Tensor | None = None  # [..., M]
-    pos: Tensor | None = None  # [..., M]
-    row_max: Tensor | None = None  # [..., M]
-    col_max: Tensor | None = None  # [..., N]
+    rows: Tensor | MaybeNone  # [..., M]
+    cols: Tensor | MaybeNone  # [..., N]
+    loss: Tensor | MaybeNone = None  # [..., M]
+    pos: Tensor | MaybeNone = None  # [..., M]
+    row_max: Tensor | MaybeNone = None  # [..., M]
+    col_max: Tensor | MaybeNone = None  # [..., N]
 
 
 def similarity_over_ranks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,7 +11,7 @@ from ..backends import dispatch
 from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
 from ..ops import sigmoid as ops
-from ..problem import NO_SELF
+from ..problem import NO_SELF, MaybeNone
 from ._formulas import Formula, first_derivative_context, is_plain, only, register_derivatives
 from ._groups import group, group_vector, ungroup
 from .over_ranks import sigmoid_over_ranks
@@ -62,8 +62,8 @@ class SigmoidResult(NamedTuple):
     """
 
     rows: torch.Tensor  # [..., M]
-    pos: torch.Tensor | None  # [..., M]
-    row_max: torch.Tensor | None  # [..., M]
+    pos: torch.Tensor | MaybeNone  # [..., M]
+    row_max: torch.Tensor | MaybeNone  # [..., M]
 
 
 def sigmoid_sum(
@@ -115,9 +115,9 @@ def sigmoid_sum(
     if ranks is not None:
         wanted = {"extrema": extrema, "dtype": dtype, "backend": backend}
         among = {"kind": kind, "offset": offset, "stride": stride, "positive": positive}
-        keys = {"key_a": key_a, "key_b": key_b}
-        operands = a, b, scale, row_bias, ranks
-        return SigmoidResult(*sigmoid_over_ranks(*operands, sign=sign, **keys, **among, **wanted))
+        named: dict[str, Any] = {"key_a": key_a, "key_b": key_b, **among, **wanted}
+        found = sigmoid_over_ranks(a, b, scale, row_bias, ranks, sign=sign, **named)
+        return SigmoidResult(*found)
     dtype = matrix_dtype(a) if dtype is None else dtype
     M = a.shape[-2]
     N = M if b is None else b.shape[-2]

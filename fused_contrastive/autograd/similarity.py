@@ -7,6 +7,8 @@ sum, so the loss is accurate relative to itself (docs/maths.md).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import reference
@@ -139,8 +141,8 @@ def similarity(
         wanted = {"columns": columns, "extrema": extrema, "dtype": dtype, "backend": backend}
         among = {"kind": kind, "offset": offset, "stride": stride, "positive": positive}
         vectors = {"bias": bias, "key_a": key_a, "key_b": key_b}
-        options = {"normalize": normalize, **vectors, **among, **wanted}
-        return similarity_over_ranks(a, b, scale, ranks, **options)
+        named: dict[str, Any] = {"normalize": normalize, **vectors, **among, **wanted}
+        return similarity_over_ranks(a, b, scale, ranks, **named)
     dtype = matrix_dtype(a) if dtype is None else dtype
     M = a.shape[-2]
     N = M if b is None else b.shape[-2]

@@ -114,7 +114,8 @@ def _keys(kind, key_a, key_b, columns: tuple[int, int] | None, rows: tuple[int, 
             f"and key_b {_described(key_b)}"
         )
     key_a = tensor("key_a", key_a, rows, torch.int64) if keyed else None
-    key_b = None if key_b is None else tensor("key_b", key_b, columns, torch.int64)
+    if key_b is not None and columns is not None:
+        key_b = tensor("key_b", key_b, columns, torch.int64)
     return key_a, key_b
 
 

@@ -12,6 +12,7 @@ import importlib
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def _load():
 
 _loaded = _load()
 _reason = _loaded if isinstance(_loaded, str) else None
-_ops = None if _reason is not None else _loaded
+_ops: Any = None if _reason is not None else _loaded
 _isas = [] if _ops is None else _ops.ISAS.split()
 _isa = len(_isas) - 1
 

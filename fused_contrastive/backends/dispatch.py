@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import importlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ class _Here:
 
 
 _here = _Here()
-_loaded: dict[str, object] = {}
+_loaded: dict[str, Any] = {}
 
 
 def module(name: str):

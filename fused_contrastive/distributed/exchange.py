@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..problem import ABSENT
 from .collectives import all_gather_single
 
 GATHERED_BYTES = 1 << 28
@@ -236,11 +237,11 @@ def _ring(plan: Exchange, rank: int, world: int, columns, compute) -> list[Tenso
     def begun(piece: Piece) -> _Arriving:
         return passed_on([padded(taken(x, piece.of(n)), room(piece)) for x in columns])
 
-    coming = begun(pieces[0]) if pieces else None
+    coming = begun(pieces[0]) if pieces else ABSENT
     home = compute(Visit(True, slice(None)), columns)
-    going_home = []
+    going_home: _Home = []
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
-        found = None
+        found = ABSENT
         for step in range(1, steps + 1):
             held = coming.wait()
             if step < steps:
@@ -277,7 +278,7 @@ def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Ten
     longest, steps = max(plan.sizes), plan.steps(world)
     own = [padded(x, longest) for x in columns]
     everyone = [x.new_empty(world, *x.shape) for x in own]
-    works = [
+    works: list = [
         all_gather_single(y.flatten(0, 1), x, group=plan.group, async_op=True)
         for x, y in zip(own, everyone, strict=True)
         if longest
@@ -285,7 +286,7 @@ def _gather(plan: Exchange, rank: int, world: int, columns, compute) -> list[Ten
     home = compute(Visit(True, slice(None)), columns)
     for work in works:
         work.wait()
-    going_home = []
+    going_home: _Home = []
     for piece in plan.pieces(columns[0].device):
         found = [[x.new_empty(0)] * world for x in home]
         for run in _runs(plan, world, steps):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ def _size(name: str) -> int:
     return dist.get_world_size(group_with_name(name))
 
 
-def resolve(group):
+def resolve(group) -> Any:
     """The process group that an argument `group` means; None for None.
 
     Args:
@@ -175,7 +175,7 @@ def agree(ranks: Ranks, rows: int, columns: int, call: str = "") -> list[tuple[i
     if raised:
         found = "; ".join(f"rank {rank} raised {texts[rank]}" for rank in raised)
         raise RuntimeError(f"{ranks.call.partition('(')[0]} over the ranks of a group: {found}")
-    same = {}
+    same: dict[str, list[str]] = {}
     for rank, text in enumerate(texts):
         same.setdefault(text, []).append(str(rank))
     lines = (f"  rank {', '.join(members)}: {text}" for text, members in same.items())
@@ -203,6 +203,6 @@ def told(ranks: Ranks | None):
 
 
 def _texts(group, text: str) -> list[str]:
-    texts = [None] * dist.get_world_size(group)
+    texts = [""] * dist.get_world_size(group)
     dist.all_gather_object(texts, text, group=host_group(group))
     return texts

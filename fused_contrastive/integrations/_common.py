@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from ..autograd.over_ranks import sum_over_ranks
 from ..backends._warnings import warn
 from ..distributed.groups import Ranks
 from ..dtypes import in_autocast, matrix_dtype
+from ..problem import MaybeNone
 
 LOW = (torch.float16, torch.bfloat16)
 
@@ -22,7 +23,7 @@ class FallbackWarning(UserWarning):
     """The package's own code runs, with its own use of memory."""
 
 
-def package(module: str, distribution: str) -> ModuleType:
+def package(module: str, distribution: str) -> Any:
     """The imported module of another package, or an ImportError that says how to install it."""
     try:
         return importlib.import_module(module)
@@ -84,7 +85,7 @@ def mismatch(*tensors: torch.Tensor, dim: int = 2) -> str | None:
     return None
 
 
-def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | None:
+def number(value, like: torch.Tensor, *, divisor: bool = False) -> float | torch.Tensor | MaybeNone:
     """`value` as the losses take it: a finite number, which is not 0 as a divisor, or a 0-d tensor.
 
     A tensor of one element becomes 0-d. Anything else gives None. A negative divisor becomes a

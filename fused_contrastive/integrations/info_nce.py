@@ -7,14 +7,17 @@ is infinite.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..checks import REDUCTIONS
 from ..losses.info_nce import info_nce_loss
 from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package
 from ._patch import patching
 
-peer = package("info_nce", "info-nce-pytorch")
+peer: Any = package("info_nce", "info-nce-pytorch")
 own = peer.info_nce
+_InfoNCE: Any = peer.InfoNCE
 
 __all__ = ["InfoNCE", "info_nce", "patch"]
 
@@ -72,7 +75,7 @@ def _reason(
     return reason
 
 
-class InfoNCE(peer.InfoNCE):
+class InfoNCE(_InfoNCE):
     """Works as `info_nce.InfoNCE`: ``InfoNCE(temperature)(query, positive_key, negative_keys)``."""
 
     def forward(self, query, positive_key, negative_keys=None):

@@ -8,11 +8,13 @@ serialization. Nothing falls back; under other backends of Keras the import is a
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..losses.nt_xent import nt_xent_loss
 from ._classes import absent
 from ._common import package
 
-keras = package("keras", "keras")
+keras: Any = package("keras", "keras")
 
 if keras.backend.backend() != "torch":
     raise ImportError(
@@ -22,6 +24,8 @@ if keras.backend.backend() != "torch":
 
 __all__ = ["NTXentLoss", "NT_Xent"]
 
+_Loss: Any = keras.losses.Loss
+
 __getattr__ = absent(__name__)
 
 
@@ -30,11 +34,12 @@ def NT_Xent(zi, zj, tau=1):
 
     It is a scalar, the mean over all 2B rows.
     """
-    return nt_xent_loss(*(keras.ops.convert_to_tensor(z) for z in (zi, zj)), tau, group=None)
+    z1, z2 = (keras.ops.convert_to_tensor(z) for z in (zi, zj))
+    return nt_xent_loss(z1, z2, tau, group=None)
 
 
 @keras.saving.register_keras_serializable(package="fused_contrastive")
-class NTXentLoss(keras.losses.Loss):
+class NTXentLoss(_Loss):
     """`NT_Xent` as a Keras loss: ``NTXentLoss(tau)(zi, zj)``.
 
     Without a reduction it is ``[B]``, the mean of both views' losses of each sample.

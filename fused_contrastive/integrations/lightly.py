@@ -13,6 +13,8 @@ numbers.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
@@ -29,7 +31,10 @@ from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
 from ._patch import patching
 
-peer = package("lightly.loss", "lightly")
+if TYPE_CHECKING:
+    import lightly.loss as peer
+else:
+    peer = package("lightly.loss", "lightly")
 
 __all__ = ["BarlowTwinsLoss", "DCLLoss", "DCLWLoss", "DirectCLRLoss", "NTXentLoss", "patch"]
 
@@ -125,7 +130,7 @@ class DCLLoss(peer.DCLLoss):
         group = world() if self.gather_distributed else None
         positive, of_views, samples = log_sums(out0, out1, self.temperature, group=group)
         weighted = positive
-        loss, like = 0.0, in_dtype_of(out0, out0.new_empty(1), self._log_sum)
+        loss, like = positive.new_zeros(()), in_dtype_of(out0, out0.new_empty(1), self._log_sum)
         for view, log_sum in enumerate(of_views):
             if self.weight_fn:
                 anchor, partner = (
@@ -159,7 +164,7 @@ class BarlowTwinsLoss(peer.BarlowTwinsLoss):
         if reason is None and (z_a.shape != z_b.shape or len(z_a) < 2):
             reason = f"views of {len(z_a)} and {len(z_b)} samples"
         if reason is None and (
-            getattr(self.lambda_param, "ndim", 0) or number(self.lambda_param, z_a) is None
+            getattr(self.lambda_param, "ndim", 0) > 0 or number(self.lambda_param, z_a) is None
         ):
             reason = f"lambda_param={self.lambda_param}"
         if reason is not None:

@@ -17,6 +17,8 @@ A trainer that builds its loss with `open_clip.create_loss` gets these classes a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
@@ -40,7 +42,10 @@ from ._common import (
 )
 from ._patch import patching
 
-peer = package("open_clip.loss", "open_clip_torch")
+if TYPE_CHECKING:
+    import open_clip.loss as peer
+else:
+    peer = package("open_clip.loss", "open_clip_torch")
 
 __all__ = ["ClipLoss", "CoCaLoss", "DistillClipLoss", "SigLipLoss", "patch"]
 
@@ -106,15 +111,16 @@ class ClipLoss(peer.ClipLoss):
 
     def _over_ranks(self, image_features, text_features, scale, group):
         """The loss where all gradients reach the features: each pair of shards computed once."""
-        loss = clip_loss(*self._scaled(image_features, text_features), scale, group=group)
+        images, texts = self._scaled(image_features, text_features)
+        loss = clip_loss(images, texts, scale, group=group)
         return loss if self.local_loss else MeanOfRanks.apply(loss, group)
 
-    def _scaled(self, *features):
+    def _scaled(self, *features) -> tuple:
         """The features, with the part of the gradient that `gather_with_grad` chooses."""
         if self.gather_with_grad:
             return features
         # Every process computes the whole loss, and keeps the gradient of its own alone.
-        return [ScaledGradient.apply(x, 1 / self.world_size) for x in features]
+        return tuple(ScaledGradient.apply(x, 1 / self.world_size) for x in features)
 
     def _gather(self, image_features, text_features):
         options = {"use_horovod": self.use_horovod} if hasattr(self, "use_horovod") else {}
@@ -147,7 +153,8 @@ class DistillClipLoss(peer.DistillClipLoss, ClipLoss):
     ``[N, T]`` of the teacher. It returns the contrastive term and the distillation.
     """
 
-    def forward(
+    # The package's class has another signature than its base, too.
+    def forward(  # type: ignore[override]
         self,
         image_features,
         text_features,
@@ -162,22 +169,23 @@ class DistillClipLoss(peer.DistillClipLoss, ClipLoss):
         reason = self._distillation_reason(student, teacher)
         if reason is not None:
             falls_back("open_clip.DistillClipLoss", reason)
-            return super().forward(*student, *teacher, output_dict)
+            return peer.DistillClipLoss.forward(self, *student, *teacher, output_dict)
         group = None if self.world_size == 1 else ranks_of(self)
         scale = number(logit_scale, image_features)
-        features = (image_features, text_features)
+        images, texts = image_features, text_features
         if group is not None:
-            features = self._scaled(*features)
-        terms = (
-            clip_loss(*features, scale, group=group),
+            images, texts = self._scaled(images, texts)
+        terms = [
+            clip_loss(images, texts, scale, group=group),
             distill_clip_loss(
-                *features,
+                images,
+                texts,
                 scale,
                 *teacher[:2],
                 number(dist_logit_scale, image_features),
                 group=group,
             ),
-        )
+        ]
         if group is not None and not self.local_loss:
             terms = [MeanOfRanks.apply(term, group) for term in terms]
         contrastive, distill = (in_dtype_of(image_features, term) for term in terms)
@@ -187,8 +195,8 @@ class DistillClipLoss(peer.DistillClipLoss, ClipLoss):
 
     def _distillation_reason(self, student, teacher) -> str | None:
         """Why this does not stream; None: it does."""
-        for operands in (student, teacher):
-            reason = reason_against(*operands, None)
+        for images, texts, scale in (student, teacher):
+            reason = reason_against(images, texts, scale, None)
             if reason is not None:
                 return reason
         if len(student[0]) != len(teacher[0]):

@@ -17,6 +17,7 @@ so does ours; ``NTXentLoss(exact=True)`` does not.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,7 +35,10 @@ from ._common import falls_back, in_dtype_of, mismatch, number, package
 from ._pairs import Labelled, listed_logits, listed_logsumexp
 from ._patch import patching
 
-peer = package("pytorch_metric_learning.losses", "pytorch-metric-learning")
+if TYPE_CHECKING:
+    import pytorch_metric_learning.losses as peer
+else:
+    peer = package("pytorch_metric_learning.losses", "pytorch-metric-learning")
 distances = package("pytorch_metric_learning.distances", "pytorch-metric-learning")
 reducers = package("pytorch_metric_learning.reducers", "pytorch-metric-learning")
 c_f = package("pytorch_metric_learning.utils.common_functions", "pytorch-metric-learning")
@@ -82,12 +86,19 @@ def one_set_or_two(
     return compared, Candidates(kind, offset, key_a=key_a, key_b=key_b)
 
 
-class Streaming:
+_Loss: Any = object
+"""What `Streaming` is mixed into: a loss of the package."""
+
+
+class Streaming(_Loss):
     """What the losses over all pairs share: when they stream, and which of their terms are 0.
 
     Reducers leave out terms of 0. The library rounds a term to 0 when it adds it to a much larger
     logit. `_labelled` and `_listed` therefore return that logit last.
     """
+
+    distance: Any
+    temperature: float
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
         c_f.labels_or_indices_tuple_required(labels, indices_tuple)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from typing_extensions import deprecated
@@ -32,8 +33,12 @@ from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
 from ._patch import patching
 
-peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
-sparse = package("sentence_transformers.sparse_encoder.losses", "sentence-transformers")
+if TYPE_CHECKING:
+    import sentence_transformers.sentence_transformer.losses as peer
+    import sentence_transformers.sparse_encoder.losses as sparse
+else:
+    peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
+    sparse = package("sentence_transformers.sparse_encoder.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
 
 __all__ = [
@@ -123,7 +128,8 @@ def ranking_loss(
         lse = merged([x for terms in sums.values() for x in terms])
         return reduce(one_positive(lse, positive + count) + count, "mean", group=group)
     losses = [one_positive(merged(terms), positive) for terms in sums.values()]
-    return reduce(sum(losses) / len(losses), "mean", group=group)
+    total = sum(losses[1:], losses[0])
+    return reduce(total / len(losses), "mean", group=group)
 
 
 def streamed(loss, embeddings: list[torch.Tensor]) -> torch.Tensor:

@@ -14,6 +14,7 @@ The package builds its ``[2B, 2B]`` mask by a loop over B; here it is built when
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -33,7 +34,10 @@ from ._common import (
 )
 from ._patch import patching
 
-peer = package("simclr.modules.nt_xent", "simclr")
+if TYPE_CHECKING:
+    import simclr.modules.nt_xent as peer
+else:
+    peer = package("simclr.modules.nt_xent", "simclr")
 
 __all__ = ["NT_Xent", "patch"]
 
@@ -69,9 +73,9 @@ class NT_Xent(peer.NT_Xent):
         if reason is not None:
             falls_back("simclr.NT_Xent", reason)
             return super().forward(z_i, z_j)
-        views = unit(torch.cat((z_i, z_j))).chunk(2)
+        z1, z2 = unit(torch.cat((z_i, z_j))).chunk(2)
         temperature = number(self.temperature, z_i, divisor=True)
-        loss = nt_xent_loss(*views, temperature, normalize=False, group=None)
+        loss = nt_xent_loss(z1, z2, temperature, normalize=False, group=None)
         return in_dtype_of(z_i, loss)
 
     def _over_ranks(self, z_i, z_j, group):
@@ -81,15 +85,15 @@ class NT_Xent(peer.NT_Xent):
             f"for world_size={self.world_size} the package pairs rows of different samples, "
             "and this class pairs the two views of each sample",
         )
-        views, temperature = (z_i, z_j), self.temperature
+        z1, z2, temperature = z_i, z_j, self.temperature
         rows = all(
-            isinstance(z, torch.Tensor) and z.is_floating_point() and z.dim() == 2 for z in views
+            isinstance(z, torch.Tensor) and z.is_floating_point() and z.dim() == 2 for z in (z1, z2)
         )
         if rows:
-            views = [unit(z) for z in views]
+            z1, z2 = unit(z1), unit(z2)
             found = number(temperature, z_i, divisor=True)
             temperature = temperature if found is None else found
-        loss = nt_xent_loss(*views, temperature, normalize=not rows, group=group)
+        loss = nt_xent_loss(z1, z2, temperature, normalize=not rows, group=group)
         return in_dtype_of(z_i, MeanOfRanks.apply(loss, group))
 
     def _reason(self, z_i, z_j) -> str | None:

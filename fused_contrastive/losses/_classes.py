@@ -12,7 +12,7 @@ from ..autograd.similarity import Result
 from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
 from ..ops.keyed_sums import exactly_summable
-from ..problem import Candidates
+from ..problem import ABSENT, Candidates
 from ..scalars import inverse_scale
 from ._comparison import Comparison, as_read, exact_rows, product
 from ._reduction import masked_logsumexp
@@ -63,7 +63,7 @@ class Batch:
         self.scale, self.dtype = inverse_scale(temperature, views), matrix_dtype(views)
         self.backend, self.ranks = backend, ranks
         # The index names the class of each row, [N].
-        self.by_views, self.index, self.order = labels is None, None, None
+        self.by_views, self.index, self.order = labels is None, ABSENT, None
         if labels is None:
             size = torch.ones(self.samples, dtype=torch.int64, device=views.device)
         else:
@@ -121,8 +121,8 @@ class Batch:
             rows, columns, key_b = everything[: self.samples].clone(), everything, key
         key_a = None if key is None else key[: rows.shape[0]]
         candidates = Candidates(kind, 0, max(self.samples, 1), key_a, key_b)
-        where = {"backend": self.backend, "ranks": self.ranks}
-        return Comparison(rows, columns, self.scale, self.dtype, **where), candidates
+        compared = Comparison(rows, columns, self.scale, self.dtype)
+        return compared._replace(backend=self.backend, ranks=self.ranks), candidates
 
     def _by_anchor(self, result):
         shape = self.anchors, self.samples

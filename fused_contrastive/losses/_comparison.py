@@ -12,7 +12,7 @@ from ..autograd.sigmoid import SigmoidResult, sigmoid_sum
 from ..autograd.similarity import Result, similarity
 from ..distributed.groups import Ranks
 from ..dtypes import accumulation_dtype, in_autocast, matrix_dtype, outside_autocast
-from ..problem import Candidates
+from ..problem import Candidates, MaybeNone
 from ._hardness import negatives
 
 
@@ -25,7 +25,7 @@ class Comparison(NamedTuple):
     """
 
     rows: torch.Tensor  # [..., M, D]
-    columns: torch.Tensor | None  # [..., N, D]; None: the rows
+    columns: torch.Tensor | MaybeNone  # [..., N, D]; None: the rows
     scale: torch.Tensor  # []
     # The dtype of the products' operands. With None it is the matrix dtype of the rows.
     dtype: torch.dtype | None = None
@@ -118,8 +118,8 @@ def compare(
     """The `Comparison` of a with b, whose rows become `exact_rows`."""
     rows = exact_rows(a, normalize)
     columns = None if b is None else exact_rows(b, normalize)
-    where = {"offset": offset, "backend": backend, "ranks": ranks}
-    return Comparison(rows, columns, scale, matrix_dtype(a), **where)
+    compared = Comparison(rows, columns, scale, matrix_dtype(a))
+    return compared._replace(offset=offset, backend=backend, ranks=ranks)
 
 
 def dot(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -8,6 +8,7 @@ docs/maths.md has the derivations. Without options the loss is the forward op's 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -108,7 +109,9 @@ def debiased(
     return torch.where(above, left(gap.where(above, -1.0)), floor)
 
 
-def cross_entropy(lse, pos, scale, options: Options, count=None, total=None) -> torch.Tensor:
+def cross_entropy(
+    lse, pos, scale, options: Options, count: Any = None, total: Any = None
+) -> torch.Tensor:
     """The loss ``[M]`` of rows, from the log-sum-exp `lse` of their negatives.
 
     `pos` is the positive's logit before its margin; count and total are from `count_and_total`.
@@ -147,7 +150,7 @@ def one_direction(
     lse, largest = found
     scale = compared.scale
     pos = scale * product if own_bias is None else scale * product + own_bias.to(scale.dtype)
-    sums = count_and_total(compared, candidates, options, bias)
+    sums = [*count_and_total(compared, candidates, options, bias)]
     if compared.rows.dim() == 3:
         # Each row is a group with columns of its own.
         lse, largest, *sums = (None if x is None else x.squeeze(-1) for x in (lse, largest, *sums))
@@ -194,7 +197,7 @@ def in_batch(
         ranks = ((result.pos, result.row_max), (result.pos, result.col_max))
         return Outcome(result.loss, result.pos, to_cosine, ranks if both else ranks[:1])
 
-    def of_positives(x):
+    def of_positives(x) -> Any:
         """What belongs to the columns, taken at each row's positive."""
         if x is None:
             return None
@@ -202,12 +205,14 @@ def in_batch(
 
     compared = compare(a, b, scale, normalize=normalize, backend=backend, ranks=group)
     product = compared.dot(of_positives(compared.columns))
-    found = (None, None)
+    found: tuple[Any, Any] = (None, None)
     if both and bias is None:
         # One pass serves both directions.
         wanted = {"columns": True, "extrema": metrics}
         result = compared.lse(candidates, hardness=options.hardness, bias=None, **wanted)
         found = (result.rows, result.row_max), (result.cols, result.col_max)
+    of_a: Any
+    of_b: Any
     of_a, of_b = bias if both and bias is not None else (None, bias)
     biases = {"bias": of_b, "own_bias": of_positives(of_b)}
     forward = compared, candidates, product, options

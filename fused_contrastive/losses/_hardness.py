@@ -29,8 +29,12 @@ def negatives(
         # A sum of 0 would have no share. This one leaves the logits 0 to any precision.
         total = total + 1e-20 * (total.detach() == 0).to(total.dtype)
         share = (scale / total).detach()
-        softened = (x if x is None else x.detach() + share * (x - x.detach()) for x in (a, b))
-        result = similarity(*softened, total, **arguments)
+
+        def softened(x: torch.Tensor) -> torch.Tensor:
+            return x.detach() + share * (x - x.detach())
+
+        columns = None if b is None else softened(b)
+        result = similarity(softened(a), columns, total, **arguments)
         # Over ranks there are no second derivatives, and asking for them is an error.
         again = arguments.get("ranks") is None and not torch.compiler.is_compiling()
         if again and result.rows.requires_grad:

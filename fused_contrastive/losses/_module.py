@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,7 +72,7 @@ def own_scale(scale, learnable: bool):
     return scale
 
 
-def given_once(name: str, own, passed, example: str):
+def given_once(name: str, own, passed, example: str) -> Any:
     """The number of the module, or the one passed to `forward`, whichever there is."""
     if own is None and passed is None:
         raise ValueError(f"{name} must be passed to forward, or to the module as in {example}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..autograd.over_ranks import sum_over_ranks
 from ..distributed.groups import Ranks
+from ..problem import MaybeNone
 
 
 class Outcome(NamedTuple):
@@ -18,10 +19,10 @@ class Outcome(NamedTuple):
     # These are the logits of the positives, in the shape of the loss.
     pos: torch.Tensor
     # Logits divided by this are cosines. It is None where nothing is normalised.
-    to_cosine: torch.Tensor | None
+    to_cosine: torch.Tensor | MaybeNone
     # Each direction has the logits of the positives and the largest of the others. Both hold
     # biases, but neither margin nor hardness. The largest is None where no metrics are wanted.
-    ranks: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
+    ranks: tuple[tuple[torch.Tensor, torch.Tensor | MaybeNone], ...]
 
     def reduced(
         self,
@@ -29,7 +30,7 @@ class Outcome(NamedTuple):
         metrics: bool,
         weights: torch.Tensor | None = None,
         group: Ranks | None = None,
-    ):
+    ) -> Any:
         """The reduced loss; with `metrics` a pair of it and the dictionary of the metrics."""
         loss = reduce(self.loss, reduction, weights, group=group)
         if not metrics:
@@ -58,8 +59,8 @@ def global_means(
     count = (
         sums[0].new_full((), values[0].numel()) if weights is None else weights.to(sums[0]).sum()
     )
-    numbers = torch.stack([*sums, count, *of_ranks.values()])
-    numbers = sum_over_ranks(numbers, group.encode()).unbind()
+    own = torch.stack([*sums, count, *of_ranks.values()])
+    numbers = sum_over_ranks(own, group.encode()).unbind()
     *sums, count = numbers[: len(values) + 1]
     means = [x / group.size for x in numbers[len(values) + 1 :]]
     return [x / count for x in sums], dict(zip(of_ranks, means, strict=True))

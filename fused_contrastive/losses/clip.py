@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,8 +79,8 @@ def clip_loss(
     settings = {"reduction": reduction, "metrics": metrics}
     if asks_for_eager(backend, group):
         return reference.clip_loss(*operands, **tensors, **settings, **options.given())
-    where = {"group": group, "backend": backend}
-    return _fused(*operands, options, **where, **tensors, **settings)
+    named: dict[str, Any] = {"group": group, "backend": backend, **tensors, **settings}
+    return _fused(*operands, options, **named)
 
 
 def _fused(
@@ -148,9 +149,9 @@ class ClipLoss(Loss):
         options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
         where = {"group": group, "strategy": strategy, "backend": backend}
         super().__init__(learnable, **options, reduction=reduction, metrics=metrics, **where)
-        self._logit_scale = own_scale(logit_scale, self.learnable)
+        self._logit_scale: Any = own_scale(logit_scale, self.learnable)
         if learnable:
-            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(self._logit_scale)))
 
     def forward(
         self,

@@ -126,9 +126,11 @@ class Correlation(torch.autograd.Function):
                 # Here p and q are divided by F for a product in half precision.
                 F = a.shape[1]
                 weight = share**2 * g[1] * F
-                products = zip((q / F, p / F), others or (a, b), strict=True)
+                first, second = others or (a, b)
+                products = ((q / F, first), (p / F, second))
                 diagonal = diagonal - share * g[1] * (1 + gap)
-            gradients, scratch = [], a.clone()
+            gradients: list[torch.Tensor | None] = []
+            scratch = a.clone()
             sides = ((a, b, factor_a, z1), (b, a, factor_b, z2))
             for (x, y, factor, z), pair, need in zip(
                 sides, products, ctx.needs_input_grad, strict=False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,17 @@ from ..distributed.groups import Ranks
 from ..dtypes import matrix_dtype
 from ..ops import similarity as ops
 from ..ops import similarity_over_ranks as ops_over_ranks
-from ..problem import Candidates, LogSumExp, Needs, Prepared, Problem, Saved, Upstream, Wanted
+from ..problem import (
+    Candidates,
+    LogSumExp,
+    MaybeNone,
+    Needs,
+    Prepared,
+    Problem,
+    Saved,
+    Upstream,
+    Wanted,
+)
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison, as_read, dot, exact_rows
@@ -48,7 +58,7 @@ class Teacher(NamedTuple):
 
     x: torch.Tensor  # [N, T], times the teacher's scale
     y: torch.Tensor  # [N, T]
-    own: torch.Tensor | None  # [N], the logit of each pair; no backward pass needs it
+    own: torch.Tensor | MaybeNone  # [N], the logit of each pair; no backward pass needs it
     dtype: torch.dtype
     backend: str
     ranks: Ranks | None = None  # the pairs are then those of this rank with all ranks' columns
@@ -61,11 +71,11 @@ class Teacher(NamedTuple):
         wanted = Wanted(columns=True, extrema=False, mean=False)
         problem = teacher_problem(self.x, self.y, self.dtype)
         if self.ranks is None:
-            found, sizes = ops.call_forward(problem, wanted, self.backend), ()
-        else:
-            where = self.backend, self.ranks
-            found, *sizes = ops_over_ranks.call_forward(problem, wanted, *where)
-        return found.row_lse.parts, found.col_lse.parts, *sizes
+            found = ops.call_forward(problem, wanted, self.backend)
+            return found.row_lse.parts, found.col_lse.parts
+        where = self.backend, self.ranks
+        found, sizes = ops_over_ranks.call_forward(problem, wanted, *where)
+        return found.row_lse.parts, found.col_lse.parts, sizes
 
 
 def share(lse: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -94,12 +104,12 @@ def teacher_sums(
     left = torch.cat([x, a, torch.zeros_like(b)], 1)
     right = torch.cat([y, torch.zeros_like(a), b], 1)
     problem = teacher_problem(left, right, dtype)
-    hats = (None if v.dtype == dtype else v.to(dtype) for v in (problem.a, problem.b))
+    a_hat, b_hat = (None if v.dtype == dtype else v.to(dtype) for v in (problem.a, problem.b))
     saved = Saved(
         row_lse=LogSumExp(lse[0]),
         col_lse=LogSumExp(lse[1]),
         pos=None,
-        prepared=Prepared(*hats, a_inv=None, b_inv=None),
+        prepared=Prepared(a_hat, b_hat, None, None),
         mean=None,
     )
     need = Needs(a=True, b=True, scale=False, bias=False)
@@ -107,7 +117,7 @@ def teacher_sums(
     if teacher.ranks is None:
         found = ops.call_backward(*call, teacher.backend)
     else:
-        where = {"backend": teacher.backend, "ranks": teacher.ranks}
+        where: dict[str, Any] = {"backend": teacher.backend, "ranks": teacher.ranks}
         found = ops_over_ranks.call_backward(*call, lse[2], **where)
     T, D = x.shape[1], a.shape[1]
     return found.a[0, :, T + D :], found.b[0, :, T : T + D]
@@ -149,7 +159,7 @@ class TeacherRows(torch.autograd.Function):
     def backward(ctx, g, h, *_):
         a, b, x, y, p, q, *lse = ctx.saved_tensors
         teacher = Teacher(x, y, None, ctx.dtype, ctx.backend, ctx.ranks)
-        return (*teacher_sums(a, b, teacher, lse, g * p, h * q), *[None] * 6)
+        return (*teacher_sums(a, b, teacher, tuple(lse), g * p, h * q), *[None] * 6)
 
 
 def summed_rows(a: torch.Tensor, b: torch.Tensor, teacher: Teacher):
@@ -193,7 +203,7 @@ class TeacherTotal(torch.autograd.Function):
         if torch.is_grad_enabled():
             # This is create_graph=True.
             teacher = Teacher(x, y, own=None, dtype=ctx.dtype, backend=ctx.backend)
-            gradients = teacher_sums(a, b, teacher, lse, g * w * p, g * w * q)
+            gradients = teacher_sums(a, b, teacher, tuple(lse), g * w * p, g * w * q)
         else:
             gradients = g[:1] * of_a, g[:1] * of_b
         return (*gradients, None, None, None, None, None, None)
@@ -258,8 +268,8 @@ def distill_clip_loss(
     checks.number("teacher_logit_scale", teacher_logit_scale, image_features.device)
     check_settings(reduction=reduction)
     check_vectors(image_features, N, (N,), weights=weights)
-    operands = image_features, text_features, logit_scale
-    operands += teacher_image_features, teacher_text_features, teacher_logit_scale
+    student = image_features, text_features, logit_scale
+    operands = *student, teacher_image_features, teacher_text_features, teacher_logit_scale
     eager = asks_for_eager(backend, group)
     if eager or (group is None and teacher_image_features.numel() == 0):
         return reference.distill_clip_loss(*operands, weights=weights, reduction=reduction)
@@ -340,6 +350,6 @@ class DistillClipLoss(Loss):
         *,
         weights=None,
     ):
-        operands = image_features, text_features, logit_scale
-        operands += teacher_image_features, teacher_text_features, teacher_logit_scale
+        student = image_features, text_features, logit_scale
+        operands = *student, teacher_image_features, teacher_text_features, teacher_logit_scale
         return distill_clip_loss(*operands, weights=weights, **self.options)

@@ -18,7 +18,7 @@ from ..backends import dispatch
 from ..distributed.groups import Ranks
 from ..ops import drift_over_ranks as ops_over_ranks
 from ..ops import force as ops
-from ..problem import ForceProblem
+from ..problem import ForceProblem, MaybeNone
 from ..reference import drift as reference
 from ..scalars import inverse_scale
 from ._arguments import asks_for_eager, check_temperature
@@ -103,9 +103,10 @@ def drift_loss(
         tensor([1., 1.])
     """
     checks.embeddings("gen", gen, dim=3)
-    for name, x in (("positive", positive), ("negative", negative)):
-        if x is None and name == "negative":
-            continue
+    others = [("positive", positive)]
+    if negative is not None:
+        others.append(("negative", negative))
+    for name, x in others:
         checks.embeddings(name, x, dim=3, like=("gen", gen))
         if x.shape[0] != gen.shape[0] or x.shape[2] != gen.shape[2]:
             raise ValueError(
@@ -166,7 +167,7 @@ def _scale(
     n: int,
     backend: str,
     group: Ranks | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | MaybeNone]:
     """The weighted mean distance ``[]``, and with `group` the number of groups of all ranks."""
     if group is not None:
         scale, groups = ops_over_ranks.drift_scale_over_ranks(
@@ -177,7 +178,9 @@ def _scale(
     return scale if weight is None else scale / weight.mean(), None
 
 
-def _check_weight(name: str, weight: Tensor | None, points_name: str, points: Tensor) -> None:
+def _check_weight(
+    name: str, weight: Tensor | None, points_name: str, points: Tensor | MaybeNone
+) -> None:
     """Raise unless a weight of points ``[G, n, D]`` is None or ``[G, n]`` on their device."""
     if weight is None:
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import checks, reference
@@ -107,8 +109,8 @@ def info_nce_loss(
     operands = query, positive_key, negative_keys, temperature
     if asks_for_eager(backend, group):
         return reference.info_nce_loss(*operands, **tensors, **settings, **options.given())
-    where = {"group": group, "backend": backend}
-    return _fused(*operands, options, **where, **tensors, **settings)
+    named: dict[str, Any] = {"group": group, "backend": backend, **tensors, **settings}
+    return _fused(*operands, options, **named)
 
 
 def _columns(query, negative_keys, negative_mode: str, symmetric: bool) -> tuple[int, ...]:

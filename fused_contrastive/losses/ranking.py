@@ -144,7 +144,7 @@ def _fused(
     N, D = query.shape
     H = 0 if negative_keys is None else negative_keys.shape[1]
     docs = positive_key
-    if H:
+    if negative_keys is not None and H:
         # Rows h·N ... (h + 1)·N - 1 of the documents are the h-th hard negative of each query.
         docs = torch.cat([positive_key, negative_keys.transpose(0, 1).reshape(H * N, D)])
     across = 0.0 if hardness_mode == "hard_negatives" else options.hardness
@@ -208,11 +208,11 @@ def _fused(
     losses = [
         twice + one_positive(merged([lse for lse, _ in parts]) - twice, pos) for parts in softmaxes
     ]
-    ranks = ()
+    ranks: tuple = ()
     if metrics:
         largest = [torch.stack([x for _, x in parts]).amax(0) for parts in softmaxes]
         ranks = tuple((pos, x) for x in largest)
-    outcome = Outcome(sum(losses) / len(losses), pos, to_cosine, ranks)
+    outcome = Outcome(sum(losses[1:], losses[0]) / len(losses), pos, to_cosine, ranks)
     return outcome.reduced(reduction, metrics, weights, group)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -121,15 +122,15 @@ class SigLipLoss(Loss):
     ):
         where = {"backend": backend, "group": group, "strategy": strategy}
         super().__init__(learnable, reduction=reduction, metrics=metrics, **where)
-        self._logit_scale = own_scale(logit_scale, self.learnable)
-        self._logit_bias = logit_bias
+        self._logit_scale: Any = own_scale(logit_scale, self.learnable)
+        self._logit_bias: Any = logit_bias
         if logit_bias is not None:
             own_number("logit_bias", logit_bias)
         elif learnable:
             raise ValueError("logit_bias must be given to be learned, got None")
         if learnable:
-            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
-            self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
+            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(self._logit_scale)))
+            self.logit_bias = nn.Parameter(torch.tensor(float(self._logit_bias)))
 
     def forward(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .. import checks, reference
@@ -153,7 +155,7 @@ def _fused(
     weights,
     reduction,
     metrics,
-):
+) -> Any:
     settings = {"contrast_mode": contrast_mode, "normalize": normalize}
     batch = Batch(features, labels, temperature, **settings, backend=backend, ranks=group)
     if positive_weights is not None:
@@ -171,7 +173,7 @@ def _fused(
     elif skip_unmatched:
         terms = matched
 
-    def by_sample(x):
+    def by_sample(x) -> Any:
         if x is None:
             return None
         x = batch.restored(x)
@@ -187,10 +189,10 @@ def _fused(
         numbers = [reduce(by_sample(x.to(loss.dtype)), "sum", weights) for x in values]
         if group is not None and loss.dim() == 0:
             numbers.append(loss / group.size)
-        numbers = torch.stack(numbers)
+        totals = torch.stack(numbers)
         if group is not None:
-            numbers = sum_over_ranks(numbers, group.encode())
-        hit, matched, total, count, *mean_loss = numbers.unbind()
+            totals = sum_over_ranks(totals, group.encode())
+        hit, matched, total, count, *mean_loss = totals.unbind()
     found = {"accuracy": hit / matched, "positive_similarity": total / count}
     return loss, found | dict(zip(("loss",), mean_loss, strict=False))
 

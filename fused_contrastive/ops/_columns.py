@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import KEYED, NO_SELF, Candidates, Prepared
+from ..problem import KEYED, NO_SELF, Candidates, MaybeNone, Prepared
 
 
 def packed(vectors: list[Tensor]) -> list[Tensor]:
@@ -36,7 +36,7 @@ class Kinds(NamedTuple):
     kind: str
     offset: int
     stride: int
-    key_a: Tensor | None  # [G, M]
+    key_a: Tensor | MaybeNone  # [G, M]
 
     def among(self, own: bool, rows: slice, key_b: Tensor | None) -> Candidates:
         """The candidates of some rows among this rank's own columns, or those of another one."""
@@ -72,4 +72,5 @@ def unread(x: Tensor, dtype: torch.dtype) -> Tensor:
 def rounded(a: Tensor, b: Tensor | None, dtype: torch.dtype) -> Prepared:
     """Rows and columns as the products read them, None where they are of `dtype` themselves."""
     hats = (None if x is None or x.dtype == dtype else x.contiguous() for x in (a, b))
-    return Prepared(*hats, a_inv=None, b_inv=None)
+    a_hat, b_hat = hats
+    return Prepared(a_hat, b_hat, None, None)

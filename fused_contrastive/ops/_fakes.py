@@ -21,13 +21,15 @@ def prepared(
     """``a_hat [G, M, D]``, ``b_hat [G, N, D]``, ``a_inv [G, M]`` and ``b_inv [G, N]``."""
     accumulate = accumulation_dtype(dtype)
 
-    def hat(x):
-        present = x is not None and (normalize or x.dtype != dtype)
-        return a.new_empty(x.shape if present else (0,), dtype=dtype)
+    def hat(x: Tensor | None) -> Tensor:
+        if x is None or not (normalize or x.dtype != dtype):
+            return a.new_empty((0,), dtype=dtype)
+        return a.new_empty(x.shape, dtype=dtype)
 
-    def inverse(x):
-        present = x is not None and normalize
-        return a.new_empty(x.shape[:2] if present else (0,), dtype=accumulate)
+    def inverse(x: Tensor | None) -> Tensor:
+        if x is None or not normalize:
+            return a.new_empty((0,), dtype=accumulate)
+        return a.new_empty(x.shape[:2], dtype=accumulate)
 
     return hat(a), hat(b), inverse(a), inverse(b)
 

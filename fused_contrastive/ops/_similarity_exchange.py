@@ -15,9 +15,11 @@ from ..backends.panels.similarity import logit_gradients, paired_loss
 from ..distributed.exchange import Exchange, Result, Visit
 from ..distributed.groups import Ranks, agree
 from ..problem import (
+    ABSENT,
     Forward,
     Gradients,
     LogSumExp,
+    MaybeNone,
     Needs,
     Prepared,
     Problem,
@@ -88,12 +90,13 @@ def forward(
     exchange = Exchange(ranks.process_group, ranks.strategy, columns, one_set, results)
     home = [v.squeeze(-1) for v in exchange.run([y, *packed(vectors)], compute)]
     row_lse = LogSumExp(in_two_parts(total, scale.dtype))
-    col_lse = LogSumExp(in_two_parts(home[0], scale.dtype)) if wanted.columns else None
-    pos = loss = None
+    col_lse = LogSumExp(in_two_parts(home[0], scale.dtype)) if wanted.columns else ABSENT
+    pos = loss = ABSENT
     if problem.positive >= 0:
         pos = scale * positive_dots(problem, x, y)
-        for rows, its in positive_pairs(problem) if problem.bias is not None else ():
-            pos[:, rows] += problem.bias[:, its]
+        if problem.bias is not None:
+            for rows, its in positive_pairs(problem):
+                pos[:, rows] += problem.bias[:, its]
         loss = paired_loss(problem, row_lse, col_lse, pos) if M else pos.clone()
     kept = problem.normalize or problem.a.dtype != dtype
     kept_b = not one_set and (problem.normalize or problem.b.dtype != dtype)
@@ -131,15 +134,18 @@ def backward(
     c, h, g_pos = upstream.rows, upstream.cols, None
     if problem.positive >= 0 and M:
         c, h, g_pos = logit_gradients(upstream, problem, saved)
-    elif saved.col_lse is not None and h is None:
+    two = saved.col_lse is not None
+    of_columns = one_set or two
+    if two and h is None:
         h = scale.new_zeros(G, N)
-    row_lse, col_lse = saved.row_lse.parts, None
+    row_lse = saved.row_lse.parts
     kinds = Kinds(*candidates[:4])
     vectors = [v for v in (candidates.key_b, problem.bias) if v is not None]
-    of_columns = one_set or saved.col_lse is not None
     if of_columns:
         # A column's weights are exp(s - lse) times the gradient of its log-sum-exp.
-        col_lse, g = (row_lse, c) if one_set else (saved.col_lse.parts, h)
+        col_lse, g = row_lse, c
+        if not one_set:
+            col_lse, g = saved.col_lse.parts, h
         vectors += [col_lse[0], col_lse[1], g]
     wanted = need._replace(b=need.a if one_set else need.b)
     results = (Result("sum", D, wide),) * wanted.b + (Result("sum", 1, wide),) * need.bias
@@ -147,6 +153,7 @@ def backward(
     of_scale = torch.zeros((), dtype=torch.float64, device=x.device)
 
     def block(visit: Visit, met: list[Tensor]) -> list[Tensor]:
+        nonlocal gradient
         rows, others = x[:, visit.rows], met[0]
         n, symmetric = others.shape[1], one_set and visit.own
         if rows.numel() == 0 or n == 0:
@@ -180,7 +187,7 @@ def backward(
         asked = wanted._replace(b=wanted.b and not symmetric)
         found = call_backward(given, block, its, asked, backend)
         if need.a and visit.own:
-            gradient.set_(found.a)
+            gradient = found.a
         elif need.a:
             gradient[:, visit.rows] += found.a
         if need.scale:
@@ -196,16 +203,16 @@ def backward(
     def compute(visit: Visit, met: list[Tensor]) -> list[Tensor]:
         if visit.own:
             return block(visit, met)
-        home = []
+        home: list[Tensor] = []
         for part in visit.parts(M):
             home = added(home, block(part, met))
         return home
 
     exchange = Exchange(ranks.process_group, ranks.strategy, columns, one_set, results)
     home = exchange.run([y, *packed(vectors)], compute)
-    G_a = gradient if need.a else None
-    G_b = home[0] if need.b and not one_set else None
-    dbias = home[-1].squeeze(-1) if need.bias else None
+    G_a = gradient if need.a else ABSENT
+    G_b = home[0] if need.b and not one_set else ABSENT
+    dbias = home[-1].squeeze(-1) if need.bias else ABSENT
     if g_pos is not None:
         add_positives(problem, x, y, scale * g_pos, (G_a, G_a if one_set else G_b))
         if need.scale:
@@ -273,7 +280,7 @@ def add_positives(
 def finish(
     gradient: Tensor,  # [G, M, D], overwritten
     x: Tensor,  # [G, M, D]
-    hat: Tensor | None,  # [G, M, D]
+    hat: Tensor | MaybeNone,  # [G, M, D]; None: nothing is normalised or rounded
     inv: Tensor | None,  # [G, M]
 ) -> Tensor:
     """The gradient of the input x, in its dtype, from that of its prepared rows.

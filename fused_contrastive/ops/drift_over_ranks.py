@@ -29,10 +29,10 @@ LIBRARY.define(
 
 
 def drift_scale(
-    x: Tensor, weight: Tensor | None, rows: int, clip: float, backend: str, ranks: str
+    x: Tensor, weight: Tensor | None, rows: int, clip: float, backend: str, encoded: str
 ) -> tuple[Tensor, Tensor]:
     """The op ``drift_scale_over_ranks``."""
-    ranks, (G, P, D) = Ranks.decode(ranks), x.shape
+    ranks, (G, P, D) = Ranks.decode(encoded), x.shape
     sizes = agree(ranks, G, G, f"{rows} {P} {D} {x.dtype} {weight is None} {clip}")
     totals = x.new_zeros(2, dtype=torch.float64)
     if x.numel() and rows:

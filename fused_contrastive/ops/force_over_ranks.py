@@ -48,9 +48,9 @@ LIBRARY.define(
 )
 
 
-def mean_distance(x: Tensor, ranks: str) -> tuple[Tensor, Tensor]:
+def mean_distance(x: Tensor, encoded: str) -> tuple[Tensor, Tensor]:
     """The op ``mean_distance_over_ranks``."""
-    ranks, (G, P, D) = Ranks.decode(ranks), x.shape
+    ranks, (G, P, D) = Ranks.decode(encoded), x.shape
     sizes = [n for _, n in agree(ranks, P, P, f"mean distance {x.dtype} {G} {D}")]
     one, total = wide(x.new_ones(G)), wide(x.new_zeros(G))
 
@@ -65,9 +65,9 @@ def mean_distance(x: Tensor, ranks: str) -> tuple[Tensor, Tensor]:
     return mean.to(accumulation_dtype(x.dtype)), torch.tensor(sizes)
 
 
-def mean_distance_backward(g: Tensor, x: Tensor, sizes: Tensor, ranks: str) -> Tensor:
+def mean_distance_backward(g: Tensor, x: Tensor, table: Tensor, encoded: str) -> Tensor:
     """The op ``mean_distance_over_ranks_backward``."""
-    ranks, sizes = Ranks.decode(ranks), sizes.tolist()
+    ranks, sizes = Ranks.decode(encoded), table.tolist()
     g = add_over_ranks(wide(g).clone(), ranks.process_group) * 2 / max(sum(sizes), 1) ** 2
     one, dx = torch.ones_like(g), torch.zeros_like(wide(x))
 
@@ -153,10 +153,10 @@ def forward(
     floor: float,
     rms: bool,
     separate: bool,
-    ranks: str,
+    encoded: str,
 ) -> tuple[Tensor, ...]:
     """The op ``force_over_ranks``."""
-    ranks, K, (G, P, D) = Ranks.decode(ranks), len(inverse), x.shape
+    ranks, K, (G, P, D) = Ranks.decode(encoded), len(inverse), x.shape
     call = f"force {mask} {floor} {rms} {separate} {x.dtype} {K} {G} {D}"
     sizes = agree(ranks, rows, P, call)
     S = K if separate else 1
@@ -210,7 +210,7 @@ def forward(
         here, there = wide(x[:, :rows][at]), wide(y[tile.g, tile.j])
         origin = here[:, :1].clone()
         here, there = here - origin, there - origin
-        for s, w in enumerate(weights if separate else [sum(weights)]):
+        for s, w in enumerate(weights if separate else [sum(weights[1:], weights[0])]):
             force[s][at] += w @ there - w.sum(2, keepdim=True) * here
 
     points.meet(R, push, (0,))

@@ -64,16 +64,16 @@ def over_ranks(
     x: Tensor,
     key: Tensor,
     of: Tensor,
-    sizes: Tensor | None,
+    table: Tensor | None,
     dtype: torch.dtype,
-    ranks: str,
+    encoded: str,
 ) -> tuple[Tensor, Tensor]:
     """The op ``keyed_sums_over_ranks``."""
-    ranks, (n, C) = Ranks.decode(ranks), x.shape
-    if sizes is None:
+    ranks, (n, C) = Ranks.decode(encoded), x.shape
+    if table is None:
         sizes = agree(ranks, of.shape[0], n, f"keyed sums of {C} {x.dtype} {dtype}")
     else:
-        sizes = sizes.tolist()
+        sizes = table.tolist()
     total = widened(x.new_zeros(of.shape[0], C))
 
     def compute(visit: Visit, met: list[Tensor]) -> list[Tensor]:

@@ -28,9 +28,9 @@ LIBRARY.define(
 LIBRARY.define("sum_of_own_rows(Tensor g, Tensor x, Tensor sizes, str ranks) -> Tensor")
 
 
-def gather(x: Tensor, total: int, argument: str, ranks: str) -> tuple[Tensor, Tensor]:
+def gather(x: Tensor, total: int, argument: str, encoded: str) -> tuple[Tensor, Tensor]:
     """The op ``rows_of_all_ranks``."""
-    ranks = Ranks.decode(ranks)
+    ranks = Ranks.decode(encoded)
     agreed = agree(ranks, x.shape[0], total, f"rows of all ranks, {x.shape[1]} {x.dtype}")
     rows = [n for n, _ in agreed]
     for rank, (_, claimed) in enumerate(agreed):

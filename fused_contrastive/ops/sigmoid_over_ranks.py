@@ -58,10 +58,10 @@ def forward(
     extrema: bool,
     dtype: torch.dtype,
     backend: str,
-    ranks: str,
+    encoded: str,
 ) -> tuple[Tensor, ...]:
     """The op ``sigmoid_over_ranks``."""
-    ranks = Ranks.decode(ranks)
+    ranks = Ranks.decode(encoded)
     G, M, D = a.shape
     a = a.to(dtype)
     b, key_b = (a, key_a) if b is None else (b.to(dtype), key_b)
@@ -126,13 +126,13 @@ def backward(
     need_scale: bool,
     need_bias: bool,
     backend: str,
-    ranks: str,
+    encoded: str,
 ) -> tuple[Tensor, ...]:
     """The op ``sigmoid_over_ranks_backward``."""
-    ranks, one_set = Ranks.decode(ranks), b is None
-    inputs = a, a if one_set else b
+    ranks, one_set = Ranks.decode(encoded), b is None
+    inputs = a, a if b is None else b
     a = a.to(dtype)
-    b, key_b = (a, key_a) if one_set else (b.to(dtype), key_b)
+    b, key_b = (a, key_a) if b is None else (b.to(dtype), key_b)
     G, M, D = a.shape
     need_b = need_a if one_set else need_b
     wide, nothing = scale.dtype, scale.new_empty(0)

@@ -67,8 +67,8 @@ LIBRARY.define(
 
 def _problem(operands, candidates, dtype: torch.dtype) -> Problem:
     a, b, scale, bias, key_a, key_b = operands
-    *kind, positive, normalize = candidates
-    among = Candidates(*kind, key_a, key_a if b is None else key_b)
+    kind, offset, stride, positive, normalize = candidates
+    among = Candidates(kind, offset, stride, key_a, key_a if b is None else key_b)
     return Problem(a, b, scale, bias, among, positive, normalize=normalize, dtype=dtype)
 
 
@@ -106,7 +106,7 @@ def _backward(*arguments) -> tuple[Tensor, ...]:
     g_rows, g_cols, *operands = arguments[:8]
     rows, cols, pos, *prepared, sizes = arguments[8:16]
     *candidates, dtype = arguments[16:22]
-    *need, backend, ranks = arguments[22:]
+    *needs, backend, ranks = arguments[22:]
     problem = _problem(operands, candidates, dtype)
     saved = Saved(
         row_lse=LogSumExp(rows),
@@ -116,7 +116,7 @@ def _backward(*arguments) -> tuple[Tensor, ...]:
         mean=None,
     )
     columns = sizes[:, 1].tolist()
-    upstream, need = Upstream(g_rows, _present(g_cols)), Needs(*need)
+    upstream, need = Upstream(g_rows, _present(g_cols)), Needs(*needs)
     where = {"backend": backend, "ranks": Ranks.decode(ranks)}
     found = backward(upstream, problem, saved, need, columns, **where)
     a, b, scale = problem.a, problem.b, problem.scale

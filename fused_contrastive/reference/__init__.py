@@ -11,9 +11,15 @@ its file alone.
 import importlib as _importlib
 import inspect as _inspect
 import pkgutil as _pkgutil
+import typing as _typing
 
 from ._dense import sigmoid_sum as sigmoid_sum
 from ._dense import similarity as similarity
+
+if _typing.TYPE_CHECKING:
+    # Type checkers do not see what the loop below exports.
+    def __getattr__(name: str) -> _typing.Any: ...
+
 
 __all__ = ["sigmoid_sum", "similarity"]
 

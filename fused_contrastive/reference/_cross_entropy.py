@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -15,7 +17,7 @@ def cross_entropy(
     excluded=None,
     bias=None,
     scale=1.0,
-    similarities=None,
+    similarities: Any = None,
     label_smoothing=0.0,
     margin=0.0,
     hardness=0.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -35,7 +37,8 @@ def similarity(
     M, N = s.shape[-2:]
     keep = Candidates(kind, offset, stride, key_a, key_b).mask(M, N, scale.device)
     dense = s if keep is None else s.masked_fill(~keep, float("-inf"))
-    rows, cols = masked_logsumexp(dense, -1), masked_logsumexp(dense, -2) if columns else None
+    rows = masked_logsumexp(dense, -1)
+    cols: Any = masked_logsumexp(dense, -2) if columns else None
     pos = loss = None
     if positive >= 0:
         i = torch.arange(M, device=s.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ._dense import maximum
@@ -51,7 +53,7 @@ def ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 def with_metrics(
     loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None
-):
+) -> Any:
     """The loss reduced, and with `metrics` a dictionary of metrics beside it.
 
     The metrics are the top-1 accuracy and the mean similarity of the positives.
@@ -79,7 +81,7 @@ def with_metrics(
     return loss, {"accuracy": accuracy, "positive_similarity": mean}
 
 
-def both_directions(forward, backward, reduction, target, metrics, plain=None, weights=None):
+def both_directions(forward, backward, reduction, target, metrics, plain=None, weights=None) -> Any:
     """The mean of the losses and of the metrics of two directions.
 
     Args:

@@ -6,6 +6,7 @@ Half-precision inputs are computed in float32.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def drift_columns(gen, positive, negative, weight_gen, weight_positive, weight_n
 
 
 @torch.no_grad()
-def drift_field(gen, positive, temperature=0.05):
+def drift_field(gen, positive, temperature: Any = 0.05):
     """The drift of the published toy notebook.
 
     gen is ``[..., n, D]`` and positive ``[..., N, D]``.

@@ -6,6 +6,7 @@ Half-precision inputs are computed in float32.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -65,7 +66,7 @@ def contrastive_force_loss(
     temperatures=(0.01, 0.02, 0.05, 0.1, 0.2),
     *,
     mask_self="sum",
-    normalizer="dist_affinity_rms",
+    normalizer: Any = "dist_affinity_rms",
     scale=None,
     detach_scale=False,
     affinity_floor=0.0,

@@ -69,7 +69,8 @@ def multiple_negatives_ranking_loss(
     softmaxes = list(logits.values())
     if partition != "per_direction":
         softmaxes = [torch.cat(softmaxes, 1)]
-    loss = reduce(sum(s.logsumexp(1) - pos for s in softmaxes) / len(softmaxes), reduction, weights)
+    losses = [s.logsumexp(1) - pos for s in softmaxes]
+    loss = reduce(sum(losses[1:], losses[0]) / len(losses), reduction, weights)
     if not metrics:
         return loss
     with torch.no_grad():

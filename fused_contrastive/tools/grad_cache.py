@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -156,7 +157,7 @@ class _Stream:
         self.synchronizing = (
             set(_synchronizing(encoder)) if isinstance(encoder, nn.Module) else set()
         )
-        self.states = []
+        self.states: list = []
 
     def encode(self, index: int) -> tuple[list, object]:
         """What the encoder returns for a chunk, flattened."""
@@ -185,14 +186,15 @@ class _Stream:
 
     def embed(self):
         """The embeddings of the whole input, without a graph: leaves that receive gradients."""
-        chunks = []
+        chunks: list[list[torch.Tensor]] = []
+        spec: Any = None
         for index in range(len(self.starts)):
             self.states.append(_random_states(self.devices))
             leaves, spec = self.encode(index)
             chunks.append(leaves)
         whole = [
             torch.cat(parts) if len(parts) > 1 else parts[0].detach()
-            for parts in zip(*chunks, strict=True)
+            for parts in map(list, zip(*chunks, strict=True))
         ]
         return tree_unflatten(
             [x.requires_grad_(self.trained and x.is_floating_point()) for x in whole], spec
@@ -209,7 +211,8 @@ class _Stream:
             if g is not None and x.requires_grad
         ]
         if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            outputs, upstream = zip(*pairs, strict=True)
+            torch.autograd.backward(outputs, upstream)
 
 
 def _is_batched(x) -> bool:
@@ -254,7 +257,7 @@ def _buffers(encoders) -> list:
     ]
 
 
-def _synchronizing(module: nn.Module) -> Iterator[nn.Module]:
+def _synchronizing(module: nn.Module) -> Iterator[Any]:
     """The outermost modules that synchronise gradients over ranks unless told not to."""
     if hasattr(module, "no_sync"):
         yield module

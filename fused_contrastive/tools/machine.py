@@ -70,7 +70,7 @@ def devices() -> list[torch.device]:
     """The CPU, and one accelerator of each kind and model that torch can use here."""
     found = [torch.device("cpu")]
     try:
-        models = {}
+        models: dict[str, torch.device] = {}
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 models.setdefault(torch.cuda.get_device_name(index), torch.device("cuda", index))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,20 +53,20 @@ class SimilarityCase(NamedTuple):
     bias: bool = False
     fixed: bool = False  # whether b gets no gradient
     scale: float = 5.0
-
-    family = "similarity"
+    family: str = "similarity"
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The inputs in float64: ``[G, M, D]``, ``[G, N, D]``, ``[]``, and for bias ``[G, N]``."""
         inputs = _rows(self, generator)
-        if self.bias:
+        if self.bias and self.N is not None:
             inputs["bias"] = _normal(generator, self.G, self.N)
         return inputs
 
     def outputs(self, inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
         """What the call returns, by name."""
         options = _shared_options(self) | {"columns": self.columns}
-        found = similarity(**({"b": None} | inputs), **options, backend=backend)
+        named: dict[str, Any] = {"b": None} | inputs | options
+        found = similarity(**named, backend=backend)
         return {name: x for name, x in found._asdict().items() if x is not None}
 
 
@@ -87,8 +87,7 @@ class SigmoidCase(NamedTuple):
     sign: int = 1
     fixed: bool = False
     scale: float = 5.0
-
-    family = "sigmoid"
+    family: str = "sigmoid"
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The inputs in float64: ``[G, M, D]``, ``[G, N, D]``, ``[]`` and ``[G, M]``."""
@@ -97,7 +96,8 @@ class SigmoidCase(NamedTuple):
     def outputs(self, inputs: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
         """What the call returns, by name."""
         options = _shared_options(self) | {"sign": self.sign}
-        found = sigmoid_sum(**({"b": None} | inputs), **options, backend=backend)
+        named: dict[str, Any] = {"b": None} | inputs | options
+        found = sigmoid_sum(**named, backend=backend)
         return {name: x for name, x in found._asdict().items() if x is not None}
 
 
@@ -114,8 +114,7 @@ class ForceCase(NamedTuple):
     mask: bool = False
     floor: float = 0.0
     normalizer: str | None = None
-
-    family = "force"
+    family: str = "force"
 
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The inputs in float64: points ``[G, P, D]`` and inverse temperatures ``[K]``."""
@@ -239,11 +238,11 @@ def check(
     ulps, ulp = 8 if dtype == torch.float64 else 4, torch.finfo(dtype).eps
     wrong, worst = [], 0.0
     for name, errors in ours.items():
-        error, theirs = statistics.median(errors), statistics.median(eager[name])
+        typical, theirs = statistics.median(errors), statistics.median(eager[name])
         allowed = min(MARGIN * max(theirs, ulps * ulp), MOST_ULPS * ulp)
-        worst = max(worst, error / allowed)
-        if not error <= allowed:
-            wrong.append(f"{name} is off by {error:.1e} where {allowed:.1e} is allowed")
+        worst = max(worst, typical / allowed)
+        if not typical <= allowed:
+            wrong.append(f"{name} is off by {typical:.1e} where {allowed:.1e} is allowed")
     return verdict._replace(worst=worst, failure="; ".join(wrong) or None)
 
 

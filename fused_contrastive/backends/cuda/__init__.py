@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
+import runpy
 from pathlib import Path
 
 import torch
@@ -102,10 +102,7 @@ def _source_hashes() -> dict[str, str]:
     path = Path(__file__).resolve().parents[3] / "csrc/cuda/build.py"
     if not path.exists():
         return {}
-    spec = importlib.util.spec_from_file_location("fused_contrastive_cuda_build", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.kernel_hashes()
+    return runpy.run_path(str(path))["kernel_hashes"]()
 
 
 def similarity_forward(problem: Problem, wanted: Wanted) -> Forward:

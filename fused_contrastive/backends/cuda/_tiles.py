@@ -6,12 +6,14 @@ float32 matrices are multiplied.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ...dtypes import float32_precision
 
-LIBRARIES: dict[str, object] = {}
+LIBRARIES: dict[str, Any] = {}
 """The namespace of the operators by device type.
 
 "cuda" is there once the library is loaded. The tests add their host library for "cpu".

@@ -29,12 +29,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...dtypes import accumulation_dtype
-from ...problem import ForceForward, ForceProblem
+from ...problem import ABSENT, ForceForward, ForceProblem
 from ..tiled import plan
 from ..tiled.operands import contiguous
 from ..tiled.plan import ceil_div
@@ -259,7 +260,9 @@ def _shared_memory(device: torch.device) -> int:
     """The bytes of shared memory that a block can have."""
     if device.type != "cuda":
         return HOST_SHARED
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    # The stubs of torch lack this field.
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.shared_memory_per_block_optin
 
 
 def _splits(blocks: int, columns: int) -> int:
@@ -332,7 +335,7 @@ def _weighted_differences(
     y = y - y[:, :1]
     y -= y.mean(1, keepdim=True)
     parts = _panels(G, rows, planes * P * dtype.itemsize)
-    out = None if len(parts) == 1 else y.new_empty((planes, G, rows, D))
+    out = ABSENT if len(parts) == 1 else y.new_empty((planes, G, rows, D))
     for g, i in parts:
         panel = panel_of(g, i)
         product = torch.bmm(panel.flatten(1, 2), y[g]).view(*panel.shape[:3], D)

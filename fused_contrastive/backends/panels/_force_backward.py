@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...problem import ABSENT
 from ._force_field import Field, centred, unit
 from ._running_sum import finite
 
@@ -38,7 +39,7 @@ class Backward:
         # Each pull is the sum over the side of E <g, y>.
         self.pulls = torch.zeros_like(sums)
         # The power is <g, force> of each group, [G].
-        self.power = None
+        self.power = ABSENT
 
     def run(self, panels: list[slice], dx: Tensor) -> Tensor:
         """Fill dx ``[G, P, D]``, and return the derivative by the inverse temperature: ``[]``."""

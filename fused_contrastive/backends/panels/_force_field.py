@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...problem import ForceProblem
+from ...problem import ABSENT, ForceProblem
 from ._panel import PANEL
 from ._running_sum import finite
 
@@ -114,7 +114,7 @@ class Field:
         # A row of weights stands against every row of a panel: [G, 1, P].
         self.weight = None if problem.weight is None else problem.weight.unsqueeze(1)
         self.sides = (slice(0, problem.negatives), slice(problem.negatives, problem.x.shape[1]))
-        self.scale = self.place = self.panel = None
+        self.scale = self.place = self.panel = ABSENT
 
     def rescale(self, scale: Tensor) -> None:
         """Count distances in units of the scale ``[G]`` from here on."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import accumulation_dtype
-from ...problem import KEYED, Candidates, Prepared, Problem, SigmoidProblem
+from ...problem import KEYED, Candidates, MaybeNone, Prepared, Problem, SigmoidProblem
 
 PANEL = 1 << 19
 """A panel has at most this many similarities on a CPU, where 2 MiB in float32 stay in the caches.
@@ -122,7 +122,7 @@ def panel_products(
         w = panel(*plan[0], workspace)
         return product(w, y) if need_a else None, product(w.transpose(1, 2), x) if need_b else None
 
-    def zeros(needed: bool, *shape: int) -> Tensor | None:
+    def zeros(needed: bool, *shape: int) -> Tensor | MaybeNone:
         if not needed:
             return None
         return torch.zeros(shape, dtype=accumulation_dtype(x.dtype), device=x.device)
@@ -173,7 +173,8 @@ def mask_(
     _, m, n = s.shape
     diagonals = candidates.excluded_diagonals(m, n)
     if candidates.kind in KEYED or len(diagonals) > 16:
-        return s.masked_fill_(~candidates.mask(m, n, s.device), float("-inf"))
+        mask = candidates.mask(m, n, s.device)
+        return s if mask is None else s.masked_fill_(~mask, float("-inf"))
     for diagonal in diagonals:
         s.diagonal(diagonal, 1, 2).fill_(float("-inf"))
     return s

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import accumulation_dtype
-from ...problem import LogSumExp
+from ...problem import ABSENT, LogSumExp
 from ._panel import EPS, product, widen
 from ._running_sum import finite
 
@@ -35,12 +35,12 @@ class Side:
         self.dtype = given.dtype
         self.read = widen(given if hat is None else hat)
         self.x = self.read.to(accumulation_dtype(self.read.dtype))
-        self.t = None if t is None else t.to(self.x.dtype)
-        self.inv = self.unit = None
+        self.t = ABSENT if t is None else t.to(self.x.dtype)
+        self.inv = self.unit = ABSENT
         if inv is not None:
             self.inv = inv.unsqueeze(-1)
             self.unit = given.to(self.x.dtype) * self.inv
-        self.u = None if t is None else self.through_norm(self.t)
+        self.u = ABSENT if t is None else self.through_norm(self.t)
 
     def radial(self, x: Tensor) -> Tensor:
         """``<unit, x>``, ``[G, rows, 1]``.
@@ -80,7 +80,7 @@ class Softmax:
     def __init__(self, lse: LogSumExp):
         self.lse = finite(lse.value)
         self.total, self.mean = torch.zeros_like(self.lse), torch.zeros_like(self.lse)
-        self.c = self.t_c = None
+        self.c = self.t_c = ABSENT
 
     def add(self, g: slice, k: slice, s: Tensor, t: Tensor, dim: int) -> None:
         """Add a panel of logits s and tangents t, ``[g, m, n]``, along `dim` to ``[g, k]``."""

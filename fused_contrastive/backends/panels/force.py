@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...dtypes import accumulation_dtype
-from ...problem import ForceForward, ForceProblem
+from ...problem import ABSENT, ForceForward, ForceProblem
 from ._force_backward import Backward
 from ._force_field import Field, centred, differences, distances, first_rows, row_panels, unit, wide
 from ._running_sum import finite
@@ -92,7 +92,8 @@ def _sums(chunk: Chunk, panels: list[slice]) -> Tensor:
     K, G, P = C.shape
     rows = shift.shape[-1]
     rms, separate = field.problem.rms, field.problem.separate
-    squares, largest = [[] for _ in range(K)], shift.new_full((K, G), -math.inf)
+    squares: list[list[Tensor]] = [[] for _ in range(K)]
+    largest = shift.new_full((K, G), -math.inf)
     for k in range(K):
         for i in panels:
             a, d = field.log_affinity(i, k, R[k, :, i], C[k]), field.distances(i)
@@ -149,7 +150,7 @@ def _forces(chunk: Chunk, panels: list[slice], log_norm: Tensor, force: Tensor) 
     K = len(log_norm)
     units = unit(shift, log_norm)
     for i in panels:
-        total = None
+        total = ABSENT
         for k in range(K):
             a = field.log_affinity(i, k, R[k, :, i], C[k])
             for side, columns in enumerate(field.sides):

@@ -13,14 +13,16 @@ set takes half of that. docs/maths.md has the derivations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...problem import (
+    ABSENT,
     Gradients,
     LogSumExp,
+    MaybeNone,
     Needs,
     Prepared,
     Problem,
@@ -34,6 +36,9 @@ from ._tangents import EVERY, Side, Softmax, Sums
 from .sigmoid import signed_logits
 from .similarity import excess, logits, undefined
 
+Direction = tuple[Softmax, LogSumExp, slice | Tensor]
+"""A softmax, its log-sum-exps, and the order of its rows, for `through_positive`."""
+
 
 def similarity_second(
     tangents: Gradients, upstream: Upstream, problem: Problem, saved: Saved, need: Needs
@@ -45,20 +50,24 @@ def similarity_second(
     one_set, scale = problem.one_set, problem.scale
     left, right = sides(problem, saved.prepared, tangents)
     by_row = Softmax(saved.row_lse)
-    by_column = by_row if one_set else Softmax(saved.col_lse) if saved.col_lse is not None else None
+    by_column: Any = by_row if one_set else None
+    if not one_set and saved.col_lse is not None:
+        by_column = Softmax(saved.col_lse)
+    two = not one_set and saved.col_lse is not None
     factors = tangent_factors(left, right, scale, tangents.scale)
     for part in logits_and_tangents(problem, left, right, factors, tangents.bias):
         by_row.add(part.g, part.i, part.s, part.t, 2)
-        if by_column is not None:
+        if two or one_set:
             by_column.add(part.g, part.rest, part.s[:, :, part.new], part.t[:, :, part.new], 1)
-    for softmax in {by_row, by_column} - {None}:
-        softmax.close()
+    by_row.close()
+    if two:
+        by_column.close()
 
     d_cols = None
     if problem.positive >= 0:
         p = partners(problem)
         t_pos = positive_tangents(factors, tangents.bias, p)
-        directions = [(by_row, saved.row_lse, EVERY)]
+        directions: list[Direction] = [(by_row, saved.row_lse, EVERY)]
         if saved.col_lse is not None:
             directions.append((by_column, saved.col_lse.at(p), p))
         d_rows, g_pos, t_g_pos = through_positive(upstream.rows, directions, saved.pos, t_pos)
@@ -69,8 +78,8 @@ def similarity_second(
             d_cols = by_column.mean
             by_column.weigh(upstream.cols)
 
-    row_sums = Sums(left) if need.a or need.scale else None
-    column_sums = row_sums if one_set else Sums(right) if need.b else None
+    row_sums = Sums(left) if need.a or need.scale else ABSENT
+    column_sums = row_sums if one_set else Sums(right) if need.b else ABSENT
     d_bias = torch.zeros_like(problem.bias) if need.bias else None
     parts = logits_and_tangents(problem, left, right, factors, tangents.bias) if any(need) else ()
     for part in parts:
@@ -112,8 +121,8 @@ def sigmoid_second(
     left, right = sides(problem, saved.prepared, tangents)
     t_left, t_right = tangent_factors(left, right, scale, tangents.scale)
     t_bias = tangents.bias
-    row_sums = Sums(left) if need.a or need.scale else None
-    column_sums = row_sums if one_set else Sums(right) if need.b else None
+    row_sums = Sums(left) if need.a or need.scale else ABSENT
+    column_sums = row_sums if one_set else Sums(right) if need.b else ABSENT
     d_rows = torch.zeros_like(g_rows)
     d_bias = scale.new_zeros(g_rows.shape) if need.bias else None
     for g, i, _ in panels(problem):
@@ -184,8 +193,8 @@ def gradient_tangents(
     problem: Problem | SigmoidProblem,
     tangents: Gradients,
     need: Needs,
-    row_sums: Sums | None,
-    column_sums: Sums | None,
+    row_sums: Sums | MaybeNone,
+    column_sums: Sums | MaybeNone,
 ) -> Gradients:
     """The tangents of the gradients of a, b and scale, from the sums of both sides."""
     scale, t_scale = problem.scale, tangents.scale
@@ -233,7 +242,7 @@ def positive_tangents(
 
 def through_positive(
     g: Tensor,  # [G, M]
-    directions: list[tuple[Softmax, LogSumExp, slice | Tensor]],
+    directions: list[Direction],
     pos: Tensor,  # [G, M]
     t_pos: Tensor,  # [G, M]
 ) -> tuple[Tensor, Tensor, Tensor]:

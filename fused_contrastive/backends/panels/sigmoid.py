@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...problem import Gradients, Needs, SigmoidForward, SigmoidProblem, SigmoidSaved
+from ...problem import ABSENT, Gradients, Needs, SigmoidForward, SigmoidProblem, SigmoidSaved
 from ._panel import (
     finish,
     mask_,
@@ -42,7 +42,7 @@ def sigmoid_forward(problem: SigmoidProblem, extrema: bool) -> SigmoidForward:
     G, M, _, _ = problem.sizes
     x, y, prepared = prepared_sets(problem)
     rows = problem.scale.new_empty((G, M))
-    row_max = problem.scale.new_empty((G, M)) if extrema else None
+    row_max = problem.scale.new_empty((G, M)) if extrema else ABSENT
     for g, i, _ in panels(problem):
         s = signed_logits(problem, x, y, g, i)
         if extrema:
@@ -67,8 +67,9 @@ def sigmoid_backward(
     G, M, N, D = problem.sizes
     one_set, scale, sign = problem.one_set, problem.scale, problem.sign
     x, y = saved_sets(problem, saved.prepared)
-    G_a = scale.new_zeros((G, M, D)) if need.a or need.scale else None
-    G_b = G_a if one_set else scale.new_zeros((G, N, D)) if need.b else None
+    by_row, by_column = need.a or need.scale, need.a or need.scale if one_set else need.b
+    G_a = scale.new_zeros((G, M, D)) if by_row else ABSENT
+    G_b = G_a if one_set else scale.new_zeros((G, N, D)) if need.b else ABSENT
     dbias = scale.new_zeros((G, M)) if need.bias else None
     c = g_rows * sign
     for g, i, _ in panels(problem):
@@ -76,15 +77,15 @@ def sigmoid_backward(
         w = s.sigmoid_().mul_(c[g, i].unsqueeze(2))
         if dbias is not None:
             dbias[g, i] = w.sum(2)
-        if G_a is not None:
+        if by_row:
             G_a[g, i] += product(w, y[g])
-        if G_b is not None:
+        if by_column:
             G_b[g] += product(w.transpose(1, 2), x[g, i])
     if problem.positive >= 0:
         p, c = partners(problem), -c * torch.sigmoid(saved.pos * -sign)
-        if G_a is not None:
+        if by_row:
             G_a += c.unsqueeze(-1) * y[:, p].to(c.dtype)
-        if G_b is not None:
+        if by_column:
             G_b.index_add_(1, p, c.unsqueeze(-1) * x.to(c.dtype))
         if dbias is not None:
             dbias += c

@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...problem import Forward, Gradients, LogSumExp, Needs, Problem, Saved, Upstream, Wanted
+from ...problem import (
+    ABSENT,
+    Forward,
+    Gradients,
+    LogSumExp,
+    MaybeNone,
+    Needs,
+    Problem,
+    Saved,
+    Upstream,
+    Wanted,
+)
 from ._panel import (
     finish,
     mask_,
@@ -39,8 +50,8 @@ def similarity_forward(problem: Problem, wanted: Wanted) -> Forward:
     G, M, N, D = problem.sizes
     x, y, prepared = prepared_sets(problem)
     row_sums = RunningSum(problem.scale, G, M)
-    column_sums = RunningSum(problem.scale, G, N) if wanted.columns else None
-    mean = problem.scale.new_empty((G, M, D)) if wanted.mean else None
+    column_sums = RunningSum(problem.scale, G, N) if wanted.columns else ABSENT
+    mean = problem.scale.new_empty((G, M, D)) if wanted.mean else ABSENT
     for g, i, j in panels(problem, half=problem.one_set):
         s = logits(problem, x, y, g, i, j)
         terms = row_sums.add((g, i), s, 2)
@@ -138,15 +149,15 @@ def similarity_backward(
     scale, one_set = problem.scale, problem.one_set
     c, h, g_pos = logit_gradients(upstream, problem, saved)
     if saved.mean is not None and not need.b and not need.bias:
-        G_a, G_b, dbias = saved.mean * c.unsqueeze(-1), None, None
+        G_a, G_b, dbias = saved.mean * c.unsqueeze(-1), ABSENT, ABSENT
     else:
         G_a, G_b, dbias = weighted_sums(problem, x, y, saved, (c, h), need)
     if g_pos is not None:
-        p = partners(problem)
-        if G_a is not None:
+        p, of_columns = partners(problem), G_a if one_set else G_b
+        if need.a or need.scale or one_set:
             G_a += g_pos.unsqueeze(-1) * y[:, p].to(scale.dtype)
         if one_set or need.b:
-            (G_a if one_set else G_b).index_add_(1, p, g_pos.unsqueeze(-1) * x.to(scale.dtype))
+            of_columns.index_add_(1, p, g_pos.unsqueeze(-1) * x.to(scale.dtype))
         if need.bias:
             dbias.index_add_(1, p, g_pos)
     dscale = None
@@ -167,7 +178,7 @@ def weighted_sums(
     saved: Saved,
     factors: tuple[Tensor, Tensor | None],  # [G, M] and [G, N]
     need: Needs,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | MaybeNone, Tensor | MaybeNone, Tensor | MaybeNone]:
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W, ``[G, N]``.
 
     Each is None unless needed. ``W_ij = c_i exp(s_ij - row_lse_i) + h_j exp(s_ij - col_lse_j)``
@@ -175,7 +186,8 @@ def weighted_sums(
     """
     G, M, N, D = problem.sizes
     one_set, zeros = problem.one_set, problem.scale.new_zeros
-    G_a = zeros((G, M, D)) if need.a or need.scale or one_set else None
+    by_row = need.a or need.scale or one_set
+    G_a = zeros((G, M, D)) if by_row else ABSENT
     G_b = zeros((G, N, D)) if need.b else None
     dbias = zeros((G, N)) if need.bias else None
     c, h = factors
@@ -193,7 +205,7 @@ def weighted_sums(
             w += s.sub_(cols[g, :, j]).exp_().mul_(h[g, :, j])
         if dbias is not None:
             dbias[g] += w.sum(1)
-        if G_a is not None:
+        if by_row:
             G_a[g, i] += product(w, y[g, j])
         if one_set and i.stop < N:
             later = w[:, :, i.stop - i.start :].transpose(1, 2)

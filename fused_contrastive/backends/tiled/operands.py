@@ -11,7 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...problem import Candidates, Gradients, Needs, Prepared, Problem, SigmoidProblem
+from ...problem import (
+    ABSENT,
+    Candidates,
+    Gradients,
+    MaybeNone,
+    Needs,
+    Prepared,
+    Problem,
+    SigmoidProblem,
+)
 
 
 class Operands(NamedTuple):
@@ -20,13 +29,14 @@ class Operands(NamedTuple):
     x: Tensor  # [G, M, D] rounded rows
     y: Tensor  # [G, N, D] rounded columns; with one set they are x
     scale: Tensor  # []
-    bias: Tensor | None  # [G, N]; the sigmoid family has none
+    bias: Tensor | MaybeNone  # [G, N]; the sigmoid family has none
     candidates: Candidates  # with offset and stride resolved
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(G, M, N)``: that of the matrix of logits."""
-        return *self.x.shape[:2], self.y.shape[1]
+        G, M, _ = self.x.shape
+        return G, M, self.y.shape[1]
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -46,10 +56,10 @@ class Terms(NamedTuple):
     Where only a given weighted mean is needed, all tensors are None.
     """
 
-    row: Tensor | None = None  # [G, M, 2]
-    col: Tensor | None = None  # [G, N, 2]; None: the columns have no weights of their own
-    pull: Tensor | None = None  # [G, M] weight of each row's positive, negated
-    half_bound: Tensor | None = None  # [1] largest weight; float16 panels are relative to it
+    row: Tensor | MaybeNone = None  # [G, M, 2]
+    col: Tensor | MaybeNone = None  # [G, N, 2]; None: the columns have no weights of their own
+    pull: Tensor | MaybeNone = None  # [G, M] weight of each row's positive, negated
+    half_bound: Tensor | MaybeNone = None  # [1] largest weight; float16 panels are relative to it
     positive: int = 0  # offset of the positive's column
 
     def part(self, g: slice, i: slice, j: slice) -> Terms:
@@ -63,7 +73,7 @@ class Side(NamedTuple):
     x: Tensor  # [G, X, D] this set's rounded rows
     y: Tensor  # [G, Y, D] those of the other set
     given: Tensor  # [G, X, D] this set as the caller gave it
-    inv: Tensor | None  # [G, X] inverse norms; None: nothing is normalised
+    inv: Tensor | MaybeNone  # [G, X] inverse norms; None: nothing is normalised
     near: bool  # whether points of this set have positives in the other one
     far: bool  # whether points of this set are positives of the other one
 
@@ -73,7 +83,7 @@ class Side(NamedTuple):
         return 0.5 if self.near and self.far else 1.0
 
 
-def contiguous(x: Tensor | None) -> Tensor | None:
+def contiguous(x: Tensor | None) -> Tensor | MaybeNone:
     """x in contiguous memory, of any shape; None stays None."""
     return None if x is None else x.contiguous()
 
@@ -173,7 +183,7 @@ def finish_sets(
 ) -> Gradients:
     """The gradients of a, b and the scale from ``W y`` and ``W^T x``."""
     x, y, scale = operands.x, operands.y, operands.scale
-    da = db = dscale = radial = None
+    da = db = dscale = radial = ABSENT
     if reads_rows(problem, need):
         side = Side(x, y, problem.a, prepared.a_inv, near=True, far=problem.one_set)
         da, radial = kernels.finish_backward(sums[0], side, terms, scale, need.a, need.scale)

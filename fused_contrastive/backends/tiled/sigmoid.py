@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...problem import Gradients, Needs, SigmoidForward, SigmoidProblem, SigmoidSaved
+from ...problem import (
+    ABSENT,
+    Gradients,
+    MaybeNone,
+    Needs,
+    SigmoidForward,
+    SigmoidProblem,
+    SigmoidSaved,
+)
 from ..panels import panel_products
 from . import plan
 from .operands import (
@@ -85,14 +93,14 @@ def backward(
 
 def _weighted_sums(
     kernels, operands: Operands, terms: Terms, sign: int, need: Needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | MaybeNone, Tensor | MaybeNone, Tensor | MaybeNone]:
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the row sums of W ``[G, M]``.
 
     W is what `sigmoid_weight` writes, and `need` says which of the sums are computed.
     """
     x, y = operands.x, operands.y
     G, M, N = operands.shape
-    sums = operands.scale.new_zeros(G, M) if need.bias else None
+    sums = operands.scale.new_zeros(G, M) if need.bias else ABSENT
 
     def panel(g: slice, i: slice, j: slice, workspace: Tensor) -> Tensor:
         weights = plan.panel_of(workspace, g, i, j)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from ...problem import (
+    ABSENT,
     Forward,
     Gradients,
     LogSumExp,
+    MaybeNone,
     Needs,
     Prepared,
     Problem,
@@ -65,7 +67,7 @@ def _allocate(problem: Problem, wanted: Wanted, prepared: Prepared) -> Forward:
     G, M, N, _ = problem.sizes
     paired = problem.positive >= 0
 
-    def empty(present: bool, *shape: int) -> Tensor | None:
+    def empty(present: bool, *shape: int) -> Tensor | MaybeNone:
         return problem.scale.new_empty(shape) if present else None
 
     return Forward(
@@ -98,14 +100,14 @@ def backward(kernels, upstream: Upstream, problem: Problem, saved: Saved, need: 
     """
     operands = operands_of(problem, saved.prepared, problem.bias)
     sums_needed = Needs(reads_rows(problem, need), reads_columns(problem, need), False, need.bias)
-    terms, dbias = Terms(), None
+    terms, dbias = Terms(), ABSENT
     if saved.mean is not None and not sums_needed.b and not need.bias:
-        sums = saved.mean * upstream.rows.unsqueeze(-1), None
+        sum_a, sum_b = saved.mean * upstream.rows.unsqueeze(-1), ABSENT
     else:
         columns, positive = saved.col_lse is not None, positive_column(problem)
         terms = allocate_terms(operands, saved.pos, columns, positive)
         kernels.terms(operands, upstream, saved, terms)
-        *sums, dbias = _weighted_sums(
+        sum_a, sum_b, dbias = _weighted_sums(
             kernels,
             operands,
             terms._replace(col=terms.row) if problem.one_set else terms,
@@ -115,14 +117,20 @@ def backward(kernels, upstream: Upstream, problem: Problem, saved: Saved, need: 
     if need.bias:
         dbias = _finish_bias(from_half(kernels, dbias, terms), terms)
     found = finish_sets(
-        kernels, sums, operands, terms, problem=problem, prepared=saved.prepared, need=need
+        kernels,
+        (sum_a, sum_b),
+        operands,
+        terms,
+        problem=problem,
+        prepared=saved.prepared,
+        need=need,
     )
     return found._replace(bias=dbias)
 
 
 def _weighted_sums(
     kernels, operands: Operands, terms: Terms, *, symmetric: bool, need: Needs
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor | MaybeNone, Tensor | MaybeNone, Tensor | MaybeNone]:
     """``W y [G, M, D]``, ``W^T x [G, N, D]`` and the column sums of W ``[G, N]``.
 
     W is what `pair_weight` writes, and `need` says which of the sums are computed. The results of
@@ -131,7 +139,7 @@ def _weighted_sums(
     """
     x, y = operands.x, operands.y
     G, M, N = operands.shape
-    sum_bias = operands.scale.new_zeros(G, N) if need.bias else None
+    sum_bias = operands.scale.new_zeros(G, N) if need.bias else ABSENT
 
     def panel(g: slice, i: slice, j: slice, workspace: Tensor) -> Tensor:
         weights = plan.panel_of(workspace, g, i, j)
