@@ -32,7 +32,7 @@ def namespace() -> dict:
         rows[name] = torch.randn(128, 128, requires_grad=name not in ("key", "x1", "x2"))
     encoder = torch.nn.Linear(128, 128)
     rows |= {"image_features": rows["u"], "text_features": rows["v"]}
-    scalars = {"temperature": 0.1, "scale": 14.0}
+    scalars = {"temperature": 0.1, "scale": 14.0, "logit_scale": 14.0}
     functions = {name: getattr(fc, name) for name in fc.__all__}
     models = {"encoder": encoder, "model": encoder, "labels": torch.arange(128) // 2}
     return {"torch": torch, "F": F, **functions, **rows, **scalars, **models}

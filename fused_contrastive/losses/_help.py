@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from typing import Any
 
 from torch import nn
 
@@ -101,7 +102,7 @@ def complete(function) -> None:
     if missing:
         block = arguments(missing, {}).partition("\n")[2]
         head = re.sub(r"(^Args:\n(?:(?: {4}.*)\n)+)", rf"\1{_escaped(block)}\n", head, flags=re.M)
-    if "Raises:" not in head:
+    if "Raises:" not in doc:
         head = f"{head.rstrip()}\n\n{RAISES}\n\n"
     function.__doc__ = head + example
 
@@ -110,7 +111,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\")
 
 
-def complete_module(module: type, function) -> None:
+def complete_module(module: type[Any], function) -> None:
     """Describe the arguments of a module and of its `forward`, as those of its function."""
     if not module.__doc__ or not function.__doc__:
         return

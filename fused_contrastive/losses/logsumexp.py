@@ -55,7 +55,8 @@ def similarity_logsumexp(
             ``"not_pair"`` (j - i - self_offset is not a multiple of `pair_stride`); ``"other_key"``
             (key_b[j] != key_a[i]); ``"same_key"`` (equal keys, without the self where there is
             one).
-        self_offset: the column of row 0's self; None: 0 for one set, no self for two.
+        self_offset: the column of row 0's self; None: 0 for one set, no self for two. Two sets need
+            it with ``"not_self"``.
         pair_stride: rows per view of a set of stacked views, for ``"not_pair"``.
         key_a: integer keys of the rows, ``[M]`` or ``[..., M]``, and of the columns with one set.
         key_b: integer keys of the columns, ``[N]`` or ``[..., N]``, with two sets.
@@ -96,6 +97,11 @@ def similarity_logsumexp(
             )
     checks.index("pair_stride", pair_stride)
     checks.index("self_offset", self_offset)
+    if candidates == "not_self" and b is not None and self_offset is None:
+        raise ValueError(
+            "self_offset must be given with two sets and candidates='not_self', for no column is "
+            "left out without it; with self_offset=0 row i leaves out column i"
+        )
     if (pair_stride is not None) != (candidates == "not_pair") or (
         pair_stride is not None and pair_stride < 1
     ):

@@ -267,7 +267,7 @@ def _self_test_lines(report: dict) -> list[str]:
 def _speed_lines(report: dict) -> list[str]:
     return [
         f"  {row['device']}, {row['pairs']} pairs of {row['features']} features: "
-        f"{row['ms']:.2f} ms, eager {row['eager_ms']:.2f} ms, "
-        f"{row['eager_ms'] / row['ms']:.1f} times as fast"
+        f"{row['ms']:.2f} ms, eager {row['eager_ms']:.2f} ms, {row['faster'][1]:.1f} times as "
+        f"fast (quartiles {row['faster'][0]:.1f} to {row['faster'][2]:.1f})"
         for row in report["speed"]
     ] or ["  nothing could be timed"]

@@ -71,7 +71,7 @@ def test_primitive(kind, columns):
     if "key" in kind:
         key_a, key_b = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 2, 0, 1, 2])
         keys = {"key_a": key_a.to(Call.device), "key_b": key_b.to(Call.device)}
-    options = {"pair_stride": 3} if kind == "not_pair" else {}
+    options = {"not_pair": {"pair_stride": 3}, "not_self": {"self_offset": 1}}.get(kind, {})
 
     def function(a, b, scale, bias):
         return fused_contrastive.similarity_logsumexp(

@@ -281,7 +281,8 @@ def test_nan_and_inf_in_the_primitive(bad, kind, backend, device):
     """
     dtype = torch.float64 if backend in ("triton", "cuda") else torch.float32
     for one_set in (True, False):
-        use = uses.Use(kind, one_set, columns=True)
+        offset = 3 if kind == "not_self" and not one_set else None
+        use = uses.Use(kind, one_set, columns=True, self_offset=offset)
         m, n = (
             (19, 19 if one_set else 23) if is_interpreted(backend) else (80, 80 if one_set else 70)
         )

@@ -240,6 +240,7 @@ KEY = torch.arange(4)
             (TypeError, ValueError),
             "self_offset must be",
         ),
+        ({"candidates": "not_self", "b": Z}, ValueError, "self_offset must be given with two sets"),
         ({"candidates": "other_key"}, TypeError, "key_a must be an integer tensor"),
         (
             {"candidates": "other_key", "key_a": [0, 1, 2, 3]},

@@ -149,7 +149,7 @@ USES = tuple(
         ("not_self", True, False, False, True, (), None),
         ("not_self", True, True, False, False, (2,), None),
         ("not_self", True, False, False, False, (), 2),
-        ("not_self", False, False, False, False, (), None),
+        ("not_self", False, False, False, False, (), 1),
         ("not_self", False, True, True, False, (), 0),
         ("not_self", False, False, False, True, (2,), -3),
         ("not_pair", True, False, False, True, (), None),
