@@ -84,12 +84,17 @@ class Correlation(torch.autograd.Function):
             distance = scratch.copy_(a).sub_(b).square_().mean(0)
             # This is mean(a b) - 1.
             lack = (distance + EPS * (factor_a.square() + factor_b.square())) / -2
-            gap = (lack * (K / N) + (K / N - 1)) / world
+            near = lack > -0.5
+
+            def gaps(mean):
+                """``c_ii - 1`` from mean(a b), or from how far it is from 1 where it is near it."""
+                return torch.where(near, lack * (K / N) + (K / N - 1), mean * (K / N) - 1) / world
+
             if (not samples) if torch.compiler.is_exporting() else (F < 2 * world * K):
                 c = inner(a, b, low)
-                mean = c.diagonal() / K
+                mean = c.diagonal() / K if low == dtype else (a * b).mean(0)
                 c /= N * world
-                c.diagonal().copy_(gap)
+                c.diagonal().copy_(gaps(mean))
                 add_over_ranks(c, group)
                 gap = c.diagonal().clone()
                 c.diagonal().zero_()
@@ -98,12 +103,11 @@ class Correlation(torch.autograd.Function):
                 others = () if group is None else (gather_rows(a, group), gather_rows(b, group))
                 p, q = (inner(x.T, y.T, low) for x, y in zip((a, b), others or (a, b), strict=True))
                 total = add_over_ranks((p * q).sum(), group) / (N * world) ** 2
-                add_over_ranks(gap, group)
-                rest, kept = total - (1 + gap).square().sum(), (p, q, *others)
                 mean = (a * b).mean(0)
-            near = (lack > -0.5).to(dtype)
+                gap = add_over_ranks(gaps(mean), group)
+                rest, kept = total - (1 + gap).square().sum(), (p, q, *others)
             # This is mean(a b) - near. Where near is 0 it is no difference, and nothing cancels.
-            lack = torch.where(lack > -0.5, lack, mean)
+            lack, near = torch.where(near, lack, mean), near.to(dtype)
         return gap.square().sum(), rest, a, b, factor_a, factor_b, near, lack, gap, *kept
 
     @staticmethod

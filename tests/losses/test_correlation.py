@@ -250,3 +250,24 @@ def test_autocast(name, shape, device):
         getattr(fc, name)(z1.float(), z2.bfloat16()).backward()
         assert z1.grad.isfinite().all() and z2.grad.isfinite().all()
         assert torch.equal(getattr(fc, name)(z1, z2), getattr(fc, name)(z1, z2))
+
+
+@pytest.mark.parametrize("shape", ((32, 20000), (8, 20000), (64, 3000)), ids=str)
+def test_views_that_are_not_correlated(shape, device):
+    """With many features the diagonal is no small number, and nothing of it may be subtracted."""
+    found, eager = (
+        np.median(
+            [
+                errors(
+                    "correlation_loss", module, torch.float32, device, *shape, seed=i, spread=1e3
+                )
+                for i in range(5)
+            ],
+            0,
+        )
+        for module in (fc, reference)
+    )
+    assert (found <= np.maximum(2 * eager, 4 * torch.finfo(torch.float32).eps)).all(), (
+        found,
+        eager,
+    )
