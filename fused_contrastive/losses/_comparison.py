@@ -53,9 +53,12 @@ class Comparison(NamedTuple):
         kind, offset, stride, key_a, key_b = candidates
         # Every layer of keyword arguments costs time, so plain calls skip `negatives`.
         compute = partial(negatives, hardness=hardness) if hardness else similarity
+        rows, columns = self.rows, self.columns
+        if rows.dtype == torch.float16 and options.get("normalize"):
+            rows, columns = fixed_zeros(rows), None if columns is None else fixed_zeros(columns)
         return compute(
-            self.rows,
-            self.columns,
+            rows,
+            columns,
             self.scale,
             kind=kind,
             offset=self.offset + offset,
@@ -134,6 +137,7 @@ def rounded(x: torch.Tensor, normalize: bool) -> torch.Tensor:
     """
     if not normalize:
         return x.to(matrix_dtype(x))
+    x = fixed_zeros(x)
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1).to(matrix_dtype(x))
 
 
@@ -144,8 +148,19 @@ def exact_rows(x: torch.Tensor, normalize: bool) -> torch.Tensor:
     ``similarity(..., dtype=matrix_dtype(x))`` all of them arrive, and cancel, in the accumulation
     dtype.
     """
-    z = x.to(accumulation_dtype(x.dtype))
+    z = (fixed_zeros(x) if normalize else x).to(accumulation_dtype(x.dtype))
     return as_read(F.normalize(z, dim=-1) if normalize else z, matrix_dtype(x))
+
+
+def fixed_zeros(x: torch.Tensor) -> torch.Tensor:
+    """x, whose rows of zeros get no gradient in float16.
+
+    Through the normalisation it would be that of the direction over 1e-12, which float16 cannot
+    hold. An infinite gradient would make GradScaler leave out the step, and every later one.
+    """
+    if x.dtype != torch.float16:
+        return x
+    return torch.where((x == 0).all(-1, keepdim=True), x.detach(), x)
 
 
 def as_read(z: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -70,17 +70,20 @@ def count_and_total(
     if not options.label_smoothing:
         columns = columns[..., :0]
     ones = columns.new_ones((*columns.shape[:-1], 1))
-    parts = [columns, torch.zeros_like(ones), ones]
+    parts = [columns, torch.zeros_like(ones), ones, torch.zeros_like(ones)]
     if bias is not None:
-        parts[1] = bias.to(scale.dtype).unsqueeze(-1)
-        removed = parts[1] == -math.inf
-        parts = [x.masked_fill(removed, 0.0) for x in parts]
+        own = bias.to(scale.dtype).unsqueeze(-1)
+        # An infinite bias must not be subtracted from itself where a key excludes its column.
+        parts[1], parts[3] = own.masked_fill(own == math.inf, 0.0), (own == math.inf).to(own.dtype)
+        parts = [x.masked_fill(own == -math.inf, 0.0) for x in parts]
     sums = sum_over_negatives(torch.cat(parts, -1), a.shape[-2], candidates, compared.ranks)
-    count = sums[..., -1]
+    count = sums[..., -2]
     if not options.label_smoothing:
         return count, None
-    raw = compared.dot(sums[..., :-2])
-    total = scale * raw + options.hardness * raw.detach() + sums[..., -2]
+    raw = compared.dot(sums[..., :-3])
+    total = scale * raw + options.hardness * raw.detach() + sums[..., -3]
+    if bias is not None:
+        total = total.masked_fill(sums[..., -1] > 0, math.inf)
     # Over no negatives the total is 0, not what rounding has left of it.
     return count, total.masked_fill(count == 0, 0.0)
 

@@ -14,6 +14,7 @@ from ._arguments import asks_for_eager, check_options, check_settings, check_vec
 from ._cross_entropy import in_batch
 from ._module import Loss, given_once, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
+from ._unread import unread_pairs
 
 
 @over_ranks
@@ -74,6 +75,9 @@ def clip_loss(
     check_vectors(image_features, N, (N,), keys, weights)
     for x in bias or ():
         check_vectors(image_features, N, (N,), bias=x)
+    image_features, text_features = unread_pairs(
+        image_features, text_features, weights, *(bias or (None,))
+    )
     operands = image_features, text_features, logit_scale, logit_bias
     tensors = {"keys": keys, "weights": weights, "bias": bias}
     settings = {"reduction": reduction, "metrics": metrics}

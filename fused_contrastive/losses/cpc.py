@@ -12,6 +12,7 @@ from ._comparison import Comparison
 from ._module import Loss
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
+from ._unread import unread_rows
 
 
 @over_ranks
@@ -49,6 +50,8 @@ def cpc_loss(
     two_sets("predictions", predictions, "latents", latents, dim=3)
     check_settings(reduction=reduction)
     check_vectors(predictions, predictions.shape[1], (predictions.shape[1],), keys, weights)
+    if weights is not None:
+        predictions = unread_rows(predictions, weights.expand(predictions.shape[:2]))
     arguments = {"keys": keys, "weights": weights, "reduction": reduction}
     if asks_for_eager(backend, group):
         return reference.cpc_loss(predictions, latents, **arguments)

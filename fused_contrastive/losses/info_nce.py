@@ -25,6 +25,7 @@ from ._cross_entropy import in_batch, one_direction
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
+from ._unread import unread_columns, unread_pairs, unread_rows
 
 NEGATIVE_MODES = ("unpaired", "paired", "in_batch")
 
@@ -98,6 +99,16 @@ def info_nce_loss(
     )
     columns = _columns(query, negative_keys, negative_mode, symmetric)
     check_vectors(query, query.shape[0], columns, keys, weights, bias)
+    if symmetric:
+        query, positive_key = unread_pairs(query, positive_key, weights, bias)
+    else:
+        query = unread_rows(query, weights)
+        of_positives, of_negatives = _apart(bias, query.shape[0], negative_mode == "paired")
+        if negative_mode == "paired" and of_positives is not None:
+            of_positives = of_positives.squeeze(1)
+        positive_key = unread_columns(positive_key, of_positives)
+        if negative_keys is not None:
+            negative_keys = unread_columns(negative_keys, of_negatives)
     tensors = {"keys": keys, "weights": weights, "bias": bias}
     settings = {
         "negative_mode": negative_mode,

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .. import checks
 from ..autograd.similarity import similarity
+from ..dtypes import accumulation_dtype
 from ..problem import KEYED, KINDS, resolve_offset
 from ..scalars import as_scalar
 from ._arguments import asks_for_eager
+from ._comparison import fixed_zeros
 from ._over_ranks import over_ranks
+from ._unread import unread_columns
+
+LARGEST = 1e37
+"""Larger biases count as infinite. With an infinite logit some kernels return NaN."""
 
 
 @over_ranks
@@ -70,7 +78,7 @@ def similarity_logsumexp(
 
     Returns:
         ``[..., M]`` (and ``[..., N]``), float32, or float64 for float64 inputs. Where there is no
-        candidate it is -inf, with gradient 0.
+        candidate it is -inf, and where a candidate has the bias +inf it is +inf, with gradient 0.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the error names it.
@@ -121,6 +129,13 @@ def similarity_logsumexp(
         )
     asks_for_eager(backend, group)
     kind, offset = resolve_offset(candidates, self_offset, b is None)
+    if normalize:
+        a, b = fixed_zeros(a), None if b is None else fixed_zeros(b)
+    if bias is not None:
+        # Logits with a bias are not symmetric, so they need two sets anyway.
+        b, key_b = (a, key_a) if b is None else (b, key_b)
+        b = unread_columns(b, bias)
+        bias = bias.to(accumulation_dtype(a.dtype)).clamp(max=LARGEST)
     result = similarity(
         a,
         b,
@@ -136,4 +151,7 @@ def similarity_logsumexp(
         backend=backend,
         ranks=group,
     )
-    return (result.rows, result.cols) if return_columns else result.rows
+    found = (result.rows, result.cols) if return_columns else (result.rows,)
+    if bias is not None:
+        found = tuple(x.masked_fill(x > LARGEST / 2, math.inf) for x in found)
+    return found if return_columns else found[0]

@@ -10,6 +10,7 @@ from ._arguments import asks_for_eager, check_options, check_settings, check_vec
 from ._cross_entropy import in_batch
 from ._module import Loss
 from ._over_ranks import NOT_GIVEN, over_ranks
+from ._unread import unread_columns, unread_rows
 
 
 @over_ranks
@@ -61,6 +62,7 @@ def n_pairs_loss(
     check_settings(reduction=reduction, normalize=normalize, metrics=metrics)
     options = check_options(label_smoothing=label_smoothing, margin=margin)
     check_vectors(anchors, anchors.shape[0], (anchors.shape[0],), keys, weights, bias)
+    anchors, positives = unread_rows(anchors, weights), unread_columns(positives, bias)
     if target is not None:
         target = _target_indices(target, anchors)
     tensors = {"keys": keys, "weights": weights, "bias": bias}

@@ -19,6 +19,7 @@ from ._cross_entropy import one_direction
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
+from ._unread import unread_pairs
 
 
 @over_ranks
@@ -76,6 +77,7 @@ def nt_xent_loss(
         label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
     )
     check_vectors(z1, z1.shape[0], (z1.shape[0],), keys, weights, bias)
+    z1, z2 = unread_pairs(z1, z2, weights, bias)
     tensors = {"keys": keys, "weights": weights, "bias": bias}
     settings = {"normalize": normalize, "reduction": reduction, "metrics": metrics}
     if asks_for_eager(backend, group):

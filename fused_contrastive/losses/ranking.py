@@ -27,6 +27,7 @@ from ._cross_entropy import in_batch
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome, merged, one_positive
+from ._unread import unread_rows
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = ("all_negatives", "in_batch_negatives", "hard_negatives")
@@ -105,6 +106,8 @@ def multiple_negatives_ranking_loss(
             )
     options = check_options(hardness=hardness)
     check_vectors(query, N, (N,), keys, weights)
+    if set(directions) == {"query_to_doc"}:
+        query = unread_rows(query, weights)
     operands = query, positive_key, negative_keys, temperature
     settings = {
         "directions": directions,

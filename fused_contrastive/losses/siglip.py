@@ -16,6 +16,7 @@ from ._comparison import Comparison
 from ._module import Loss, given_once, own_number, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
+from ._unread import unread_rows
 
 
 @over_ranks
@@ -64,6 +65,7 @@ def siglip_loss(
     checks.number("logit_bias", logit_bias, device)
     check_settings(reduction=reduction, metrics=metrics)
     check_vectors(image_features, N, (N,), keys, weights)
+    image_features = unread_rows(image_features, weights)
     operands = image_features, text_features, logit_scale, logit_bias
     arguments = {"keys": keys, "weights": weights, "reduction": reduction, "metrics": metrics}
     if asks_for_eager(backend, group):
