@@ -59,6 +59,10 @@ _loaded: dict[str, Any] = {}
 def module(name: str):
     """The backend's module, imported on first use."""
     if name not in _loaded:
+        if name not in _MODULES:
+            raise ValueError(
+                f"the backend of an op must be one of {', '.join(_MODULES)}, got {name!r}"
+            )
         _loaded[name] = importlib.import_module(_MODULES[name])
     return _loaded[name]
 

@@ -113,17 +113,18 @@ def debiased(
 
 
 def cross_entropy(
-    lse, pos, scale, options: Options, count: Any = None, total: Any = None
+    lse, pos, scale, options: Options, count: Any = None, total: Any = None, *, removed=False
 ) -> torch.Tensor:
     """The loss ``[M]`` of rows, from the log-sum-exp `lse` of their negatives.
 
     `pos` is the positive's logit before its margin; count and total are from `count_and_total`.
+    `removed` says whether a bias may remove positives.
     """
     if options.tau_plus:
         lse = debiased(lse, pos, count, scale, options.tau_plus)
     if options.margin:
         pos = pos - options.margin * scale
-    loss = one_positive(lse, pos)
+    loss = one_positive(lse, pos, removed)
     if options.label_smoothing:
         smooth = (count * pos - total) / (count + 1)
         # A loss whose positive is removed is infinite already.
@@ -157,7 +158,8 @@ def one_direction(
     if compared.rows.dim() == 3:
         # Each row is a group with columns of its own.
         lse, largest, *sums = (None if x is None else x.squeeze(-1) for x in (lse, largest, *sums))
-    return cross_entropy(lse, pos, scale, options, *sums), (pos, largest)
+    loss = cross_entropy(lse, pos, scale, options, *sums, removed=own_bias is not None)
+    return loss, (pos, largest)
 
 
 def own_keys(b: torch.Tensor, ranks: Ranks | None) -> torch.Tensor:

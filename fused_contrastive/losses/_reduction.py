@@ -121,16 +121,17 @@ def hits(pos: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (pos >= other) | (pos + slack >= other) & other.isfinite()
 
 
-def one_positive(lse: torch.Tensor, pos: torch.Tensor) -> torch.Tensor:
+def one_positive(lse: torch.Tensor, pos: torch.Tensor, removed: bool = False) -> torch.Tensor:
     """``softplus(lse - pos)``, the loss of a row with one positive.
 
-    Where a logit is infinite the loss is NaN or infinite, as that of the cross entropy is. Without
-    any candidate it is NaN, with a gradient of 0.
+    Where a logit is infinite the loss is NaN or infinite, as that of the cross entropy is. Where
+    positives may be `removed`, a row without any candidate is NaN, with a gradient of 0.
     """
-    nothing = (lse == float("-inf")) & (pos == float("-inf"))
-    lse, pos = (x.masked_fill(nothing, 0.0) for x in (lse, pos))
-    loss = F.softplus(lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0)), threshold=40)
-    return loss.masked_fill(nothing, float("nan"))
+    if removed:
+        nothing = (lse == float("-inf")) & (pos == float("-inf"))
+        lse, pos = (x.masked_fill(nothing, 0.0) for x in (lse, pos))
+        return one_positive(lse, pos).masked_fill(nothing, float("nan"))
+    return F.softplus(lse - pos + 0 * (pos.clamp_min(0) + lse.clamp_min(0)), threshold=40)
 
 
 def masked_logsumexp(s: torch.Tensor, dim: int) -> torch.Tensor:

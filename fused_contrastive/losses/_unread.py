@@ -25,7 +25,7 @@ def unread_columns(
     bias: torch.Tensor | None,  # [..., N]
 ) -> torch.Tensor:
     """x, with zeros in the columns that are removed."""
-    return x if bias is None else _without(x, bias == -math.inf)
+    return x if bias is None else x.masked_fill((bias == -math.inf).unsqueeze(-1), 0.0)
 
 
 def unread_pairs(

@@ -52,7 +52,8 @@ def measure(device: torch.device, pairs: int) -> Timing:
             found.append(_milliseconds(form, views))
     low, middle, high = statistics.quantiles([x / y for x, y in zip(*times, strict=True)])
     eager, ours = (statistics.median(found) for found in times)
-    return Timing(str(device), "float32", pairs, FEATURES, eager, ours, (low, middle, high))
+    where = str(device), "float32", pairs, FEATURES
+    return Timing(*where, eager_ms=eager, ms=ours, faster=(low, middle, high))
 
 
 def _eager(z1: Tensor, z2: Tensor) -> Tensor:
