@@ -151,7 +151,8 @@ def similarity_logsumexp(
         backend=backend,
         ranks=group,
     )
-    found = (result.rows, result.cols) if return_columns else (result.rows,)
+    found = [result.rows, result.cols] if return_columns else [result.rows]
     if bias is not None:
-        found = tuple(x.masked_fill(x > LARGEST / 2, math.inf) for x in found)
-    return found if return_columns else found[0]
+        found = [x.masked_fill(x > LARGEST / 2, math.inf) for x in found]
+    rows, *columns = found
+    return (rows, columns[0]) if return_columns else rows
