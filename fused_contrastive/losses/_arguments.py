@@ -109,11 +109,74 @@ def two_sets(
     name_b: str,
     b,  # like a
     dim: int = 2,
+    *,
+    labels=None,
 ) -> None:
-    """Check two floating tensors of one shape, dtype and device."""
+    """Check two floating tensors of one shape, dtype and device.
+
+    With a pair of labels, one for the rows of each, they may have different numbers of rows.
+    """
     checks.embeddings(name_a, a, dim=dim)
     checks.embeddings(name_b, b, dim=dim, like=(name_a, a))
-    checks.same_shape(name_b, b, name_a, a)
+    if not isinstance(labels, tuple):
+        checks.same_shape(name_b, b, name_a, a)
+    elif a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"{name_b} must have shape [N, {a.shape[1]}] as {name_a}, got {tuple(b.shape)}"
+        )
+
+
+def check_labels(
+    a: torch.Tensor,  # [M, D]
+    b: torch.Tensor,  # [N, D]
+    labels,  # [N], or a pair of [M] and [N]
+    ignore_index,
+    weights=None,  # [M], or with both directions a pair of [M] and [N]
+    *,
+    both: bool,
+    **others,
+) -> tuple[tuple, tuple]:
+    """Check labels that name the positives; return those of both sets, and the weights of both.
+
+    The `others` are options that do not go with labels.
+    """
+    given = [name for name, x in others.items() if x is not None]
+    if given:
+        raise ValueError(
+            f"{given[0]} must not be given with labels: they go with weights, ignore_index, "
+            "reduction and metrics only"
+        )
+    pair = labels if isinstance(labels, tuple) else (labels, labels)
+    if len(pair) != 2:
+        raise ValueError(f"labels must be a tensor or a pair of tensors, got {len(pair)}")
+    for x, key in zip((a, b), pair, strict=True):
+        checks.keys("labels", key, (x.shape[0],), a.device)
+    check_ignore_index(ignore_index)
+    if not both:
+        check_vectors(a, a.shape[0], (), weights=weights)
+        return pair, (weights,)
+    weights = weights if isinstance(weights, tuple) else (weights, weights)
+    if len(weights) != 2:
+        raise ValueError(f"weights must be a tensor or a pair of tensors, got {len(weights)}")
+    for x, w in zip((a, b), weights, strict=True):
+        check_vectors(a, x.shape[0], (), weights=w)
+    return pair, weights
+
+
+def check_ignore_index(ignore_index, labels=True) -> None:
+    """Check a label that is to be ignored; without labels there is none."""
+    checks.index("ignore_index", ignore_index)
+    if ignore_index is not None and labels is None:
+        raise ValueError("ignore_index must be None without labels")
+
+
+def one_loss_each(a: torch.Tensor, b: torch.Tensor, reduction: str) -> None:
+    """Check that two directions have as many losses, where all of them are asked for."""
+    if reduction == "none" and a.shape[0] != b.shape[0]:
+        raise ValueError(
+            "reduction must be 'mean' or 'sum' for both directions of sets with different numbers "
+            f"of rows ({a.shape[0]} and {b.shape[0]}): info_nce_loss has the losses of one direction"
+        )
 
 
 def check_vectors(

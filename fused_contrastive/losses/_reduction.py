@@ -47,6 +47,43 @@ class Outcome(NamedTuple):
         return loss, {"accuracy": accuracy, "positive_similarity": similarity, **found}
 
 
+class Matches(NamedTuple):
+    """What the metrics need of rows that may have several positives, in the shape of the loss."""
+
+    hit: torch.Tensor  # whether the largest logit is a positive's
+    mean: torch.Tensor  # the mean similarity of the positives
+    count: torch.Tensor  # the number of the positives
+
+
+@torch.no_grad()
+def reported(
+    loss: torch.Tensor,
+    found: list[Matches],
+    weights: list[torch.Tensor | None],  # one of the shape of each loss, or [N]
+    group: Ranks | None,
+) -> dict[str, torch.Tensor]:
+    """The metrics of rows that may have several positives, over the directions.
+
+    The accuracy is over rows that have positives, and the similarity over pairs.
+    """
+    numbers = []
+    for (hit, mean, count), w in zip(found, weights, strict=True):
+        values = hit, count > 0, count * mean, count
+        numbers += [reduce(x.to(loss.dtype), "sum", w) for x in values]
+    if group is not None and loss.dim() == 0:
+        numbers.append(loss / group.size)
+    numbers = torch.stack(numbers)
+    if group is not None:
+        numbers = sum_over_ranks(numbers, group.encode())
+    *numbers, last = numbers.split(4) if len(numbers) % 4 else (*numbers.split(4), None)
+    shares = [x[0] / x[1] for x in numbers]
+    metrics = {
+        "accuracy": sum(shares) / len(shares),
+        "positive_similarity": sum(x[2] for x in numbers) / sum(x[3] for x in numbers),
+    }
+    return metrics if last is None else metrics | {"loss": last[0]}
+
+
 def global_means(
     values: list[torch.Tensor],
     weights: torch.Tensor | None,  # of the shape of each value, or None

@@ -11,15 +11,19 @@ from ..problem import Candidates
 from ..scalars import inverse_scale
 from ._arguments import (
     asks_for_eager,
+    check_ignore_index,
+    check_labels,
     check_negatives,
     check_options,
     check_settings,
     check_temperature,
     check_vectors,
+    one_loss_each,
     two_sets,
 )
 from ._comparison import Comparison, dot, exact_rows, rounded
 from ._cross_entropy import in_batch, one_direction
+from ._labelled import labelled_losses, reduced
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
 from ._reduction import Outcome
@@ -37,8 +41,10 @@ def info_nce_loss(
     negative_mode: str = "unpaired",
     normalize: bool = True,
     symmetric: bool = False,
+    labels: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+    ignore_index: int | None = None,
     keys: torch.Tensor | None = None,
-    weights: torch.Tensor | None = None,
+    weights: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
     bias: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     margin: float = 0.0,
@@ -55,8 +61,13 @@ def info_nce_loss(
     With ``s = cos(query, key) / temperature`` the loss of row i is ``-log(exp s_i+ / (exp s_i+ +
     sum_k exp s_ik))``, over its positive and its negatives k.
 
+    With `labels` the positives P of a query are all keys of its label. Its loss is ``log sum_j exp
+    s_ij - mean_P s_ip``, over all keys j, as in SupCon (Khosla et al. 2020, eq. 2) and UniCL (Yang
+    et al. 2022, arXiv:2204.03610, eqs. 3 and 4).
+
     Args:
-        query, positive_key: ``[N, D]``. Row i of one is the positive of row i of the other.
+        query, positive_key: ``[N, D]``. Row i of one is the positive of row i of the other. With
+            two `labels` they may have different numbers of rows.
         negative_keys: with None, the other rows' positives are the negatives. ``[K, D]`` with
             ``negative_mode="unpaired"`` is a queue shared by all rows (MoCo); other positives are
             then no negatives. ``[K, D]`` with ``"in_batch"`` is shared as well, beside the other
@@ -64,7 +75,12 @@ def info_nce_loss(
         negative_mode: ``"unpaired"``, ``"in_batch"`` or ``"paired"``; see `negative_keys`.
         normalize: compare cosines instead of raw dot products.
         symmetric: the mean of both directions, without `negative_keys` only.
-        weights: ``[N]``, one for each row.
+        labels: integers ``[N]`` of the pairs, or ``(query_labels, key_labels)``. Then queries and
+            keys need not come in pairs. A query without positives has the loss 0, and does not
+            count in the mean. Negatives are keys with labels of their own.
+        ignore_index: queries and keys with this label have no loss, and are no candidates.
+        weights: ``[N]``, one for each row. With labels and `symmetric` they may be a pair
+            ``(query_weights, key_weights)``, where either may be None.
         keys, bias: one for each pair and for each negative, in the order of the logits. The shape
             is ``[N]`` in-batch; ``[N + K]`` with shared `negative_keys`, the pairs first;
             ``[N, 1 + K]`` with ``"paired"``, the positive first. With `symmetric` a pair's bias is
@@ -87,13 +103,28 @@ def info_nce_loss(
     >>> fused_contrastive.info_nce_loss(query, query, queue, reduction="none").shape
     torch.Size([4])
     """
-    two_sets("query", query, "positive_key", positive_key)
+    two_sets("query", query, "positive_key", positive_key, labels=labels)
     check_temperature(temperature, query.device)
     check_settings(reduction=reduction, normalize=normalize, symmetric=symmetric, metrics=metrics)
     checks.choice("negative_mode", negative_mode, NEGATIVE_MODES)
     options = check_options(
         label_smoothing=label_smoothing, margin=margin, hardness=hardness, tau_plus=tau_plus
     )
+    where = {"group": group, "backend": backend}
+    eager = asks_for_eager(backend, group)
+    if labels is not None:
+        others = {"negative_keys": negative_keys, "keys": keys, "bias": bias, **options.given()}
+        sets, found = (query, positive_key), (labels, ignore_index, weights)
+        labels, weights = check_labels(*sets, *found, both=symmetric, **others)
+        if symmetric:
+            one_loss_each(*sets, reduction)
+        settings = {"normalize": normalize, "symmetric": symmetric, "metrics": metrics}
+        settings |= {"labels": labels, "ignore_index": ignore_index}
+        settings |= {"reduction": reduction, "weights": weights}
+        if eager:
+            return reference.info_nce_loss(*sets, None, temperature, **settings)
+        return _fused_with_labels(*sets, temperature, **where, **settings)
+    check_ignore_index(ignore_index, labels)
     columns = _columns(query, negative_keys, negative_mode, symmetric)
     check_vectors(query, query.shape[0], columns, keys, weights, bias)
     tensors = {"keys": keys, "weights": weights, "bias": bias}
@@ -105,9 +136,8 @@ def info_nce_loss(
         "metrics": metrics,
     }
     operands = query, positive_key, negative_keys, temperature
-    if asks_for_eager(backend, group):
+    if eager:
         return reference.info_nce_loss(*operands, **tensors, **settings, **options.given())
-    where = {"group": group, "backend": backend}
     return _fused(*operands, options, **where, **tensors, **settings)
 
 
@@ -134,6 +164,29 @@ def _columns(query, negative_keys, negative_mode: str, symmetric: bool) -> tuple
             f"negative_keys must have shape {expected}, got {tuple(negative_keys.shape)}"
         )
     return (N, 1 + negative_keys.shape[1]) if paired else (N + negative_keys.shape[0],)
+
+
+def _fused_with_labels(
+    query,
+    positive_key,
+    temperature,
+    *,
+    labels,
+    ignore_index,
+    weights,
+    normalize,
+    symmetric,
+    reduction,
+    metrics,
+    group,
+    backend,
+):
+    settings = {"normalize": normalize, "ignore_index": ignore_index, "metrics": metrics}
+    where = {"both": symmetric, "group": group, "backend": backend}
+    scale = inverse_scale(temperature, query)
+    directions = labelled_losses(query, positive_key, labels, scale, **settings, **where)
+    to_cosine = scale.detach() if normalize else None
+    return reduced(directions, reduction, metrics, weights, group, to_cosine)
 
 
 def _fused(
@@ -204,8 +257,8 @@ def _apart(x, N: int, paired: bool):
 class InfoNCELoss(TemperatureLoss):
     """Module form of `info_nce_loss`.
 
-    Call ``InfoNCELoss(temperature)(query, positive_key, negative_keys)``. The tensors `keys`,
-    `weights` and `bias` are keyword arguments of `forward`.
+    Call ``InfoNCELoss(temperature)(query, positive_key, negative_keys)``. The tensors `labels`,
+    `keys`, `weights` and `bias` are keyword arguments of `forward`.
 
     >>> import torch, fused_contrastive
     >>> loss = fused_contrastive.InfoNCELoss(temperature=0.5, symmetric=True)
@@ -220,6 +273,7 @@ class InfoNCELoss(TemperatureLoss):
         negative_mode="unpaired",
         normalize=True,
         symmetric=False,
+        ignore_index=None,
         label_smoothing=0.0,
         margin=0.0,
         hardness=0.0,
@@ -238,6 +292,7 @@ class InfoNCELoss(TemperatureLoss):
             negative_mode=negative_mode,
             normalize=normalize,
             symmetric=symmetric,
+            ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             margin=margin,
             hardness=hardness,
@@ -255,9 +310,11 @@ class InfoNCELoss(TemperatureLoss):
         positive_key: torch.Tensor,
         negative_keys: torch.Tensor | None = None,
         *,
+        labels=None,
         keys=None,
         weights=None,
         bias=None,
     ):
         operands = query, positive_key, negative_keys, self.temperature
-        return info_nce_loss(*operands, keys=keys, weights=weights, bias=bias, **self.options)
+        tensors = {"labels": labels, "keys": keys, "weights": weights, "bias": bias}
+        return info_nce_loss(*operands, **tensors, **self.options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ._cross_entropy import cross_entropy, other_equal_keys
+from ._labelled import kept, with_labels
 from ._reduction import both_directions
 
 
@@ -14,6 +15,8 @@ def clip_loss(
     logit_scale,
     logit_bias=None,
     *,
+    labels=None,
+    ignore_index=None,
     keys=None,
     weights=None,
     bias=None,
@@ -25,11 +28,19 @@ def clip_loss(
 ):
     """CLIP (Radford et al. 2021, figure 3): the mean of the cross entropies of both directions.
 
-    Nothing is normalised inside. Both sets of features are ``[N, D]``.
+    Nothing is normalised inside. Both sets of features are ``[N, D]``. With labels the loss is
+    UniCL's (Yang et al. 2022, eqs. 3 and 4), and the sets may have different numbers of rows.
     """
+    if labels is not None:
+        labels = labels if isinstance(labels, tuple) else (labels, labels)
+        weights = weights if isinstance(weights, tuple) else (weights, weights)
+        sets = zip((image_features, text_features), labels, strict=True)
+        image_features, text_features = (kept(x, of_x, ignore_index) for x, of_x in sets)
     plain = logit_scale * image_features @ text_features.T
     if logit_bias is not None:
         plain = plain + logit_bias
+    if labels is not None:
+        return with_labels(plain, labels, ignore_index, reduction, metrics, weights)
     similarities = image_features @ text_features.T if hardness else plain
     target = torch.arange(len(plain), device=plain.device)
     of_images, of_texts = bias if isinstance(bias, tuple) else (bias, bias)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ._cross_entropy import cross_entropy, other_equal_keys
+from ._labelled import kept, with_labels
 from ._reduction import both_directions, with_metrics
 
 
@@ -18,6 +19,8 @@ def info_nce_loss(
     negative_mode="unpaired",
     normalize=True,
     symmetric=False,
+    labels=None,
+    ignore_index=None,
     keys=None,
     weights=None,
     bias=None,
@@ -31,11 +34,21 @@ def info_nce_loss(
     """InfoNCE (van den Oord et al. 2018, eq. 4).
 
     Negatives are in the batch, or in a shared queue ``[K, D]``, or in both, or each row has its own
-    ``[N, K, D]``. query and positive_key are ``[N, D]``.
+    ``[N, K, D]``. query and positive_key are ``[N, D]``. With labels the positives are all keys of
+    the query's label, and the sets may have different numbers of rows.
     """
+    if labels is not None:
+        labels = labels if isinstance(labels, tuple) else (labels, labels)
+        sets = zip((query, positive_key), labels, strict=True)
+        query, positive_key = (kept(x, of_x, ignore_index) for x, of_x in sets)
     if normalize:
         query, positive_key = F.normalize(query, dim=-1), F.normalize(positive_key, dim=-1)
         negative_keys = None if negative_keys is None else F.normalize(negative_keys, dim=-1)
+    if labels is not None:
+        shown = query @ positive_key.T if normalize else None
+        plain = query @ positive_key.T / temperature
+        weights = weights if isinstance(weights, tuple) else (weights,) * (1 + symmetric)
+        return with_labels(plain, labels, ignore_index, reduction, metrics, weights, shown)
     N = len(query)
     own = None if keys is None else keys[:, 0] if keys.dim() == 2 else keys[:N]
     if negative_keys is None or negative_mode == "in_batch":

@@ -17,7 +17,7 @@ def softplus(gap: float) -> tuple[float, float]:
 
 
 def positives_row(
-    s: np.ndarray, weight: np.ndarray, itself: int, form: str
+    s: np.ndarray, weight: np.ndarray, itself: int | None, form: str
 ) -> tuple[float, np.ndarray]:
     """Return the loss of one row and its derivative by every similarity.
 
@@ -25,7 +25,8 @@ def positives_row(
     """
     ds = np.zeros_like(s)
     positive, negative = weight > 0, weight == 0
-    positive[itself] = negative[itself] = False
+    if itself is not None:
+        positive[itself] = negative[itself] = False
     if not positive.any():
         return (np.inf if form == "in" else 0.0), ds
     lse_neg, share_neg = log_sum_exp(s[negative]), softmax(s[negative])
@@ -91,6 +92,43 @@ def sup_con(
         "temperature": -grads["scale"] / temperature**2,
     }
     return np.array(loss).reshape(np.shape(g)), named
+
+
+def two_sets(a, b, scale, g, labels, ignore_index=None, normalize=True, weights=None, both=False):
+    """Return ``(loss [N], gradients a, b, scale and weights)``, where equal labels are positives.
+
+    `labels` are those of the pairs. With `both` the loss is the mean of both directions.
+    """
+    pairs = Pairs(array(a), array(b), scale=float(scale), normalize=normalize)
+    key = labels.cpu().numpy()
+    wanted = np.ones(len(key), bool) if ignore_index is None else key != ignore_index
+    of_rows = np.ones(len(key)) if weights is None else array(weights)
+    loss, ds = np.zeros(len(key)), np.zeros_like(pairs.s)
+    for s, found in ((pairs.s, ds), (pairs.s.T, ds.T))[: 1 + both]:
+        for i in np.flatnonzero(wanted):
+            same = (key[wanted] == key[i]).astype(np.float64)
+            value, d = positives_row(s[i, wanted], same, None, "out")
+            loss[i] += value / (1 + both)
+            found[i, wanted] += g[i] * of_rows[i] * d / (1 + both)
+    grads = pairs.gradients(ds)
+    named = {"a": grads["a"], "b": grads["b"], "scale": grads["scale"]}
+    return of_rows * loss, named | ({} if weights is None else {"weights": g * loss})
+
+
+def info_nce(query, positive_key, temperature, g, symmetric=False, **options):
+    """Return ``(loss [N], gradients by argument name)`` with labels."""
+    temperature = float(array(temperature))
+    loss, named = two_sets(query, positive_key, 1 / temperature, g, both=symmetric, **options)
+    named["temperature"] = -named.pop("scale") / temperature**2
+    return loss, named | {"query": named.pop("a"), "positive_key": named.pop("b")}
+
+
+def clip(image_features, text_features, logit_scale, g, **options):
+    """Return ``(loss [N], gradients by argument name)`` with labels."""
+    sets = image_features, text_features
+    loss, named = two_sets(*sets, logit_scale, g, normalize=False, both=True, **options)
+    named |= {"image_features": named.pop("a"), "text_features": named.pop("b")}
+    return loss, named | {"logit_scale": named.pop("scale")}
 
 
 def dcl(z1, z2, temperature, g, sigma=None, normalize=True, keys=None, weights=None):

@@ -258,6 +258,7 @@ OPTIONS = (
         {"sigma": 0.4},
         constants=keys(rows),
     ),
+    *(Case(**row) for row in label_cases.two_set_losses(_two_views, vectors, rows)),
     Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
 )
 PLAINEST = {case.function: case for case in reversed(LOSSES)}

@@ -101,3 +101,33 @@ def losses(two_views) -> list[dict]:
         dcl("dcl", "dcl_loss"),
         dcl("dclw", "dclw_loss", sigma=0.4),
     ]
+
+
+def two_set_losses(two_views, vectors, rows) -> list[dict]:
+    """Return arguments of cases.Case, of pairs with labels. `vectors` adds weights of n `rows`."""
+    nce = two_views("query", "positive_key")
+    clip = two_views("image_features", "text_features", "logit_scale", unit=True)
+
+    def case(name, inputs, oracle, **options):
+        function = f"{name.partition('-')[0]}_loss"
+        return {
+            "name": name,
+            "function": function,
+            "inputs": inputs,
+            "oracle": oracle,
+            "options": options,
+            "constants": _by_label,
+        }
+
+    return [
+        case("info_nce-labels", nce, label_oracle.info_nce),
+        case(
+            "info_nce-labels-symmetric",
+            vectors(nce, rows),
+            label_oracle.info_nce,
+            symmetric=True,
+            ignore_index=2,
+        ),
+        case("clip-labels", clip, label_oracle.clip),
+        case("clip-labels-ignored", vectors(clip, rows), label_oracle.clip, ignore_index=2),
+    ]

@@ -1,0 +1,64 @@
+"""The dense form of losses whose positives are the columns of equal labels."""
+
+from __future__ import annotations
+
+import torch
+
+from ._dense import masked_logsumexp, maximum
+from ._reduction import ratio, weighted_reduce
+
+
+def one_direction(logits, labels, columns, ignore_index):
+    """The losses of the rows, the positives, and the logits of the candidates.
+
+    Args:
+        logits: ``[M, N]``.
+        labels: of the rows, ``[M]``.
+        columns: labels of the columns, ``[N]``.
+        ignore_index: a label that leaves out rows and columns, or None.
+
+    Returns:
+        ``(loss [M], positive [M, N], logits [M, N])``.
+    """
+    positive = labels.unsqueeze(1) == columns
+    if ignore_index is not None:
+        positive = positive & (labels != ignore_index).unsqueeze(1)
+        logits = logits.masked_fill(columns == ignore_index, float("-inf"))
+    log_prob = logits - masked_logsumexp(logits, 1).unsqueeze(1)
+    total = log_prob.masked_fill(~positive, 0.0).sum(1)
+    return -total / positive.sum(1).clamp_min(1), positive, logits
+
+
+def kept(x, labels, ignore_index):
+    """``x [N, D]`` with zeros in the place of rows that are ignored."""
+    return x if ignore_index is None else x.masked_fill((labels == ignore_index).unsqueeze(1), 0.0)
+
+
+def with_labels(logits, labels, ignore_index, reduction, metrics, weights, shown=None):
+    """The mean over the directions of the losses, and with `metrics` a dictionary beside it.
+
+    Args:
+        logits: ``[M, N]``.
+        labels: of rows and columns, ``([M], [N])``.
+        weights: ``([M],)``, or ``([M], [N])`` for both directions. Each may be None.
+        shown: the logits whose mean over the positives is reported, ``[M, N]``; None: `logits`.
+    """
+    shown = logits if shown is None else shown
+    losses, hits, sums = [], [], torch.zeros(2, dtype=logits.dtype, device=logits.device)
+    both = (logits, *labels, shown), (logits.T, *labels[::-1], shown.T)
+    for (s, rows, columns, plain), w in zip(both, weights, strict=False):
+        loss, positive, s = one_direction(s, rows, columns, ignore_index)
+        matched = positive.any(1)
+        losses.append(weighted_reduce(loss, reduction, w, matched))
+        with torch.no_grad():
+            best, largest = (
+                maximum(s.masked_fill(x, float("-inf")), 1) for x in (~positive, positive)
+            )
+            hit = ((best >= largest) & matched).to(s.dtype)
+            hits.append(weighted_reduce(hit, "mean", w, matched))
+            for i, x in enumerate((plain.masked_fill(~positive, 0.0), positive.to(s.dtype))):
+                sums[i] += weighted_reduce(x.sum(1), "sum", w)
+    loss = sum(losses) / len(losses)
+    if not metrics:
+        return loss
+    return loss, {"accuracy": sum(hits) / len(hits), "positive_similarity": ratio(*sums)}
