@@ -174,8 +174,8 @@ def one_loss_each(a: torch.Tensor, b: torch.Tensor, reduction: str) -> None:
     """Check that two directions have as many losses, where all of them are asked for."""
     if reduction == "none" and a.shape[0] != b.shape[0]:
         raise ValueError(
-            "reduction must be 'mean' or 'sum' for both directions of sets with different numbers "
-            f"of rows ({a.shape[0]} and {b.shape[0]}): info_nce_loss has the losses of one direction"
+            "reduction must be 'mean' or 'sum' for both directions of sets of "
+            f"{a.shape[0]} and {b.shape[0]} rows: info_nce_loss has the losses of one direction"
         )
 
 

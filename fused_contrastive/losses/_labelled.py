@@ -47,23 +47,13 @@ class Labelled(NamedTuple):
         return keyed_sums(x, self.key_b, self.key_a, self.compared.ranks)
 
     def center(self) -> torch.Tensor:
-        """The mean of each column's class, a constant ``[N, D]`` of the same bits in all columns."""
+        """The mean of each column's class, a constant ``[N, D]`` of the same bits in the class."""
         x, ranks = self.compared.columns.detach(), self.compared.ranks
-        parts = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        parts = torch.cat([x, x.new_ones((x.shape[0], 1))], 1)
         if ranks is not None:
             parts = exactly_summable(parts, ranks.encode())
         total = keyed_sums(parts, self.key_b, self.key_b, ranks)
         return (total[:, :-1] / total[:, -1:].clamp_min(1)).to(x.dtype)
-
-    def count(self) -> torch.Tensor:
-        """The number of positives of each row, ``[M]``."""
-        ones = torch.ones_like(self.key_b, dtype=self.compared.scale.dtype)
-        count = self.sums(ones.unsqueeze(1)).squeeze(1)
-        return count if self.ignore_index is None else self.matched(count)
-
-    def matched(self, count: torch.Tensor) -> torch.Tensor:
-        """``count [M]``, and 0 for rows that have no loss."""
-        return count.masked_fill(self.key_a == self.ignore_index, 0.0)
 
     def losses(self, lse: torch.Tensor, largest: torch.Tensor | None) -> Direction:
         """The losses of the rows, from the log-sum-exp and largest logit ``[M]`` of negatives."""
@@ -71,11 +61,11 @@ class Labelled(NamedTuple):
         # No row's terms change when one vector is subtracted from all its positives.
         near = as_read(columns - self.center(), compared.dtype)
         of_class = compared._replace(columns=near).lse(self.candidates("same_key")).rows
-        ones = torch.ones_like(columns[:, :1])
+        ones = columns.new_ones((columns.shape[0], 1))
         D, sums = columns.shape[1], self.sums(torch.cat([columns, near, ones], 1))
         count = sums[:, -1].detach()
         if self.ignore_index is not None:
-            count = self.matched(count)
+            count = count.masked_fill(self.key_a == self.ignore_index, 0.0)
         scale = compared.scale / count.clamp_min(1)
         mean, of_near = scale * compared.dot(sums[:, :D]), scale * compared.dot(sums[:, D:-1])
         excess = (of_class - of_near).masked_fill(count <= 1, 0.0)

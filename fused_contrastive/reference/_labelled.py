@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ._dense import masked_logsumexp, maximum
 from ._reduction import ratio, weighted_reduce
 
@@ -44,21 +42,26 @@ def with_labels(logits, labels, ignore_index, reduction, metrics, weights, shown
         shown: the logits whose mean over the positives is reported, ``[M, N]``; None: `logits`.
     """
     shown = logits if shown is None else shown
-    losses, hits, sums = [], [], torch.zeros(2, dtype=logits.dtype, device=logits.device)
     both = (logits, *labels, shown), (logits.T, *labels[::-1], shown.T)
+    losses, hits, totals, counts = [], [], [], []
     for (s, rows, columns, plain), w in zip(both, weights, strict=False):
         loss, positive, s = one_direction(s, rows, columns, ignore_index)
         matched = positive.any(1)
         losses.append(weighted_reduce(loss, reduction, w, matched))
-        with torch.no_grad():
+        if metrics:
             best, largest = (
                 maximum(s.masked_fill(x, float("-inf")), 1) for x in (~positive, positive)
             )
             hit = ((best >= largest) & matched).to(s.dtype)
             hits.append(weighted_reduce(hit, "mean", w, matched))
-            for i, x in enumerate((plain.masked_fill(~positive, 0.0), positive.to(s.dtype))):
-                sums[i] += weighted_reduce(x.sum(1), "sum", w)
+            total = plain.detach().masked_fill(~positive, 0.0).sum(1)
+            totals.append(weighted_reduce(total, "sum", w))
+            counts.append(weighted_reduce(positive.sum(1).to(s.dtype), "sum", w))
     loss = sum(losses) / len(losses)
     if not metrics:
         return loss
-    return loss, {"accuracy": sum(hits) / len(hits), "positive_similarity": ratio(*sums)}
+    similarity = ratio(sum(totals), sum(counts)).detach()
+    return loss, {
+        "accuracy": (sum(hits) / len(hits)).detach(),
+        "positive_similarity": similarity,
+    }

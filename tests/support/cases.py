@@ -190,7 +190,11 @@ def _siglip_inputs(*arguments):
 
 _ANCHORS = _two_views("anchors", "positives", temperature="")
 _NCE = _two_views("query", "positive_key")
-_STANDARD, _MORE = ([Case(**row) for row in rows] for rows in option_cases(_two_views))
+_STANDARD, _MORE = ([Case(**x) for x in listed] for listed in option_cases(_two_views))
+_LABELS, _MORE_LABELS = (
+    [Case(**x) for x in listed]
+    for listed in label_cases.two_set_losses(_two_views, lambda inputs: vectors(inputs, rows))
+)
 LOSSES = (
     Case("nt_xent", "nt_xent_loss", _two_views("z1", "z2"), oracle.nt_xent),
     Case(
@@ -236,6 +240,7 @@ LOSSES = (
     ),
     Case("cpc", "cpc_loss", _cpc_inputs, _cpc_oracle),
     *(Case(**loss) for loss in label_cases.losses(_two_views("z1", "z2"))),
+    *_LABELS,
     *_STANDARD,
 )
 OPTIONS = (
@@ -258,7 +263,7 @@ OPTIONS = (
         {"sigma": 0.4},
         constants=keys(rows),
     ),
-    *(Case(**row) for row in label_cases.two_set_losses(_two_views, vectors, rows)),
+    *_MORE_LABELS,
     Case("cpc-options", "cpc_loss", vectors(_cpc_inputs, rows), _cpc_oracle, constants=keys(rows)),
 )
 PLAINEST = {case.function: case for case in reversed(LOSSES)}

@@ -103,8 +103,11 @@ def losses(two_views) -> list[dict]:
     ]
 
 
-def two_set_losses(two_views, vectors, rows) -> list[dict]:
-    """Return arguments of cases.Case, of pairs with labels. `vectors` adds weights of n `rows`."""
+def two_set_losses(two_views, weighted) -> tuple[list[dict], list[dict]]:
+    """Return arguments of `Case` for pairs with labels as ``(standard, more)``.
+
+    `weighted` adds weights to inputs.
+    """
     nce = two_views("query", "positive_key")
     clip = two_views("image_features", "text_features", "logit_scale", unit=True)
 
@@ -119,15 +122,18 @@ def two_set_losses(two_views, vectors, rows) -> list[dict]:
             "constants": _by_label,
         }
 
-    return [
+    standard = [
         case("info_nce-labels", nce, label_oracle.info_nce),
+        case("clip-labels", weighted(clip), label_oracle.clip, ignore_index=2),
+    ]
+    more = [
+        case("clip-labels-all", clip, label_oracle.clip),
         case(
             "info_nce-labels-symmetric",
-            vectors(nce, rows),
+            weighted(nce),
             label_oracle.info_nce,
             symmetric=True,
             ignore_index=2,
         ),
-        case("clip-labels", clip, label_oracle.clip),
-        case("clip-labels-ignored", vectors(clip, rows), label_oracle.clip, ignore_index=2),
     ]
+    return standard, more
