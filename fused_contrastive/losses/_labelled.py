@@ -21,17 +21,38 @@ from ._reduction import Matches, hits, one_positive, reduce, reported
 
 
 class Labelled(NamedTuple):
-    """Rows and columns with labels. The positives of a row are the columns with its label."""
+    """Rows and columns with labels. The positives of a row are the columns with its label.
+
+    The terms of a row's positives do not change when one vector is subtracted from all of them, or
+    one number from all of the row's logits. So `near` has both sets less the means of their
+    classes. What remains is as small as the differences that count. All rounding errors are then as
+    small, those of the gradients as well.
+    """
 
     compared: Comparison  # [M, D] with [N, D]
+    near: Comparison
+    center_a: torch.Tensor  # the mean of the rows in the class of each column, [N, D]
+    center_b: torch.Tensor  # the mean of the columns in the class of each row, [M, D]
     key_a: torch.Tensor  # [M]
     key_b: torch.Tensor  # [N]
     # The label of rows that have no loss, and of columns that are no candidates.
     ignore_index: int | None = None
 
+    @staticmethod
+    def of(compared: Comparison, key_a, key_b, ignore_index: int | None = None) -> Labelled:
+        """A comparison of rows with keys ``[M]`` and columns with keys ``[N]``."""
+        (a, b), ranks = compared[:2], compared.ranks
+        own_a, center_a = centers(a, key_a, key_b, ranks)
+        own_b, center_b = centers(b, key_b, key_a, ranks)
+        near_a, near_b = (as_read(x, compared.dtype) for x in (a - own_a, b - own_b))
+        near = compared._replace(rows=near_a, columns=near_b)
+        return Labelled(compared, near, center_a, center_b, key_a, key_b, ignore_index)
+
     def reversed(self) -> Labelled:
         """The columns compared with the rows."""
-        return Labelled(self.compared.reversed(), self.key_b, self.key_a, self.ignore_index)
+        compared, near, center_a, center_b, key_a, key_b, ignore_index = self
+        sets = compared.reversed(), near.reversed()
+        return Labelled(*sets, center_b, center_a, key_b, key_a, ignore_index)
 
     def candidates(self, kind: str) -> Candidates:
         """The columns of equal labels, or those of others. No column is the row itself."""
@@ -42,41 +63,49 @@ class Labelled(NamedTuple):
         bias = removed(self.key_b, self.ignore_index, self.compared.scale)
         return self.compared.lse(self.candidates("other_key"), bias=bias, **wanted)
 
-    def sums(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum ``[M, C]`` of ``x [N, C]`` over the positives of each row."""
-        return keyed_sums(x, self.key_b, self.key_a, self.compared.ranks)
-
-    def center(self) -> torch.Tensor:
-        """The mean of each column's class, a constant ``[N, D]`` of the same bits in the class."""
-        x, ranks = self.compared.columns.detach(), self.compared.ranks
-        parts = torch.cat([x, x.new_ones((x.shape[0], 1))], 1)
-        if ranks is not None:
-            parts = exactly_summable(parts, ranks.encode())
-        total = keyed_sums(parts, self.key_b, self.key_b, ranks)
-        return (total[:, :-1] / total[:, -1:].clamp_min(1)).to(x.dtype)
-
     def losses(self, lse: torch.Tensor, largest: torch.Tensor | None) -> Direction:
         """The losses of the rows, from the log-sum-exp and largest logit ``[M]`` of negatives."""
-        compared, columns = self.compared, self.compared.columns
-        # No row's terms change when one vector is subtracted from all its positives.
-        near = as_read(columns - self.center(), compared.dtype)
-        of_class = compared._replace(columns=near).lse(self.candidates("same_key")).rows
-        ones = columns.new_ones((columns.shape[0], 1))
-        D, sums = columns.shape[1], self.sums(torch.cat([columns, near, ones], 1))
-        count = sums[:, -1].detach()
+        columns, near = self.compared.columns, self.near.columns
+        scale, same = self.compared.scale, self.candidates("same_key")
+        # A logit is scale * <near_a, near_b> + bias, plus what is constant in the row.
+        bias = scale * (near * self.center_a).sum(-1)
+        of_class = self.near.lse(same, bias=bias).rows
+        ones = near.new_ones((near.shape[0], 1))
+        parts = torch.cat([columns, near, bias.unsqueeze(1), ones], 1)
+        sums = keyed_sums(parts, self.key_b, self.key_a, self.compared.ranks)
+        D, count = columns.shape[1], sums[:, -1].detach()
         if self.ignore_index is not None:
             count = count.masked_fill(self.key_a == self.ignore_index, 0.0)
-        scale = compared.scale / count.clamp_min(1)
-        mean, of_near = scale * compared.dot(sums[:, :D]), scale * compared.dot(sums[:, D:-1])
+        size = count.clamp_min(1)
+        mean = scale * self.compared.dot(sums[:, :D]) / size
+        of_near = (scale * self.near.dot(sums[:, D:-2]) + sums[:, -2]) / size
         excess = (of_class - of_near).masked_fill(count <= 1, 0.0)
-        loss = one_positive(lse, mean + excess) + excess
+        loss = (one_positive(lse, mean + excess) + excess).masked_fill(count == 0, 0.0)
         if largest is None:
-            return Direction(loss.masked_fill(count == 0, 0.0), count, None)
+            return Direction(loss, count, None)
         with torch.no_grad():
-            best = compared.lse(self.candidates("same_key"), extrema=True).row_max
+            best = self.compared.lse(same, extrema=True).row_max
             hit = hits(best, largest) & (count > 0)
-        matches = Matches(hit, mean.detach(), count)
-        return Direction(loss.masked_fill(count == 0, 0.0), count, matches)
+        return Direction(loss, count, Matches(hit, mean.detach(), count))
+
+
+def centers(
+    x: torch.Tensor,  # [N, D]
+    key: torch.Tensor,  # [N]
+    others: torch.Tensor,  # [M]
+    ranks: Ranks | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The means of each row's class of x, constants of the same bits in all of the class.
+
+    The first ``[N, D]`` are for the rows of x, the second ``[M, D]`` for rows with other keys.
+    Where x has no such row they are 0.
+    """
+    x = torch.cat([x.detach(), x.new_ones((x.shape[0], 1))], 1)
+    if ranks is not None:
+        x = exactly_summable(x, ranks.encode())
+    total = keyed_sums(x, key, torch.cat([key, others]), ranks)
+    mean = (total[:, :-1] / total[:, -1:].clamp_min(1)).to(x.dtype)
+    return mean[: len(key)], mean[len(key) :]
 
 
 class Direction(NamedTuple):
@@ -151,7 +180,7 @@ def labelled_losses(
         by_class(x, key, normalize, ignore_index) for x, key in zip((a, b), labels, strict=True)
     )
     compared = Comparison(rows, columns, scale, matrix_dtype(a), backend=backend, ranks=group)
-    forward = Labelled(compared, key_a, key_b, ignore_index)
+    forward = Labelled.of(compared, key_a, key_b, ignore_index)
     # One pass serves both directions, unless each has columns to remove.
     together = both and ignore_index is None
     negative = forward.negatives(columns=together, extrema=metrics)
