@@ -55,34 +55,38 @@ class ClipLoss(Module, Generic[_R]):
     @overload
     def __init__(
         self: ClipLoss[WithMetrics], logit_scale: float | None = None, *,
-        label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-        reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
-        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        ignore_index: int | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+        hardness: float = 0.0, reduction: Reduction = "mean", metrics: Literal[True],
+        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+        learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
-        self: ClipLoss[Tensor], logit_scale: float | None = None, *, label_smoothing: float = 0.0,
-        margin: float = 0.0, hardness: float = 0.0, reduction: Reduction = "mean",
-        metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
-        backend: Backend | None = None, learnable: Learnable = False,
+        self: ClipLoss[Tensor], logit_scale: float | None = None, *,
+        ignore_index: int | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+        hardness: float = 0.0, reduction: Reduction = "mean", metrics: Literal[False] = False,
+        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+        learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: ClipLoss[Tensor | WithMetrics], logit_scale: float | None = None, *,
-        label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-        reduction: Reduction = "mean", metrics: bool, group: Group = ...,
+        ignore_index: int | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+        hardness: float = 0.0, reduction: Reduction = "mean", metrics: bool, group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     def forward(
         self, image_features: Tensor, text_features: Tensor,
         logit_scale: float | Tensor | None = None, logit_bias: float | Tensor | None = None, *,
-        keys: Tensor | None = None, weights: Tensor | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None,
+        weights: Tensor | tuple[Tensor, Tensor] | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> _R: ...
     def __call__(
         self, image_features: Tensor, text_features: Tensor,
         logit_scale: float | Tensor | None = None, logit_bias: float | Tensor | None = None, *,
-        keys: Tensor | None = None, weights: Tensor | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None,
+        weights: Tensor | tuple[Tensor, Tensor] | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None,
     ) -> _R: ...
 class ContrastiveForceLoss(Module):
@@ -194,35 +198,38 @@ class InfoNCELoss(Module, Generic[_R]):
     def __init__(
         self: InfoNCELoss[WithMetrics], temperature: float = 0.1, *,
         negative_mode: NegativeMode = "unpaired", normalize: bool = True, symmetric: bool = False,
-        label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-        tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: Literal[True],
-        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        ignore_index: int | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+        hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean",
+        metrics: Literal[True], group: Group = ..., strategy: Strategy = "auto",
+        backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: InfoNCELoss[Tensor], temperature: float = 0.1, *,
         negative_mode: NegativeMode = "unpaired", normalize: bool = True, symmetric: bool = False,
-        label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-        tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: Literal[False] = False,
-        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        ignore_index: int | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+        hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean",
+        metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
+        backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: InfoNCELoss[Tensor | WithMetrics], temperature: float = 0.1, *,
         negative_mode: NegativeMode = "unpaired", normalize: bool = True, symmetric: bool = False,
-        label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-        tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: bool, group: Group = ...,
-        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        ignore_index: int | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+        hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: bool,
+        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+        learnable: Learnable = False,
     ) -> None: ...
     def forward(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, *,
-        keys: Tensor | None = None, weights: Tensor | None = None, bias: Tensor | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None,
+        weights: Tensor | tuple[Tensor, Tensor] | None = None, bias: Tensor | None = None,
     ) -> _R: ...
     def __call__(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, *,
-        keys: Tensor | None = None, weights: Tensor | None = None, bias: Tensor | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None,
+        weights: Tensor | tuple[Tensor, Tensor] | None = None, bias: Tensor | None = None,
     ) -> _R: ...
 class MemoryBank(Module):
     rows: Tensor
@@ -418,29 +425,34 @@ def cached_step(
 @overload
 def clip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-    logit_bias: float | Tensor | None = None, *, keys: Tensor | None = None,
-    weights: Tensor | None = None, bias: Tensor | tuple[Tensor, Tensor] | None = None,
-    label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-    reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
-    strategy: Strategy = "auto", backend: Backend | None = None,
+    logit_bias: float | Tensor | None = None, *,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None, ignore_index: int | None = None,
+    keys: Tensor | None = None, weights: Tensor | tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | tuple[Tensor, Tensor] | None = None, label_smoothing: float = 0.0,
+    margin: float = 0.0, hardness: float = 0.0, reduction: Reduction = "mean",
+    metrics: Literal[True], group: Group = ..., strategy: Strategy = "auto",
+    backend: Backend | None = None,
 ) -> WithMetrics: ...
 @overload
 def clip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-    logit_bias: float | Tensor | None = None, *, keys: Tensor | None = None,
-    weights: Tensor | None = None, bias: Tensor | tuple[Tensor, Tensor] | None = None,
-    label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-    reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
-    strategy: Strategy = "auto", backend: Backend | None = None,
+    logit_bias: float | Tensor | None = None, *,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None, ignore_index: int | None = None,
+    keys: Tensor | None = None, weights: Tensor | tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | tuple[Tensor, Tensor] | None = None, label_smoothing: float = 0.0,
+    margin: float = 0.0, hardness: float = 0.0, reduction: Reduction = "mean",
+    metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
+    backend: Backend | None = None,
 ) -> Tensor: ...
 @overload
 def clip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-    logit_bias: float | Tensor | None = None, *, keys: Tensor | None = None,
-    weights: Tensor | None = None, bias: Tensor | tuple[Tensor, Tensor] | None = None,
-    label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
-    reduction: Reduction = "mean", metrics: bool, group: Group = ..., strategy: Strategy = "auto",
-    backend: Backend | None = None,
+    logit_bias: float | Tensor | None = None, *,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None, ignore_index: int | None = None,
+    keys: Tensor | None = None, weights: Tensor | tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | tuple[Tensor, Tensor] | None = None, label_smoothing: float = 0.0,
+    margin: float = 0.0, hardness: float = 0.0, reduction: Reduction = "mean", metrics: bool,
+    group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
 ) -> Tensor | WithMetrics: ...
 def contrastive_force(
     positive: Tensor, negative: Tensor, temperature: float | Tensor, *,
@@ -525,31 +537,36 @@ def drift_loss(
 def info_nce_loss(
     query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1, *, negative_mode: NegativeMode = "unpaired",
-    normalize: bool = True, symmetric: bool = False, keys: Tensor | None = None,
-    weights: Tensor | None = None, bias: Tensor | None = None, label_smoothing: float = 0.0,
-    margin: float = 0.0, hardness: float = 0.0, tau_plus: float = 0.0,
-    reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
-    strategy: Strategy = "auto", backend: Backend | None = None,
+    normalize: bool = True, symmetric: bool = False,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None, ignore_index: int | None = None,
+    keys: Tensor | None = None, weights: Tensor | tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+    hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean",
+    metrics: Literal[True], group: Group = ..., strategy: Strategy = "auto",
+    backend: Backend | None = None,
 ) -> WithMetrics: ...
 @overload
 def info_nce_loss(
     query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1, *, negative_mode: NegativeMode = "unpaired",
-    normalize: bool = True, symmetric: bool = False, keys: Tensor | None = None,
-    weights: Tensor | None = None, bias: Tensor | None = None, label_smoothing: float = 0.0,
-    margin: float = 0.0, hardness: float = 0.0, tau_plus: float = 0.0,
-    reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
-    strategy: Strategy = "auto", backend: Backend | None = None,
+    normalize: bool = True, symmetric: bool = False,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None, ignore_index: int | None = None,
+    keys: Tensor | None = None, weights: Tensor | tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+    hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean",
+    metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
+    backend: Backend | None = None,
 ) -> Tensor: ...
 @overload
 def info_nce_loss(
     query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
     temperature: float | Tensor = 0.1, *, negative_mode: NegativeMode = "unpaired",
-    normalize: bool = True, symmetric: bool = False, keys: Tensor | None = None,
-    weights: Tensor | None = None, bias: Tensor | None = None, label_smoothing: float = 0.0,
-    margin: float = 0.0, hardness: float = 0.0, tau_plus: float = 0.0,
-    reduction: Reduction = "mean", metrics: bool, group: Group = ..., strategy: Strategy = "auto",
-    backend: Backend | None = None,
+    normalize: bool = True, symmetric: bool = False,
+    labels: Tensor | tuple[Tensor, Tensor] | None = None, ignore_index: int | None = None,
+    keys: Tensor | None = None, weights: Tensor | tuple[Tensor, Tensor] | None = None,
+    bias: Tensor | None = None, label_smoothing: float = 0.0, margin: float = 0.0,
+    hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: bool,
+    group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
 ) -> Tensor | WithMetrics: ...
 @overload
 def multiple_negatives_ranking_loss(

@@ -46,13 +46,20 @@ class Labelled(NamedTuple):
         own_b, center_b = centers(b, key_b, key_a, ranks)
         near_a, near_b = (as_read(x, compared.dtype) for x in (a - own_a, b - own_b))
         near = compared._replace(rows=near_a, columns=near_b)
-        return Labelled(compared, near, center_a, center_b, key_a, key_b, ignore_index)
+        keys = {"key_a": key_a, "key_b": key_b, "ignore_index": ignore_index}
+        return Labelled(compared, near, center_a, center_b, **keys)
 
     def reversed(self) -> Labelled:
         """The columns compared with the rows."""
-        compared, near, center_a, center_b, key_a, key_b, ignore_index = self
-        sets = compared.reversed(), near.reversed()
-        return Labelled(*sets, center_b, center_a, key_b, key_a, ignore_index)
+        return Labelled(
+            self.compared.reversed(),
+            self.near.reversed(),
+            center_a=self.center_b,
+            center_b=self.center_a,
+            key_a=self.key_b,
+            key_b=self.key_a,
+            ignore_index=self.ignore_index,
+        )
 
     def candidates(self, kind: str) -> Candidates:
         """The columns of equal labels, or those of others. No column is the row itself."""

@@ -40,7 +40,8 @@ def clip_loss(
     if logit_bias is not None:
         plain = plain + logit_bias
     if labels is not None:
-        return with_labels(plain, labels, ignore_index, reduction, metrics, weights)
+        settings = {"reduction": reduction, "metrics": metrics, "weights": weights}
+        return with_labels(plain, labels, ignore_index, **settings)
     similarities = image_features @ text_features.T if hardness else plain
     target = torch.arange(len(plain), device=plain.device)
     of_images, of_texts = bias if isinstance(bias, tuple) else (bias, bias)

@@ -48,7 +48,8 @@ def info_nce_loss(
         shown = query @ positive_key.T if normalize else None
         plain = query @ positive_key.T / temperature
         weights = weights if isinstance(weights, tuple) else (weights,) * (1 + symmetric)
-        return with_labels(plain, labels, ignore_index, reduction, metrics, weights, shown)
+        settings = {"reduction": reduction, "metrics": metrics, "weights": weights}
+        return with_labels(plain, labels, ignore_index, shown=shown, **settings)
     N = len(query)
     own = None if keys is None else keys[:, 0] if keys.dim() == 2 else keys[:N]
     if negative_keys is None or negative_mode == "in_batch":

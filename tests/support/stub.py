@@ -115,10 +115,8 @@ def annotation(parameter: inspect.Parameter, function: dict[str, inspect.Paramet
         return alias(name)
     if name in ("logit_scale", "logit_bias") and parameter.default is not None:
         return plain(given)
-    if name in ANNOTATIONS and name != "bias":
+    if name in ANNOTATIONS and (given is None or name not in ("bias", "weights")):
         return ANNOTATIONS[name]
-    if name == "bias" and given is None:
-        given = function["bias"].annotation
     if given is None:
         raise TypeError(f"nothing says what {name} is")
     return plain(given)
