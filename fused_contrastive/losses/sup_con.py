@@ -6,13 +6,21 @@ import torch
 
 from .. import checks, reference
 from ..autograd.keyed_sums import rows_of_all_ranks
-from ..autograd.over_ranks import sum_over_ranks
-from ._arguments import asks_for_eager, check_settings, check_temperature
+from ..memory_bank import MemoryBank
+from ._arguments import asks_for_eager, check_ignore_index, check_settings, check_temperature
 from ._classes import Batch
 from ._comparison import product
+from ._labelled import kept
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import hits, masked_logsumexp, one_positive, reduce
+from ._reduction import (
+    Matches,
+    hits,
+    masked_logsumexp,
+    one_positive,
+    reduce,
+    reported,
+)
 
 POSITIVES = ("out", "in", "pairs")
 CONTRAST_MODES = ("all", "one")
@@ -26,9 +34,12 @@ def sup_con_loss(
     *,
     positives: str = "out",
     positive_weights: torch.Tensor | None = None,
+    queue: torch.Tensor | None = None,
+    queue_labels: torch.Tensor | None = None,
     contrast_mode: str = "all",
     normalize: bool = True,
     skip_unmatched: bool = False,
+    ignore_index: int | None = None,
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
     metrics: bool = False,
@@ -60,12 +71,18 @@ def sup_con_loss(
             ``sum_P w s / sum_P w``. They are copied once; all else is O(N D). Over ranks they are
             the rows of this rank's n samples, ``[n, N]``, against the N samples of all ranks in
             rank order, whose rows are then gathered.
+        queue, queue_labels: ``[K, D]`` and integers ``[K]``, as those of a `MemoryBank` that keeps
+            labels. These rows are candidates beside those of the batch, and positives of the rows
+            with their label. They have no loss. Over ranks a queue is this rank's own, and the
+            ranks keep equal ones.
         contrast_mode: ``"all"``: every view's rows have a loss; ``"one"``: only the first view's,
             against all rows.
         normalize: compare cosines (rows divided by ``max(|x|, 1e-12)``) instead of raw dot
             products.
         skip_unmatched: leave rows without positives out of the mean, and make their loss 0 with
             "in", too.
+        ignore_index: samples with this label, in the queue as well, are left out: they have no
+            loss, do not count in the mean, are no candidates, and are not read.
         weights: ``[N]`` weights of the samples. They multiply the losses, and the mean is ``sum(w
             loss) / sum(w)``.
         metrics: with labels or views only. The accuracy is the share of rows whose largest other
@@ -81,11 +98,16 @@ def sup_con_loss(
     >>> features, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
     >>> round(fused_contrastive.sup_con_loss(features, labels).item(), 4)
     1.0986
+    >>> queue = {"queue": torch.eye(4), "queue_labels": torch.tensor([0, 1, 2, 3])}
+    >>> round(fused_contrastive.sup_con_loss(features, labels, ignore_index=1, **queue).item(), 4)
+    3.1932
     >>> views = torch.eye(4).unsqueeze(1).expand(4, 2, 4)
     >>> fused_contrastive.sup_con_loss(views, reduction="none").shape
     torch.Size([4, 2])
     """
     _check(features, labels, temperature, positives, positive_weights, weights, group=group)
+    _check_queue(features, labels, queue, queue_labels)
+    check_ignore_index(ignore_index, labels)
     checks.choice("contrast_mode", contrast_mode, CONTRAST_MODES)
     check_settings(
         normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics, reduction=reduction
@@ -95,9 +117,12 @@ def sup_con_loss(
     arguments = {
         "positives": positives,
         "positive_weights": positive_weights,
+        "queue": queue,
+        "queue_labels": queue_labels,
         "contrast_mode": contrast_mode,
         "normalize": normalize,
         "skip_unmatched": skip_unmatched,
+        "ignore_index": ignore_index,
         "weights": weights,
         "reduction": reduction,
         "metrics": metrics,
@@ -138,6 +163,26 @@ def _check(features, labels, temperature, positives, positive_weights, weights, 
         checks.array("weights", weights, (N,), device)
 
 
+def _check_queue(features, labels, queue, queue_labels):
+    if queue is None:
+        if queue_labels is not None:
+            raise ValueError("queue_labels must be None without a queue")
+        return
+    if isinstance(queue, MemoryBank):
+        raise TypeError(
+            "queue must be a tensor, got MemoryBank: "
+            "pass queue=bank.negatives and queue_labels=bank.labels"
+        )
+    checks.embeddings("queue", queue, dim=2, like=("features", features))
+    if queue.shape[1] != features.shape[-1]:
+        raise ValueError(
+            f"queue must have shape [K, {features.shape[-1]}], got {tuple(queue.shape)}"
+        )
+    if labels is None or queue_labels is None:
+        raise ValueError("labels and queue_labels must be given with a queue")
+    checks.keys("queue_labels", queue_labels, queue.shape[:1], features.device)
+
+
 def _fused(
     features,
     labels,
@@ -147,14 +192,20 @@ def _fused(
     *,
     positives,
     positive_weights,
+    queue,
+    queue_labels,
     contrast_mode,
     normalize,
     skip_unmatched,
+    ignore_index,
     weights,
     reduction,
     metrics,
 ):
     settings = {"contrast_mode": contrast_mode, "normalize": normalize}
+    settings |= {"ignore_index": ignore_index}
+    settings |= {} if queue is None else {"queue": (queue, queue_labels)}
+    features = kept(features, labels, ignore_index)
     batch = Batch(features, labels, temperature, **settings, backend=backend, ranks=group)
     if positive_weights is not None:
         loss, count = _weighted(batch, positive_weights)
@@ -164,8 +215,10 @@ def _fused(
         (loss, largest), count = form(batch, metrics), batch.count
     matched = (count != 0).expand_as(loss)
     of_unmatched = float("inf") if positives == "in" and not skip_unmatched else 0.0
-    loss = loss.masked_fill(~matched, of_unmatched)
-    terms = None
+    loss, terms = loss.masked_fill(~matched, of_unmatched), None
+    if batch.ignored is not None:
+        loss = loss.masked_fill(batch.ignored, 0.0)
+        terms = (~batch.ignored).expand_as(loss)
     if positives == "pairs":
         terms = count.expand_as(loss)
     elif skip_unmatched:
@@ -182,17 +235,9 @@ def _fused(
         return loss
     with torch.no_grad():
         hit, mean, count = _metrics(batch, largest)
-        total = count * mean / (batch.scale if normalize else 1.0)
-        values = (hit, count > 0, total, count)
-        numbers = [reduce(by_sample(x.to(loss.dtype)), "sum", weights) for x in values]
-        if group is not None and loss.dim() == 0:
-            numbers.append(loss / group.size)
-        numbers = torch.stack(numbers)
-        if group is not None:
-            numbers = sum_over_ranks(numbers, group.encode())
-        hit, matched, total, count, *mean_loss = numbers.unbind()
-    found = {"accuracy": hit / matched, "positive_similarity": total / count}
-    return loss, found | dict(zip(("loss",), mean_loss, strict=False))
+        mean = mean / (batch.scale if normalize else 1.0)
+        matches = Matches(*map(by_sample, (hit, mean, count)))
+    return loss, reported(loss, [matches], [weights], group)
 
 
 def _one_pair(batch: Batch, metrics: bool):
@@ -216,7 +261,7 @@ def _in(batch: Batch, metrics: bool):
     if batch.by_views:
         positive = masked_logsumexp(batch.view_logits(), -1)
     else:
-        positive = batch.against_all("same_key").rows
+        positive = batch.positives().rows
     positive = positive.masked_fill(batch.count == 0, 0.0)
     return one_positive(negative.rows, positive), negative.row_max
 
@@ -260,7 +305,7 @@ def _metrics(batch: Batch, largest: torch.Tensor):
     if batch.by_views:
         best = batch.view_logits().amax(-1)
     else:
-        best = batch.against_all("same_key", metrics=True).row_max
+        best = batch.positives(metrics=True).row_max
     count = batch.count.expand_as(best)
     return hits(best, largest) & (count > 0), batch.mean(), count
 
@@ -268,7 +313,8 @@ def _metrics(batch: Batch, largest: torch.Tensor):
 class SupConLoss(TemperatureLoss):
     """Module form of `sup_con_loss`: ``SupConLoss(temperature)(features, labels)``.
 
-    The tensors `positive_weights` and `weights` are keyword arguments of `forward`.
+    The tensors `positive_weights`, `queue`, `queue_labels` and `weights` are keyword arguments of
+    `forward`.
 
     >>> import torch, fused_contrastive
     >>> loss = fused_contrastive.SupConLoss(temperature=0.5, positives="in")
@@ -284,6 +330,7 @@ class SupConLoss(TemperatureLoss):
         contrast_mode="all",
         normalize=True,
         skip_unmatched=False,
+        ignore_index=None,
         reduction="mean",
         metrics=False,
         group=NOT_GIVEN,
@@ -300,6 +347,7 @@ class SupConLoss(TemperatureLoss):
             contrast_mode=contrast_mode,
             normalize=normalize,
             skip_unmatched=skip_unmatched,
+            ignore_index=ignore_index,
             reduction=reduction,
             metrics=metrics,
             backend=backend,
@@ -313,7 +361,10 @@ class SupConLoss(TemperatureLoss):
         labels: torch.Tensor | None = None,
         *,
         positive_weights: torch.Tensor | None = None,
+        queue: torch.Tensor | None = None,
+        queue_labels: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ):
         tensors = {"positive_weights": positive_weights, "weights": weights}
+        tensors |= {"queue": queue, "queue_labels": queue_labels}
         return sup_con_loss(features, labels, self.temperature, **tensors, **self.options)

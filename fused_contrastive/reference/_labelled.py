@@ -28,8 +28,10 @@ def one_direction(logits, labels, columns, ignore_index):
 
 
 def kept(x, labels, ignore_index):
-    """``x [N, D]`` with zeros in the place of rows that are ignored."""
-    return x if ignore_index is None else x.masked_fill((labels == ignore_index).unsqueeze(1), 0.0)
+    """``x [N, ...]`` with zeros in the place of rows that are ignored."""
+    if ignore_index is None:
+        return x
+    return x.masked_fill((labels == ignore_index).view(-1, *[1] * (x.dim() - 1)), 0.0)
 
 
 def with_labels(logits, labels, ignore_index, reduction, metrics, weights, shown=None):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ._dense import masked_logsumexp, maximum
+from ._labelled import kept
 from ._reduction import weighted_reduce
 
 
@@ -16,23 +17,31 @@ def sup_con_loss(
     *,
     positives="out",
     positive_weights=None,
+    queue=None,
+    queue_labels=None,
     contrast_mode="all",
     normalize=True,
     skip_unmatched=False,
+    ignore_index=None,
     weights=None,
     reduction="mean",
     metrics=False,
 ):
     """SupCon (Khosla et al. 2020, eqs. 2 and 3) and the per-pair form, over the rows of all views.
 
-    features are ``[N, D]`` or ``[N, V, D]``.
+    features are ``[N, D]`` or ``[N, V, D]``, and the queue ``[K, D]`` has columns beside them.
     """
+    ignored = None if ignore_index is None else labels == ignore_index
+    features = kept(features, labels, ignore_index)
     views = features.unsqueeze(1) if features.dim() == 2 else features
     N, V, _ = views.shape
     # The rows stand view by view.
     z = torch.cat(views.unbind(1))
     z = F.normalize(z, dim=1) if normalize else z
     anchors = z if contrast_mode == "all" else z[:N]
+    if queue is not None:
+        queue = kept(queue, queue_labels, ignore_index)
+        z = torch.cat([z, F.normalize(queue, dim=1) if normalize else queue])
     logits = anchors @ z.T / temperature
     other = ~torch.eye(V * N, dtype=torch.bool, device=z.device)[: len(anchors)]
     if positive_weights is None:
@@ -44,12 +53,22 @@ def sup_con_loss(
         )
         * other
     )
+    if queue is not None:
+        positives_there = labels.repeat(len(anchors) // max(N, 1))[:, None] == queue_labels
+        mask = torch.cat([mask, positives_there.to(mask.dtype)], 1)
+        other = torch.cat([other, torch.ones_like(positives_there)], 1)
+    if ignored is not None:
+        rows, columns = ignored.repeat(len(anchors) // max(N, 1)), ignored.repeat(V)
+        if queue is not None:
+            columns = torch.cat([columns, queue_labels == ignore_index])
+        mask, other = mask.masked_fill(rows[:, None], 0.0), other & ~columns
     positive, total = mask != 0, mask.sum(1)
     matched = total != 0
     if positives == "out":
         log_prob = logits - masked_logsumexp(
             logits.masked_fill(~other, float("-inf")), 1
         ).unsqueeze(1)
+        log_prob = log_prob.masked_fill(~other, 0.0)
         loss = -(mask * log_prob).sum(1) / total.masked_fill(~matched, 1.0)
         loss = loss.masked_fill(~matched, 0.0)
     elif positives == "in":
@@ -61,9 +80,10 @@ def sup_con_loss(
             logits.masked_fill(positive | ~other, float("-inf")), 1
         ).unsqueeze(1)
         loss = (torch.logaddexp(negatives, logits) - logits).masked_fill(~positive, 0.0).sum(1)
-    terms = (
-        total if positives == "pairs" else matched if skip_unmatched else torch.ones_like(matched)
-    )
+    counted = torch.ones_like(matched)
+    if ignored is not None:
+        counted, loss = ~rows, loss.masked_fill(rows, 0.0)
+    terms = total if positives == "pairs" else matched if skip_unmatched else counted
 
     def by_sample(x):
         return x.view(V, N).T if features.dim() == 3 and contrast_mode == "all" else x

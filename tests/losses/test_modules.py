@@ -20,7 +20,7 @@ from fused_contrastive import reference
 
 OWN = {"ClipLoss": {"logit_scale"}, "SigLipLoss": {"logit_scale", "logit_bias"}}
 """The constructor takes these arguments where they are learned. Elsewhere forward takes them."""
-PER_CALL = {"labels", "keys", "weights", "bias", "positive_weights"}
+PER_CALL = {"labels", "keys", "weights", "bias", "positive_weights", "queue", "queue_labels"}
 """Both the function and forward take these tensors as keyword-only arguments."""
 
 

@@ -70,28 +70,43 @@ def sup_con(
     positive_weights=None,
     contrast_mode="all",
     normalize=True,
+    queue=None,
+    queue_labels=None,
+    ignore_index=None,
+    weights=None,
 ):
-    """Return ``(loss [N] or [N, V], {features, temperature})``."""
+    """Return ``(loss [N] or [N, V], gradients by argument name)``."""
     features, temperature = array(features), float(array(temperature))
     samples, views = features.shape[0], features.shape[1] if features.ndim == 3 else 1
-    pairs = Pairs(
-        features.reshape(samples * views, features.shape[-1]),
-        scale=1 / temperature,
-        normalize=normalize,
-    )
+    rows = features.reshape(samples * views, features.shape[-1])
+    columns = rows if queue is None else np.concatenate([rows, array(queue)])
+    pairs = Pairs(rows, columns, scale=1 / temperature, normalize=normalize)
     weight = row_weights(samples, views, labels, positive_weights)
+    key = np.repeat(np.arange(samples) if labels is None else labels.cpu().numpy(), views)
+    if queue is not None:
+        of_queue = queue_labels.cpu().numpy()
+        weight = np.concatenate([weight, key[:, None] == of_queue], 1)
+        key = np.concatenate([key, of_queue])
+    keep = np.ones(len(key), bool) if ignore_index is None else key != ignore_index
     anchors = range(samples * views) if contrast_mode == "all" else range(0, samples * views, views)
-    upstream, loss, ds = np.ravel(g), [], np.zeros_like(pairs.s)
+    upstream, loss, ds = np.ravel(g), np.zeros(len(anchors)), np.zeros_like(pairs.s)
+    of_rows = np.ones(samples) if weights is None else array(weights)
+    of_rows = np.repeat(of_rows, len(anchors) // max(samples, 1))
     for k, row in enumerate(anchors):
-        value, d = positives_row(pairs.s[row], weight[row], row, positives)
-        loss.append(value)
-        ds[row] = upstream[k] * d
+        if keep[row]:
+            itself = int(keep[:row].sum())
+            loss[k], d = positives_row(pairs.s[row, keep], weight[row, keep], itself, positives)
+            ds[row, keep] = upstream[k] * of_rows[k] * d
     grads = pairs.gradients(ds)
     named = {
-        "features": grads["a"].reshape(features.shape),
+        "features": (grads["a"] + grads["b"][: len(rows)]).reshape(features.shape),
         "temperature": -grads["scale"] / temperature**2,
     }
-    return np.array(loss).reshape(np.shape(g)), named
+    if queue is not None:
+        named["queue"] = grads["b"][len(rows) :]
+    if weights is not None:
+        named["weights"] = (upstream * loss).reshape(samples, -1).sum(1)
+    return (of_rows * loss).reshape(np.shape(g)), named
 
 
 def two_sets(a, b, scale, g, labels, ignore_index=None, normalize=True, weights=None, both=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -191,9 +192,14 @@ def _siglip_inputs(*arguments):
 _ANCHORS = _two_views("anchors", "positives", temperature="")
 _NCE = _two_views("query", "positive_key")
 _STANDARD, _MORE = ([Case(**x) for x in listed] for listed in option_cases(_two_views))
+_WEIGHTED = functools.partial(vectors, weights=rows)
 _LABELS, _MORE_LABELS = (
     [Case(**x) for x in listed]
-    for listed in label_cases.two_set_losses(_two_views, lambda inputs: vectors(inputs, rows))
+    for listed in map(
+        operator.add,
+        label_cases.two_set_losses(_two_views, _WEIGHTED),
+        label_cases.with_a_queue(_WEIGHTED),
+    )
 )
 LOSSES = (
     Case("nt_xent", "nt_xent_loss", _two_views("z1", "z2"), oracle.nt_xent),

@@ -63,6 +63,23 @@ def features(views: int = 0):
     return inputs
 
 
+def with_queue(views: int = 0):
+    """Draw features, and seven rows of a queue for each two samples."""
+
+    def inputs(n, d, spread, t, generator):
+        drawn = features(views)(n, d, spread, t, generator)
+        shape = (7 * n // 2, d)
+        return drawn | {"queue": torch.randn(shape, generator=generator, dtype=torch.float64)}
+
+    return inputs
+
+
+def _of_queue(n):
+    """Return labels of the samples and of the queue, whose classes have other sizes."""
+    of_queue = labels(n)[(5 * torch.arange(7 * n // 2) % max(n, 1)) * (n > 0)] - 1
+    return {"labels": labels(n), "queue_labels": of_queue}
+
+
 def _by_label(n):
     return {"labels": labels(n)}
 
@@ -101,6 +118,33 @@ def losses(two_views) -> list[dict]:
         dcl("dcl", "dcl_loss"),
         dcl("dclw", "dclw_loss", sigma=0.4),
     ]
+
+
+def with_a_queue(weighted) -> tuple[list[dict], list[dict]]:
+    """Return arguments of `Case` for SupCon beside a queue, and with samples to be ignored.
+
+    The first are for the whole matrix, and the second for tests of options. `weighted` adds
+    weights to inputs.
+    """
+
+    def case(name, inputs, constants, **options):
+        return {
+            "name": f"sup_con-{name}",
+            "function": "sup_con_loss",
+            "inputs": inputs,
+            "oracle": label_oracle.sup_con,
+            "options": options,
+            "constants": constants,
+        }
+
+    standard = [case("queue", with_queue(), _of_queue, ignore_index=2)]
+    more = [
+        case("queue-in", with_queue(2), _of_queue, positives="in"),
+        case("queue-pairs", with_queue(), _of_queue, positives="pairs"),
+        case("ignored", weighted(features(2)), _by_label, ignore_index=2),
+        case("ignored-pairs", features(), _by_label, ignore_index=2, positives="pairs"),
+    ]
+    return standard, more
 
 
 def two_set_losses(two_views, weighted) -> tuple[list[dict], list[dict]]:

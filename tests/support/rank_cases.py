@@ -62,6 +62,8 @@ def places(case: cases.Case, name: str, x: torch.Tensor, sizes) -> tuple[int, li
         return 1, split(n, sizes)
     paired = case.options.get("negative_mode") == "paired"
     shared = case.function == "info_nce_loss" and not paired
+    if name.startswith("queue"):
+        return 0, everything
     if shared and name == "negative_keys":
         return 0, list(everything[0].tensor_split(world)) if own_negatives(case) else everything
     if shared and name in ("keys", "bias") and x.shape[0] > n:
