@@ -49,6 +49,7 @@ from .digest_inputs import (
     queue,
     queue_bias,
     queue_keys,
+    queue_labels,
     sigmoid_logits,
     steps,
     strided,
@@ -88,6 +89,8 @@ SOFTMAX = (
 )
 HARD = ({"hardness": 0.7}, {"hardness": 0.7, "keys": keys, "metrics": True})
 DEBIASED = ({"tau_plus": 0.1}, {"tau_plus": 0.1, "bias": bias})
+LABELS = ({"labels": labels}, {"labels": labels, "weights": weights, "metrics": True})
+IGNORED = {"labels": labels, "ignore_index": 3}
 TEMPERATURE = (
     {"temperature": learnt},
     {"temperature": 0.07},
@@ -96,6 +99,7 @@ TEMPERATURE = (
     {"temperature": learnt, "normalize": False},
 )
 QUEUE = {"negative_keys": queue}
+BANK = {"queue": queue, "queue_labels": queue_labels}
 OWN = {"negative_keys": own_negatives, "negative_mode": "paired"}
 BESIDE = {"negative_keys": queue, "negative_mode": "in_batch"}
 ALL_DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
@@ -118,6 +122,8 @@ LOSSES = {
             *HARD,
             *DEBIASED,
             *TEMPERATURE,
+            *LABELS,
+            {**IGNORED, "temperature": learnt, "symmetric": True},
             {"symmetric": True},
             {"symmetric": True, "temperature": learnt, "bias": bias, "keys": keys},
             {"symmetric": True, "label_smoothing": 0.1, "weights": weights, "metrics": True},
@@ -139,8 +145,10 @@ LOSSES = {
     "clip": Loss(
         fc.clip_loss, logits, (*SOFTMAX, *HARD, {"logit_bias": 0.5}, {"bias": both_biases})
     ),
-    "clip, learnt": Loss(fc.clip_loss, learnt_logits, ({}, {"bias": both_biases}, *SHARED)),
-    "siglip": Loss(fc.siglip_loss, sigmoid_logits, ({}, {"metrics": True}, *SHARED)),
+    "clip, learnt": Loss(
+        fc.clip_loss, learnt_logits, ({}, {"bias": both_biases}, *SHARED, *LABELS, IGNORED)
+    ),
+    "siglip": Loss(fc.siglip_loss, sigmoid_logits, ({}, {"metrics": True}, *SHARED, *LABELS)),
     "siglip, learnt": Loss(fc.siglip_loss, learnt_sigmoid_logits, ({}, {"keys": keys})),
     "n_pairs": Loss(
         fc.n_pairs_loss,
@@ -158,6 +166,10 @@ LOSSES = {
         (
             {"labels": labels},
             {"labels": labels, "metrics": True},
+            IGNORED,
+            {**IGNORED, **BANK, "temperature": learnt},
+            {**IGNORED, **BANK, "positives": "in", "metrics": True},
+            {**BANK, "labels": labels, "positives": "pairs"},
             {"labels": labels, "weights": weights, "temperature": learnt},
             {"labels": labels, "skip_unmatched": True},
             {"labels": labels, "positives": "in"},

@@ -167,6 +167,10 @@ def queue_keys(draw: Draw) -> torch.Tensor:
     return draw.keys(draw.size.B + 7 * draw.size.K)
 
 
+def queue_labels(draw: Draw) -> torch.Tensor:
+    return draw.keys(7 * draw.size.K)
+
+
 def own_bias(draw: Draw) -> torch.Tensor:
     return draw.bias(draw.size.B, 1 + draw.size.K)
 

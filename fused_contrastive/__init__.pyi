@@ -352,33 +352,35 @@ class SigLipLoss(Module, Generic[_R]):
     @overload
     def __init__(
         self: SigLipLoss[WithMetrics], logit_scale: float | None = None,
-        logit_bias: float | None = None, *, reduction: Reduction = "mean", metrics: Literal[True],
-        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        logit_bias: float | None = None, *, average_positives: bool = False,
+        reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
+        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: SigLipLoss[Tensor], logit_scale: float | None = None,
-        logit_bias: float | None = None, *, reduction: Reduction = "mean",
-        metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
-        backend: Backend | None = None, learnable: Learnable = False,
+        logit_bias: float | None = None, *, average_positives: bool = False,
+        reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
+        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: SigLipLoss[Tensor | WithMetrics], logit_scale: float | None = None,
-        logit_bias: float | None = None, *, reduction: Reduction = "mean", metrics: bool,
-        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        logit_bias: float | None = None, *, average_positives: bool = False,
+        reduction: Reduction = "mean", metrics: bool, group: Group = ...,
+        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     def forward(
         self, image_features: Tensor, text_features: Tensor,
         logit_scale: float | Tensor | None = None, logit_bias: float | Tensor | None = None, *,
-        keys: Tensor | None = None, weights: Tensor | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> _R: ...
     def __call__(
         self, image_features: Tensor, text_features: Tensor,
         logit_scale: float | Tensor | None = None, logit_bias: float | Tensor | None = None, *,
-        keys: Tensor | None = None, weights: Tensor | None = None,
+        labels: Tensor | tuple[Tensor, Tensor] | None = None, keys: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> _R: ...
 class SupConLoss(Module, Generic[_R]):
     @property
@@ -387,31 +389,35 @@ class SupConLoss(Module, Generic[_R]):
     def __init__(
         self: SupConLoss[WithMetrics], temperature: float = 0.1, *, positives: Positives = "out",
         contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
-        reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
-        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        ignore_index: int | None = None, reduction: Reduction = "mean", metrics: Literal[True],
+        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+        learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: SupConLoss[Tensor], temperature: float = 0.1, *, positives: Positives = "out",
         contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
-        reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
-        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        ignore_index: int | None = None, reduction: Reduction = "mean",
+        metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
+        backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     @overload
     def __init__(
         self: SupConLoss[Tensor | WithMetrics], temperature: float = 0.1, *,
         positives: Positives = "out", contrast_mode: ContrastMode = "all", normalize: bool = True,
-        skip_unmatched: bool = False, reduction: Reduction = "mean", metrics: bool,
-        group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        skip_unmatched: bool = False, ignore_index: int | None = None,
+        reduction: Reduction = "mean", metrics: bool, group: Group = ...,
+        strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
     ) -> None: ...
     def forward(
         self, features: Tensor, labels: Tensor | None = None, *,
-        positive_weights: Tensor | None = None, weights: Tensor | None = None,
+        positive_weights: Tensor | None = None, queue: Tensor | None = None,
+        queue_labels: Tensor | None = None, weights: Tensor | None = None,
     ) -> _R: ...
     def __call__(
         self, features: Tensor, labels: Tensor | None = None, *,
-        positive_weights: Tensor | None = None, weights: Tensor | None = None,
+        positive_weights: Tensor | None = None, queue: Tensor | None = None,
+        queue_labels: Tensor | None = None, weights: Tensor | None = None,
     ) -> _R: ...
 def backends() -> dict[str, str]: ...
 def barlow_twins_loss(
@@ -648,21 +654,24 @@ def set_backend(name: Backend | None) -> None: ...
 @overload
 def siglip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-    logit_bias: float | Tensor, *, keys: Tensor | None = None, weights: Tensor | None = None,
+    logit_bias: float | Tensor, *, labels: Tensor | tuple[Tensor, Tensor] | None = None,
+    average_positives: bool = False, keys: Tensor | None = None, weights: Tensor | None = None,
     reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
     strategy: Strategy = "auto", backend: Backend | None = None,
 ) -> WithMetrics: ...
 @overload
 def siglip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-    logit_bias: float | Tensor, *, keys: Tensor | None = None, weights: Tensor | None = None,
+    logit_bias: float | Tensor, *, labels: Tensor | tuple[Tensor, Tensor] | None = None,
+    average_positives: bool = False, keys: Tensor | None = None, weights: Tensor | None = None,
     reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
     strategy: Strategy = "auto", backend: Backend | None = None,
 ) -> Tensor: ...
 @overload
 def siglip_loss(
     image_features: Tensor, text_features: Tensor, logit_scale: float | Tensor,
-    logit_bias: float | Tensor, *, keys: Tensor | None = None, weights: Tensor | None = None,
+    logit_bias: float | Tensor, *, labels: Tensor | tuple[Tensor, Tensor] | None = None,
+    average_positives: bool = False, keys: Tensor | None = None, weights: Tensor | None = None,
     reduction: Reduction = "mean", metrics: bool, group: Group = ..., strategy: Strategy = "auto",
     backend: Backend | None = None,
 ) -> Tensor | WithMetrics: ...
@@ -695,24 +704,29 @@ def similarity_logsumexp(
 def sup_con_loss(
     features: Tensor, labels: Tensor | None = None, temperature: float | Tensor = 0.1, *,
     positives: Positives = "out", positive_weights: Tensor | None = None,
+    queue: Tensor | None = None, queue_labels: Tensor | None = None,
     contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
-    weights: Tensor | None = None, reduction: Reduction = "mean", metrics: Literal[True],
-    group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+    ignore_index: int | None = None, weights: Tensor | None = None, reduction: Reduction = "mean",
+    metrics: Literal[True], group: Group = ..., strategy: Strategy = "auto",
+    backend: Backend | None = None,
 ) -> WithMetrics: ...
 @overload
 def sup_con_loss(
     features: Tensor, labels: Tensor | None = None, temperature: float | Tensor = 0.1, *,
     positives: Positives = "out", positive_weights: Tensor | None = None,
+    queue: Tensor | None = None, queue_labels: Tensor | None = None,
     contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
-    weights: Tensor | None = None, reduction: Reduction = "mean", metrics: Literal[False] = False,
-    group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+    ignore_index: int | None = None, weights: Tensor | None = None, reduction: Reduction = "mean",
+    metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
+    backend: Backend | None = None,
 ) -> Tensor: ...
 @overload
 def sup_con_loss(
     features: Tensor, labels: Tensor | None = None, temperature: float | Tensor = 0.1, *,
     positives: Positives = "out", positive_weights: Tensor | None = None,
+    queue: Tensor | None = None, queue_labels: Tensor | None = None,
     contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
-    weights: Tensor | None = None, reduction: Reduction = "mean", metrics: bool,
-    group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
+    ignore_index: int | None = None, weights: Tensor | None = None, reduction: Reduction = "mean",
+    metrics: bool, group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
 ) -> Tensor | WithMetrics: ...
 def use_backend(name: Backend | None) -> AbstractContextManager[None]: ...

@@ -49,10 +49,11 @@ Several positives
 -----------------
 ``labels``: integers. Rows with equal labels are positives of each other. `keys` only take columns
     out of the negatives, while labels make them positives. In `sup_con_loss` they are within one
-    set, in `clip_loss` and `info_nce_loss` between two. A tensor is for pairs of rows. A pair of
-    tensors has one for each set, and the sets may then have different numbers of rows. The loss of
-    a row is ``lse - mean_P s`` over its positives P, with the log-sum-exp over all candidates.
-``ignore_index``: a label. Rows that have it are neither rows nor candidates, and are not read.
+    set, in `clip_loss`, `info_nce_loss` and `siglip_loss` between two. A tensor is for pairs of
+    rows. A pair of tensors has one for each set, and the sets may then have different numbers of
+    rows. The loss of a row is ``lse - mean_P s`` over its positives P, with the log-sum-exp over
+    all candidates. In SigLIP every pair of equal labels is a positive.
+``ignore_index``: a label. Rows that have it have no loss, are no candidates, and are not read.
 
 Options
 -------

@@ -118,15 +118,15 @@ def centers(
 class Direction(NamedTuple):
     """The losses of all rows in one direction."""
 
-    loss: torch.Tensor  # [M], 0 where there are no positives
-    count: torch.Tensor  # [M], of the positives
+    loss: torch.Tensor  # [M]
+    count: torch.Tensor | None  # [M], of the positives
     matches: Matches | None  # what metrics need
 
     def restored(self, order: torch.Tensor) -> Direction:
         """The same in the order that the rows had before `order` sorted them."""
 
         def back(x):
-            return torch.empty_like(x).index_copy(0, order, x)
+            return None if x is None else torch.empty_like(x).index_copy(0, order, x)
 
         matches = None if self.matches is None else Matches(*map(back, self.matches))
         return Direction(back(self.loss), back(self.count), matches)

@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from .. import checks, reference
-from ..problem import Candidates
+from ..autograd.keyed_sums import keyed_sums
+from ..dtypes import matrix_dtype
+from ..problem import NO_SELF, Candidates
 from ..scalars import as_scalar
-from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
+from ._arguments import asks_for_eager, check_labels, check_settings, check_vectors, two_sets
 from ._comparison import Comparison
+from ._labelled import Direction, by_class
 from ._module import Loss, given_once, own_number, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import Outcome
+from ._reduction import Matches, Outcome, hits, reduce, reported
 
 
 @over_ranks
@@ -24,6 +27,8 @@ def siglip_loss(
     logit_scale: float | torch.Tensor,
     logit_bias: float | torch.Tensor,
     *,
+    labels: torch.Tensor | tuple[torch.Tensor, torch.Tensor] | None = None,
+    average_positives: bool = False,
     keys: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     reduction: str = "mean",
@@ -35,13 +40,18 @@ def siglip_loss(
     """The SigLIP loss (Zhai et al. 2023, arXiv:2303.15343, algorithm 1).
 
     The loss of image i is ``sum_j softplus(-y_ij (logit_scale <image_i, text_j> + logit_bias))``.
-    There y is 1 for its own text and -1 for every other.
+    There y is 1 for its own text and -1 for every other. With `labels` it is 1 for all texts of the
+    image's label.
 
     Args:
         image_features, text_features: ``[N, D]``, normalised by the caller; nothing is normalised
-            inside.
+            inside. With two `labels` they may have different numbers of rows.
         logit_scale: multiplies the dot products (already exponentiated).
         logit_bias: added to every logit.
+        labels: integers ``[N]`` of the pairs, or ``(image_labels, text_labels)``. Then images and
+            texts need not come in pairs.
+        average_positives: divide the terms of an image's positives by their number, so that they
+            weigh as one. It needs labels.
         keys: ``[N]`` integers. Two pairs with the same key are no negatives of each other.
         weights: ``[N]``, one for each image; see `fused_contrastive.losses`.
         group, strategy: the ranks that share the batch; see `fused_contrastive.losses`.
@@ -54,20 +64,77 @@ def siglip_loss(
     >>> features = torch.eye(4)
     >>> round(fused_contrastive.siglip_loss(features, features, 2.0, -1.0).item(), 4)
     1.253
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> options = {"labels": labels, "average_positives": True}
+    >>> round(fused_contrastive.siglip_loss(features, features, 2.0, -1.0, **options).item(), 4)
+    1.4398
     >>> fused_contrastive.siglip_loss(features, features, 2.0, -1.0, reduction="none").shape
     torch.Size([4])
     """
-    two_sets("image_features", image_features, "text_features", text_features)
+    two_sets("image_features", image_features, "text_features", text_features, labels=labels)
     N, device = image_features.shape[0], image_features.device
     checks.number("logit_scale", logit_scale, device)
     checks.number("logit_bias", logit_bias, device)
-    check_settings(reduction=reduction, metrics=metrics)
-    check_vectors(image_features, N, (N,), keys, weights)
+    check_settings(average_positives=average_positives, reduction=reduction, metrics=metrics)
     operands = image_features, text_features, logit_scale, logit_bias
-    arguments = {"keys": keys, "weights": weights, "reduction": reduction, "metrics": metrics}
+    arguments = {"weights": weights, "reduction": reduction, "metrics": metrics}
+    if labels is not None:
+        sets = image_features, text_features
+        labels, _ = check_labels(*sets, labels, None, weights, both=False, keys=keys)
+        arguments |= {"labels": labels, "average_positives": average_positives}
+    else:
+        if average_positives:
+            raise ValueError("average_positives must be False without labels")
+        check_vectors(image_features, N, (N,), keys, weights)
+        arguments["keys"] = keys
     if asks_for_eager(backend, group):
         return reference.siglip_loss(*operands, **arguments)
-    return _fused(*operands, group=group, backend=backend, **arguments)
+    fused = _fused if labels is None else _fused_with_labels
+    return fused(*operands, group=group, backend=backend, **arguments)
+
+
+def _fused_with_labels(
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias,
+    *,
+    labels,
+    average_positives,
+    weights,
+    reduction,
+    metrics,
+    group,
+    backend,
+):
+    scale, bias = (as_scalar(x, image_features) for x in (logit_scale, logit_bias))
+    (rows, key_a, order), (columns, key_b, _) = (
+        by_class(x, key, False)
+        for x, key in zip((image_features, text_features), labels, strict=True)
+    )
+    dtype = matrix_dtype(image_features)
+    compared = Comparison(rows, columns, scale, dtype, backend=backend, ranks=group)
+    equal, other = (
+        Candidates(kind, NO_SELF, key_a=key_a, key_b=key_b) for kind in ("same_key", "other_key")
+    )
+    negative = compared.softplus_sum(other, bias, extrema=metrics)
+    positive = compared.softplus_sum(equal, bias, sign=-1).rows
+    count = None
+    if average_positives or metrics:
+        ones = columns.new_ones((columns.shape[0], 1))
+        sums = keyed_sums(torch.cat([columns, ones], 1).detach(), key_b, key_a, group)
+        count = sums[:, -1]
+    if average_positives:
+        positive = positive / count.clamp_min(1)
+    matches = None
+    if metrics:
+        with torch.no_grad():
+            best = compared.lse(equal, extrema=True).row_max + bias
+            mean = scale * compared.dot(sums[:, :-1]) / count.clamp_min(1) + bias
+            matches = Matches(hits(best, negative.row_max) & (count > 0), mean, count)
+    found = Direction(negative.rows + positive, count, matches).restored(order)
+    loss = reduce(found.loss, reduction, weights, group=group)
+    return (loss, reported(loss, [found.matches], [weights], group)) if metrics else loss
 
 
 def _fused(
@@ -99,7 +166,7 @@ class SigLipLoss(Loss):
     ``SigLipLoss(10.0, -10.0, learnable=True)(image_features, text_features)``, the paper's start.
     The parameters are ``log_logit_scale``, which starts at log(`logit_scale`), and ``logit_bias``.
     ``SigLipLoss(10.0, -10.0)`` has fixed numbers.
-    The tensors `keys` and `weights` are keyword arguments of `forward`.
+    The tensors `labels`, `keys` and `weights` are keyword arguments of `forward`.
 
     >>> import torch, fused_contrastive
     >>> loss = fused_contrastive.SigLipLoss(logit_scale=2.0, logit_bias=-1.0, learnable=True)
@@ -112,6 +179,7 @@ class SigLipLoss(Loss):
         logit_scale=None,
         logit_bias=None,
         *,
+        average_positives=False,
         reduction="mean",
         metrics=False,
         group=NOT_GIVEN,
@@ -120,6 +188,7 @@ class SigLipLoss(Loss):
         learnable=False,
     ):
         where = {"backend": backend, "group": group, "strategy": strategy}
+        where |= {"average_positives": average_positives}
         super().__init__(learnable, reduction=reduction, metrics=metrics, **where)
         self._logit_scale = own_scale(logit_scale, self.learnable)
         self._logit_bias = logit_bias
@@ -138,6 +207,7 @@ class SigLipLoss(Loss):
         logit_scale=None,
         logit_bias=None,
         *,
+        labels=None,
         keys=None,
         weights=None,
     ):
@@ -148,4 +218,5 @@ class SigLipLoss(Loss):
             logit_scale = self.learned(self.log_logit_scale).exp()
             logit_bias = self.learned(self.logit_bias)
         operands = image_features, text_features, logit_scale, logit_bias
-        return siglip_loss(*operands, keys=keys, weights=weights, **self.options)
+        tensors = {"labels": labels, "keys": keys, "weights": weights}
+        return siglip_loss(*operands, **tensors, **self.options)

@@ -45,25 +45,32 @@ def with_labels(logits, labels, ignore_index, reduction, metrics, weights, shown
     """
     shown = logits if shown is None else shown
     both = (logits, *labels, shown), (logits.T, *labels[::-1], shown.T)
-    losses, hits, totals, counts = [], [], [], []
+    losses, found = [], []
     for (s, rows, columns, plain), w in zip(both, weights, strict=False):
         loss, positive, s = one_direction(s, rows, columns, ignore_index)
-        matched = positive.any(1)
-        losses.append(weighted_reduce(loss, reduction, w, matched))
-        if metrics:
-            best, largest = (
-                maximum(s.masked_fill(x, float("-inf")), 1) for x in (~positive, positive)
-            )
-            hit = ((best >= largest) & matched).to(s.dtype)
-            hits.append(weighted_reduce(hit, "mean", w, matched))
-            total = plain.detach().masked_fill(~positive, 0.0).sum(1)
-            totals.append(weighted_reduce(total, "sum", w))
-            counts.append(weighted_reduce(positive.sum(1).to(s.dtype), "sum", w))
+        losses.append(weighted_reduce(loss, reduction, w, positive.any(1)))
+        found.append((s.detach(), plain.detach(), positive))
     loss = sum(losses) / len(losses)
-    if not metrics:
-        return loss
-    similarity = ratio(sum(totals), sum(counts)).detach()
-    return loss, {
-        "accuracy": (sum(hits) / len(hits)).detach(),
-        "positive_similarity": similarity,
+    return (loss, found_metrics(found, weights)) if metrics else loss
+
+
+def found_metrics(directions, weights):
+    """The share of rows whose largest logit is a positive's, and the mean over all positives.
+
+    Args:
+        directions: ``(logits, plain logits, positive)`` of each, ``[M, N]``. Logits are -inf where
+            there is no candidate.
+        weights: ``[M]`` of each, or None.
+    """
+    hits, totals, counts = [], [], []
+    for (s, plain, positive), w in zip(directions, weights, strict=False):
+        matched = positive.any(1)
+        best, largest = (maximum(s.masked_fill(x, float("-inf")), 1) for x in (~positive, positive))
+        hit = ((best >= largest) & matched).to(s.dtype)
+        hits.append(weighted_reduce(hit, "mean", w, matched))
+        totals.append(weighted_reduce(plain.masked_fill(~positive, 0.0).sum(1), "sum", w))
+        counts.append(weighted_reduce(positive.sum(1).to(s.dtype), "sum", w))
+    return {
+        "accuracy": sum(hits) / len(hits),
+        "positive_similarity": ratio(sum(totals), sum(counts)),
     }

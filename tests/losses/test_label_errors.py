@@ -58,6 +58,38 @@ WRONG = (
         ValueError,
         "metrics=True needs labels",
     ),
+    ({"ignore_index": 1.5}, TypeError, "ignore_index must be an integer or None"),
+    (
+        {"features": Z[:, None], "labels": None, "ignore_index": 0},
+        ValueError,
+        "ignore_index must be None without labels",
+    ),
+    ({"queue": Z.tolist(), "queue_labels": torch.arange(4)}, TypeError, "queue must be a tensor"),
+    (
+        {"queue": Z.double(), "queue_labels": torch.arange(4)},
+        TypeError,
+        "queue must have the dtype",
+    ),
+    ({"queue": Z[None], "queue_labels": torch.arange(4)}, ValueError, "queue must have 2 dim"),
+    (
+        {"queue": Z[:, :2], "queue_labels": torch.arange(4)},
+        ValueError,
+        r"queue must have shape \[K",
+    ),
+    ({"queue": fc.MemoryBank(8, 3)}, TypeError, "pass queue=bank.negatives and queue_labels="),
+    ({"queue": Z}, ValueError, "labels and queue_labels must be given with a queue"),
+    ({"queue_labels": torch.arange(4)}, ValueError, "queue_labels must be None without a queue"),
+    (
+        {"queue": Z, "queue_labels": torch.arange(3)},
+        ValueError,
+        r"queue_labels must have shape \(4,\), got",
+    ),
+    ({"queue": Z, "queue_labels": Z[:, 0]}, TypeError, "queue_labels must be an integer tensor"),
+    (
+        {"features": Z[:, None], "labels": None, "queue": Z, "queue_labels": torch.arange(4)},
+        ValueError,
+        "labels and queue_labels must be given with a queue",
+    ),
     ({"backend": "gpu"}, ValueError, "backend must be one of"),
 )
 

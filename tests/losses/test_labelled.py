@@ -68,6 +68,33 @@ def test_textbook(ignored, weighted, any_backend, device):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("average", (False, True))
+def test_siglip(average, any_backend, device):
+    """Every pair of SigLIP is a logistic regression, and the mean is over the images."""
+    skip_unless_served(any_backend, device, torch.float64)
+    a, b, weights, _ = draw(device)
+    labels = OF_ROWS.to(device), OF_COLUMNS.to(device)
+    scale, bias = (torch.tensor(x, dtype=torch.float64, device=device) for x in (2.0, -1.0))
+    scale.requires_grad_(), bias.requires_grad_()
+    total = 0
+    for i, own in enumerate(OF_ROWS.tolist()):
+        same = OF_COLUMNS == own
+        for j, positive in enumerate(same.tolist()):
+            term = torch.nn.functional.softplus((1 - 2 * positive) * (scale * a[i] @ b[j] + bias))
+            part = int(same.sum()) if average and positive else 1
+            total = total + weights[i] * term / part
+    options = {"labels": labels, "average_positives": average, "weights": weights}
+    loss = fc.siglip_loss(a, b, scale, bias, backend=any_backend, **options)
+    expected = total / weights.sum()
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    leaves = a, b, scale, bias, weights
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves)
+    )
+    module = fc.SigLipLoss(2.0, -1.0, average_positives=average)
+    torch.testing.assert_close(module(a, b, labels=labels, weights=weights), loss)
+
+
 def test_alone_they_are_the_loss_with_one_positive(backend, device):
     """Where every pair has a label of its own, the losses are those without labels."""
     a, b, _, _ = draw(device)
@@ -80,6 +107,10 @@ def test_alone_they_are_the_loss_with_one_positive(backend, device):
         )
         torch.testing.assert_close(
             fc.info_nce_loss(a, b, labels=labels, **options), fc.info_nce_loss(a, b, **options)
+        )
+        torch.testing.assert_close(
+            fc.siglip_loss(a, b, 2.0, -1.0, labels=labels, **options),
+            fc.siglip_loss(a, b, 2.0, -1.0, **options),
         )
 
 
@@ -231,6 +262,16 @@ def test_wrong_without_labels():
         fc.clip_loss(A, A, 1.0, ignore_index=0)
     with pytest.raises(ValueError, match="ignore_index must be None without labels"):
         fc.info_nce_loss(A, A, ignore_index=0)
+    with pytest.raises(ValueError, match="average_positives must be False without labels"):
+        fc.siglip_loss(A, A, 1.0, 0.0, average_positives=True)
+    with pytest.raises(ValueError, match="average_positives must be one of"):
+        fc.siglip_loss(A, B, 1.0, 0.0, labels=PAIR, average_positives=None)
+    with pytest.raises(ValueError, match="keys must not be given with labels"):
+        fc.siglip_loss(A, B, 1.0, 0.0, labels=PAIR, keys=PAIR[0])
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), got \(4,\)"):
+        fc.siglip_loss(A, B, 1.0, 0.0, labels=(PAIR[0], PAIR[0]))
+    with pytest.raises(ValueError, match=r"weights must have shape \[4\]"):
+        fc.siglip_loss(A, B, 1.0, 0.0, labels=PAIR, weights=torch.ones(5))
     with pytest.raises(ValueError, match="negative_keys must not be given with labels"):
         fc.info_nce_loss(A, A, B, labels=PAIR[0])
     with pytest.raises(ValueError, match="tau_plus must not be given with labels"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -194,11 +194,12 @@ _NCE = _two_views("query", "positive_key")
 _STANDARD, _MORE = ([Case(**x) for x in listed] for listed in option_cases(_two_views))
 _WEIGHTED = functools.partial(vectors, weights=rows)
 _LABELS, _MORE_LABELS = (
-    [Case(**x) for x in listed]
-    for listed in map(
-        operator.add,
+    [Case(**x) for x in itertools.chain(*listed)]
+    for listed in zip(
         label_cases.two_set_losses(_two_views, _WEIGHTED),
+        label_cases.siglip_losses(_siglip_inputs, siglip, _WEIGHTED),
         label_cases.with_a_queue(_WEIGHTED),
+        strict=True,
     )
 )
 LOSSES = (

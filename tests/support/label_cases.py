@@ -147,6 +147,17 @@ def with_a_queue(weighted) -> tuple[list[dict], list[dict]]:
     return standard, more
 
 
+def siglip_losses(inputs, oracle, weighted) -> tuple[list[dict], list[dict]]:
+    """Return arguments of `Case` for SigLIP with labels as ``(standard, more)``."""
+
+    def case(name, inputs, **options):
+        found = {"name": name, "function": "siglip_loss", "inputs": inputs, "oracle": oracle}
+        return found | {"options": options, "constants": _by_label}
+
+    average = case("siglip-labels-average", weighted(inputs), average_positives=True)
+    return [case("siglip-labels", inputs)], [average]
+
+
 def two_set_losses(two_views, weighted) -> tuple[list[dict], list[dict]]:
     """Return arguments of `Case` for pairs with labels as ``(standard, more)``.
 

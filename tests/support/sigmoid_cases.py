@@ -178,7 +178,17 @@ def check(
     return found
 
 
-def siglip(image_features, text_features, logit_scale, logit_bias, g, keys=None, weights=None):
+def siglip(
+    image_features,
+    text_features,
+    logit_scale,
+    logit_bias,
+    g,
+    keys=None,
+    weights=None,
+    labels=None,
+    average_positives=False,
+):
     """Return ``(loss [N], gradients by argument name)`` of the SigLIP loss.
 
     A double loop goes over images and texts. Each pair is a logistic regression.
@@ -194,10 +204,13 @@ def siglip(image_features, text_features, logit_scale, logit_bias, g, keys=None,
         for j, v in enumerate(text):
             if i != j and key[i] == key[j]:
                 continue
-            label = 1 if i == j else -1
+            label = 1 if i == j or (labels is not None and labels[i] == labels[j]) else -1
+            part = 1.0
+            if average_positives and label == 1:
+                part = 1 / int((labels == labels[i]).sum())
             dot = u @ v
-            loss[i] += softplus(-label * (scale * dot + bias))
-            d = -g[i] * of_rows[i] * label * logistic(-label * (scale * dot + bias))
+            loss[i] += part * softplus(-label * (scale * dot + bias))
+            d = -g[i] * of_rows[i] * part * label * logistic(-label * (scale * dot + bias))
             grads["image_features"][i] += d * scale * v
             grads["text_features"][j] += d * scale * u
             grads["logit_scale"] += d * dot
