@@ -151,6 +151,8 @@ def check_labels(
         raise ValueError(f"labels must be a tensor or a pair of tensors, got {len(pair)}")
     for x, key in zip((a, b), pair, strict=True):
         checks.keys("labels", key, (x.shape[0],), a.device)
+    # Labels of a narrow dtype would be compared with an ignore_index that has wrapped around.
+    pair = tuple(key.long() for key in pair)
     check_ignore_index(ignore_index)
     if not both:
         check_vectors(a, a.shape[0], (), weights=weights)

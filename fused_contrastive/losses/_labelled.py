@@ -20,7 +20,7 @@ from ._comparison import Comparison, as_read, exact_rows
 from ._reduction import Matches, hits, one_positive, reduce, reported
 
 
-class Labelled(NamedTuple):
+class TwoSets(NamedTuple):
     """Rows and columns with labels. The positives of a row are the columns with its label.
 
     The terms of a row's positives do not change when one vector is subtracted from all of them, or
@@ -39,7 +39,7 @@ class Labelled(NamedTuple):
     ignore_index: int | None = None
 
     @staticmethod
-    def of(compared: Comparison, key_a, key_b, ignore_index: int | None = None) -> Labelled:
+    def of(compared: Comparison, key_a, key_b, ignore_index: int | None = None) -> TwoSets:
         """A comparison of rows with keys ``[M]`` and columns with keys ``[N]``."""
         (a, b), ranks = compared[:2], compared.ranks
         own_a, center_a = centers(a, key_a, key_b, ranks)
@@ -47,11 +47,11 @@ class Labelled(NamedTuple):
         near_a, near_b = (as_read(x, compared.dtype) for x in (a - own_a, b - own_b))
         near = compared._replace(rows=near_a, columns=near_b)
         keys = {"key_a": key_a, "key_b": key_b, "ignore_index": ignore_index}
-        return Labelled(compared, near, center_a, center_b, **keys)
+        return TwoSets(compared, near, center_a, center_b, **keys)
 
-    def reversed(self) -> Labelled:
+    def reversed(self) -> TwoSets:
         """The columns compared with the rows."""
-        return Labelled(
+        return TwoSets(
             self.compared.reversed(),
             self.near.reversed(),
             center_a=self.center_b,
@@ -187,7 +187,7 @@ def labelled_losses(
         by_class(x, key, normalize, ignore_index) for x, key in zip((a, b), labels, strict=True)
     )
     compared = Comparison(rows, columns, scale, matrix_dtype(a), backend=backend, ranks=group)
-    forward = Labelled.of(compared, key_a, key_b, ignore_index)
+    forward = TwoSets.of(compared, key_a, key_b, ignore_index)
     # One pass serves both directions, unless each has columns to remove.
     together = both and ignore_index is None
     negative = forward.negatives(columns=together, extrema=metrics)

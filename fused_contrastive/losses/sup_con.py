@@ -108,6 +108,9 @@ def sup_con_loss(
     _check(features, labels, temperature, positives, positive_weights, weights, group=group)
     _check_queue(features, labels, queue, queue_labels)
     check_ignore_index(ignore_index, labels)
+    if ignore_index is not None:
+        # Labels of a narrow dtype would be compared with a number that has wrapped around.
+        labels, queue_labels = (None if x is None else x.long() for x in (labels, queue_labels))
     checks.choice("contrast_mode", contrast_mode, CONTRAST_MODES)
     check_settings(
         normalize=normalize, skip_unmatched=skip_unmatched, metrics=metrics, reduction=reduction

@@ -92,3 +92,20 @@ def test_memory_bank(backend, device):
     own = {"queue": queue(device, torch.float32), "queue_labels": OF_QUEUE.to(device)}
     torch.testing.assert_close(found, criterion(features, labels, **own))
     assert not torch.allclose(found, criterion(features, labels))
+
+
+@above_the_kernels
+def test_narrow_labels(any_backend, device):
+    """An `ignore_index` that a label's dtype cannot hold ignores nothing."""
+    skip_unless_served(any_backend, device, torch.float64)
+    features, labels = draw(device), (LABELS.to(device) % 256).to(torch.uint8)
+    assert 255 in labels
+    for ignored in (-1, 256 + 4):
+        options = {"ignore_index": ignored, "backend": any_backend}
+        pairs = (
+            (fc.sup_con_loss, (features, labels)),
+            (lambda x, y, **o: fc.clip_loss(x, x.flip(0), 2.0, labels=y, **o), (features, labels)),
+        )
+        for loss, arguments in pairs:
+            expected = loss(*arguments, backend=any_backend)
+            torch.testing.assert_close(loss(*arguments, **options), expected)
