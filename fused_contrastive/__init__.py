@@ -25,6 +25,8 @@ from .losses.drift import drift_loss as drift_loss
 from .losses.force import ContrastiveForceLoss as ContrastiveForceLoss
 from .losses.force import contrastive_force as contrastive_force
 from .losses.force import contrastive_force_loss as contrastive_force_loss
+from .losses.guided_info_nce import GuidedInfoNCELoss as GuidedInfoNCELoss
+from .losses.guided_info_nce import guided_info_nce_loss as guided_info_nce_loss
 from .losses.info_nce import InfoNCELoss as InfoNCELoss
 from .losses.info_nce import info_nce_loss as info_nce_loss
 from .losses.logsumexp import similarity_logsumexp as similarity_logsumexp
