@@ -187,6 +187,25 @@ class DriftLoss(Module):
         self, gen: Tensor, positive: Tensor, negative: Tensor | None = None,
         **weights: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
+class GuidedInfoNCELoss(Module):
+    @property
+    def temperature(self) -> float | Tensor: ...
+    def __init__(
+        self, temperature: float = 0.01, *, margin: float = 0.0, margin_strategy: str = "absolute",
+        contrast_queries: bool = True, contrast_positives: bool = True, normalize: bool = True,
+        reduction: Reduction = "mean", backend: Backend | None = None,
+        learnable: Learnable = False,
+    ) -> None: ...
+    def forward(
+        self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, *,
+        guide_query: Tensor | None = None, guide_positive_key: Tensor | None = None,
+        guide_negative_keys: Tensor | None = None, weights: Tensor | None = None,
+    ) -> Tensor: ...
+    def __call__(
+        self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, *,
+        guide_query: Tensor | None = None, guide_positive_key: Tensor | None = None,
+        guide_negative_keys: Tensor | None = None, weights: Tensor | None = None,
+    ) -> Tensor: ...
 class InfoNCELoss(Module, Generic[_R]):
     @property
     def temperature(self) -> float | Tensor: ...
@@ -521,6 +540,14 @@ def drift_loss(
     weight_negative: Tensor | None = None, temperatures: Sequence[float] = (0.02, 0.05, 0.2),
     group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]: ...
+def guided_info_nce_loss(
+    query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,
+    temperature: float | Tensor = 0.01, *, guide_query: Tensor | None = None,
+    guide_positive_key: Tensor | None = None, guide_negative_keys: Tensor | None = None,
+    margin: float = 0.0, margin_strategy: str = "absolute", contrast_queries: bool = True,
+    contrast_positives: bool = True, normalize: bool = True, weights: Tensor | None = None,
+    reduction: Reduction = "mean", backend: Backend | None = None,
+) -> Tensor: ...
 @overload
 def info_nce_loss(
     query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None,

@@ -44,6 +44,7 @@ def examples() -> dict[str, dict]:
         "info_nce_loss": {"query": x, "positive_key": y},
         "clip_loss": pictures,
         "distill_clip_loss": pictures | teacher,
+        "guided_info_nce_loss": {"query": x, "positive_key": y},
         "siglip_loss": pictures | {"logit_bias": -1.0},
         "n_pairs_loss": {"anchors": x, "positives": y},
         "cpc_loss": {"predictions": steps, "latents": steps},

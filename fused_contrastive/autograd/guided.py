@@ -12,12 +12,11 @@ FIXED = [None] * (len(ops.Guided._fields) - 3)
 """Nothing but query, docs and scale has a gradient."""
 
 
-def _once(ctx, gradients: tuple, g: Tensor) -> tuple:
+def _once(gradients: tuple, *depends: Tensor | None) -> tuple:
     """The gradients, which raise an error where they are differentiated again."""
     if not torch.is_grad_enabled():
         return gradients
-    depends = [x for x in ctx.saved_tensors if x is not None]
-    return FirstDerivative.apply(len(gradients), *gradients, g, *depends)
+    return FirstDerivative.apply(len(gradients), *gradients, *depends)
 
 
 class GuidedRows(torch.autograd.Function):
@@ -35,7 +34,7 @@ class GuidedRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         _, *found = ops.guided_backward(*ctx.saved_tensors, *ctx.settings, g, None)
-        return (*_once(ctx, tuple(found), g), *FIXED)
+        return (*_once(tuple(found), g, *ctx.saved_tensors), *FIXED)
 
 
 class GuidedTotal(torch.autograd.Function):
@@ -53,9 +52,10 @@ class GuidedTotal(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, outputs):
         ctx.mark_non_differentiable(*outputs[1:])
-        ctx.save_for_backward(*outputs[1:])
+        ctx.save_for_backward(*outputs[1:], *inputs[1:5])
 
     @staticmethod
     def backward(ctx, g, *_):
-        *found, of_pos = _once(ctx, tuple(g * x for x in ctx.saved_tensors), g)
+        gradients, depends = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        *found, of_pos = _once(tuple(g * x for x in gradients), g, *depends)
         return (None, of_pos, *found, *FIXED)

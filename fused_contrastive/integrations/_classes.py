@@ -220,8 +220,10 @@ TABLES = {
             ),
             Line(
                 ("GISTEmbedLoss", "CachedGISTEmbedLoss"),
-                instead="the package's own class; without the guide's mask, "
-                "`MultipleNegativesRankingLoss` from here",
+                "every option: both margins, `contrast_anchors`, `contrast_positives`, hard "
+                "negatives, `gather_across_devices`",
+                "another `similarity_fct` or `cross_entropy_loss`; a temperature of several "
+                "elements; columns of different lengths",
             ),
             Line(
                 (

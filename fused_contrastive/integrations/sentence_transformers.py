@@ -12,12 +12,20 @@ that has a gradient gets a share: the mean over the processes, which Distributed
 is the library's. Other similarity functions, sparse tensors and a scale of several elements fall
 back. So do hard negatives that are not one per query and column. As in the library, the products of
 float16 and bfloat16 embeddings are float32 outside autocast.
+
+`GISTEmbedLoss` and `CachedGISTEmbedLoss` stream, too, with every margin and option. The guide's
+mask is computed on the way (see `fused_contrastive.guided_info_nce_loss`). Similarities that the
+guide rounds apart by a few units in the last place count as equal. The library compares them as
+they are, so that its mask of two equal texts may depend on their places.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 import warnings
+from collections.abc import Iterable
 
 import torch
 from typing_extensions import deprecated
@@ -30,15 +38,21 @@ from ..problem import Candidates
 from ..scalars import as_scalar
 from ._classes import absent
 from ._common import falls_back, in_dtype_of, mismatch, number, package, world
+from ._guided import Known, guided, reason_against_guide
 from ._patch import patching
 
 peer = package("sentence_transformers.sentence_transformer.losses", "sentence-transformers")
 sparse = package("sentence_transformers.sparse_encoder.losses", "sentence-transformers")
 util = package("sentence_transformers.util", "sentence-transformers")
+embed_columns = package(
+    "sentence_transformers.base.losses.merged_forward", "sentence-transformers"
+).embed_columns
 
 __all__ = [
+    "CachedGISTEmbedLoss",
     "CachedMultipleNegativesRankingLoss",
     "CachedMultipleNegativesSymmetricRankingLoss",
+    "GISTEmbedLoss",
     "MultipleNegativesRankingLoss",
     "MultipleNegativesSymmetricRankingLoss",
     "SparseMultipleNegativesRankingLoss",
@@ -213,6 +227,80 @@ class CachedMultipleNegativesRankingLoss(peer.CachedMultipleNegativesRankingLoss
         return loss.detach()
 
 
+class GISTEmbedLoss(peer.GISTEmbedLoss):
+    """Works as `sentence_transformers.losses.GISTEmbedLoss` does.
+
+    The guide encodes as in the library. Its mask of false negatives is never stored.
+    """
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, torch.Tensor]], labels: torch.Tensor
+    ) -> torch.Tensor:
+        features = list(sentence_features)
+        # The guide writes into the features it is given.
+        of_guide = [dict(x) for x in features]
+        embeddings = embed_columns(self.model, features)
+        with torch.no_grad():
+            if self.must_retokenize:
+                of_guide = [self.retokenized(x) for x in features]
+            guides = embed_columns(self.guide, of_guide)
+        return self.compute_loss_from_embeddings(embeddings, guides)
+
+    def retokenized(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The features of the same texts as the guide's tokenizer makes them."""
+        input_ids = features["input_ids"]
+        if "cu_seq_lens_q" in features:
+            input_ids, ends = input_ids[0].tolist(), features["cu_seq_lens_q"].tolist()
+            input_ids = [input_ids[i:j] for i, j in itertools.pairwise(ends)]
+        texts = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        return util.batch_to_device(self.guide.preprocess(texts), self.guide.device)
+
+    def compute_loss_from_embeddings(
+        self, embeddings: list[torch.Tensor], guides: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The loss of the model's and the guide's embeddings of the same columns."""
+        if len(embeddings) in (2, 3):
+            reason = reason_against_guide(self, embeddings, guides)
+            if reason is None:
+                return guided(self, embeddings, guides)
+            falls_back(f"sentence_transformers.{type(self).__name__}", reason)
+        # The package's own code takes its embeddings from models alone.
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "model": Known(embeddings), "guide": Known(guides)}
+        twin.must_retokenize = False
+        return peer.GISTEmbedLoss.forward(twin, [{} for _ in embeddings], None)
+
+
+class CachedGISTEmbedLoss(peer.CachedGISTEmbedLoss):
+    """Works as `sentence_transformers.losses.CachedGISTEmbedLoss` does.
+
+    Model and guide still encode `mini_batch_size` texts at a time. The loss of all embeddings is
+    computed at once. Neither a matrix of scores nor the guide's mask is stored.
+    """
+
+    def calculate_loss(
+        self,
+        reps: list[list[torch.Tensor]],
+        reps_guided: list[list[torch.Tensor]],
+        *,
+        with_backward: bool = False,
+    ) -> torch.Tensor:
+        reason = "reps and reps_guided of different lengths"
+        if len(reps) == len(reps_guided):
+            embeddings, guides = (
+                [torch.cat(column) for column in columns] for columns in (reps, reps_guided)
+            )
+            reason = reason_against_guide(self, embeddings, guides)
+        if reason is not None:
+            falls_back(f"sentence_transformers.{type(self).__name__}", reason)
+            return super().calculate_loss(reps, reps_guided, with_backward=with_backward)
+        loss = guided(self, embeddings, guides)
+        if not with_backward:
+            return loss
+        loss.backward()
+        return loss.detach()
+
+
 with warnings.catch_warnings():
     # Deriving from a deprecated class warns.
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -233,6 +321,8 @@ with warnings.catch_warnings():
 patch = patching(
     __name__,
     {
+        peer.GISTEmbedLoss: GISTEmbedLoss,
+        peer.CachedGISTEmbedLoss: CachedGISTEmbedLoss,
         peer.MultipleNegativesRankingLoss: MultipleNegativesRankingLoss,
         peer.MultipleNegativesSymmetricRankingLoss: MultipleNegativesSymmetricRankingLoss,
         peer.CachedMultipleNegativesRankingLoss: CachedMultipleNegativesRankingLoss,

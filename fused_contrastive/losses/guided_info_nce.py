@@ -58,6 +58,9 @@ def guided_loss(
         positives: how many documents are positives; None: as many as there are queries.
     """
     M = query.shape[0]
+    if weights is not None and not guide.contrast_queries:
+        # A query that does not count is nobody's candidate, and may hold anything.
+        query = query.masked_fill((weights == 0).unsqueeze(1), 0.0)
     problem = ops.Guided(
         query=query,
         docs=docs,
@@ -174,9 +177,7 @@ def guided_info_nce_loss(
             reduction=reduction,
         )
     scale, dtype = inverse_scale(temperature, query), matrix_dtype(query)
-    rows, docs = (
-        exact_rows(x, normalize) for x in (query, _together(positive_key, negative_keys))
-    )
+    rows, docs = (exact_rows(x, normalize) for x in (query, _together(positive_key, negative_keys)))
     of_rows = of_docs = None
     if guide_query is not None:
         with torch.no_grad():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 # conftest prepares the environment that the packages need.
 import conftest  # noqa: F401
+import guided
 import torch
 from agreement import agree, draw
 from torch import distributed
@@ -40,6 +41,7 @@ RANKING = [
 ELSEWHERE = (
     "{'local_loss': True, 'gather_with_grad': False}",
     "memory bank",
+    "GISTEmbedLoss",
     "pytorch_metric_learning",
 )
 """The cases that communicate by other means than the losses over ranks."""
@@ -137,6 +139,12 @@ def sentence_transformers(rank, world):
             for module in (ours, peer)
         )
         yield f"sentence_transformers {options}", pair, draw((N, D), (N, D), (N, D), seed=rank)
+
+    for name in (guided.NAME, guided.CACHED):
+        pair = guided.pair(name, temperature=0.3, margin=0.1, gather_across_devices=True)
+        for negatives in (0, 1):
+            drawn = draw(*[(N, D)] * (4 + 2 * negatives), seed=rank)
+            yield f"sentence_transformers {name} {negatives}", pair, drawn
 
 
 def pytorch_metric_learning(rank, world):

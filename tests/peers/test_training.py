@@ -214,7 +214,7 @@ def test_cross_batch_memory(name, use, streams):
 WORDS = "[PAD] [UNK] [CLS] [SEP] red green blue cat dog runs sleeps eats"
 
 
-def sentence_transformer(folder):
+def sentence_transformer(folder, words=WORDS):
     """Makes a random transformer of one layer over a vocabulary of words, without downloads."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
@@ -222,7 +222,7 @@ def sentence_transformer(folder):
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(WORDS.split())}, unk_token="[UNK]")
+        models.WordLevel({word: i for i, word in enumerate(words.split())}, unk_token="[UNK]")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {
@@ -231,7 +231,7 @@ def sentence_transformer(folder):
     }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(WORDS.split()),
+        vocab_size=len(words.split()),
         hidden_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -261,6 +261,9 @@ def sentence_transformer(folder):
         ("MultipleNegativesSymmetricRankingLoss", {}),
         ("CachedMultipleNegativesRankingLoss", {"mini_batch_size": 2}),
         ("CachedMultipleNegativesSymmetricRankingLoss", {"mini_batch_size": 2}),
+        ("GISTEmbedLoss", {"margin": 0.02}),
+        ("GISTEmbedLoss", {"margin_strategy": "relative", "contrast_positives": False}),
+        ("CachedGISTEmbedLoss", {"mini_batch_size": 2, "margin": 0.02}),
     ),
 )
 @pytest.mark.parametrize("matryoshka", (False, True))
@@ -282,6 +285,9 @@ def test_sentence_transformers(name, options, matryoshka, tmp_path):
 
     warnings.simplefilter("error", FallbackWarning)
     start = sentence_transformer(tmp_path / "model")
+    # A guide with another vocabulary tokenizes the texts again.
+    words = f"{WORDS} walks" if "margin_strategy" in options else WORDS
+    guide = sentence_transformer(tmp_path / "guide", words) if "GIST" in name else None
     things = [
         f"{color} {animal}" for color in ("red", "green", "blue") for animal in ("cat", "dog")
     ]
@@ -293,7 +299,8 @@ def test_sentence_transformers(name, options, matryoshka, tmp_path):
     trained = []
     for module in (ours, peer):
         model = copy.deepcopy(start)
-        loss = getattr(module, name)(model, **options)
+        models = (model, copy.deepcopy(guide)) if "GIST" in name else (model,)
+        loss = getattr(module, name)(*models, **options)
         if matryoshka:
             loss = peer.MatryoshkaLoss(model, loss, [16, 4])
         trainer = SentenceTransformerTrainer(
