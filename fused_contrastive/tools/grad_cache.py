@@ -1,18 +1,25 @@
-"""Gradient caching: a training step on a batch whose activations do not fit."""
+"""Gradient caching: a loss, or a training step, of a batch whose activations do not fit."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from .._torch_internals import tree_flatten, tree_map, tree_unflatten
+from .._torch_internals import tree_flatten, tree_map
+from ._chunks import Stream
 
 
 def cached_step(
-    encoders, inputs, loss_fn: Callable, *, chunk_size: int | Sequence[int], scaler=None
+    encoders,
+    inputs,
+    loss_fn: Callable,
+    *,
+    chunk_size: int | Sequence[int],
+    split: Callable | Sequence[Callable | None] | None = None,
+    scaler=None,
 ):
     """Run a loss over encoded inputs forward and backward, a chunk of activations at a time.
 
@@ -60,7 +67,13 @@ def cached_step(
             such. It returns the loss, 0-d, or a tuple with the loss first.
         chunk_size: the rows of a chunk, or one number for each input. The last chunk may be
             shorter.
+        split: cuts inputs of another layout, such as packed sequences. It is a function of an input
+            and its chunk size, and returns the list of its chunks, each an input itself. There is
+            one function for all inputs, or one for each, with None for those cut into rows. The
+            encoder returns one row for each sample of a chunk.
         scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
+
+    See `cached_loss` for trainers that call the backward pass themselves.
 
     Returns:
         What `loss_fn` returned, detached. Where nothing needs a gradient, as under no_grad, this is
@@ -69,154 +82,146 @@ def cached_step(
     Raises:
         ValueError, TypeError: an argument is wrong; the error names it.
     """
-    streams = _streams(encoders, inputs, chunk_size)
-    buffers = _buffers([stream.encoder for stream in streams if stream.trained])
-    # Whether the next forward pass of DistributedDataParallel sends the buffers of rank 0.
-    broadcasts = [
-        (m, m.require_forward_param_sync)
-        for m in set().union(*(stream.synchronizing for stream in streams))
-        if hasattr(m, "require_forward_param_sync")
-    ]
-    with torch.no_grad():
-        embeddings = [stream.embed() for stream in streams]
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)
-    for module, broadcast in broadcasts:
-        module.require_forward_param_sync = broadcast
-    outputs = loss_fn(*embeddings)
-    loss = outputs[0] if isinstance(outputs, tuple) else outputs
-    if not isinstance(loss, torch.Tensor) or loss.dim():
-        found = (
-            f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        )
-        raise ValueError(
-            f"loss_fn must return a 0-d tensor, or a tuple with one first, got {found}"
-        )
-    if not loss.requires_grad:
-        # Nothing is trained, as under no_grad in an evaluation.
-        return tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, outputs)
-    (loss if scaler is None else scaler.scale(loss)).backward()
-    outputs, loss = (
-        tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, outputs),
-        None,
-    )
-    gradients = [[x.grad for x in tree_flatten(e)[0]] for e in embeddings]
-    del embeddings
-    jobs = [
-        (s, g, i)
-        for s, g in zip(streams, gradients, strict=True)
-        if s.trained
-        for i in range(len(s.starts))
-    ]
-    last = {
-        m: job
-        for job, (s, g, _) in enumerate(jobs)
-        if any(x is not None for x in g)
-        for m in s.synchronizing
-    }
-    for job, (stream, gradient, index) in enumerate(jobs):
-        with contextlib.ExitStack() as stack:
-            for module in stream.synchronizing:
-                if last.get(module) != job:
-                    stack.enter_context(module.no_sync())
-            stream.backward(index, gradient)
+    cache = _Cache(_streams(encoders, inputs, chunk_size, split), loss_fn)
+    outputs = cache.detached()
+    if cache.loss.requires_grad:
+        cache.backward(cache.loss if scaler is None else scaler.scale(cache.loss))
     return outputs
 
 
-class _Stream:
-    """One input, cut into chunks, and its encoder."""
+def cached_loss(
+    encoders,
+    inputs,
+    loss_fn: Callable,
+    *,
+    chunk_size: int | Sequence[int],
+    split: Callable | Sequence[Callable | None] | None = None,
+):
+    """The loss of `cached_step`, whose own backward pass encodes the chunks again.
 
-    def __init__(self, number: int, encoder, x, size: int):
-        if not callable(encoder):
-            raise TypeError(f"encoders[{number}] must be callable, got {type(encoder).__name__}")
-        self.number, self.encoder, self.size = number, encoder, size
-        self.leaves, self.spec = tree_flatten(dict(x) if isinstance(x, Mapping) else x)
-        batched = [leaf for leaf in self.leaves if _is_batched(leaf)]
-        if not batched:
-            raise TypeError(
-                f"inputs[{number}] must be or hold a tensor with a batch dimension, "
-                f"got {type(x).__name__}"
+    It is what a trainer wants that calls ``loss.backward()`` itself: the Trainer of transformers,
+    Lightning, accelerate, loops with a GradScaler, with gradient accumulation, or with other losses
+    added to this one.
+
+    >>> import torch
+    >>> from fused_contrastive import cached_loss, nt_xent_loss
+    >>> encoder = torch.nn.Linear(6, 4)
+    >>> x1, x2 = torch.randn(8, 6), torch.randn(8, 6)
+    >>> loss = cached_loss(encoder, (x1, x2), nt_xent_loss, chunk_size=2)
+    >>> (loss / 4).backward()
+    >>> encoder.weight.grad.shape
+    torch.Size([4, 6])
+
+    The gradients, times what comes from upstream, are added to ``.grad`` in the backward pass, as
+    `cached_step` describes. torch.autograd.grad of the loss does not see them, and there is one
+    backward pass. It encodes under the autocast and with the random numbers of the first encoding.
+    Buffers change in the backward pass.
+
+    Args:
+        encoders, inputs, loss_fn, chunk_size, split: tensors ``[n, ...]`` and the rest as for
+            `cached_step`.
+
+    Returns:
+        What `loss_fn` returned, detached, with a loss that has a backward pass. Where nothing needs
+        a gradient, as under no_grad in an evaluation, the loss has none either.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the error names it.
+    """
+    cache = _Cache(_streams(encoders, inputs, chunk_size, split), loss_fn)
+    outputs = cache.detached()
+    if not cache.loss.requires_grad:
+        return outputs
+    loss = cache.loss.detach().requires_grad_()
+    loss.register_hook(cache.hook())
+    return (loss, *outputs[1:]) if isinstance(outputs, tuple) else loss
+
+
+class _Cache:
+    """The loss of embeddings without a graph, and how its gradients reach the encoders."""
+
+    def __init__(self, streams: list[Stream], loss_fn: Callable):
+        self.streams = streams
+        buffers = _buffers([stream.encoder for stream in streams if stream.trained])
+        # Whether the next forward pass of DistributedDataParallel sends the buffers of rank 0.
+        broadcasts = [
+            (m, m.require_forward_param_sync)
+            for m in set().union(*(stream.synchronizing for stream in streams))
+            if hasattr(m, "require_forward_param_sync")
+        ]
+        with torch.no_grad():
+            self.embeddings = [stream.embed() for stream in streams]
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
+        for module, broadcast in broadcasts:
+            module.require_forward_param_sync = broadcast
+        self.outputs = loss_fn(*self.embeddings)
+        loss = self.outputs[0] if isinstance(self.outputs, tuple) else self.outputs
+        if not isinstance(loss, torch.Tensor) or loss.dim():
+            found = (
+                f"shape {tuple(loss.shape)}"
+                if isinstance(loss, torch.Tensor)
+                else type(loss).__name__
             )
-        rows = sorted({len(leaf) for leaf in batched})
-        if len(rows) > 1:
-            raise ValueError(f"inputs[{number}] must hold tensors of equally many rows, got {rows}")
-        tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
-        if any(t.requires_grad and not t.is_leaf for t in tensors):
             raise ValueError(
-                f"inputs[{number}] must be detached: "
-                "its graph cannot be gone through chunk by chunk"
+                f"loss_fn must return a 0-d tensor, or a tuple with one first, got {found}"
             )
-        self.rows = rows[0]
-        self.starts = range(0, max(self.rows, 1), size)
-        if isinstance(encoder, nn.Module):
-            tensors += encoder.parameters()
-        self.trained = not isinstance(encoder, nn.Module) or any(t.requires_grad for t in tensors)
-        devices = {t.device for t in tensors}
-        self.devices = sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)
-        self.synchronizing = (
-            set(_synchronizing(encoder)) if isinstance(encoder, nn.Module) else set()
-        )
-        self.states = []
+        self.loss = loss
 
-    def encode(self, index: int) -> tuple[list, object]:
-        """What the encoder returns for a chunk, flattened."""
-        start = self.starts[index]
-        stop = min(start + self.size, self.rows)
-        x = tree_unflatten(
-            [leaf[start:stop] if _is_batched(leaf) else leaf for leaf in self.leaves], self.spec
-        )
-        if isinstance(x, dict):
-            out = self.encoder(**x)
-        else:
-            out = self.encoder(*x) if isinstance(x, (tuple, list)) else self.encoder(x)
-        leaves, spec = tree_flatten(out)
-        for leaf in leaves:
-            if not _is_batched(leaf) or len(leaf) != stop - start:
-                found = (
-                    f"shape {tuple(leaf.shape)}"
-                    if isinstance(leaf, torch.Tensor)
-                    else type(leaf).__name__
-                )
-                raise ValueError(
-                    f"encoders[{self.number}] must return tensors with one row per row "
-                    f"of its input ({stop - start}), got {found}"
-                )
-        return leaves, spec
+    def detached(self):
+        """What `loss_fn` returned, without graphs."""
+        return tree_map(lambda x: x.detach() if isinstance(x, torch.Tensor) else x, self.outputs)
 
-    def embed(self):
-        """The embeddings of the whole input, without a graph: leaves that receive gradients."""
-        chunks = []
-        for index in range(len(self.starts)):
-            self.states.append(_random_states(self.devices))
-            leaves, spec = self.encode(index)
-            chunks.append(leaves)
-        whole = [
-            torch.cat(parts) if len(parts) > 1 else parts[0].detach()
-            for parts in zip(*chunks, strict=True)
+    def hook(self) -> Callable:
+        """A hook of the loss that goes backward, in the autocast of the present call."""
+        types = {"cpu", *(d.type for stream in self.streams for d in stream.devices)}
+        cache = torch.is_autocast_cache_enabled()
+        states = [
+            (t, torch.get_autocast_dtype(t), torch.is_autocast_enabled(t), cache)
+            for t in sorted(types)
+            if torch.amp.is_autocast_available(t)
         ]
-        return tree_unflatten(
-            [x.requires_grad_(self.trained and x.is_floating_point()) for x in whole], spec
-        )
 
-    def backward(self, index: int, gradients: list) -> None:
-        """Encode a chunk again, with its graph and the same random numbers, and go backward."""
-        with _replayed(self.states[index], self.devices):
-            leaves, _ = self.encode(index)
-        rows = slice(self.starts[index], self.starts[index] + self.size)
-        pairs = [
-            (x, g[rows])
-            for x, g in zip(leaves, gradients, strict=True)
-            if g is not None and x.requires_grad
+        def backward(g: torch.Tensor) -> None:
+            if self.loss is None:
+                raise RuntimeError(
+                    "cached_loss has one backward pass, which was done already: "
+                    "add up losses before it, or call cached_loss again"
+                )
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(torch.enable_grad())
+                for state in states:
+                    stack.enter_context(torch.autocast(*state))
+                self.backward(self.loss, g.detach())
+
+        return backward
+
+    def backward(self, loss: torch.Tensor, g: torch.Tensor | None = None) -> None:
+        """Go backward from `loss`, for the gradient g of it, through the encoders."""
+        loss.backward(g)
+        gradients = [[x.grad for x in tree_flatten(e)[0]] for e in self.embeddings]
+        self.embeddings = self.outputs = self.loss = loss = None
+        jobs = [
+            (s, gradient, i)
+            for s, gradient in zip(self.streams, gradients, strict=True)
+            if s.trained
+            for i in range(len(s.chunks))
         ]
-        if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True))
+        last = {
+            m: job
+            for job, (s, gradient, _) in enumerate(jobs)
+            if any(x is not None for x in gradient)
+            for m in s.synchronizing
+        }
+        for job, (stream, gradient, index) in enumerate(jobs):
+            with contextlib.ExitStack() as stack:
+                for module in stream.synchronizing:
+                    if last.get(module) != job:
+                        stack.enter_context(module.no_sync())
+                stream.backward(index, gradient)
 
 
-def _is_batched(x) -> bool:
-    return isinstance(x, torch.Tensor) and x.dim() > 0
-
-
-def _streams(encoders, inputs, chunk_size) -> list[_Stream]:
+def _streams(encoders, inputs, chunk_size, split) -> list[Stream]:
     inputs = list(inputs) if isinstance(inputs, (tuple, list)) else [inputs]
     several = isinstance(encoders, (tuple, list, nn.ModuleList))
     encoders = list(encoders) if several else [encoders] * len(inputs)
@@ -238,9 +243,18 @@ def _streams(encoders, inputs, chunk_size) -> list[_Stream]:
             raise TypeError(f"chunk_size must be an integer, got {type(size).__name__}")
         if size < 1:
             raise ValueError(f"chunk_size must be positive, got {size}")
+    splits = list(split) if isinstance(split, (tuple, list)) else [split] * len(inputs)
+    if len(splits) != len(inputs):
+        raise ValueError(
+            "split must be one function or one per input, "
+            f"got {len(splits)} for {len(inputs)} inputs"
+        )
+    for function in splits:
+        if function is not None and not callable(function):
+            raise TypeError(f"split must be callable or None, got {type(function).__name__}")
     return [
-        _Stream(*arguments)
-        for arguments in zip(range(len(inputs)), encoders, inputs, sizes, strict=True)
+        Stream(*arguments)
+        for arguments in zip(range(len(inputs)), encoders, inputs, sizes, splits, strict=True)
     ]
 
 
@@ -252,42 +266,3 @@ def _buffers(encoders) -> list:
     return [
         (m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None
     ]
-
-
-def _synchronizing(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules that synchronise gradients over ranks unless told not to."""
-    if hasattr(module, "no_sync"):
-        yield module
-    else:
-        for child in module.children():
-            yield from _synchronizing(child)
-
-
-def _random_states(devices) -> list[torch.Tensor]:
-    """The states of the default generators of the CPU and of `devices`."""
-    return [
-        torch.get_rng_state(),
-        *(torch.get_device_module(d).get_rng_state(*_which(d)) for d in devices),
-    ]
-
-
-def _which(device: torch.device) -> tuple:
-    # The device type mps is the only one without an index.
-    return () if device.type == "mps" else (device,)
-
-
-def _set_random_states(states, devices) -> None:
-    torch.set_rng_state(states[0])
-    for device, state in zip(devices, states[1:], strict=True):
-        torch.get_device_module(device).set_rng_state(state, *_which(device))
-
-
-@contextlib.contextmanager
-def _replayed(states, devices):
-    """A context in which the generators are in these states. Afterwards they are as before."""
-    before = _random_states(devices)
-    _set_random_states(states, devices)
-    try:
-        yield
-    finally:
-        _set_random_states(before, devices)

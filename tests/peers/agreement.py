@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from fused_contrastive.integrations._common import FallbackWarning
 
@@ -157,3 +158,14 @@ def same_signature(ours, theirs, beside: tuple[str, ...] = ()):
     ]
     mine = [x for x in mine if x not in added]
     assert mine == package
+
+
+def same_weights(mine: nn.Module, package: nn.Module, start: nn.Module, rtol: float = 1e-3):
+    """Asserts that the steps the weights took from `start` differ by `rtol` at most."""
+    steps, difference = 0.0, 0.0
+    for weights in zip(mine.parameters(), package.parameters(), start.parameters(), strict=True):
+        x, y, z = (w.detach().double() for w in weights)
+        steps += float((y - z).square().sum())
+        difference += float((x - y).square().sum())
+    assert steps > 0
+    assert difference**0.5 <= rtol * steps**0.5

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fused_contrastive as fc
-from fused_contrastive import cached_step
+from fused_contrastive import cached_loss, cached_step
 
 
 class Normalized(nn.Module):
@@ -25,7 +26,7 @@ class Normalized(nn.Module):
         return F.normalize(self.module(x), dim=1)
 
 
-def on_one_rank(rank, world):
+def on_one_rank(rank, world, own_backward):
     """Takes a cached and a plain step of two models, and counts how often each model was reduced.
 
     One model is used twice and the other once.
@@ -56,7 +57,10 @@ def on_one_rank(rank, world):
             model.register_comm_hook(index, hook)
         encoders = [models[0], models[0], Normalized(models[1])]
         for _ in range(2):
-            if cached:
+            if cached and own_backward:
+                loss = cached_loss(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))
+                loss.backward()
+            elif cached:
                 loss = cached_step(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))
             else:
                 # A plain step that uses one model twice needs one call of it.
@@ -70,13 +74,14 @@ def on_one_rank(rank, world):
     return results, model.module.returned
 
 
-def test_distributed_data_parallel():
+@pytest.mark.parametrize("own_backward", (False, True))
+def test_distributed_data_parallel(own_backward):
     """Every rank has the gradients of the plain step, and each model is reduced once per step.
 
     Rank 0's buffers are sent at the start of both encodings. Both encodings return the same.
     """
     for ((loss, counts, grads), (expected, wanted, gradients)), returned in on_ranks(
-        2, on_one_rank
+        2, on_one_rank, own_backward
     ):
         torch.testing.assert_close(loss, expected)
         assert counts == wanted == [2, 2]
