@@ -100,6 +100,10 @@ def distilled(draw: Draw) -> list:
     return [*student, 7.0, draw.constants(B, D + 1), draw.constants(B, D + 1), 9.0]
 
 
+def guide(draw: Draw) -> torch.Tensor:
+    return draw.constants(draw.size.B, draw.size.D + 1)
+
+
 def logits(draw: Draw) -> list:
     return [*two(draw), 5.0]
 

@@ -225,6 +225,20 @@ LOSSES = {
         (4, 4),
         sizes=("4096x256",),
     ),
+    "guided_info_nce": Loss(
+        lambda a, b, x, y, **o: fc.guided_info_nce_loss(
+            a, b, temperature=0.05, guide_query=x, guide_positive_key=y, **o
+        ),
+        lambda a, b, x, y: reference.guided_info_nce_loss(
+            a, b, temperature=0.05, guide_query=x, guide_positive_key=y
+        ),
+        _two,
+        _two,
+        lambda s: 3 * s.N * s.N,
+        (4, 4),
+        (4, 4),
+        sizes=("4096x256", "8192x256"),
+    ),
     "barlow_twins": Loss(
         fc.barlow_twins_loss,
         reference.barlow_twins_loss,

@@ -41,7 +41,7 @@ from .losses.siglip import siglip_loss as siglip_loss
 from .losses.sup_con import SupConLoss as SupConLoss
 from .losses.sup_con import sup_con_loss as sup_con_loss
 from .memory_bank import MemoryBank as MemoryBank
-from .tools.grad_cache import cached_loss as cached_loss
+from .tools.grad_cache import cached_forward as cached_forward
 from .tools.grad_cache import cached_step as cached_step
 from .tools.heatmap import similarity_heatmap as similarity_heatmap
 

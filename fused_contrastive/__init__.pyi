@@ -430,7 +430,7 @@ def barlow_twins_loss(
     z1: Tensor, z2: Tensor, lamb: float | Tensor = 0.005, scale_loss: float | Tensor = 1.0, *,
     group: Group = ..., backend: Backend | None = None,
 ) -> Tensor: ...
-def cached_loss(
+def cached_forward(
     encoders: Callable[..., Any] | Sequence[Callable[..., Any]], inputs: Any, loss_fn: Callable, *,
     chunk_size: int | Sequence[int], split: Callable | Sequence[Callable | None] | None = None,
 ) -> Any: ...

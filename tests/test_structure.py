@@ -153,8 +153,6 @@ def test_reference_has_the_signatures_of_the_losses():
 
     of_force = {*vars(force), *vars(drift)}
     names = [n for n in fc.__all__ if n.endswith("_loss") and n not in of_force]
-    # This one takes a loss as an argument.
-    names.remove("cached_loss")
     families = [(n, vars(fc)[n], reference) for n in names]
     families += [
         (n, getattr(force, n), force_reference)

@@ -73,7 +73,7 @@ def cached_step(
             encoder returns one row for each sample of a chunk.
         scaler: a ``torch.amp.GradScaler``; the gradients are then those of the scaled loss.
 
-    See `cached_loss` for trainers that call the backward pass themselves.
+    See `cached_forward` for trainers that call the backward pass themselves.
 
     Returns:
         What `loss_fn` returned, detached. Where nothing needs a gradient, as under no_grad, this is
@@ -89,7 +89,7 @@ def cached_step(
     return outputs
 
 
-def cached_loss(
+def cached_forward(
     encoders,
     inputs,
     loss_fn: Callable,
@@ -104,10 +104,10 @@ def cached_loss(
     added to this one.
 
     >>> import torch
-    >>> from fused_contrastive import cached_loss, nt_xent_loss
+    >>> from fused_contrastive import cached_forward, nt_xent_loss
     >>> encoder = torch.nn.Linear(6, 4)
     >>> x1, x2 = torch.randn(8, 6), torch.randn(8, 6)
-    >>> loss = cached_loss(encoder, (x1, x2), nt_xent_loss, chunk_size=2)
+    >>> loss = cached_forward(encoder, (x1, x2), nt_xent_loss, chunk_size=2)
     >>> (loss / 4).backward()
     >>> encoder.weight.grad.shape
     torch.Size([4, 6])
@@ -185,8 +185,8 @@ class _Cache:
         def backward(g: torch.Tensor) -> None:
             if self.loss is None:
                 raise RuntimeError(
-                    "cached_loss has one backward pass, which was done already: "
-                    "add up losses before it, or call cached_loss again"
+                    "cached_forward has one backward pass, which was done already: "
+                    "add up losses before it, or call cached_forward again"
                 )
             with contextlib.ExitStack() as stack:
                 stack.enter_context(torch.enable_grad())

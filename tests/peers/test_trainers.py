@@ -1,4 +1,4 @@
-"""`cached_loss` trains in the trainers of transformers and Lightning as the whole batch does."""
+"""`cached_forward` trains in the trainers of transformers and Lightning as the whole batch does."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Towers(nn.Module):
 
 
 def loss_in_chunks(model, x, y, cached):
-    """The loss of `fc.cached_loss`, or that of the same chunks with all their activations."""
+    """The loss of `fc.cached_forward`, or that of the same chunks with all their activations."""
     if cached:
-        return fc.cached_loss(model, (x, y), fc.NTXentLoss(0.3), chunk_size=4)
+        return fc.cached_forward(model, (x, y), fc.NTXentLoss(0.3), chunk_size=4)
     return fc.nt_xent_loss(*(torch.cat([model(z) for z in part.split(4)]) for part in (x, y)), 0.3)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_cached_loss_in_the_trainer_of_transformers(tmp_path):
+def test_cached_forward_in_the_trainer_of_transformers(tmp_path):
     """It accumulates gradients, clips them, and evaluates, and ends with the same weights."""
     from transformers import Trainer, TrainingArguments
 
@@ -77,7 +77,7 @@ def test_cached_loss_in_the_trainer_of_transformers(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_cached_loss_in_lightning(tmp_path):
+def test_cached_forward_in_lightning(tmp_path):
     """A LightningModule that accumulates gradients ends with the same weights."""
     import pytorch_lightning
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fused_contrastive as fc
-from fused_contrastive import cached_loss, cached_step
+from fused_contrastive import cached_forward, cached_step
 
 
 class Normalized(nn.Module):
@@ -58,7 +58,7 @@ def on_one_rank(rank, world, own_backward):
         encoders = [models[0], models[0], Normalized(models[1])]
         for _ in range(2):
             if cached and own_backward:
-                loss = cached_loss(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))
+                loss = cached_forward(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))
                 loss.backward()
             elif cached:
                 loss = cached_step(encoders, (x, y, t), loss_fn, chunk_size=(3, 2, 4))

@@ -62,7 +62,7 @@ RETURNS = {
     "CPCLoss": "tuple[Tensor, Tensor]",
     "drift_loss": "tuple[Tensor, dict[str, Tensor]]",
     "DriftLoss": "tuple[Tensor, dict[str, Tensor]]",
-    "cached_loss": "Any",
+    "cached_forward": "Any",
     "cached_step": "Any",
     "use_backend": "AbstractContextManager[None]",
 }

@@ -72,7 +72,7 @@ def the_rest(z: Tensor, encoder: torch.nn.Module) -> None:
     assert_type(bank.labels, Tensor | None)
     assert_type(len(bank), int)
     fc.cached_step([encoder, encoder], [z, z], fc.nt_xent_loss, chunk_size=4)
-    fc.cached_loss(encoder, [z, z], fc.nt_xent_loss, chunk_size=4).backward()
+    fc.cached_forward(encoder, [z, z], fc.nt_xent_loss, chunk_size=4).backward()
     assert_type(fc.backends(), dict[str, str])
     fc.set_backend("panels")
     with fc.use_backend("cpu"):

@@ -8,7 +8,7 @@ from support.encoders import Momentum, assert_same, chunked, gradients, mlp
 from torch import nn
 
 import fused_contrastive as fc
-from fused_contrastive import cached_loss, cached_step
+from fused_contrastive import cached_forward, cached_step
 
 
 def test_upstream_and_other_losses(device):
@@ -22,7 +22,7 @@ def test_upstream_and_other_losses(device):
         for step in range(2):
             # This is the accumulation of gradients, with a penalty beside the loss.
             if cached:
-                loss = cached_loss(twin, (x1, x2 + step), loss_of, chunk_size=4)
+                loss = cached_forward(twin, (x1, x2 + step), loss_of, chunk_size=4)
             else:
                 loss = loss_of(twin(x1), twin(x2 + step))
             penalty = 0.1 * twin[0].weight.square().sum()
@@ -36,7 +36,7 @@ def test_upstream_and_other_losses(device):
 
 def test_further_outputs_are_detached(device):
     encoder, x = mlp(6, 5).to(device), torch.randn(2, 8, 6, device=device)
-    loss, metrics = cached_loss(encoder, tuple(x), fc.NTXentLoss(metrics=True), chunk_size=3)
+    loss, metrics = cached_forward(encoder, tuple(x), fc.NTXentLoss(metrics=True), chunk_size=3)
     assert loss.requires_grad and not any(v.requires_grad for v in metrics.values())
     loss.backward()
     expected, wanted = fc.nt_xent_loss(*(encoder(part) for part in x), metrics=True)
@@ -58,7 +58,7 @@ def test_dropout_and_autocast(autocast, inside, device):
     context = torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast)
     with context:
         torch.manual_seed(4)
-        loss = cached_loss(encoder, tuple(x), fc.NTXentLoss(0.3), chunk_size=4)
+        loss = cached_forward(encoder, tuple(x), fc.NTXentLoss(0.3), chunk_size=4)
         if inside:
             loss.backward()
     if not inside:
@@ -79,13 +79,13 @@ def test_grad_scaler(device):
     encoder, x = mlp(6, 5).to(device), torch.randn(2, 8, 6, device=device)
     twin = copy.deepcopy(encoder)
     scaler = torch.amp.GradScaler(device.type, init_scale=64.0)
-    scaler.scale(cached_loss(encoder, tuple(x), fc.NTXentLoss(), chunk_size=3)).backward()
+    scaler.scale(cached_forward(encoder, tuple(x), fc.NTXentLoss(), chunk_size=3)).backward()
     cached_step(twin, tuple(x), lambda *z: 64 * fc.nt_xent_loss(*z), chunk_size=3)
     assert_same(gradients(encoder), gradients(twin))
 
 
 @pytest.mark.parametrize("context", (torch.no_grad, torch.inference_mode))
-@pytest.mark.parametrize("call", (cached_loss, cached_step))
+@pytest.mark.parametrize("call", (cached_forward, cached_step))
 def test_evaluation(call, context, device):
     encoder, x = mlp(6, 5).to(device), torch.randn(2, 8, 6, device=device)
     expected = fc.nt_xent_loss(*(encoder(part) for part in x)).detach()
@@ -98,14 +98,14 @@ def test_evaluation(call, context, device):
 def test_nothing_to_train(device):
     encoder = mlp(6, 5).to(device).requires_grad_(False)
     x = torch.randn(2, 8, 6, device=device)
-    assert not cached_loss(encoder, tuple(x), fc.nt_xent_loss, chunk_size=3).requires_grad
+    assert not cached_forward(encoder, tuple(x), fc.nt_xent_loss, chunk_size=3).requires_grad
 
 
 def test_buffers_change_in_the_backward_pass(device):
     torch.manual_seed(5)
     encoder, x = Momentum().to(device), torch.randn(2, 7, 4, device=device)
     twin = copy.deepcopy(encoder)
-    loss = cached_loss(encoder, tuple(x), fc.NTXentLoss(), chunk_size=3)
+    loss = cached_forward(encoder, tuple(x), fc.NTXentLoss(), chunk_size=3)
     assert encoder.calls == 0
     loss.backward()
     fc.nt_xent_loss(*(chunked(twin, part, 3) for part in x)).backward()
@@ -116,9 +116,9 @@ def test_buffers_change_in_the_backward_pass(device):
 
 def test_there_is_one_backward_pass(device):
     encoder, x = mlp(6, 5).to(device), torch.randn(2, 8, 6, device=device)
-    loss = cached_loss(encoder, tuple(x), fc.NTXentLoss(), chunk_size=3)
+    loss = cached_forward(encoder, tuple(x), fc.NTXentLoss(), chunk_size=3)
     loss.backward()
-    with pytest.raises(RuntimeError, match="cached_loss has one backward pass"):
+    with pytest.raises(RuntimeError, match="cached_forward has one backward pass"):
         loss.backward()
 
 
@@ -144,7 +144,7 @@ def packed(x, size):
     return chunks
 
 
-@pytest.mark.parametrize("call", (cached_loss, cached_step))
+@pytest.mark.parametrize("call", (cached_forward, cached_step))
 def test_split(call, device):
     """Inputs of another layout are cut by a function, beside others that are cut into rows."""
     torch.manual_seed(6)
@@ -155,7 +155,7 @@ def test_split(call, device):
     loss = call(
         [bag, encoder], [texts, x], fc.info_nce_loss, chunk_size=(3, 2), split=(packed, None)
     )
-    if call is cached_loss:
+    if call is cached_forward:
         loss.backward()
     expected = fc.info_nce_loss(twins[0](**texts), twins[1](x))
     expected.backward()
@@ -181,7 +181,7 @@ X = torch.randn(6, 4)
 )
 def test_errors_of_split(split, error, message):
     with pytest.raises(error, match=message):
-        cached_loss(nn.Identity(), (X, X), fc.NTXentLoss(), chunk_size=2, split=split)
+        cached_forward(nn.Identity(), (X, X), fc.NTXentLoss(), chunk_size=2, split=split)
 
 
 def test_errors():
@@ -192,4 +192,4 @@ def test_errors():
     ):
         given = {"encoders": nn.Identity(), "inputs": (X, X), "loss_fn": fc.NTXentLoss()}
         with pytest.raises(error, match=message):
-            cached_loss(**{"chunk_size": 2, **given, **arguments})
+            cached_forward(**{"chunk_size": 2, **given, **arguments})
