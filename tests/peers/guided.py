@@ -34,6 +34,9 @@ class Columns(nn.Module):
     def forward(self, features):
         return {"sentence_embedding": features[self.key]}
 
+    def get_embedding_dimension(self):
+        return 8
+
     def __getitem__(self, index):
         return nn.Identity()
 
