@@ -58,6 +58,7 @@ class ClipLoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -65,6 +66,7 @@ class ClipLoss(Module, Generic[_R]):
         margin: float = 0.0, hardness: float = 0.0, reduction: Reduction = "mean",
         metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
         backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -72,6 +74,7 @@ class ClipLoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         reduction: Reduction = "mean", metrics: bool, group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, image_features: Tensor, text_features: Tensor,
@@ -110,18 +113,21 @@ class DCLLoss(Module, Generic[_R]):
         self: DCLLoss[WithMetrics], temperature: float = 0.1, *, normalize: bool = True,
         reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
         self: DCLLoss[Tensor], temperature: float = 0.1, *, normalize: bool = True,
         reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
         self: DCLLoss[Tensor | WithMetrics], temperature: float = 0.1, *, normalize: bool = True,
         reduction: Reduction = "mean", metrics: bool, group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, z1: Tensor, z2: Tensor, *, keys: Tensor | None = None, weights: Tensor | None = None,
@@ -137,14 +143,14 @@ class DCLWLoss(Module, Generic[_R]):
         self: DCLWLoss[WithMetrics], temperature: float = 0.1, sigma: float | Tensor = 0.5, *,
         normalize: bool = True, reduction: Reduction = "mean", metrics: Literal[True],
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
         self: DCLWLoss[Tensor], temperature: float = 0.1, sigma: float | Tensor = 0.5, *,
         normalize: bool = True, reduction: Reduction = "mean", metrics: Literal[False] = False,
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -152,6 +158,7 @@ class DCLWLoss(Module, Generic[_R]):
         sigma: float | Tensor = 0.5, *, normalize: bool = True, reduction: Reduction = "mean",
         metrics: bool, group: Group = ..., strategy: Strategy = "auto",
         backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, z1: Tensor, z2: Tensor, *, keys: Tensor | None = None, weights: Tensor | None = None,
@@ -197,7 +204,7 @@ class InfoNCELoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: Literal[True],
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -206,7 +213,7 @@ class InfoNCELoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: Literal[False] = False,
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -215,6 +222,7 @@ class InfoNCELoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: bool, group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, *,
@@ -251,6 +259,7 @@ class MultipleNegativesRankingLoss(Module, Generic[_R]):
         hardness_mode: HardnessMode = "all_negatives", reduction: Reduction = "mean",
         metrics: Literal[True], group: Group = ..., strategy: Strategy = "auto",
         backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -260,6 +269,7 @@ class MultipleNegativesRankingLoss(Module, Generic[_R]):
         hardness_mode: HardnessMode = "all_negatives", reduction: Reduction = "mean",
         metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
         backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -269,6 +279,7 @@ class MultipleNegativesRankingLoss(Module, Generic[_R]):
         hardness_mode: HardnessMode = "all_negatives", reduction: Reduction = "mean",
         metrics: bool, group: Group = ..., strategy: Strategy = "auto",
         backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, query: Tensor, positive_key: Tensor, negative_keys: Tensor | None = None, *,
@@ -315,7 +326,7 @@ class NTXentLoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: Literal[True],
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -323,7 +334,7 @@ class NTXentLoss(Module, Generic[_R]):
         label_smoothing: float = 0.0, margin: float = 0.0, hardness: float = 0.0,
         tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: Literal[False] = False,
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -331,7 +342,7 @@ class NTXentLoss(Module, Generic[_R]):
         normalize: bool = True, label_smoothing: float = 0.0, margin: float = 0.0,
         hardness: float = 0.0, tau_plus: float = 0.0, reduction: Reduction = "mean", metrics: bool,
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, z1: Tensor, z2: Tensor, *, keys: Tensor | None = None, weights: Tensor | None = None,
@@ -347,7 +358,7 @@ class SigLipLoss(Module, Generic[_R]):
         self: SigLipLoss[WithMetrics], logit_scale: float | None = None,
         logit_bias: float | None = None, *, reduction: Reduction = "mean", metrics: Literal[True],
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -355,13 +366,14 @@ class SigLipLoss(Module, Generic[_R]):
         logit_bias: float | None = None, *, reduction: Reduction = "mean",
         metrics: Literal[False] = False, group: Group = ..., strategy: Strategy = "auto",
         backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
         self: SigLipLoss[Tensor | WithMetrics], logit_scale: float | None = None,
         logit_bias: float | None = None, *, reduction: Reduction = "mean", metrics: bool,
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, image_features: Tensor, text_features: Tensor,
@@ -382,6 +394,7 @@ class SupConLoss(Module, Generic[_R]):
         contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
         reduction: Reduction = "mean", metrics: Literal[True], group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -389,6 +402,7 @@ class SupConLoss(Module, Generic[_R]):
         contrast_mode: ContrastMode = "all", normalize: bool = True, skip_unmatched: bool = False,
         reduction: Reduction = "mean", metrics: Literal[False] = False, group: Group = ...,
         strategy: Strategy = "auto", backend: Backend | None = None, learnable: Learnable = False,
+        max_scale: float | None = None,
     ) -> None: ...
     @overload
     def __init__(
@@ -396,7 +410,7 @@ class SupConLoss(Module, Generic[_R]):
         positives: Positives = "out", contrast_mode: ContrastMode = "all", normalize: bool = True,
         skip_unmatched: bool = False, reduction: Reduction = "mean", metrics: bool,
         group: Group = ..., strategy: Strategy = "auto", backend: Backend | None = None,
-        learnable: Learnable = False,
+        learnable: Learnable = False, max_scale: float | None = None,
     ) -> None: ...
     def forward(
         self, features: Tensor, labels: Tensor | None = None, *,

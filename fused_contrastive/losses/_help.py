@@ -34,6 +34,9 @@ COMMON = {
     "scale_loss": "multiplies the loss.",
     "learnable": "whether the module owns the temperature, or scale and bias, as parameters. "
     'With ``"averaged"`` it also averages their gradients over `group`.',
+    "max_scale": "with `learnable`, the largest scale, or 1 / temperature, that the loss uses, as "
+    "CLIP's 100. The parameter is clamped where it is read, so beyond the bound its gradient is 0. "
+    "open_clip sets the parameter itself back to log 100 after each step instead.",
     "weight_gen": "``[G, n]``, weights of the points as columns; so are the next two.",
 }
 """What an argument is where a loss says nothing else about it."""

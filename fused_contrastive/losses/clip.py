@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import nn
 
 from .. import checks, reference
 from ..scalars import as_scalar
@@ -144,13 +141,15 @@ class ClipLoss(Loss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         options = {"label_smoothing": label_smoothing, "margin": margin, "hardness": hardness}
         where = {"group": group, "strategy": strategy, "backend": backend}
-        super().__init__(learnable, **options, reduction=reduction, metrics=metrics, **where)
+        options |= {"reduction": reduction, "metrics": metrics}
+        super().__init__(learnable, max_scale, **options, **where)
         self._logit_scale = own_scale(logit_scale, self.learnable)
         if learnable:
-            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+            self.log_logit_scale = self.log_scale("logit_scale", logit_scale)
 
     def forward(
         self,
@@ -166,6 +165,6 @@ class ClipLoss(Loss):
         example = "ClipLoss(1 / 0.07, learnable=True)"
         scale = given_once("logit_scale", self._logit_scale, logit_scale, example)
         if self.learnable:
-            scale = self.learned(self.log_logit_scale).exp()
+            scale = self.bounded(self.learned(self.log_logit_scale)).exp()
         operands = image_features, text_features, scale, logit_bias
         return clip_loss(*operands, keys=keys, weights=weights, bias=bias, **self.options)

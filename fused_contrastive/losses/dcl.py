@@ -182,10 +182,11 @@ class DCLLoss(TemperatureLoss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
-        where = {"group": group, "strategy": strategy}
-        super().__init__(temperature, learnable, normalize=normalize, **settings, **where)
+        settings |= {"group": group, "strategy": strategy, "normalize": normalize}
+        super().__init__(temperature, learnable, max_scale, **settings)
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
         return dcl_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)
@@ -214,11 +215,12 @@ class DCLWLoss(TemperatureLoss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         own_number("sigma", sigma, divisor=True)
         settings = {"reduction": reduction, "metrics": metrics, "backend": backend}
-        settings |= {"group": group, "strategy": strategy, "sigma": sigma}
-        super().__init__(temperature, learnable, normalize=normalize, **settings)
+        settings |= {"group": group, "strategy": strategy, "normalize": normalize, "sigma": sigma}
+        super().__init__(temperature, learnable, max_scale, **settings)
 
     def forward(self, z1: torch.Tensor, z2: torch.Tensor, *, keys=None, weights=None):
         return dclw_loss(z1, z2, self.temperature, keys=keys, weights=weights, **self.options)

@@ -230,11 +230,13 @@ class InfoNCELoss(TemperatureLoss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         checks.choice("negative_mode", negative_mode, NEGATIVE_MODES)
         super().__init__(
             temperature,
             learnable,
+            max_scale,
             negative_mode=negative_mode,
             normalize=normalize,
             symmetric=symmetric,

@@ -146,10 +146,12 @@ class NTXentLoss(TemperatureLoss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         super().__init__(
             temperature,
             learnable,
+            max_scale,
             normalize=normalize,
             label_smoothing=label_smoothing,
             margin=margin,

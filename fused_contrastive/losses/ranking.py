@@ -262,11 +262,13 @@ class MultipleNegativesRankingLoss(TemperatureLoss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         check_directions(directions, partition, hardness_mode)
         super().__init__(
             temperature,
             learnable,
+            max_scale,
             directions=directions,
             partition=partition,
             normalize=normalize,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -118,9 +116,10 @@ class SigLipLoss(Loss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         where = {"backend": backend, "group": group, "strategy": strategy}
-        super().__init__(learnable, reduction=reduction, metrics=metrics, **where)
+        super().__init__(learnable, max_scale, reduction=reduction, metrics=metrics, **where)
         self._logit_scale = own_scale(logit_scale, self.learnable)
         self._logit_bias = logit_bias
         if logit_bias is not None:
@@ -128,7 +127,7 @@ class SigLipLoss(Loss):
         elif learnable:
             raise ValueError("logit_bias must be given to be learned, got None")
         if learnable:
-            self.log_logit_scale = nn.Parameter(torch.tensor(math.log(logit_scale)))
+            self.log_logit_scale = self.log_scale("logit_scale", logit_scale)
             self.logit_bias = nn.Parameter(torch.tensor(float(logit_bias)))
 
     def forward(
@@ -145,7 +144,7 @@ class SigLipLoss(Loss):
         logit_scale = given_once("logit_scale", self._logit_scale, logit_scale, example)
         logit_bias = given_once("logit_bias", self._logit_bias, logit_bias, example)
         if self.learnable:
-            logit_scale = self.learned(self.log_logit_scale).exp()
+            logit_scale = self.bounded(self.learned(self.log_logit_scale)).exp()
             logit_bias = self.learned(self.logit_bias)
         operands = image_features, text_features, logit_scale, logit_bias
         return siglip_loss(*operands, keys=keys, weights=weights, **self.options)

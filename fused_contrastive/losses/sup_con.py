@@ -290,12 +290,14 @@ class SupConLoss(TemperatureLoss):
         strategy="auto",
         backend=None,
         learnable=False,
+        max_scale=None,
     ):
         checks.choice("positives", positives, POSITIVES)
         checks.choice("contrast_mode", contrast_mode, CONTRAST_MODES)
         super().__init__(
             temperature,
             learnable,
+            max_scale,
             positives=positives,
             contrast_mode=contrast_mode,
             normalize=normalize,

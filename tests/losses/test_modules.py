@@ -58,9 +58,9 @@ def test_signature_mirrors_the_function(name):
     forward = list(inspect.signature(getattr(fc, name).forward).parameters)[1:]
     options = {k for k in function if function[k].kind is inspect.Parameter.KEYWORD_ONLY} - PER_CALL
     options |= {"temperature", "sigma"} & set(function)
-    learnable = constructor.pop("learnable", None)
-    assert (learnable is not None) == (name in (*WITH_TEMPERATURE, *OWN))
-    assert learnable is None or learnable.default is False
+    learnable, bound = (constructor.pop(x, None) for x in ("learnable", "max_scale"))
+    assert (learnable is not None) == (bound is not None) == (name in (*WITH_TEMPERATURE, *OWN))
+    assert learnable is None or (learnable.default is False and bound.default is None)
     own = OWN.get(name, set())
     assert all(constructor.pop(k).default is None for k in own)
     assert set(constructor) == options

@@ -44,6 +44,7 @@ ANNOTATIONS = {
     "backend": "Backend | None",
     "logit_scale": f"{NUMBER} | None",
     "logit_bias": f"{NUMBER} | None",
+    "max_scale": "float | None",
     "bias": "Tensor | tuple[Tensor, Tensor] | None",
     "temperatures": SEVERAL,
     "directions": "Sequence[Direction]",
