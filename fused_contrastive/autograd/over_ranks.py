@@ -149,6 +149,7 @@ class Result(NamedTuple):
     """What `similarity` returns, in the accumulation dtype. What was not asked for is None.
 
     With a positive that is the loss and the logit of each row's positive, else the log-sum-exps.
+    With a positive and the largest logits it has the log-sum-exps as constants, too.
     """
 
     rows: Tensor | None  # [..., M]
@@ -157,6 +158,11 @@ class Result(NamedTuple):
     pos: Tensor | None = None  # [..., M]
     row_max: Tensor | None = None  # [..., M]
     col_max: Tensor | None = None  # [..., N]
+
+    def with_constant_sums(self) -> Result:
+        """The result, with log-sum-exps that have no gradient: they are part of the loss."""
+        rows, cols = (None if x is None else x.detach() for x in (self.rows, self.cols))
+        return self._replace(rows=rows, cols=cols)
 
 
 def similarity_over_ranks(
@@ -211,14 +217,17 @@ def similarity_over_ranks(
     )
     if both:
         cols, col_max = rows, row_max
+    result = Result(None, None)
     if positive >= 0:
-        result = Result(None, None, ungroup(loss, lead), ungroup(pos, lead).detach())
-    else:
-        result = Result(ungroup(rows[0], lead), ungroup(cols[0], lead) if columns else None)
+        result = result._replace(loss=ungroup(loss, lead), pos=ungroup(pos, lead).detach())
+    if positive < 0 or extrema:
+        cols_lse = ungroup(cols[0], lead) if columns else None
+        result = result._replace(rows=ungroup(rows[0], lead), cols=cols_lse)
     if not extrema:
         return result
     col_max = ungroup(col_max, lead).detach() if columns else None
-    return result._replace(row_max=ungroup(row_max, lead).detach(), col_max=col_max)
+    result = result._replace(row_max=ungroup(row_max, lead).detach(), col_max=col_max)
+    return result if positive < 0 else result.with_constant_sums()
 
 
 def sigmoid_over_ranks(

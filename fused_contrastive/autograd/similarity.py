@@ -148,7 +148,7 @@ def similarity(
     if a.numel() == 0 or N == 0 or dispatch.is_eager(backend):
         options = (kind, offset, stride, positive, normalize, columns, extrema)
         result = Result(*reference.similarity(a, b, scale, bias, key_a, key_b, *options))
-        return result if positive < 0 else result._replace(rows=None, cols=None)
+        return result if positive < 0 else result.with_constant_sums()
     name = dispatch.select(backend, a.device, dtype)
     if b is not None and b.dtype != a.dtype and not normalize:
         # Inside autocast the dtypes may differ.
@@ -185,12 +185,14 @@ def similarity(
     )
     if both:
         cols, col_max = rows, row_max
+    result = Result(None, None)
     if positive >= 0:
-        # The log-sum-exps are part of the loss already.
-        result = Result(None, None, ungroup(loss, lead), ungroup(pos, lead))
-    else:
-        result = Result(ungroup(rows[0], lead), ungroup(cols[0], lead) if columns else None)
+        result = result._replace(loss=ungroup(loss, lead), pos=ungroup(pos, lead))
+    if positive < 0 or extrema:
+        cols_lse = ungroup(cols[0], lead) if columns else None
+        result = result._replace(rows=ungroup(rows[0], lead), cols=cols_lse)
     if not extrema:
         return result
     col_max = ungroup(col_max, lead) if columns else None
-    return result._replace(row_max=ungroup(row_max, lead), col_max=col_max)
+    result = result._replace(row_max=ungroup(row_max, lead), col_max=col_max)
+    return result if positive < 0 else result.with_constant_sums()

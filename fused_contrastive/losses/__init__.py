@@ -8,10 +8,15 @@ Common arguments
 ``temperature`` or ``logit_scale``: a number or a 0-d tensor. The value of a tensor is never read,
     and it gets a gradient.
 ``reduction``: "none", "mean" or "sum".
-``metrics=True``: the function returns ``(loss, {"accuracy", "positive_similarity"})``. Both are
-    detached, and come from the same passes. The accuracy is the share of rows whose positive is at
+``metrics=True``: the function returns the loss and a dictionary of ``"accuracy"``,
+    ``"positive_similarity"`` and ``"logsumexp"``. All are detached, and come from the same passes.
+    The accuracy is the share of rows whose positive is at
     least their largest other candidate. The positive similarity is the mean cosine, or the mean
-    logit where nothing is normalised.
+    logit where nothing is normalised. The log-sum-exp is ``log sum_j exp s_ij`` over the negatives
+    j of each row, in the shape of ``reduction="none"``. The row's positives are not in the sum. Two
+    directions give ``[2, N]``. Its logits have biases and `hardness`; `tau_plus`, margin and
+    smoothing do not change it. It is -inf where a row has no negatives, and SigLIP has none.
+    SogCLR's moving averages are built on it in examples/sogclr.py.
 ``group``, ``strategy``: the ranks of a process group that share a batch; see "Several ranks".
 ``backend``: a name of `fused_contrastive.backends()`, or None.
 
@@ -31,7 +36,8 @@ the global batch. A rank's inputs receive the gradient of the sum of what all ra
 mean of the parameters' gradients over the ranks, which DistributedDataParallel and FSDP take, is
 that of the global loss. A scalar that all ranks have (a temperature, scale or bias) receives a
 share on each rank, and the mean of these is right, too. "none" returns the losses of the rank's own
-rows. Metrics are those of the global batch, and ``"loss"`` among them is the global loss.
+rows. Metrics are those of the global batch, and ``"loss"`` among them is the global loss. Only
+``"logsumexp"`` is of the rank's own rows, each with the negatives of all ranks.
 
 A learnable temperature belongs inside the module that DistributedDataParallel wraps. A module that
 is not wrapped takes ``learnable="averaged"`` with its group, and averages the gradient itself.

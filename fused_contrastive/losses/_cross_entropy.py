@@ -18,7 +18,7 @@ from ..ops.keyed_sums import widened
 from ..problem import KEYED, Candidates
 from ._arguments import Options
 from ._comparison import Comparison, compare
-from ._reduction import Outcome, one_positive
+from ._reduction import Direction, Outcome, one_positive
 
 
 def sum_over_negatives(
@@ -137,7 +137,7 @@ def one_direction(
     found: tuple | None = None,
     metrics: bool = False,
 ):
-    """The losses ``[M]`` of the rows, and a pair for `Outcome.ranks`.
+    """The losses ``[M]`` of the rows, and their `Direction`.
 
     `found` is the pair of log-sum-exp and largest logit where a pass has found them already.
     """
@@ -151,7 +151,7 @@ def one_direction(
     if compared.rows.dim() == 3:
         # Each row is a group with columns of its own.
         lse, largest, *sums = (None if x is None else x.squeeze(-1) for x in (lse, largest, *sums))
-    return cross_entropy(lse, pos, scale, options, *sums), (pos, largest)
+    return cross_entropy(lse, pos, scale, options, *sums), Direction(pos, largest, lse)
 
 
 def own_keys(b: torch.Tensor, ranks: Ranks | None) -> torch.Tensor:
@@ -191,8 +191,10 @@ def in_batch(
         wanted = {"normalize": normalize, "columns": both, "extrema": metrics}
         compared = Comparison(a, b, scale, backend=backend, ranks=group)
         result = compared.lse(candidates, positive=0, **wanted)
-        ranks = ((result.pos, result.row_max), (result.pos, result.col_max))
-        return Outcome(result.loss, result.pos, to_cosine, ranks if both else ranks[:1])
+        directions = [Direction(result.pos, result.row_max, result.rows)]
+        if both:
+            directions.append(Direction(result.pos, result.col_max, result.cols))
+        return Outcome(result.loss, result.pos, to_cosine, tuple(directions))
 
     def of_positives(x):
         """What belongs to the columns, taken at each row's positive."""
@@ -211,11 +213,11 @@ def in_batch(
     of_a, of_b = bias if both and bias is not None else (None, bias)
     biases = {"bias": of_b, "own_bias": of_positives(of_b)}
     forward = compared, candidates, product, options
-    loss, rank = one_direction(*forward, **biases, found=found[0], metrics=metrics)
+    loss, direction = one_direction(*forward, **biases, found=found[0], metrics=metrics)
     if not both:
-        return Outcome(loss, scale * product, to_cosine, (rank,))
-    turned = candidates._replace(key_a=key_b, key_b=key_a)
-    backward = compared.reversed(), turned, product, options
+        return Outcome(loss, scale * product, to_cosine, (direction,))
+    candidates = candidates._replace(key_a=key_b, key_b=key_a)
+    backward = compared.reversed(), candidates, product, options
     biases = {"bias": of_a, "own_bias": of_a}
-    other, other_rank = one_direction(*backward, **biases, found=found[1], metrics=metrics)
-    return Outcome((loss + other) / 2, scale * product, to_cosine, (rank, other_rank))
+    other, turned = one_direction(*backward, **biases, found=found[1], metrics=metrics)
+    return Outcome((loss + other) / 2, scale * product, to_cosine, (direction, turned))

@@ -24,7 +24,8 @@ COMMON = {
     "temperatures": "in units of distance, at least one.",
     "reduction": 'what becomes of the losses of the rows: ``"none"``, ``"mean"`` or ``"sum"``.',
     "metrics": "also return the detached accuracy (the share of rows whose positive is at least "
-    "their largest other candidate) and mean similarity of the positives.",
+    "their largest other candidate), mean similarity of the positives, and the log-sum-exp of each "
+    "row's negatives where the loss has one.",
     "group": "the ranks that share the batch: a process group, a one-dimensional DeviceMesh or "
     '``"world"``. With None the batch is this process\'s own; see docs/many_gpus.md.',
     "strategy": '``"gather"`` collects the columns of all ranks, ``"ring"`` passes them around, '

@@ -11,6 +11,20 @@ from ..autograd.over_ranks import sum_over_ranks
 from ..distributed.groups import Ranks
 
 
+class Direction(NamedTuple):
+    """What the metrics read of the rows of one direction, in the shape of the loss.
+
+    Both logits hold biases, but neither margin nor hardness.
+    """
+
+    # These are the logits of the positives.
+    pos: torch.Tensor
+    # This is the largest logit of the others, or None where no metrics are wanted.
+    largest: torch.Tensor | None
+    # This is the log-sum-exp of the negatives as the loss has it, or None where it has none.
+    lse: torch.Tensor | None = None
+
+
 class Outcome(NamedTuple):
     """The losses of all rows, and what their metrics need."""
 
@@ -19,9 +33,7 @@ class Outcome(NamedTuple):
     pos: torch.Tensor
     # Logits divided by this are cosines. It is None where nothing is normalised.
     to_cosine: torch.Tensor | None
-    # Each direction has the logits of the positives and the largest of the others. Both hold
-    # biases, but neither margin nor hardness. The largest is None where no metrics are wanted.
-    ranks: tuple[tuple[torch.Tensor, torch.Tensor | None], ...]
+    directions: tuple[Direction, ...]
 
     def reduced(
         self,
@@ -35,7 +47,7 @@ class Outcome(NamedTuple):
         if not metrics:
             return loss
         fixed, pos = None if weights is None else weights.detach(), self.pos.detach()
-        values = [hits(own.detach(), largest).to(loss.dtype) for own, largest in self.ranks]
+        values = [hits(x.pos.detach(), x.largest).to(loss.dtype) for x in self.directions]
         values.append((pos if self.to_cosine is None else pos / self.to_cosine.detach()).to(loss))
         if group is None:
             found = {}
@@ -44,6 +56,9 @@ class Outcome(NamedTuple):
             found = {"loss": loss.detach()} if loss.dim() == 0 else {}
             (*shares, similarity), found = global_means(values, fixed, found, group)
         accuracy = sum(shares) / len(shares)
+        lses = [x.lse.detach() for x in self.directions if x.lse is not None]
+        if lses:
+            found["logsumexp"] = lses[0] if len(lses) == 1 else torch.stack(lses)
         return loss, {"accuracy": accuracy, "positive_similarity": similarity, **found}
 
 

@@ -10,6 +10,7 @@ from ._arguments import asks_for_eager, check_options, check_settings, check_vec
 from ._cross_entropy import in_batch
 from ._module import Loss, given_once, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
+from ._reduction import Direction
 
 
 @over_ranks
@@ -111,7 +112,15 @@ def _fused(
         logit_bias = as_scalar(logit_bias, image_features)
         loss, pos = outcome.loss + 0.0 * logit_bias, outcome.pos + logit_bias.detach()
         outcome = outcome._replace(loss=loss, pos=pos)
+        if metrics:
+            outcome = outcome._replace(
+                directions=[_shifted(x, logit_bias) for x in outcome.directions]
+            )
     return outcome.reduced(reduction, metrics, weights, group)
+
+
+def _shifted(direction: Direction, by: torch.Tensor) -> Direction:
+    return direction._replace(lse=direction.lse + by)
 
 
 class ClipLoss(Loss):

@@ -11,7 +11,7 @@ from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison
 from ._module import Loss
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import Outcome
+from ._reduction import Direction, Outcome
 
 
 @over_ranks
@@ -61,7 +61,8 @@ def _fused(predictions, latents, *, group, backend, keys, weights, reduction):
     compared = Comparison(predictions, latents, as_scalar(1.0, predictions), **where)
     result = compared.lse(candidates, positive=0, extrema=True)
     weights = None if weights is None else weights.expand(predictions.shape[:2])
-    outcome = Outcome(result.loss, result.pos, None, ((result.pos, result.row_max),))
+    direction = Direction(result.pos, result.row_max)
+    outcome = Outcome(result.loss, result.pos, None, (direction,))
     loss, metrics = outcome.reduced(reduction, True, weights, group)
     return loss, metrics["accuracy"]
 

@@ -19,7 +19,7 @@ from ._arguments import (
 from ._comparison import Comparison, compare
 from ._module import TemperatureLoss, own_number
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import Outcome
+from ._reduction import Direction, Outcome
 
 
 @over_ranks
@@ -144,7 +144,8 @@ def _fused(
             2 - relative(cosine.detach() / as_scalar(sigma, z).detach(), group, backend)
         )
     loss, pos = result.rows - torch.cat([weighted, weighted]), torch.cat([pos, pos])
-    outcome = Outcome(loss, pos, scale if normalize else None, ((pos, result.row_max),))
+    direction = Direction(pos, result.row_max, result.rows)
+    outcome = Outcome(loss, pos, scale if normalize else None, (direction,))
     return outcome.reduced(reduction, metrics, weights, group)
 
 

@@ -187,10 +187,10 @@ def _fused(
         query, own_bias = query.unsqueeze(1), None if own_bias is None else own_bias.squeeze(1)
     candidates = Candidates("all" if keys is None else "other_key", key_a=key_a, key_b=key_b)
     compared = Comparison(query, negative_keys, scale, dtype, backend=backend)
-    loss, rank = one_direction(
+    loss, direction = one_direction(
         compared, candidates, product, options, bias=bias, own_bias=own_bias, metrics=metrics
     )
-    outcome = Outcome(loss, scale * product, scale if normalize else None, (rank,))
+    outcome = Outcome(loss, scale * product, scale if normalize else None, (direction,))
     return outcome.reduced(reduction, metrics, weights, group)
 
 

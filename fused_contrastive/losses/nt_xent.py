@@ -18,7 +18,7 @@ from ._comparison import Comparison, compare, dot
 from ._cross_entropy import one_direction
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import Outcome
+from ._reduction import Direction, Outcome
 
 
 @over_ranks
@@ -108,15 +108,15 @@ def _fused(
     if not any(options) and bias is None:
         compared = Comparison(z, None, scale, backend=backend, ranks=group)
         result = compared.lse(candidates, positive=B, normalize=normalize, extrema=metrics)
-        ranks = ((result.pos, result.row_max),)
-        outcome = Outcome(result.loss, result.pos, to_cosine, ranks)
+        direction = Direction(result.pos, result.row_max, result.rows)
+        outcome = Outcome(result.loss, result.pos, to_cosine, (direction,))
     else:
         compared = compare(z, None, scale, normalize=normalize, backend=backend, ranks=group)
         product = dot(compared.rows[:B], compared.rows[B:], scale.dtype).repeat(2)
-        loss, rank = one_direction(
+        loss, direction = one_direction(
             compared, candidates, product, options, bias=bias, own_bias=bias, metrics=metrics
         )
-        outcome = Outcome(loss, scale * product, to_cosine, (rank,))
+        outcome = Outcome(loss, scale * product, to_cosine, (direction,))
     return outcome.reduced(reduction, metrics, weights, group)
 
 

@@ -26,7 +26,7 @@ from ._comparison import Comparison, exact_rows
 from ._cross_entropy import in_batch
 from ._module import TemperatureLoss
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import Outcome, merged, one_positive
+from ._reduction import Direction, Outcome, merged, one_positive
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 HARDNESS_MODES = ("all_negatives", "in_batch_negatives", "hard_negatives")
@@ -205,14 +205,13 @@ def _fused(
         softmaxes = [forward, backward]
     # In a joint softmax the positive pair is there in both directions.
     twice = math.log(2) if backward and partition == "joint" else 0.0
-    losses = [
-        twice + one_positive(merged([lse for lse, _ in parts]) - twice, pos) for parts in softmaxes
-    ]
-    ranks = ()
+    lses = [merged([lse for lse, _ in parts]) for parts in softmaxes]
+    losses = [twice + one_positive(lse - twice, pos) for lse in lses]
+    found = ()
     if metrics:
         largest = [torch.stack([x for _, x in parts]).amax(0) for parts in softmaxes]
-        ranks = tuple((pos, x) for x in largest)
-    outcome = Outcome(sum(losses) / len(losses), pos, to_cosine, ranks)
+        found = tuple(Direction(pos, x, lse) for x, lse in zip(largest, lses, strict=True))
+    outcome = Outcome(sum(losses) / len(losses), pos, to_cosine, found)
     return outcome.reduced(reduction, metrics, weights, group)
 
 

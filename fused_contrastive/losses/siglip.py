@@ -12,7 +12,7 @@ from ._arguments import asks_for_eager, check_settings, check_vectors, two_sets
 from ._comparison import Comparison
 from ._module import Loss, given_once, own_number, own_scale
 from ._over_ranks import NOT_GIVEN, over_ranks
-from ._reduction import Outcome
+from ._reduction import Direction, Outcome
 
 
 @over_ranks
@@ -85,7 +85,8 @@ def _fused(
     candidates = Candidates("not_self" if keys is None else "other_key", key_a=keys, key_b=keys)
     compared = Comparison(image_features, text_features, scale, backend=backend, ranks=group)
     result = compared.softplus_sum(candidates, bias, positive=0, extrema=metrics)
-    outcome = Outcome(result.rows, result.pos, None, ((result.pos, result.row_max),))
+    direction = Direction(result.pos, result.row_max)
+    outcome = Outcome(result.rows, result.pos, None, (direction,))
     return outcome.reduced(reduction, metrics, weights, group)
 
 

@@ -70,8 +70,8 @@ def sup_con_loss(
             loss) / sum(w)``.
         metrics: with labels or views only. The accuracy is the share of rows whose largest other
             logit is a positive's. The positive similarity is the mean cosine (or logit) over all
-            pairs of row and positive. Rows without positives are in neither. Metrics cost another
-            forward pass.
+            pairs of row and positive. Rows without positives are in neither. The log-sum-exp is
+            that of the rows of other classes. Metrics cost another forward pass.
 
     Returns:
         ``[N]`` with ``reduction="none"`` for ``[N, D]`` and for ``contrast_mode="one"``, else ``[N,
@@ -161,7 +161,7 @@ def _fused(
     else:
         form = {"out": _out, "in": _in, "pairs": _pairs}[positives]
         form = _one_pair if labels is None and batch.views == 2 else form
-        (loss, largest), count = form(batch, metrics), batch.count
+        (loss, negative), count = form(batch, metrics), batch.count
     matched = (count != 0).expand_as(loss)
     of_unmatched = float("inf") if positives == "in" and not skip_unmatched else 0.0
     loss = loss.masked_fill(~matched, of_unmatched)
@@ -181,7 +181,7 @@ def _fused(
     if not metrics:
         return loss
     with torch.no_grad():
-        hit, mean, count = _metrics(batch, largest)
+        hit, mean, count = _metrics(batch, negative.row_max)
         total = count * mean / (batch.scale if normalize else 1.0)
         values = (hit, count > 0, total, count)
         numbers = [reduce(by_sample(x.to(loss.dtype)), "sum", weights) for x in values]
@@ -192,13 +192,14 @@ def _fused(
             numbers = sum_over_ranks(numbers, group.encode())
         hit, matched, total, count, *mean_loss = numbers.unbind()
     found = {"accuracy": hit / matched, "positive_similarity": total / count}
+    found["logsumexp"] = by_sample(negative.rows.detach())
     return loss, found | dict(zip(("loss",), mean_loss, strict=False))
 
 
 def _one_pair(batch: Batch, metrics: bool):
     """Two views and no labels: NT-Xent, whichever way several positives are put together."""
     result = batch.against_all("not_pair", positive=batch.samples, metrics=metrics)
-    return result.loss, result.row_max
+    return result.loss, result
 
 
 def _out(batch: Batch, metrics: bool):
@@ -207,7 +208,7 @@ def _out(batch: Batch, metrics: bool):
     Neither term cancels where the positives take all of the softmax.
     """
     negative, excess = batch.negatives(metrics), batch.excess()
-    return one_positive(negative.rows, batch.mean() + excess) + excess, negative.row_max
+    return one_positive(negative.rows, batch.mean() + excess) + excess, negative
 
 
 def _in(batch: Batch, metrics: bool):
@@ -218,18 +219,18 @@ def _in(batch: Batch, metrics: bool):
     else:
         positive = batch.against_all("same_key").rows
     positive = positive.masked_fill(batch.count == 0, 0.0)
-    return one_positive(negative.rows, positive), negative.row_max
+    return one_positive(negative.rows, positive), negative
 
 
 def _pairs(batch: Batch, metrics: bool):
     """The sum over the positives of softplus(lse_neg - s)."""
     negative = batch.negatives(metrics)
     if not batch.by_views:
-        return batch.softplus_of_positives(-negative.rows.flatten()), negative.row_max
+        return batch.softplus_of_positives(-negative.rows.flatten()), negative
     logits = batch.view_logits()
     others = logits.isneginf()
     terms = one_positive(negative.rows.unsqueeze(-1), logits.masked_fill(others, 0.0))
-    return terms.masked_fill(others, 0.0).sum(-1), negative.row_max
+    return terms.masked_fill(others, 0.0).sum(-1), negative
 
 
 def _weighted(batch: Batch, positive_weights: torch.Tensor):

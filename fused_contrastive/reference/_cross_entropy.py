@@ -21,7 +21,7 @@ def cross_entropy(
     hardness=0.0,
     tau_plus=0.0,
 ):
-    """The loss of each row, and the logits with their biases.
+    """The loss of each row, the logits with their biases, and the negatives' log-sum-exp.
 
     The logits get the `bias` of the columns. Negatives get `hardness` times the constant
     `similarities`, and the target loses `margin` times `scale`. Then `tau_plus` corrects the sum
@@ -38,7 +38,8 @@ def cross_entropy(
         similarities: ``[M, N]``, read with `hardness` alone.
 
     Returns:
-        ``(loss [M], logits [M, N])``, where the logits are -inf where there is no candidate.
+        ``(loss [M], logits [M, N], lse [M])``, where the logits are -inf where there is no
+        candidate. The log-sum-exp has biases and hardness; `tau_plus` does not change it.
     """
     target = target.unsqueeze(1)
     if bias is not None:
@@ -48,10 +49,11 @@ def cross_entropy(
     biased, plain = logits, logits.gather(1, target).squeeze(1)
     if hardness:
         logits = logits + hardness * similarities.detach().scatter(1, target, 0.0)
+    lse = masked_logsumexp(logits.scatter(1, target, float("-inf")), 1)
     if margin:
         logits = logits - margin * scale * torch.zeros_like(logits).scatter(1, target, 1.0)
     if not (label_smoothing or tau_plus):
-        return F.cross_entropy(logits, target.squeeze(1), reduction="none"), biased
+        return F.cross_entropy(logits, target.squeeze(1), reduction="none"), biased, lse
     pos, negative = logits.gather(1, target).squeeze(1), logits.scatter(1, target, float("-inf"))
     total = masked_logsumexp(logits, 1)
     if tau_plus:
@@ -61,7 +63,8 @@ def cross_entropy(
         total = top + torch.log((pos - top).exp() + estimate)
     candidates = logits != float("-inf")
     mean = logits.masked_fill(~candidates, 0.0).sum(1) / candidates.sum(1)
-    return (1 - label_smoothing) * (total - pos) + label_smoothing * (total - mean), biased
+    loss = (1 - label_smoothing) * (total - pos) + label_smoothing * (total - mean)
+    return loss, biased, lse
 
 
 def other_equal_keys(rows, columns, target):

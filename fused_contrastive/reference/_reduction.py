@@ -50,11 +50,21 @@ def ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 def with_metrics(
-    loss, reduction, logits, target, metrics, similarity_of=None, *, plain=None, weights=None
+    loss,
+    reduction,
+    logits,
+    target,
+    metrics,
+    similarity_of=None,
+    *,
+    plain=None,
+    lse=None,
+    weights=None,
 ):
     """The loss reduced, and with `metrics` a dictionary of metrics beside it.
 
-    The metrics are the top-1 accuracy and the mean similarity of the positives.
+    The metrics are the top-1 accuracy, the mean similarity of the positives, and the negatives'
+    log-sum-exp of each row where it is given.
 
     Args:
         loss: ``[..., M]``.
@@ -62,6 +72,7 @@ def with_metrics(
         target: the column of each row's positive, ``[..., M]``.
         similarity_of: what turns a logit into a similarity; None is the identity.
         plain: the logits whose positives are reported, ``[..., M, N]``. None is `logits`.
+        lse: the negatives' log-sum-exp of each row, ``[..., M]``, or None.
         weights: the shape of loss, or None.
     """
     loss = reduce(loss, reduction, weights)
@@ -76,14 +87,15 @@ def with_metrics(
         similarity = plain if similarity_of is None else similarity_of(plain)
         accuracy = reduce(hit, "mean", weights)
         mean = reduce(similarity.to(loss.dtype), "mean", weights)
-    return loss, {"accuracy": accuracy, "positive_similarity": mean}
+    found = {"accuracy": accuracy, "positive_similarity": mean}
+    return loss, found if lse is None else found | {"logsumexp": lse.detach()}
 
 
 def both_directions(forward, backward, reduction, target, metrics, plain=None, weights=None):
     """The mean of the losses and of the metrics of two directions.
 
     Args:
-        forward, backward: ``(loss [N], logits [N, N])``.
+        forward, backward: ``(loss [N], logits [N, N], lse [N])``.
         target: ``[N]``.
         plain: the logits whose positives are reported, ``[N, N]``. None is the logits.
         weights: ``[N]``, or None.
@@ -95,4 +107,5 @@ def both_directions(forward, backward, reduction, target, metrics, plain=None, w
     two = with_metrics(
         backward[0], reduction, backward[1], target, True, plain=plain, weights=weights
     )
-    return one[0], {name: (one[1][name] + two[1][name]) / 2 for name in one[1]}
+    means = {name: (one[1][name] + two[1][name]) / 2 for name in one[1]}
+    return one[0], means | {"logsumexp": torch.stack([forward[2], backward[2]]).detach()}

@@ -84,4 +84,5 @@ def _decoupled(z1, z2, temperature, *, sigma, normalize, keys, weights, reductio
         weight = 2 - B * ((z1 * z2).sum(1) / sigma).softmax(0).detach()
         positive = positive * torch.cat([weight, weight])
     cosine = (lambda s: s * temperature) if normalize else None
-    return with_metrics(lse - positive, reduction, logits, target, metrics, cosine, weights=weights)
+    more = {"lse": lse, "weights": weights}
+    return with_metrics(lse - positive, reduction, logits, target, metrics, cosine, **more)

@@ -69,9 +69,9 @@ def info_nce_loss(
     shown = similarities if normalize else plain
     forward = cross_entropy(plain, target, similarities=similarities, **options)
     if not symmetric:
-        return with_metrics(
-            forward[0], reduction, forward[1], target, metrics, plain=shown, weights=weights
-        )
+        loss, logits, lse = forward
+        more = {"plain": shown, "lse": lse, "weights": weights}
+        return with_metrics(loss, reduction, logits, target, metrics, **more)
     backward = cross_entropy(plain.T, target, similarities=similarities.T, **options)
     return both_directions(
         forward, backward, reduction, target, metrics, plain=shown, weights=weights

@@ -35,7 +35,8 @@ def n_pairs_loss(
     elif target.dim() == 2:
         target = target.argmax(1)
     excluded = other_equal_keys(None if keys is None else keys[target], keys, target)
-    loss, logits = cross_entropy(
+    loss, logits, lse = cross_entropy(
         plain, target, excluded=excluded, bias=bias, label_smoothing=label_smoothing, margin=margin
     )
-    return with_metrics(loss, reduction, logits, target, metrics, plain=plain, weights=weights)
+    more = {"plain": plain, "lse": lse, "weights": weights}
+    return with_metrics(loss, reduction, logits, target, metrics, **more)

@@ -38,7 +38,7 @@ def nt_xent_loss(
     plain = similarities / temperature
     target = torch.arange(n, device=z.device).roll(n // 2)
     excluded = torch.eye(n, dtype=torch.bool, device=z.device)
-    loss, logits = cross_entropy(
+    loss, logits, lse = cross_entropy(
         plain,
         target,
         excluded=excluded if keys is None else other_equal_keys(keys, keys, target),
@@ -57,5 +57,6 @@ def nt_xent_loss(
         target,
         metrics,
         plain=similarities if normalize else plain,
+        lse=lse,
         weights=weights,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ._dense import maximum
+from ._dense import masked_logsumexp, maximum
 from ._reduction import reduce
 
 
@@ -73,12 +73,20 @@ def multiple_negatives_ranking_loss(
     if not metrics:
         return loss
     with torch.no_grad():
-        others = [
-            s.masked_fill(mine if s.shape[1] == N else positive, float("-inf"))
-            for s in plain.values()
-        ]
+        others, negatives = (
+            [
+                s.masked_fill(mine if s.shape[1] == N else positive, float("-inf"))
+                for s in those.values()
+            ]
+            for those in (plain, logits)
+        )
         if partition != "per_direction":
-            others = [torch.cat(others, 1)]
+            others, negatives = [torch.cat(others, 1)], [torch.cat(negatives, 1)]
         shares = [reduce((pos >= maximum(s, 1)).to(loss.dtype), "mean", weights) for s in others]
         mean = reduce(similarities.diagonal() if normalize else pos, "mean", weights)
-    return loss, {"accuracy": sum(shares) / len(shares), "positive_similarity": mean}
+        lse = torch.stack([masked_logsumexp(s, 1) for s in negatives])
+    return loss, {
+        "accuracy": sum(shares) / len(shares),
+        "positive_similarity": mean,
+        "logsumexp": lse[0] if len(lse) == 1 else lse,
+    }

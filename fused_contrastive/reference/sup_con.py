@@ -81,4 +81,6 @@ def sup_con_loss(
         mean = weighted_reduce(
             by_sample(plain.to(loss.dtype)), "mean", weights, by_sample(positive.sum(1))
         )
-    return loss, {"accuracy": accuracy, "positive_similarity": mean}
+        lse = masked_logsumexp(logits.masked_fill(positive | ~other, float("-inf")), 1)
+    found = {"accuracy": accuracy, "positive_similarity": mean}
+    return loss, found | {"logsumexp": by_sample(lse)}

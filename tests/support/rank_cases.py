@@ -118,6 +118,13 @@ def rows(case, x: torch.Tensor, sizes, rank: int) -> torch.Tensor:
     return x.index_select(0, own)
 
 
+def own_logsumexp(case, x: torch.Tensor, sizes, rank: int) -> torch.Tensor:
+    """The log-sum-exps of a rank's rows; those of two directions are ``[2, N]``."""
+    if x.dim() == 2 and case.function != "sup_con_loss":
+        return torch.stack([rows(case, one, sizes, rank) for one in x])
+    return rows(case, x, sizes, rank)
+
+
 def upstream(rank: int) -> float:
     """The gradient that a rank's scalar loss receives; every rank has another one."""
     return 1.0 + rank / 2
