@@ -156,7 +156,7 @@ def fixed_zeros(x: torch.Tensor) -> torch.Tensor:
     """x, whose rows of zeros get no gradient in float16.
 
     Through the normalisation it would be that of the direction over 1e-12, which float16 cannot
-    hold. An infinite gradient would make GradScaler leave out the step, and every later one.
+    hold. GradScaler would leave out every step in which such a row occurs.
     """
     if x.dtype != torch.float16:
         return x

@@ -126,7 +126,7 @@ MUTATIONS = (
     ),
     Mutation(
         "Affinities miss the square root of the product of both softmaxes.",
-        PANELS,
+        f"{PANELS}/_force_field.py",
         "alpha=0.5",
         "alpha=1.0",
         f"{FORCE} -k 'test_force and panels'",
@@ -148,7 +148,7 @@ MUTATIONS = (
     # These are errors of autograd and of the losses.
     Mutation(
         "The backward pass forgets the upstream gradient of the paired loss.",
-        "fused_contrastive/autograd",
+        "fused_contrastive/autograd/similarity.py",
         "g_rows, g_cols = g_loss, None",
         "g_rows, g_cols = torch.ones_like(rows[0]), None",
         f"{ACCURACY} -k 'test_loss and panels and nt_xent'",
@@ -163,8 +163,8 @@ MUTATIONS = (
     Mutation(
         "The weights of the positives of DCLW do not have the mean 1.",
         "fused_contrastive/losses/dcl.py",
-        "(2 - B * ",
-        "(1 - B * ",
+        "2 - relative(",
+        "1 - relative(",
         "tests/losses/test_dcl.py",
     ),
     Mutation(

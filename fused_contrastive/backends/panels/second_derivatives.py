@@ -13,7 +13,7 @@ set takes half of that. docs/maths.md has the derivations.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,10 +50,9 @@ def similarity_second(
     one_set, scale = problem.one_set, problem.scale
     left, right = sides(problem, saved.prepared, tangents)
     by_row = Softmax(saved.row_lse)
-    by_column: Any = by_row if one_set else None
-    if not one_set and saved.col_lse is not None:
-        by_column = Softmax(saved.col_lse)
-    two = not one_set and saved.col_lse is not None
+    of_columns = None if one_set else saved.col_lse
+    two = of_columns is not None
+    by_column = by_row if one_set else ABSENT if of_columns is None else Softmax(of_columns)
     factors = tangent_factors(left, right, scale, tangents.scale)
     for part in logits_and_tangents(problem, left, right, factors, tangents.bias):
         by_row.add(part.g, part.i, part.s, part.t, 2)
