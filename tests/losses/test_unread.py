@@ -220,3 +220,38 @@ def test_a_float16_row_of_zeros_gets_no_gradient(name, backend, device):
     a, b = a.requires_grad_(), b.requires_grad_()
     found, *_ = torch.autograd.grad(NORMALISED[name](a, b, backend=backend), a)
     assert found.isfinite().all() and (found[OUT] == 0).all() and (found[KEPT] != 0).any(1).all()
+
+
+def padded(name, device):
+    """A loss of padded views, which takes them and further options, and the views."""
+    views = [spoiled(rows(N, D, seed=i, device=device), 0, math.nan) for i in range(2)]
+    given = {"weights": zero_weight(device), "bias": removed(N, device)}
+    return lambda a, b, **options: TWO_WAYS[name](a, b, **given, **options), views
+
+
+@pytest.mark.parametrize("name", ("nt_xent", "clip", "symmetric"))
+def test_second_derivatives_with_padding(name, backend, device):
+    loss, (a, b) = padded(name, device)
+    a, b = a.requires_grad_(), b.requires_grad_()
+    first = torch.autograd.grad(loss(a, b, backend=backend), (a, b), create_graph=True)
+    kept = [x[KEPT].detach().clone().requires_grad_() for x in (a, b)]
+    expected = torch.autograd.grad(TWO_WAYS[name](*kept, backend=backend), kept, create_graph=True)
+    total = sum((x[KEPT] ** 2).sum() for x in first)
+    others = sum((x**2).sum() for x in expected)
+    for x, y in zip(gradients(total, (a, b)), gradients(others, kept), strict=True):
+        assert (x[OUT] == 0).all()
+        torch.testing.assert_close(x[KEPT], y, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ("nt_xent", "clip", "symmetric"))
+def test_compiling_with_padding(name):
+    loss, (a, b) = padded(name, "cpu")
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        views = [x.clone().requires_grad_() for x in (a, b)]
+        found = function(*views)
+        results.append([found.detach(), *gradients(found, views)])
+    for x, y in zip(*results, strict=True):
+        assert x.isfinite().all()
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
